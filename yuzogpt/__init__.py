@@ -1,0 +1,9 @@
+"""YuzoGPT: GPT-2-class language models, trained, tuned, evaluated and served on Ray.
+
+The line through the house:
+
+    text -> corpus -> tokens in Arrow blocks -> rows(n) -> GPT -> loss -> checkpoint
+                                                          checkpoint -> sample
+"""
+
+__version__ = "0.1.0"

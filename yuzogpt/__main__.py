@@ -1,0 +1,5 @@
+"""`python -m yuzogpt` is `yuzogpt`."""
+
+from yuzogpt.cli import run
+
+run()

@@ -1,0 +1,209 @@
+"""Checkpoints: one directory each, whole and verified, or not there. Knows no loop and no ranks.
+
+In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
+
+    model.safetensors        the weights
+    optimizer.safetensors    apart, so that a reader of weights never touches it
+    tokenizer.json           so that sampling needs nothing else
+    state.json               rows_seen, step, settings, dataset fingerprint, metrics
+    manifest.json            the SHA-256 of each; written last
+
+It is written under another name, synced, then renamed. The directory is the only truth: which
+checkpoint is newest or best is read off what is there.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yuzogpt.errors import UserError
+from yuzogpt.files import sha256, sync_directory, sync_file, to_json
+
+if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
+    from torch import Tensor
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+TOKENIZER = "tokenizer.json"
+STATE = "state.json"
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class CorruptCheckpoint(Exception):
+    """A directory that looks like a checkpoint and is not a whole one."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run is, apart from its tensors."""
+
+    step: int
+    rows_seen: int
+    settings: dict[str, Any]
+    dataset: str
+    tokenizer: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was verified."""
+
+    directory: Path
+    state: State
+
+    def model(self) -> "dict[str, Tensor]":
+        """Read the weights, on the CPU."""
+        return read_tensors(self.directory / MODEL)
+
+    def optimizer(self) -> "dict[str, Tensor]":
+        """Read the optimizer's tensors, on the CPU, as `write` was given them."""
+        return read_tensors(self.directory / OPTIMIZER)
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read a safetensors file."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def write(
+    run: Path,
+    state: State,
+    model: "Mapping[str, Tensor]",
+    optimizer: "Mapping[str, Tensor]",
+    tokenizer: bytes,
+) -> Checkpoint:
+    """Write a checkpoint and read it back to verify it."""
+    from safetensors.torch import save_file
+
+    final = run / "checkpoints" / f"step-{state.step}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    remove(temporary)
+    temporary.mkdir(parents=True)
+    save_file(dict(model), temporary / MODEL)
+    save_file(dict(optimizer), temporary / OPTIMIZER)
+    (temporary / TOKENIZER).write_bytes(tokenizer)
+    (temporary / STATE).write_bytes(to_json(asdict(state)))
+    names = (MODEL, OPTIMIZER, TOKENIZER, STATE)
+    for name in names:
+        sync_file(temporary / name)
+    hashes = {name: sha256(temporary / name) for name in names}
+    manifest = {"format": FORMAT_VERSION, "files": hashes}
+    (temporary / MANIFEST).write_bytes(to_json(manifest))
+    sync_file(temporary / MANIFEST)
+    sync_directory(temporary)
+    remove(final)
+    temporary.rename(final)
+    sync_directory(final.parent)
+    return verify(final)
+
+
+def verify(directory: Path) -> Checkpoint:
+    """Compare every file with the manifest; CorruptCheckpoint says what is wrong."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT_VERSION:
+            raise CorruptCheckpoint(f"format {manifest['format']}, this reads {FORMAT_VERSION}")
+        for name, expected in manifest["files"].items():
+            if sha256(directory / name) != expected:
+                raise CorruptCheckpoint(f"{name} does not have the SHA-256 of the manifest")
+        return Checkpoint(directory, State(**json.loads((directory / STATE).read_bytes())))
+    except FileNotFoundError as error:
+        raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CorruptCheckpoint(f"unreadable: {error}") from None
+
+
+def newest(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole; `on_corrupt` is told of each that is not."""
+    for directory in reversed(candidates(run)):
+        try:
+            return verify(directory)
+        except CorruptCheckpoint as error:
+            on_corrupt(directory, str(error))
+    return None
+
+
+def best(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
+    """Return the whole checkpoint with the lowest validation loss; the newest, if none has one."""
+    by_loss = sorted(candidates(run), key=validation_loss)
+    for directory in by_loss:
+        try:
+            return verify(directory)
+        except CorruptCheckpoint as error:
+            on_corrupt(directory, str(error))
+    return None
+
+
+def find(reference: str) -> Checkpoint | None:
+    """Return the checkpoint that a run directory (its best) or checkpoint directory means.
+
+    None if it is neither; UserError if it holds checkpoints and none is whole.
+    """
+    directory = Path(reference)
+    try:
+        if (directory / STATE).exists() or (directory / MANIFEST).exists():
+            return verify(directory)
+    except CorruptCheckpoint as error:
+        raise UserError(f"{directory}: corrupt checkpoint: {error}") from None
+    broken: list[str] = []
+    found = best(directory, lambda path, why: broken.append(f"{path.name}: {why}"))
+    if found is None and broken:
+        raise UserError(f"{directory}: no checkpoint is whole: {'; '.join(broken)}")
+    return found
+
+
+def candidates(run: Path) -> list[Path]:
+    """Return the checkpoint directories of a run, oldest first, not yet verified."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in found if step_of(path) >= 0), key=step_of)
+
+
+def step_of(directory: Path) -> int:
+    """Return the step of a checkpoint directory by its name, -1 if it has none."""
+    with contextlib.suppress(ValueError):
+        return int(directory.name.removeprefix("step-"))
+    return -1
+
+
+def validation_loss(directory: Path) -> tuple[float, int]:
+    """Return a sort key: the loss that a checkpoint recorded, then the newest first."""
+    loss = float("inf")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        metrics = json.loads((directory / STATE).read_bytes())["metrics"]
+        loss = float(metrics["val_loss_estimate"])
+    return loss, -step_of(directory)
+
+
+def quarantine(directory: Path) -> Path:
+    """Move a broken checkpoint aside, where nothing looks for checkpoints; nothing is deleted."""
+    for attempt in range(1000):
+        aside = directory.with_name(f"broken-{directory.name}-{attempt}")
+        if not aside.exists():
+            return directory.rename(aside)
+    raise OSError(f"{directory}: too many broken checkpoints beside it")
+
+
+def prune(run: Path, successor: Checkpoint) -> None:
+    """Delete all checkpoints but `successor`, which was just verified, and the best one."""
+    keep = {successor.directory, min(candidates(run), key=validation_loss)}
+    for directory in candidates(run):
+        if directory not in keep:
+            remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Delete a directory so that half of it is never taken for a checkpoint."""
+    if directory.exists():
+        doomed = directory.with_name(f".{directory.name}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        directory.rename(doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,175 @@
+"""`yuzogpt VERB ... --key=value`: from the command line to the verbs.
+
+In: arguments. Out: an exit status: 0 done, 1 a run that failed, 2 the user's mistake (one line on
+stderr), 130 Ctrl-C.
+Nothing heavy is imported before the settings are known to be right.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yuzogpt.config import (
+    ExportSettings,
+    PrepareSettings,
+    SampleSettings,
+    Section,
+    TrainSettings,
+)
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.overrides import help_text, nearest, preset_names, resolve, to_yaml
+from yuzogpt.paths import absolute
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing that the command does."""
+
+    usage: str
+    summary: str
+    schema: type[Section]
+    run: Callable[[Section], None]
+
+
+def train(settings: Section) -> None:
+    """Train, on Ray or in this process."""
+    assert isinstance(settings, TrainSettings)
+    from yuzogpt import runs
+
+    settings, resume = runs.check(locate_train(settings))
+    if runs.is_finished(settings, resume):
+        assert resume
+        print(
+            f"{settings.run.out_dir}: finished at step {resume.state.step}; raise --max_iters to "
+            "go on, --overwrite to start anew"
+        )
+    elif settings.workers.num_workers == 0:
+        from yuzogpt.training.launch import run_here
+
+        run_here(settings)
+    else:
+        from yuzogpt.orchestration.train import run_on_ray
+
+        run_on_ray(settings)
+
+
+def locate_train(settings: TrainSettings) -> TrainSettings:
+    """Make every path absolute."""
+    run, data = settings.run, settings.data
+    data_dir = absolute(data.data_dir or f"data/{data.dataset}", run.storage, "data_dir")
+    changes = {"out_dir": str(absolute(run.out_dir, run.storage, "out_dir"))}
+    if Path(run.init_from).exists():
+        changes["init_from"] = str(Path(run.init_from).absolute())
+    return settings.model_copy(
+        update={
+            "run": run.model_copy(update=changes),
+            "data": data.model_copy(update={"data_dir": str(data_dir)}),
+        }
+    )
+
+
+def prepare(settings: Section) -> None:
+    """Turn text into Arrow blocks."""
+    assert isinstance(settings, PrepareSettings)
+    from yuzogpt.data.prepare import prepare as prepare_corpus
+
+    wanted = settings.corpus
+    directory = absolute(wanted.data_dir or f"data/{wanted.dataset}", wanted.storage, "data_dir")
+    corpus, is_new = prepare_corpus(wanted, directory)
+    manifest = corpus.manifest
+    state = "prepared" if is_new else "already prepared"
+    source = f"{manifest.source['name']}, SHA-256 {manifest.source['sha256'][:12]}"
+    print(f"{state}: {manifest.corpus} from {source} in {directory}")
+    print(
+        f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
+        f"tokens, val {manifest.tokens('val'):,} tokens"
+    )
+
+
+def sample(settings: Section) -> None:
+    """Print samples."""
+    assert isinstance(settings, SampleSettings)
+    from yuzogpt.sampling.sample import sample as draw_samples
+
+    wanted = settings.sampling
+    out_dir = absolute(wanted.out_dir, wanted.storage, "out_dir")
+    located = wanted.model_copy(update={"out_dir": str(out_dir)})
+    for text in draw_samples(settings.model_copy(update={"sampling": located})):
+        print(text)
+        print("---------------", flush=True)
+
+
+def export(settings: Section) -> None:
+    """Write a checkpoint as a Hugging Face folder."""
+    assert isinstance(settings, ExportSettings)
+    from yuzogpt.loading import load_model
+    from yuzogpt.model import huggingface
+    from yuzogpt.references import resolve_model
+
+    wanted = settings.export
+    folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")
+    if folder.exists():
+        raise UserError(f"--hf_dir={folder}: exists already; choose another")
+    reference = resolve_model(str(absolute(wanted.out_dir, wanted.storage, "out_dir")))
+    huggingface.save(load_model(reference), folder, reference.tokenizer().end_of_text)
+    print(f"{reference.name} -> {folder}")
+
+
+VERBS = {
+    "prepare": Verb("CORPUS", "text -> Arrow blocks", PrepareSettings, prepare),
+    "train": Verb("[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, train),
+    "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
+    "export": Verb("", "checkpoint -> Hugging Face folder", ExportSettings, export),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb; UserError for the user's mistakes."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview())
+        return
+    name, *rest = arguments
+    verb = VERBS.get(name)
+    if verb is None:
+        hint = nearest(name, VERBS) or f"verbs: {', '.join(VERBS)}"
+        raise UserError(f"{name}: unknown verb; {hint}")
+    if "--help" in rest or "-h" in rest:
+        print(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
+        print(help_text(verb.schema))
+        if verb.schema is TrainSettings:
+            print(f"\npresets: {', '.join(preset_names())}")
+        return
+    files = [argument for argument in rest if not argument.startswith("-")]
+    flags = [argument for argument in rest if argument.startswith("-")]
+    if verb.schema is PrepareSettings:
+        flags = [f"--dataset={file}" for file in files] + flags
+        files = []
+    dry_run = "--dry_run" in flags
+    settings = resolve(verb.schema, files, [flag for flag in flags if flag != "--dry_run"])
+    if dry_run:
+        print(to_yaml(settings), end="")
+        return
+    verb.run(settings)
+
+
+def overview() -> str:
+    """Return what `yuzogpt --help` prints."""
+    lines = ["yuzogpt VERB ... --key=value", ""]
+    lines += [f"  {name:<8} {verb.usage:<24} {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", "`yuzogpt VERB --help` lists every setting of a verb."])
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and exit with its status."""
+    try:
+        main(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"yuzogpt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunFailed as error:
+        print(f"yuzogpt: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("yuzogpt: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,224 @@
+"""Every setting, once: its name, default, unit and meaning.
+
+In: nothing. Out: one pydantic model for each verb (`TrainSettings`, `PrepareSettings`,
+`SampleSettings`), composed of sections. Leaf names are nanoGPT's where nanoGPT has one, and unique
+within a verb, so that `--n_layer=4` needs no section. How values get in (defaults, YAML files,
+`--key=value`) is in overrides.py.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Auto = Literal["auto"]
+
+
+def setting(default: Any, meaning: str, unit: str = "", *, frozen: bool = False) -> Any:
+    """Declare one setting.
+
+    `frozen` settings decide what a run computes: they may not change when the run is resumed.
+    """
+    return Field(default, description=meaning, json_schema_extra={"unit": unit, "frozen": frozen})
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and without room for a misspelt one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    """Which prepared corpus is read."""
+
+    dataset: str = setting("shakespeare_char", "name of the prepared corpus")
+    data_dir: str = setting("", "its directory; empty: data/<dataset>")
+
+
+class ModelSettings(Section):
+    """The shape of the GPT."""
+
+    n_layer: Positive = setting(12, "transformer blocks", frozen=True)
+    n_head: Positive = setting(12, "attention heads; divides n_embd", frozen=True)
+    n_embd: Positive = setting(768, "width of the residual stream", "channels", frozen=True)
+    block_size: Positive = setting(1024, "context length", "tokens", frozen=True)
+    bias: bool = setting(False, "biases in linear layers and norms (GPT-2: True)", frozen=True)
+    dropout: Fraction = setting(0.0, "dropout; 0 for pretraining, 0.1+ for finetuning", frozen=True)
+    vocab_size: Count = setting(0, "0: taken from the corpus", "tokens", frozen=True)
+    vocab_multiple: Positive = setting(
+        64, "embedding rows are padded to a multiple of this; padding is never sampled", frozen=True
+    )
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Self:
+        """Each head gets an equal share of the channels."""
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        return self
+
+
+class OptimizerSettings(Section):
+    """AdamW, as in nanoGPT."""
+
+    learning_rate: NonNegative = setting(6e-4, "peak learning rate", frozen=True)
+    weight_decay: NonNegative = setting(0.1, "on matrices only", frozen=True)
+    beta1: Fraction = setting(0.9, "decay of AdamW's first moment", frozen=True)
+    beta2: Fraction = setting(0.95, "decay of AdamW's second moment", frozen=True)
+    grad_clip: NonNegative = setting(1.0, "largest gradient norm; 0: no clipping", frozen=True)
+
+
+class ScheduleSettings(Section):
+    """How long, and the learning rate on the way."""
+
+    max_iters: Positive = setting(600_000, "optimizer steps in all", "steps")
+    decay_lr: bool = setting(True, "cosine decay to min_lr; False: constant", frozen=True)
+    warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
+    lr_decay_iters: Positive = setting(600_000, "where the decay ends", "steps", frozen=True)
+    min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
+
+
+class BatchSettings(Section):
+    """The global batch of one step: batch_size x gradient_accumulation_steps rows, on any world."""
+
+    batch_size: Positive = setting(12, "most rows that one forward pass holds", "rows")
+    gradient_accumulation_steps: Positive = setting(
+        40, "the global batch is this many times batch_size; workers share it out", "micro-steps"
+    )
+
+    @property
+    def global_rows(self) -> int:
+        """Rows in one optimizer step, over all workers."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+
+class EvaluationSettings(Section):
+    """When the validation loss is looked at, and how closely."""
+
+    eval_interval: Positive = setting(2_000, "between evaluations and checkpoints", "steps")
+    eval_iters: Count = setting(
+        200,
+        "val_loss_estimate reads this many batches of evenly spaced windows; 0: the whole split",
+        "batches",
+    )
+    eval_only: bool = setting(False, "evaluate the whole val split and stop")
+
+
+class LogSettings(Section):
+    """What is written down, and where."""
+
+    log_interval: Positive = setting(1, "between rows of metrics.jsonl", "steps")
+    wandb_log: bool = setting(False, "log to Weights & Biases (WANDB_MODE=offline works)")
+    wandb_project: str = setting("yuzogpt", "W&B project")
+    wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir")
+    wandb_key_file: str = setting("", "file (mode 0600) with the W&B key; empty: wandb's own ways")
+
+
+class RunSettings(Section):
+    """One run is one out_dir: the same command again resumes it."""
+
+    out_dir: str = setting("out", "everything that the run writes")
+    init_from: str = setting(
+        "scratch",
+        "where weights start: scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a "
+        "directory (run, checkpoint, Hugging Face folder)",
+        frozen=True,
+    )
+    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    overwrite: bool = setting(False, "delete the run in out_dir and start anew")
+    seed: Count = setting(1337, "of weights, order of data and dropout", frozen=True)
+
+
+class DeviceSettings(Section):
+    """What the arithmetic runs on."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto: cuda, mps, else cpu")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "of matrix products (autocast); auto: bfloat16 where the hardware has it"
+    )
+    compile: Auto | bool = setting("auto", "torch.compile; auto: on CUDA only")
+    threads: Count = setting(0, "per worker; 0: the node's cores shared out", "threads")
+
+
+class WorkerSettings(Section):
+    """Who does the work."""
+
+    num_workers: Auto | Count = setting(
+        "auto", "Ray Train workers; auto: one per GPU, or one; 0: this process, without Ray"
+    )
+    ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
+    max_failures: Count = setting(3, "worker crashes that a run survives", "restarts")
+    ddp_bucket_mb: Annotated[float, Field(gt=0)] = setting(
+        25.0, "gradients are averaged in buckets of this size", "MiB"
+    )
+
+
+class TrainSettings(Section):
+    """`yuzogpt train`."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    batch: BatchSettings = BatchSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    log: LogSettings = LogSettings()
+    run: RunSettings = RunSettings()
+    device: DeviceSettings = DeviceSettings()
+    workers: WorkerSettings = WorkerSettings()
+
+
+class CorpusSettings(Section):
+    """Which text becomes which corpus."""
+
+    dataset: str = setting("", "name of the corpus; a new name needs --source and --tokenizer")
+    source: str = setting("", "text file (UTF-8); empty: the corpus's own source, downloaded")
+    tokenizer: Literal["", "char", "gpt2"] = setting("", "empty: the corpus's own")
+    data_dir: str = setting("", "where it goes; empty: data/<dataset>")
+    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    overwrite: bool = setting(False, "replace what data_dir holds")
+
+
+class PrepareSettings(Section):
+    """`yuzogpt prepare`."""
+
+    corpus: CorpusSettings = CorpusSettings()
+
+
+class SamplingSettings(Section):
+    """What is sampled, and how."""
+
+    out_dir: str = setting("out", "the run to sample from: its best checkpoint")
+    init_from: str = setting(
+        "resume", "resume: out_dir; else gpt2, gpt2-medium, gpt2-large, gpt2-xl or a directory"
+    )
+    start: str = setting("\n", "the prompt, or FILE:path to read it from a file")
+    num_samples: Positive = setting(10, "samples to draw")
+    max_new_tokens: Positive = setting(500, "length of each sample", "tokens")
+    temperature: NonNegative = setting(0.8, "0: always the likeliest token")
+    top_k: Count = setting(200, "only the k likeliest tokens; 0: all", "tokens")
+    seed: Count = setting(1337, "sample i is drawn with seed + i")
+    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+
+
+class SampleSettings(Section):
+    """`yuzogpt sample`."""
+
+    sampling: SamplingSettings = SamplingSettings()
+    device: DeviceSettings = DeviceSettings()
+
+
+class ExportTarget(Section):
+    """From a checkpoint to a folder that `transformers` loads."""
+
+    out_dir: str = setting("out", "the run (its best checkpoint) or checkpoint to export")
+    hf_dir: str = setting("hf", "Hugging Face folder to write; must not exist")
+    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+
+
+class ExportSettings(Section):
+    """`yuzogpt export`."""
+
+    export: ExportTarget = ExportTarget()

@@ -1,0 +1,162 @@
+"""The order of data: (tokens, seed, block_size, row number) -> a row. A pure function, no state.
+
+In: the token stream of the train split. Out: `rows(first_row, count)`: windows of block_size + 1
+tokens. Each epoch is a permutation of the windows that lie end to end from a phase on, without
+replacement; the phase changes with each epoch, so that windows do not always start at the same
+tokens. Any row is found in the same time, and a run's place in the data is one integer.
+Next on the line: training/loop.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from yuzogpt.data.blocks import TokenStream
+from yuzogpt.errors import UserError
+
+Int64s = npt.NDArray[np.int64]
+Uint64s = npt.NDArray[np.uint64]
+
+ROUNDS = 6  # of the Feistel network below; 4 already pass the tests
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a token stream, in the order that `seed` gives them, for ever."""
+
+    stream: TokenStream
+    block_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse a stream that has not even one row."""
+        if len(self.stream) < self.block_size + 1:
+            raise UserError(
+                f"the train split has {len(self.stream):,} tokens, a row needs "
+                f"block_size + 1 = {self.block_size + 1:,}; lower --block_size"
+            )
+
+    def rows(self, first_row: int, count: int) -> Int64s:
+        """Return rows `first_row` to `first_row + count`, shape (count, block_size + 1)."""
+        starts = self.starts(first_row, count)
+        out = np.empty((count, self.block_size + 1), np.int64)
+        for index, start in enumerate(starts.tolist()):
+            out[index] = self.stream.read(start, self.block_size + 1)
+        return out
+
+    def starts(self, first_row: int, count: int) -> Int64s:
+        """Return where in the stream each row starts, shape (count,)."""
+        pieces = []
+        for epoch, row, length in self._epochs(first_row, count):
+            windows = permute(np.arange(row, row + length), self.windows(epoch), self.seed, epoch)
+            pieces.append(self.phase(epoch) + windows * self.block_size)
+        return np.concatenate(pieces)
+
+    def _epochs(self, first_row: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a range of rows where epochs end: (epoch, first row within it, rows)."""
+        while count > 0:
+            epoch, row = self.locate(first_row)
+            length = min(count, self.windows(epoch) - row)
+            yield epoch, row, length
+            first_row, count = first_row + length, count - length
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the epoch that a row belongs to, and its number within that epoch.
+
+        Epochs differ by at most one row, by their phase. Every cycle of block_size epochs has
+        each phase once, so all cycles are equally long, and the search stays within one.
+        """
+        windows = self._windows_at(np.arange(self.block_size))
+        cycle, row = divmod(row, int(windows.sum()))
+        ends = np.cumsum(windows[self._phases(cycle)])
+        index = int(np.searchsorted(ends, row, side="right"))
+        before = int(ends[index - 1]) if index else 0
+        return cycle * self.block_size + index, row - before
+
+    def phase(self, epoch: int) -> int:
+        """Return the token at which an epoch's first window starts: 0 <= phase < block_size."""
+        cycle, index = divmod(epoch, self.block_size)
+        return int(self._phases(cycle)[index])
+
+    def windows(self, epoch: int) -> int:
+        """Return the rows of an epoch: floor((tokens - 1 - phase) / block_size)."""
+        return int(self._windows_at(np.array(self.phase(epoch))))
+
+    def dropped(self, epoch: int) -> int:
+        """Return how many tokens an epoch never predicts: those before and after its windows."""
+        return len(self.stream) - 1 - self.windows(epoch) * self.block_size
+
+    def _windows_at(self, phases: Int64s) -> Int64s:
+        return np.maximum(0, (len(self.stream) - 1 - phases) // self.block_size)
+
+    def _phases(self, cycle: int) -> Int64s:
+        # An epoch number that no real epoch has keeps this permutation apart from the windows'.
+        return permute(np.arange(self.block_size), self.block_size, self.seed, -1 - cycle)
+
+
+def permute(indices: Int64s, size: int, seed: int, epoch: int) -> Int64s:
+    """Map each index below `size` to another, one to one, in a way that looks random.
+
+    A Feistel network (Luby and Rackoff, 1988) is a permutation of the numbers of 2k bits whatever
+    its round function; results past `size` go through it again until they fall below ("cycle
+    walking", Black and Rogaway, 2002). So the n-th element costs the same for every n, and no
+    table is kept.
+    """
+    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    keys = round_keys(seed, epoch)
+    out = feistel(indices.astype(np.uint64), half_bits, keys)
+    while (outside := np.flatnonzero(out >= size)).size:
+        out[outside] = feistel(out[outside], half_bits, keys)
+    return out.astype(np.int64)
+
+
+def feistel(values: Uint64s, half_bits: int, keys: Uint64s) -> Uint64s:
+    """Permute the numbers below 2^(2 half_bits), one round a key."""
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        left, right = right, left ^ (scramble(right ^ key) & mask)
+    return (left << shift) | right
+
+
+def round_keys(seed: int, epoch: int) -> Uint64s:
+    """Derive the keys of the rounds from seed and epoch, shape (ROUNDS,)."""
+    start: Uint64s = scramble(np.array([seed % 2**64], np.uint64))
+    start = scramble(start ^ np.array([epoch % 2**64], np.uint64))
+    counter: Uint64s = np.arange(1, ROUNDS + 1, dtype=np.uint64)
+    return scramble(start + counter)
+
+
+def scramble(values: Uint64s) -> Uint64s:
+    """Mix 64-bit numbers so that each bit depends on all (SplitMix64; Steele et al., 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class FixedWindows:
+    """Non-overlapping windows of a split, in stream order: what a loss is measured on."""
+
+    stream: TokenStream
+    block_size: int
+
+    def __len__(self) -> int:
+        """Count the windows."""
+        return max(0, (len(self.stream) - 1) // self.block_size)
+
+    def read(self, indices: Int64s) -> Int64s:
+        """Return the windows of these numbers, shape (len(indices), block_size + 1)."""
+        out = np.empty((len(indices), self.block_size + 1), np.int64)
+        for row, index in enumerate(indices.tolist()):
+            out[row] = self.stream.read(index * self.block_size, self.block_size + 1)
+        return out
+
+    def spread(self, count: int) -> Int64s:
+        """Return `count` window numbers, evenly spaced over the split; all, if count is 0."""
+        if count == 0 or count >= len(self):
+            return np.arange(len(self))
+        return np.arange(count) * len(self) // count

@@ -1,0 +1,236 @@
+"""The Arrow block format: tokens on disk, one row a document, mapped into memory and never copied.
+
+In: arrays of token ids. Out: a directory of `train-00000.arrow` ..., `val-00000.arrow` ... and a
+manifest.json, which is written last and is the commit mark. A block is an uncompressed Arrow IPC
+file with exactly one record batch of one column, `tokens: list<uint16>` (uint32 for large
+vocabularies), so that the column's flat values are the token stream. Next on the line: batches.py.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from yuzogpt import tokenizers
+from yuzogpt.errors import UserError
+from yuzogpt.files import cache_directory, sha256, sync_file, to_json, write_durably
+from yuzogpt.tokenizers import Ids, Tokenizer
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the manifest records of one block file."""
+
+    file: str
+    split: str
+    documents: int
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared corpus is: everything but the tokens."""
+
+    corpus: str
+    tokenizer: dict[str, Any]
+    source: dict[str, Any]
+    split_rule: str
+    append_end_of_text: bool
+    blocks: list[Block]
+    rejected: dict[str, int]
+    format: int = FORMAT_VERSION
+
+    def to_bytes(self) -> bytes:
+        """Return the content of manifest.json."""
+        return to_json(asdict(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """The dataset's identity: the SHA-256 of manifest.json."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def tokens(self, split: str) -> int:
+        """Count the tokens of a split."""
+        return sum(block.tokens for block in self.blocks if block.split == split)
+
+
+class TokenStream:
+    """The tokens of a split: its blocks, mapped, as if they were one array."""
+
+    def __init__(self, blocks: Sequence[npt.NDArray[Any]]) -> None:
+        """`blocks`: the flat tokens of each block, in order."""
+        self.blocks = blocks
+        # Where each block begins in the stream, and last, where the stream ends.
+        self.starts = np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Count the tokens."""
+        return int(self.starts[-1])
+
+    def read(self, start: int, count: int) -> Ids:
+        """Return `count` tokens from `start`, shape (count,); a view where one block holds them."""
+        index = int(np.searchsorted(self.starts, start, side="right")) - 1
+        offset = start - int(self.starts[index])
+        piece = self.blocks[index][offset : offset + count]
+        if len(piece) == count:
+            return piece
+        pieces = [piece]
+        while (missing := count - sum(map(len, pieces))) > 0:
+            index += 1
+            pieces.append(self.blocks[index][:missing])
+        return np.concatenate(pieces)
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A directory of blocks, opened."""
+
+    directory: Path
+    manifest: Manifest
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the tokens."""
+        return tokenizers.load(self.directory / TOKENIZER)
+
+    def stream(self, split: str) -> TokenStream:
+        """Map the blocks of `split` into memory."""
+        blocks = [block for block in self.manifest.blocks if block.split == split]
+        return TokenStream([map_block(self.directory / block.file) for block in blocks])
+
+    def verify(self) -> None:
+        """Compare every block with the manifest; UserError names the first that differs.
+
+        A hash is remembered by size, modification time and inode, once per node, so that a
+        restart does not read everything again.
+        """
+        remembered = VerifiedBlocks()
+        for block in self.manifest.blocks:
+            path = self.directory / block.file
+            if not path.is_file():
+                raise damaged(path, "it is missing")
+            size = path.stat().st_size
+            if size != block.bytes:
+                raise damaged(path, f"it has {size:,} bytes, the manifest says {block.bytes:,}")
+            if remembered.sha256(path) != block.sha256:
+                raise damaged(path, "its SHA-256 is not the manifest's")
+        expected = self.manifest.tokenizer["fingerprint"]
+        path = self.directory / TOKENIZER
+        if not path.is_file() or sha256(path) != expected:
+            raise damaged(path, "it is not the tokenizer that the manifest names")
+        remembered.save()
+
+
+class VerifiedBlocks:
+    """This node's memory of hashes, keyed by what changes when a file does."""
+
+    def __init__(self) -> None:
+        """Read what earlier runs remembered; an unreadable memory is an empty one."""
+        self.path = cache_directory() / "verified-blocks.json"
+        try:
+            self.known: dict[str, str] = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            self.known = {}
+        self.used: dict[str, str] = {}
+
+    def sha256(self, path: Path) -> str:
+        """Return the file's SHA-256, reading it only if it is new or was touched."""
+        stat = path.stat()
+        key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+        self.used[key] = self.known.get(key) or sha256(path)
+        return self.used[key]
+
+    def save(self) -> None:
+        """Remember for the next run."""
+        if not self.used.items() <= self.known.items():
+            write_durably(self.path, to_json(self.known | self.used))
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    """Return the error for a corpus that is not what its manifest says."""
+    return UserError(f"{path}: damaged: {reason}; prepare the corpus again with --overwrite")
+
+
+def open_corpus(directory: Path) -> PreparedCorpus:
+    """Open a prepared corpus by its manifest; UserError if there is none or it is not readable."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{directory}: no prepared corpus here; `yuzogpt prepare {directory.name}` makes one"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format"]
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path}: format {version}; this version reads {FORMAT_VERSION}")
+        content["blocks"] = [Block(**block) for block in content["blocks"]]
+        return PreparedCorpus(directory, Manifest(**content))
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"not a manifest ({error!r})") from None
+
+
+def write_block(path: Path, split: str, documents: Sequence[Ids], dtype: npt.DTypeLike) -> Block:
+    """Write one block and return its entry in the manifest. `documents`: ids, one array each."""
+    lengths = [len(document) for document in documents]
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    assert offsets[-1] < 2**31, "a block's int32 offsets hold fewer than 2^31 tokens"
+    values = np.concatenate([*documents, np.empty(0, dtype)]).astype(dtype, copy=False)
+    column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+    batch = pa.record_batch([column], names=["tokens"])
+    temporary = path.with_name(f".{path.name}.tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    sync_file(temporary)
+    digest = sha256(temporary)
+    size = temporary.stat().st_size
+    temporary.replace(path)
+    return Block(path.name, split, len(documents), int(offsets[-1]), size, digest)
+
+
+def map_block(path: Path) -> npt.NDArray[Any]:
+    """Return the flat tokens of a block, memory-mapped, shape (tokens,)."""
+    column = map_documents(path)
+    return np.asarray(column.values.to_numpy(zero_copy_only=True))
+
+
+def map_documents(path: Path) -> pa.ListArray:
+    """Return the documents of a block, memory-mapped."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if reader.num_record_batches != 1:
+            raise damaged(path, f"{reader.num_record_batches} record batches, expected one")
+        return reader.get_batch(0).column(0)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise damaged(path, str(error)) from None
+
+
+def block_name(split: str, index: int) -> str:
+    """Return the file name of a split's n-th block."""
+    return f"{split}-{index:05d}.arrow"
+
+
+def clear(directory: Path) -> None:
+    """Remove a prepared corpus, the commit mark first."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for path in block_files(directory):
+        path.unlink()
+    (directory / TOKENIZER).unlink(missing_ok=True)
+
+
+def block_files(directory: Path) -> Iterator[Path]:
+    """Yield the block files of a directory, and what a crash left of them."""
+    for pattern in ("train-*.arrow", "val-*.arrow", ".*.arrow.tmp"):
+        yield from directory.glob(pattern)

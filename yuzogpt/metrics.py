@@ -1,0 +1,113 @@
+"""metrics.jsonl: everything that a run says, one JSON record a line, written by rank 0.
+
+In: records. Out: a file that plots, displays and W&B are fed from, wherever they run. Kinds of
+record: notice (a line for the user), train, evaluation, final.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from yuzogpt.files import write_durably
+
+Record = dict[str, Any]
+Listener = Callable[[Record], None]
+
+
+class MetricsLog:
+    """Appends records to the file and hands them to a listener in this process, if there is one."""
+
+    def __init__(self, path: Path, step: int, listener: Listener | None) -> None:
+        """Open the file for a run that goes on from `step`: later records are undone.
+
+        `step` is -1 for a run that starts anew: all of them are.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = [line for line in read_lines(path) if json.loads(line)["step"] <= step]
+            write_durably(path, "".join(f"{line}\n" for line in kept).encode())
+        self.file = path.open("a", encoding="utf-8")
+        self.listener = listener
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one record."""
+        record = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.listener:
+            self.listener(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def append_notice(path: Path, text: str) -> None:
+    """Append a line for the user from outside the run: when its workers are gone."""
+    record = {"kind": "notice", "step": 0, "text": text, "time": round(time.time(), 3)}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the whole lines of the file; a last one that was cut short is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield line[:-1]
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return all records of a run; none, if it wrote none."""
+    return [json.loads(line) for line in read_lines(path)] if path.exists() else []
+
+
+class Follower:
+    """Hands a run's new records to a listener, from another process than the one that writes."""
+
+    POLL = 0.1  # seconds
+
+    def __init__(self, path: Path, listener: Listener) -> None:
+        """Records that are there already are not handed on."""
+        self.path = path
+        self.listener = listener
+        self.seen = set(read_lines(path)) if path.exists() else set()
+        self.offset = 0
+        self.inode = 0
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
+
+    def __enter__(self) -> "Follower":
+        """Start following."""
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hand on what is left, and stop."""
+        self.done.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        while not self.done.wait(self.POLL):
+            self._read_on()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        try:
+            inode = self.path.stat().st_ino
+        except FileNotFoundError:
+            return
+        if inode != self.inode:  # a resumed run has rewritten the file: start over, skip the known
+            self.inode, self.offset = inode, 0
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        for line in whole.decode("utf-8").splitlines():
+            if line not in self.seen:
+                self.seen.add(line)
+                self.listener(json.loads(line))

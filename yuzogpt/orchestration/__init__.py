@@ -1,0 +1,1 @@
+"""The only folder that imports ray: the same work, spread over workers and machines."""

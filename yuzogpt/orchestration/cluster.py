@@ -1,0 +1,71 @@
+"""Which Ray: the cluster that the user named, or an embedded one that ends with the command.
+
+In: an address, or none. Out: a connection. A cluster that merely happens to run is never joined.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from yuzogpt.errors import UserError
+
+OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
+
+
+@contextlib.contextmanager
+def connected(address: str, cores: int) -> Iterator[None]:
+    """Join the Ray cluster at `address` or RAY_ADDRESS, or start an embedded one with `cores`."""
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    with joined(address) if address else embedded(cores):
+        yield
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Join a running cluster, and leave it running."""
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--ray_address={address}: no Ray cluster could be joined there ({reason}); leave it "
+            "out, and unset RAY_ADDRESS, to start one here"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def embedded(cores: int) -> Iterator[None]:
+    """Start a Ray of this command's own: private directory, private token, no dashboard."""
+    # Under /tmp, whatever TMPDIR says: paths of Ray's sockets may have 107 characters at most.
+    directory = Path(tempfile.mkdtemp(prefix="yuzogpt-ray-", dir="/tmp"))  # mode 0700
+    token = directory / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cores,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="WARNING",
+            _temp_dir=str(directory),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)

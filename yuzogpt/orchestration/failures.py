@@ -1,0 +1,36 @@
+"""What Ray Train's controller does when a worker dies: it tells the user, then starts again.
+
+In: the exceptions of the workers. Out: a notice in metrics.jsonl, and the rest in errors.log.
+"""
+
+from pathlib import Path
+
+from ray.train import UserCallback
+
+from yuzogpt import runs
+from yuzogpt.metrics import append_notice
+
+ERRORS = "errors.log"
+
+
+class FailureNotice(UserCallback):  # type: ignore[misc]
+    """Runs in the controller's process; Ray calls it by keyword."""
+
+    def __init__(self, run: Path) -> None:
+        """`run`: the out_dir."""
+        self.run = run
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """Write down which worker failed, and why."""
+        with (self.run / ERRORS).open("a", encoding="utf-8") as file:
+            for rank, error in sorted(worker_exceptions.items()):
+                file.write(f"rank {rank}: {error}\n")
+        rank, error = min(worker_exceptions.items())
+        text = f"!!! worker {rank} failed ({summary(error)}); see {self.run / ERRORS}"
+        append_notice(self.run / runs.METRICS, text)
+
+
+def summary(error: Exception) -> str:
+    """Return the line of an error that says what happened: the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,116 @@
+"""Ray Train: the training loop on any number of workers.
+
+In: settings with absolute paths, already checked. Out: a finished run in out_dir. Ray starts the
+workers, connects them, and starts them again when one dies; which checkpoint they go on from is
+read off out_dir by the workers themselves.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from yuzogpt import runs
+from yuzogpt.config import TrainSettings
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.orchestration.cluster import connected
+
+# Set before ray is imported; each was measured (see benchmarks/README.md).
+FASTER_START = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+def run_on_ray(settings: TrainSettings) -> None:
+    """Train with Ray Train on an embedded Ray, or on the cluster that the settings name."""
+    for name, value in FASTER_START.items():
+        os.environ.setdefault(name, value)
+    wanted = settings.workers.num_workers
+    cores = max(os.cpu_count() or 1, wanted if isinstance(wanted, int) else 1)
+    # Ray starts before torch is imported: its processes come up in the meantime.
+    with connected(settings.workers.ray_address, cores):
+        from yuzogpt.metrics import Follower
+        from yuzogpt.training.display import Display
+        from yuzogpt.training.launch import conclude, writing
+
+        with (
+            writing(settings) as run,
+            Display(settings) as display,
+            Follower(run / runs.METRICS, display),
+        ):
+            fit(settings, run)
+        conclude(settings)
+
+
+def fit(settings: TrainSettings, run: Path) -> None:
+    """Run the workers to their end; UserError for what the user can mend."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    from yuzogpt.orchestration.failures import ERRORS, FailureNotice, summary
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = settings.device.device == "cuda" or (settings.device.device == "auto" and gpus > 0)
+    num_workers = settings.workers.num_workers
+    if num_workers == "auto":
+        num_workers = max(1, gpus) if use_gpu else 1
+    # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
+    # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
+    forget(run)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"settings": settings.model_dump()},
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=str(run.parent),
+            failure_config=FailureConfig(max_failures=settings.workers.max_failures),
+            callbacks=[FailureNotice(run)],
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RunFailed(
+            f"the run failed ({summary(error)}); see {run / ERRORS}; the same command goes on "
+            "from the newest checkpoint"
+        ) from None
+    finally:
+        forget(run)
+    mistake = result.return_value
+    if mistake is not None:
+        raise UserError(mistake)
+
+
+def forget(run: Path) -> None:
+    """Delete what Ray Train wrote into out_dir for itself."""
+    for name in (".validate_storage_marker", "checkpoint_manager_snapshot.json"):
+        (run / name).unlink(missing_ok=True)
+
+
+def train_worker(config: dict[str, Any]) -> str | None:
+    """Do one worker's part; return what the user got wrong, if anything."""
+    import ray.train
+    from ray.train import Checkpoint, CheckpointUploadMode
+
+    from yuzogpt.training.launch import work
+    from yuzogpt.world import World
+
+    context = ray.train.get_context()
+    world = World(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_size=context.get_local_world_size(),
+    )
+
+    def report(metrics: dict[str, float], checkpoint: Path) -> None:
+        reference = Checkpoint.from_directory(str(checkpoint))
+        ray.train.report(metrics, reference, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+    try:
+        work(TrainSettings.model_validate(config["settings"]), world, report, None)
+    except UserError as error:  # not worth a restart: it would come again
+        return str(error)
+    return None

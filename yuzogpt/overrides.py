@@ -1,0 +1,174 @@
+"""How values get into settings: defaults < YAML files, left to right < `--key=value`.
+
+In: names of presets or YAML files, and flags. Out: one validated settings object, or a UserError
+that names the nearest thing that would work. A dotted key is exact (`--model.n_layer=4`); a bare
+key resolves by its leaf name (`--n_layer=4`). YAML files follow the same rule.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from yuzogpt.config import Section
+from yuzogpt.errors import UserError
+
+PRESETS = Path(__file__).parent / "configs"
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value on its way into the settings, and where the user wrote it."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+def resolve(schema: type[S], files: Sequence[str], flags: Sequence[str]) -> S:
+    """Return the settings that the defaults, `files` and `flags` add up to.
+
+    Raises UserError for an unknown file or key, and for a value of the wrong type or range.
+    """
+    overrides = [item for name in files for item in read_yaml(name)]
+    overrides += [parse_flag(flag) for flag in flags]
+    known = dict(leaves(schema))
+    nested: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for override in overrides:
+        dotted = find_key(override, known)
+        section, leaf = dotted.split(".")
+        nested.setdefault(section, {})[leaf] = override.value
+        origins[dotted] = override.origin
+    try:
+        return schema.model_validate(nested)
+    except ValidationError as error:
+        raise UserError(describe_invalid(error, origins, known)) from None
+
+
+def leaves(schema: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield (`section.leaf`, field) for every setting of a verb."""
+    for name, section in schema.model_fields.items():
+        assert isinstance(section.annotation, type)
+        assert issubclass(section.annotation, Section)
+        for leaf, field in section.annotation.model_fields.items():
+            yield f"{name}.{leaf}", field
+
+
+def parse_flag(flag: str) -> Override:
+    """Split `--key=value`; a key alone means true."""
+    if not flag.startswith("--") or flag == "--":
+        raise UserError(f"{flag}: not a flag; write --key=value")
+    key, equals, value = flag[2:].partition("=")
+    return Override(key, value if equals else True, flag)
+
+
+def read_yaml(name: str) -> list[Override]:
+    """Read a preset by its name, or a YAML file by its path."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        presets = preset_names()
+        hint = nearest(name, presets) or f"presets: {', '.join(presets)}; or a path to a .yaml file"
+        raise UserError(f"{name}: no such preset or YAML file; {hint}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not readable as YAML: {reason}") from None
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(content).__name__}")
+    return list(flatten(content, str(path)))
+
+
+def flatten(content: Mapping[Any, Any], file: str, prefix: str = "") -> Iterator[Override]:
+    """Turn nested YAML mappings into dotted keys."""
+    for key, value in content.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, file, f"{dotted}.")
+        else:
+            yield Override(dotted, value, f"{file}: {dotted}: {value}")
+
+
+def preset_names() -> list[str]:
+    """Return the names of the shipped presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def find_key(override: Override, known: Mapping[str, FieldInfo]) -> str:
+    """Return the one `section.leaf` that a dotted or bare key means."""
+    if override.key in known:
+        return override.key
+    by_leaf = {dotted.split(".")[1]: dotted for dotted in known}
+    if override.key in by_leaf:
+        return by_leaf[override.key]
+    names = [*by_leaf, *known] if "." in override.key else list(by_leaf)
+    hint = nearest(override.key.replace("-", "_"), names) or "--help lists every setting"
+    raise UserError(f"{override.origin}: unknown setting; {hint}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return "did you mean X?" for the closest of `names`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def describe_invalid(
+    error: ValidationError, origins: Mapping[str, str], known: Mapping[str, FieldInfo]
+) -> str:
+    """Put the first of pydantic's complaints into one line with what the user wrote."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    location = [str(part) for part in first["loc"]]
+    if len(location) < 2:
+        return f"{'.'.join(location)}: {message}"
+    dotted = ".".join(location[:2])
+    # A union complains once for each member: the last is the general one ("auto" or a number).
+    same_place = [item for item in error.errors() if item["loc"][:2] == first["loc"][:2]]
+    message = " or ".join(dict.fromkeys(item["msg"] for item in same_place))
+    return f"{origins[dotted]}: {message} (default: {known[dotted].default!r})"
+
+
+def changed_frozen(old: Section, new: Section) -> list[str]:
+    """List the settings that decide what a run computes and differ, as `key: old -> new`."""
+    before, after = old.model_dump(), new.model_dump()
+    differences = []
+    for dotted, field in leaves(type(new)):
+        section, leaf = dotted.split(".")
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra["frozen"]:
+            was, now = before[section][leaf], after[section][leaf]
+            if was != now:
+                differences.append(f"{dotted}: {was} -> {now}")
+    return differences
+
+
+def help_text(schema: type[Section]) -> str:
+    """Return every setting with its default, unit and meaning, one a line."""
+    lines: list[str] = []
+    current = ""
+    for dotted, field in leaves(schema):
+        section, leaf = dotted.split(".")
+        if section != current:
+            current = section
+            annotation = schema.model_fields[section].annotation
+            title = (annotation.__doc__ or "").splitlines()[0] if annotation else ""
+            lines += ["", f"{section}: {title}"]
+        extra = field.json_schema_extra
+        unit = f" [{extra['unit']}]" if isinstance(extra, dict) and extra["unit"] else ""
+        lines.append(f"  --{leaf}={field.default!r:<18} {field.description}{unit}")
+    return "\n".join(lines).lstrip("\n")
+
+
+def to_yaml(settings: Section) -> str:
+    """Return the resolved settings as YAML that `resolve` reads back."""
+    return yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)

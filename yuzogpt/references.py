@@ -1,0 +1,57 @@
+"""What the name of a model means: one resolver for sampling, finetuning, export and evaluation.
+
+In: a run directory (its best checkpoint), a checkpoint directory, a Hugging Face folder, or gpt2,
+gpt2-medium, gpt2-large, gpt2-xl. Out: where the weights are, how large the vocabulary is, and the
+tokenizer. Needs no torch, so that mistakes show at once; loading.py makes the model of it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from yuzogpt import checkpoints, tokenizers
+from yuzogpt.checkpoints import Checkpoint
+from yuzogpt.config import TrainSettings
+from yuzogpt.errors import UserError
+from yuzogpt.tokenizers import Tokenizer
+
+PUBLISHED_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+GPT2_VOCABULARY = 50257
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that exists, as far as can be told without loading it."""
+
+    name: str
+    vocab_size: int
+    checkpoint: Checkpoint | None  # None: a published name or a Hugging Face folder
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer that the model speaks."""
+        if self.checkpoint:
+            return tokenizers.load(self.checkpoint.directory / checkpoints.TOKENIZER)
+        if self.vocab_size == GPT2_VOCABULARY:
+            return tokenizers.gpt2_tokenizer()
+        raise UserError(
+            f"{self.name}: its {self.vocab_size} tokens are not GPT-2's, and a Hugging Face "
+            "folder brings no tokenizer that is read here; use a checkpoint of ours"
+        )
+
+
+def resolve_model(name: str) -> ModelReference:
+    """Return what `name` refers to; UserError if there is no model."""
+    if name in PUBLISHED_NAMES:
+        return ModelReference(name, GPT2_VOCABULARY, None)
+    config = Path(name, "config.json")
+    if config.is_file():
+        vocab_size = json.loads(config.read_text(encoding="utf-8")).get("vocab_size", 0)
+        return ModelReference(name, int(vocab_size), None)
+    checkpoint = checkpoints.find(name)
+    if checkpoint is None:
+        raise UserError(
+            f"{name}: no model here; give a run or checkpoint directory, a Hugging Face folder, "
+            f"or one of {', '.join(PUBLISHED_NAMES)}"
+        )
+    settings = TrainSettings.model_validate(checkpoint.state.settings)
+    return ModelReference(name, settings.model.vocab_size, checkpoint)

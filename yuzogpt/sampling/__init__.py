@@ -1,0 +1,1 @@
+"""Sampling: from a model and a prompt to text."""

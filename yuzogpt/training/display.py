@@ -1,0 +1,119 @@
+"""What a person sees while a run trains, and what W&B is sent: both fed from the run's records.
+
+In: records of metrics.jsonl. Out: one progress bar on a terminal, plain lines elsewhere. Runs where
+the command was typed, so that workers print nothing, and a W&B key never leaves this process.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from yuzogpt.config import TrainSettings
+from yuzogpt.metrics import Record
+
+PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+class Display:
+    """A listener for records; a context manager that leaves the terminal in order."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        """Nothing is shown before the first record."""
+        self.max_iters = settings.schedule.max_iters
+        self.bar: tqdm[Any] | None = None
+        self.on_terminal = sys.stderr.isatty()
+        self.val_loss = float("nan")
+        self.last_plain = 0.0
+        self.wandb = WandbSink(settings) if settings.log.wandb_log else None
+
+    def __enter__(self) -> "Display":
+        """Return the listener."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar, wherever it stands."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        if self.wandb:
+            self.wandb.close()
+
+    def __call__(self, record: Record) -> None:
+        """Show one record."""
+        kind = record["kind"]
+        if kind == "notice":
+            self._line(record["text"])
+        elif kind == "train":
+            self._progress(record)
+        elif kind == "evaluation":
+            self.val_loss = record["val_loss_estimate"]
+            self._line(f"step {record['step']}: val_loss_estimate {self.val_loss:.4f}")
+        if self.wandb and kind != "notice":
+            self.wandb.send(record)
+
+    def _line(self, text: str) -> None:
+        if self.on_terminal:
+            tqdm.write(text)
+        else:
+            print(text, flush=True)
+
+    def _progress(self, record: Record) -> None:
+        speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+        losses = f"loss {record['loss']:.4f}, val {self.val_loss:.4f}"
+        step = record["step"]
+        if self.on_terminal:
+            if self.bar is None:
+                self.bar = tqdm(total=self.max_iters, initial=step - 1, unit="step", bar_format=BAR)
+            self.bar.set_postfix_str(f"{losses}, {speed}", refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif time.monotonic() - self.last_plain >= PLAIN_EVERY or step == self.max_iters:
+            self.last_plain = time.monotonic()
+            tokens_per_step = record["tokens_per_step"]
+            seconds = (self.max_iters - step) * tokens_per_step / record["tokens_per_second"]
+            eta = time.strftime("%H:%M:%S", time.gmtime(seconds))
+            if seconds >= 86400:
+                eta = f"{seconds / 86400:.1f} days"
+            self._line(f"step {step}/{self.max_iters}: {losses}, {speed}, ETA {eta}")
+
+
+class WandbSink:
+    """Weights & Biases, offline or not. The key is read here and handed to nobody else."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        """Start, or go on with, the W&B run of this out_dir."""
+        import wandb
+
+        run = Path(settings.run.out_dir)
+        memory = run / "wandb-id.txt"
+        known = memory.read_text().strip() if memory.exists() else None
+        options: dict[str, Any] = {"api_key": take_wandb_key(settings.log.wandb_key_file)}
+        self.run = wandb.init(
+            project=settings.log.wandb_project,
+            name=settings.log.wandb_run_name or run.name,
+            id=known,
+            resume="allow",
+            dir=str(run),
+            config=settings.model_dump(),
+            settings=wandb.Settings(silent=True, **{k: v for k, v in options.items() if v}),
+        )
+        memory.write_text(self.run.id)
+
+    def send(self, record: Record) -> None:
+        """Log one record at its step."""
+        values = {key: value for key, value in record.items() if key not in ("kind", "time")}
+        self.run.log(values, step=record["step"])
+
+    def close(self) -> None:
+        """Send what is left."""
+        self.run.finish()
+
+
+def take_wandb_key(key_file: str) -> str | None:
+    """Read the key from its file, or take it out of the environment that workers would inherit."""
+    from_environment = os.environ.pop("WANDB_API_KEY", None)
+    return Path(key_file).read_text().strip() if key_file else from_environment

@@ -1,0 +1,68 @@
+"""The world of workers: how many there are, and which of them this process is.
+
+In: what a launcher knows (torchrun's variables, Ray Train's context, or nothing). Out: a `World`
+that shares out rows and adds up numbers. Everything else is the same under every launcher.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+
+from yuzogpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """The set of training workers, and which of them this process is."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def of_torchrun(cls) -> "World":
+        """Read the variables that torchrun sets; one worker, if there are none."""
+        return cls(
+            rank=int(os.environ.get("RANK", 0)),
+            size=int(os.environ.get("WORLD_SIZE", 1)),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        )
+
+    def share(self, rows: int) -> range:
+        """Return which rows of a global batch this rank computes; sizes differ by at most one."""
+        return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def from_rank_0(self, text: str | None) -> str | None:
+        """Return rank 0's text on every rank."""
+        box = [text]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    @contextlib.contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Raise a UserError of any rank on every rank, so that none waits for one that is gone."""
+        mistake: str | None = None
+        try:
+            yield
+        except UserError as error:
+            mistake = str(error)
+        mistakes: list[str | None] = [mistake]
+        if self.size > 1:
+            mistakes = [None] * self.size
+            dist.all_gather_object(mistakes, mistake)
+        for found in mistakes:
+            if found is not None:
+                raise UserError(found)

@@ -38,7 +38,7 @@ def choose_hardware(settings: DeviceSettings, world: World) -> Hardware:
     compiled, compile_reason = choose_compile(settings.compile, device)
     threads = settings.threads or max(1, available_cores() // world.local_size)
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+    torch.backends.cuda.matmul.allow_tf32 = True  # GPUs only; a CPU's float32 stays exact
     return Hardware(device, autocast, compiled, threads, (dtype_reason, compile_reason))
 
 

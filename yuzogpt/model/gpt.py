@@ -119,8 +119,8 @@ class Attention(nn.Module):
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
         future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
         weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-        weights = self.attn_drop(weights, rows)
-        return weights.to(v.dtype) @ v
+        kept: Tensor = self.attn_drop(weights, rows)
+        return kept.to(v.dtype) @ v
 
 
 class MLP(nn.Module):

@@ -1,0 +1,34 @@
+# make quickstart   from a fresh clone to a trained Shakespeare model, and samples from it
+# make test         all tests; `make test-quick`: those without Ray
+# make lint         ruff and mypy
+# Each makes .venv first, if need be. SOURCE=FILE: the text that quickstart learns.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# The environment is made anew when what it is made from has changed.
+READY = $(VENV)/.ready-$(shell cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: install quickstart test test-quick lint
+
+install: $(READY)
+
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.ready-*
+	touch $@
+
+quickstart: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" sh quickstart.sh $(SOURCE)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,84 @@
+"""What the tests share: a small corpus made here, and the command line as a real process."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yuzogpt.config import CorpusSettings, TrainSettings
+from yuzogpt.data.prepare import prepare
+from yuzogpt.overrides import resolve
+
+REPOSITORY = Path(__file__).parents[1]
+
+# A GPT that trains in milliseconds a step, in several DDP buckets, as flags.
+TINY = (
+    "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4 "
+    "--gradient_accumulation_steps=3 --learning_rate=1e-2 --warmup_iters=5 --lr_decay_iters=100 "
+    "--eval_interval=50 --eval_iters=2 --device=cpu --dtype=float32 --threads=1 "
+    "--ddp_bucket_mb=0.02"
+).split()
+
+
+def make_text(characters: int, seed: int = 0) -> str:
+    """Return text with structure that a model can learn: lines of words from a small lexicon."""
+    generator = random.Random(seed)
+    words = ["thou", "art", "the", "king", "of", "night", "and", "all", "that", "ends", "Well."]
+    text = ""
+    while len(text) < characters:
+        text += " ".join(generator.choice(words) for _ in range(8)) + "\n"
+    return text[:characters]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep the tests' downloads and remembered hashes apart from the user's."""
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    os.environ.pop("RAY_ADDRESS", None)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 20,000 characters."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(make_text(20_000))
+    return path
+
+
+def prepare_char_corpus(source: Path, directory: Path) -> Path:
+    """Prepare a character corpus from a file; return its directory."""
+    settings = CorpusSettings(dataset="mine", source=str(source), tokenizer="char")
+    prepare(settings, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared character corpus. Read only: tests that damage one make their own."""
+    return prepare_char_corpus(text_file, tmp_path_factory.mktemp("corpus"))
+
+
+def tiny_settings(corpus: Path, out_dir: Path, *flags: str) -> TrainSettings:
+    """Return the settings of a tiny run."""
+    places = [f"--data_dir={corpus}", f"--out_dir={out_dir}"]
+    return resolve(TrainSettings, [], [*TINY, *places, *flags])
+
+
+def yuzogpt(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "yuzogpt", *arguments],
+        cwd=cwd or REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

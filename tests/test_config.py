@@ -1,0 +1,119 @@
+"""Settings: one schema, precedence, bare and dotted keys, errors in one line."""
+
+import pytest
+import yaml
+
+from yuzogpt.config import ExportSettings, PrepareSettings, SampleSettings, TrainSettings
+from yuzogpt.errors import UserError
+from yuzogpt.overrides import changed_frozen, help_text, leaves, preset_names, resolve, to_yaml
+
+BRIEF_CPU = (
+    "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
+    "--lr_decay_iters=2000 --dropout=0.0"
+).split()
+
+
+@pytest.mark.parametrize(
+    "schema", [TrainSettings, PrepareSettings, SampleSettings, ExportSettings]
+)
+def test_leaf_names_are_unique_and_documented(schema):
+    names = [dotted.split(".")[1] for dotted, _ in leaves(schema)]
+    assert len(names) == len(set(names))
+    assert all(field.description for _, field in leaves(schema))
+    assert all(f"--{name}=" in help_text(schema) for name in names)
+
+
+def test_flags_of_the_brief_work_as_written():
+    settings = resolve(TrainSettings, ["shakespeare_char"], BRIEF_CPU)
+    assert (settings.model.n_layer, settings.model.block_size, settings.model.dropout) == (4, 64, 0)
+    assert (settings.device.device, settings.device.compile) == ("cpu", False)
+    assert (settings.schedule.max_iters, settings.schedule.lr_decay_iters) == (2000, 2000)
+    assert (settings.evaluation.eval_iters, settings.log.log_interval) == (20, 1)
+    assert settings.run.out_dir == "out-shakespeare-char"
+    sampled = resolve(
+        SampleSettings,
+        [],
+        ["--init_from=gpt2-xl", "--start=What?", "--num_samples=5", "--max_new_tokens=100"],
+    )
+    assert (sampled.sampling.init_from, sampled.sampling.num_samples) == ("gpt2-xl", 5)
+
+
+def test_later_wins(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("model: {n_layer: 3, n_head: 3}\nn_embd: 96\n")
+    second.write_text("model.n_layer: 5\n")
+    settings = resolve(TrainSettings, [str(first), str(second)], ["--model.n_embd=192"])
+    assert (settings.model.n_layer, settings.model.n_head, settings.model.n_embd) == (5, 3, 192)
+    assert settings.model.block_size == 1024  # the default
+
+
+def test_an_integer_is_a_learning_rate():
+    assert resolve(TrainSettings, [], ["--learning_rate=1"]).optimizer.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--n_layers=4"], "did you mean n_layer?"),
+        (["--n-layer=4"], "did you mean n_layer?"),
+        (["--modle.n_layer=4"], "did you mean model.n_layer?"),
+        (["--n_layer=four"], "--n_layer=four: "),
+        (["--n_layer=0"], "greater than 0 (default: 12)"),
+        (["--dropout=1.5"], "less than 1 (default: 0.0)"),
+        (["--learning_rate=nan"], "finite number"),
+        (["--n_embd=100", "--n_head=3"], "n_embd=100 is not a multiple of n_head=3"),
+        (["--device=gpu"], "'cpu', 'cuda' or 'mps'"),
+        (["--compile=maybe"], "--compile=maybe: "),
+        (["-x"], "not a flag; write --key=value"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message):
+    with pytest.raises(UserError) as error:
+        resolve(TrainSettings, [], flags)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_or_broken_yaml(tmp_path):
+    with pytest.raises(UserError, match="did you mean gpt2_124m"):
+        resolve(TrainSettings, ["gpt2_124"], [])
+    path = tmp_path / "x.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(UserError, match="not readable as YAML"):
+        resolve(TrainSettings, [str(path)], [])
+    path.write_text("- 1")
+    with pytest.raises(UserError, match="found a list"):
+        resolve(TrainSettings, [str(path)], [])
+    path.write_text("model: {n_layer: x}")
+    with pytest.raises(UserError, match=r"x.yaml: model.n_layer: x: "):
+        resolve(TrainSettings, [str(path)], [])
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_resolve_and_survive_yaml(name, tmp_path):
+    settings = resolve(TrainSettings, [name], [])
+    path = tmp_path / "again.yaml"
+    path.write_text(to_yaml(settings))
+    assert resolve(TrainSettings, [str(path)], []) == settings
+
+
+@pytest.mark.parametrize("size", ["124m", "350m", "774m", "1558m"])
+def test_gpt2_presets_have_the_arithmetic_that_they_show(size):
+    settings = resolve(TrainSettings, [f"gpt2_{size}"], [])
+    assert settings.batch.global_rows * settings.model.block_size == 491_520
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text("out_dir: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(UserError, match="not readable as YAML"):
+        resolve(TrainSettings, [str(path)], [])
+    with pytest.raises(yaml.YAMLError):
+        yaml.safe_load(path.read_text())
+
+
+def test_changed_frozen_names_what_differs():
+    old = resolve(TrainSettings, [], [])
+    new = resolve(TrainSettings, [], ["--seed=1", "--max_iters=5", "--log_interval=7"])
+    assert changed_frozen(old, new) == ["run.seed: 1337 -> 1"]

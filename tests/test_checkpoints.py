@@ -1,0 +1,132 @@
+"""Checkpoints: whole or not there, never half; newest and best are read off the directory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from yuzogpt import checkpoints
+from yuzogpt.checkpoints import CorruptCheckpoint, State
+from yuzogpt.errors import UserError
+
+TENSORS = {"w": torch.arange(1000.0)}
+
+
+def write(run, step, loss=1.0):
+    state = State(step, step * 12, {}, "data", "tokenizer", {"val_loss_estimate": loss})
+    return checkpoints.write(run, state, TENSORS, {"exp_avg/w": TENSORS["w"]}, b"{}")
+
+
+def test_round_trip(tmp_path):
+    written = write(tmp_path, 5)
+    found = checkpoints.newest(tmp_path, pytest.fail)
+    assert found == written
+    assert found.state.rows_seen == 60
+    assert torch.equal(found.model()["w"], TENSORS["w"])
+    assert torch.equal(found.optimizer()["exp_avg/w"], TENSORS["w"])
+    files = {path.name for path in found.directory.iterdir()}
+    assert files == {
+        "model.safetensors", "optimizer.safetensors", "tokenizer.json", "state.json",
+        "manifest.json",
+    }  # fmt: skip
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    for file in path.parent.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.unlink(), empty])
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
+def test_damage_falls_back_to_the_one_before(tmp_path, damage, file):
+    older, newer = write(tmp_path, 5), write(tmp_path, 10)
+    damage(newer.directory / file)
+    told = []
+    assert checkpoints.newest(tmp_path, lambda path, why: told.append((path, why))) == older
+    assert told[0][0] == newer.directory
+    aside = checkpoints.quarantine(newer.directory)
+    assert aside.name == "broken-step-10-0"
+    assert checkpoints.candidates(tmp_path) == [older.directory]
+
+
+def test_prune_keeps_the_best_and_the_successor(tmp_path):
+    for step, loss in ((5, 2.0), (10, 1.0), (15, 3.0)):
+        write(tmp_path, step, loss)
+    checkpoints.prune(tmp_path, write(tmp_path, 20, 2.5))
+    assert [checkpoints.step_of(path) for path in checkpoints.candidates(tmp_path)] == [10, 20]
+    assert checkpoints.best(tmp_path, pytest.fail).state.step == 10
+    assert checkpoints.newest(tmp_path, pytest.fail).state.step == 20
+
+
+def test_a_corrupt_best_is_not_loaded(tmp_path):
+    write(tmp_path, 5, 1.0)
+    write(tmp_path, 10, 2.0)
+    flip(tmp_path / "checkpoints" / "step-5" / "model.safetensors")
+    found = checkpoints.find(str(tmp_path))
+    assert found.state.step == 10
+    flip(tmp_path / "checkpoints" / "step-10" / "model.safetensors")
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        checkpoints.find(str(tmp_path))
+    with pytest.raises(UserError, match="corrupt checkpoint"):
+        checkpoints.find(str(tmp_path / "checkpoints" / "step-10"))
+
+
+def test_another_format_is_refused(tmp_path):
+    directory = write(tmp_path, 5).directory
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(CorruptCheckpoint, match="format 2"):
+        checkpoints.verify(directory)
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from yuzogpt import checkpoints
+from tests.test_checkpoints import write
+run, victim = Path(sys.argv[1]), int(sys.argv[2])
+write(run, 5)
+calls = 0
+def killed_after(name):
+    real = getattr(checkpoints, name)
+    def wrapper(*arguments):
+        global calls
+        result = real(*arguments)
+        calls += 1
+        if calls == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(checkpoints, name, wrapper)
+for name in ("sync_file", "sync_directory"):
+    killed_after(name)
+checkpoints.prune(run, write(run, 10))
+print("survived")
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path):
+    # Five files and two directories are synced: the writer is killed after each, and not at all.
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED_WRITER, str(tmp_path / str(victim)), str(victim)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+        )
+        for victim in (1, 3, 5, 6, 7, 99)
+    ]
+    for victim, process in zip((1, 3, 5, 6, 7, 99), processes, strict=True):
+        survived = b"survived" in process.communicate()[0]
+        assert survived == (victim == 99)
+        found = checkpoints.newest(tmp_path / str(victim), pytest.fail)
+        assert found.state.step == (10 if victim >= 7 else 5)
+        assert torch.equal(found.model()["w"], TENSORS["w"])

@@ -1,0 +1,71 @@
+"""One writer: a living holder is respected, a dead one is not waited for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from yuzogpt import lease
+from yuzogpt.errors import UserError
+from yuzogpt.lease import LEASE, Lease
+
+HOLDER = """
+import sys, threading
+from pathlib import Path
+from yuzogpt.lease import Lease
+with Lease(Path(sys.argv[1])):
+    print("held", flush=True)
+    threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lease of tmp_path."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_living_holder_is_respected(holder, tmp_path):
+    with pytest.raises(UserError, match=f"in use by process {holder.pid}"), Lease(tmp_path):
+        pass
+
+
+def test_a_killed_holder_is_not_waited_for(holder, tmp_path):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / LEASE).exists()
+    with Lease(tmp_path) as mine:
+        assert json.loads((tmp_path / LEASE).read_text())["id"] == mine.holder["id"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_of_another_machine_expires(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "EXPIRES_AFTER", 0.5)
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.2)
+    stale = {"id": "x", "process": 1, "host": "gone", "boot": "", "namespace": "", "beat": 3}
+    (tmp_path / LEASE).write_text(json.dumps(stale))
+    with Lease(tmp_path):
+        pass
+    (tmp_path / LEASE).write_text("")  # power loss while it was written
+    with Lease(tmp_path):
+        pass
+
+
+def test_a_stopped_holder_notices_that_it_lost_the_lease(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    with Lease(tmp_path) as mine:
+        (tmp_path / LEASE).write_text(json.dumps({**mine.holder, "id": "another"}))
+        assert mine.lost.wait(5)
+    assert json.loads((tmp_path / LEASE).read_text())["id"] == "another"

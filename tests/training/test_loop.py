@@ -1,0 +1,228 @@
+"""The loop in this process: evaluation, schedule, optimizer, accumulation, starting weights."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.conftest import tiny_settings
+from tests.training.worlds import losses, records
+from yuzogpt import checkpoints, runs
+from yuzogpt.config import ModelSettings, OptimizerSettings, ScheduleSettings
+from yuzogpt.data.blocks import open_corpus
+from yuzogpt.errors import UserError
+from yuzogpt.loading import load_model
+from yuzogpt.model import huggingface
+from yuzogpt.model.gpt import GPT
+from yuzogpt.model.initialization import initialize
+from yuzogpt.references import resolve_model
+from yuzogpt.training.launch import work, writing
+from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors
+from yuzogpt.training.schedules import lr_at
+from yuzogpt.world import World
+
+
+def train(corpus, out_dir, *flags):
+    """Check and run as the command line does, in this process; return what was reported."""
+    settings, _ = runs.check(tiny_settings(corpus, out_dir, *flags))
+    reported = []
+    with writing(settings):
+        work(settings, World(), lambda metrics, path: reported.append((metrics, path)), None)
+    return reported
+
+
+@pytest.fixture(scope="module")
+def finished(corpus_dir, tmp_path_factory):
+    """A run of 60 steps. Read only."""
+    out_dir = tmp_path_factory.mktemp("finished") / "run"
+    train(corpus_dir, out_dir, "--max_iters=60", "--eval_interval=20")
+    return out_dir
+
+
+def test_it_learns_and_keeps_best_and_newest(finished):
+    by_step = losses(finished)
+    assert by_step[60] < 0.7 * by_step[1]
+    evaluations = {r["step"]: r["val_loss_estimate"] for r in records(finished, "evaluation")}
+    assert sorted(evaluations) == [0, 20, 40, 60]
+    best = min(list(evaluations)[1:], key=evaluations.__getitem__)
+    kept = [checkpoints.step_of(path) for path in checkpoints.candidates(finished)]
+    assert kept == sorted({best, 60})
+    assert records(finished, "final")[0]["best_step"] == best
+
+
+def test_val_loss_is_the_mean_over_the_whole_split(finished, corpus_dir):
+    corpus = open_corpus(corpus_dir)
+    model = load_model(resolve_model(str(finished / "checkpoints" / "step-60")))
+    stream = corpus.stream("val")
+    tokens = torch.tensor(stream.read(0, len(stream)).astype("int64"))
+    windows = (len(tokens) - 1) // 16
+    ids, targets = tokens[: windows * 16].view(-1, 16), tokens[1 : windows * 16 + 1].view(-1, 16)
+    with torch.no_grad():
+        expected = model(ids, targets).double().mean().item()
+    assert records(finished, "final")[0]["val_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_finished_run_is_finished(finished, corpus_dir):
+    settings, resume = runs.check(
+        tiny_settings(corpus_dir, finished, "--max_iters=60", "--eval_interval=20")
+    )
+    assert runs.is_finished(settings, resume)
+    longer, resume = runs.check(tiny_settings(corpus_dir, finished, "--max_iters=61"))
+    assert not runs.is_finished(longer, resume)
+
+
+@pytest.mark.parametrize(
+    ("flag", "difference"),
+    [
+        ("--n_layer=3", "model.n_layer: 2 -> 3"),
+        ("--seed=5", "run.seed: 1337 -> 5"),
+        ("--learning_rate=0.5", "optimizer.learning_rate: 0.01 -> 0.5"),
+        ("--gradient_accumulation_steps=4", "12 -> 16 rows"),
+        ("--dropout=0.1", "model.dropout: 0.0 -> 0.1"),
+    ],
+)
+def test_changed_settings_are_refused_with_the_difference(finished, corpus_dir, flag, difference):
+    with pytest.raises(UserError) as error:
+        runs.check(tiny_settings(corpus_dir, finished, flag))
+    assert difference in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--max_iters=200"],
+        ["--log_interval=3", "--eval_interval=7", "--num_workers=4"],
+        ["--batch_size=2", "--gradient_accumulation_steps=6"],  # the same global batch
+        ["--init_from=resume"],
+    ],
+)
+def test_what_may_change_may_change(finished, corpus_dir, flags):
+    _, resume = runs.check(tiny_settings(corpus_dir, finished, *flags))
+    assert resume
+    assert resume.state.step == 60
+
+
+def test_another_corpus_is_refused(finished, tmp_path):
+    from tests.conftest import make_text, prepare_char_corpus
+
+    (tmp_path / "t.txt").write_text(make_text(20_000, seed=9))
+    other = prepare_char_corpus(tmp_path / "t.txt", tmp_path / "corpus")
+    with pytest.raises(UserError, match="its manifest is another"):
+        runs.check(tiny_settings(other, finished))
+
+
+def test_accumulation_does_not_change_the_losses(corpus_dir, tmp_path):
+    train(corpus_dir, tmp_path / "a", "--max_iters=10")
+    train(
+        corpus_dir, tmp_path / "b", "--max_iters=10", "--batch_size=12",
+        "--gradient_accumulation_steps=1",
+    )  # fmt: skip
+    for step, loss in losses(tmp_path / "a").items():
+        assert losses(tmp_path / "b")[step] == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_corrupt_checkpoint_is_set_aside_loudly(corpus_dir, tmp_path):
+    out_dir, saved = tmp_path / "run", tmp_path / "step-10"
+    train(corpus_dir, out_dir, "--max_iters=10")
+    shutil.copytree(out_dir / "checkpoints" / "step-10", saved)
+    train(corpus_dir, out_dir, "--max_iters=20")
+    whole = losses(out_dir)
+    if not (out_dir / "checkpoints" / "step-10").exists():  # pruned, if step 20 is the best
+        shutil.copytree(saved, out_dir / "checkpoints" / "step-10")
+    model = out_dir / "checkpoints" / "step-20" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    train(corpus_dir, out_dir, "--max_iters=20")
+    assert losses(out_dir) == whole
+    notices = [record["text"] for record in records(out_dir, "notice")]
+    assert any(text.startswith("!!! checkpoint step-20 is corrupt") for text in notices)
+    assert (out_dir / "checkpoints" / "broken-step-20-0").is_dir()
+
+
+def test_report_is_called_at_checkpoints_only(corpus_dir, tmp_path):
+    reported = train(corpus_dir, tmp_path / "run", "--max_iters=25", "--eval_interval=10")
+    assert [path.name for _, path in reported] == ["step-10", "step-20", "step-25"]
+
+
+def test_eval_only_trains_nothing(corpus_dir, tmp_path):
+    train(corpus_dir, tmp_path / "run", "--eval_only")
+    assert records(tmp_path / "run", "final")[0]["val_loss"] == pytest.approx(3.2, abs=0.5)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_finetuning_starts_from_other_weights_and_resumes(finished, corpus_dir, tmp_path):
+    out_dir = tmp_path / "tuned"
+    flags = [f"--init_from={finished}", "--block_size=8", "--eval_interval=5"]
+    train(corpus_dir, out_dir, *flags, "--max_iters=5")
+    assert losses(out_dir)[1] < 0.5 * losses(finished)[1]
+    train(corpus_dir, out_dir, *flags, "--max_iters=10")
+    assert sorted(losses(out_dir)) == list(range(1, 11))
+
+
+def test_finetuning_from_a_hugging_face_folder(corpus_dir, tmp_path):
+    vocab_size = open_corpus(corpus_dir).manifest.tokenizer["vocab_size"]
+    pretrained = GPT(
+        ModelSettings(n_layer=2, n_head=2, n_embd=48, block_size=32, vocab_size=vocab_size)
+    )
+    initialize(pretrained, 3)
+    huggingface.save(pretrained, tmp_path / "hf", None)
+    train(corpus_dir, tmp_path / "run", f"--init_from={tmp_path / 'hf'}", "--max_iters=3")
+    tuned = load_model(resolve_model(str(tmp_path / "run")))
+    assert (tuned.settings.n_embd, tuned.settings.block_size, tuned.settings.bias) == (48, 16, True)
+    with pytest.raises(UserError, match="has positions for 32 tokens"):
+        train(
+            corpus_dir, tmp_path / "no", f"--init_from={tmp_path / 'hf'}", "--block_size=64"
+        )
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(corpus_dir, tmp_path):
+    with pytest.raises(UserError, match="the corpus mine has"):
+        runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--vocab_size=99"))
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"vocab_size": 50257}))
+    with pytest.raises(UserError, match="its vocabulary has 50257 tokens"):
+        runs.check(tiny_settings(corpus_dir, tmp_path / "run", f"--init_from={tmp_path / 'hf'}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_resume_insists(corpus_dir, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in"):
+        runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--init_from=resume"))
+
+
+def test_overwrite_starts_anew(corpus_dir, tmp_path):
+    train(corpus_dir, tmp_path / "run", "--max_iters=5")
+    train(corpus_dir, tmp_path / "run", "--max_iters=4", "--seed=2", "--overwrite")
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
+
+
+def test_schedule_is_nanogpts():
+    optimizer = OptimizerSettings(learning_rate=1.0)
+    schedule = ScheduleSettings(warmup_iters=9, lr_decay_iters=109, min_lr=0.1)
+    assert lr_at(0, optimizer, schedule) == pytest.approx(0.1)
+    assert lr_at(8, optimizer, schedule) == pytest.approx(0.9)
+    assert lr_at(9, optimizer, schedule) == pytest.approx(1.0)
+    assert lr_at(59, optimizer, schedule) == pytest.approx(0.55)
+    assert lr_at(109, optimizer, schedule) == lr_at(10**9, optimizer, schedule) == 0.1
+    constant = schedule.model_copy(update={"decay_lr": False})
+    assert lr_at(0, optimizer, constant) == 1.0
+
+
+def test_optimizer_state_round_trips_by_name():
+    model = GPT(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5, bias=True))
+    initialize(model, 1)
+    optimizer = build_optimizer(model, OptimizerSettings())
+    decayed, plain = optimizer.param_groups
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    assert decayed["weight_decay"] == 0.1
+    assert all(p.dim() < 2 for p in plain["params"])
+    assert plain["weight_decay"] == 0.0
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    model(ids, ids).sum().backward()
+    optimizer.step()
+    saved = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
+    assert "exp_avg_sq/h.0.mlp.c_fc.weight" in saved
+    fresh = build_optimizer(model, OptimizerSettings())
+    load_state_tensors(model, fresh, saved)
+    restored = state_tensors(model, fresh)
+    assert all(torch.equal(saved[name], restored[name]) for name in saved)

@@ -14,9 +14,7 @@ BRIEF_CPU = (
 ).split()
 
 
-@pytest.mark.parametrize(
-    "schema", [TrainSettings, PrepareSettings, SampleSettings, ExportSettings]
-)
+@pytest.mark.parametrize("schema", [TrainSettings, PrepareSettings, SampleSettings, ExportSettings])
 def test_leaf_names_are_unique_and_documented(schema):
     names = [dotted.split(".")[1] for dotted, _ in leaves(schema)]
     assert len(names) == len(set(names))

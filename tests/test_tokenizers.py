@@ -66,5 +66,3 @@ def test_damaged_vocabulary_is_refused(monkeypatch):
     monkeypatch.setattr(tokenizers, "VOCAB_BPE_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="[Hh]ash mismatch"):
         gpt2_tokenizer()
-
-

@@ -103,8 +103,6 @@ def sample(settings: Section) -> None:
 def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
-    from yuzogpt.loading import load_model
-    from yuzogpt.model import huggingface
     from yuzogpt.references import resolve_model
 
     wanted = settings.export
@@ -112,7 +110,12 @@ def export(settings: Section) -> None:
     if folder.exists():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
     reference = resolve_model(str(absolute(wanted.out_dir, wanted.storage, "out_dir")))
-    huggingface.save(load_model(reference), folder, reference.tokenizer().end_of_text)
+    tokenizer = reference.tokenizer()
+
+    from yuzogpt.loading import load_model
+    from yuzogpt.model import huggingface
+
+    huggingface.save(load_model(reference), folder, tokenizer.end_of_text)
     print(f"{reference.name} -> {folder}")
 
 

@@ -183,7 +183,9 @@ def test_dropout_masks_belong_to_rows_not_to_batches():
     initialize(model, 1)
     ids = torch.randint(0, 65, (6, 16))
     together = model(ids, ids, row_keys(7, 100, 6))
-    apart = torch.cat([model(ids[i : i + 2], ids[i : i + 2], row_keys(7, 100 + i, 2)) for i in (0, 2, 4)])
+    apart = torch.cat(
+        [model(ids[i : i + 2], ids[i : i + 2], row_keys(7, 100 + i, 2)) for i in (0, 2, 4)]
+    )
     torch.testing.assert_close(together, apart)
     assert not torch.allclose(together, model(ids, ids, row_keys(8, 100, 6)))
     assert not torch.allclose(together, model(ids, ids, row_keys(7, 101, 6)))
@@ -203,7 +205,11 @@ def test_dropout_zeroes_the_right_share_everywhere(p):
     # No row, no column and no pair of neighbours stands out, and sites are independent.
     assert (dropped.float().mean(1) - p).abs().max() < 6 * math.sqrt(p * (1 - p) / count)
     assert (dropped.float().mean(0) - p).abs().max() < 6 * math.sqrt(p * (1 - p) / rows)
-    for pair in (dropped[:, 1:] & dropped[:, :-1], dropped & (second == 0), dropped[1:] & dropped[:-1]):
+    for pair in (
+        dropped[:, 1:] & dropped[:, :-1],
+        dropped & (second == 0),
+        dropped[1:] & dropped[:-1],
+    ):
         assert abs(pair.float().mean().item() - p * p) < 6 * p / math.sqrt(pair.numel())
     assert first.mean().item() == pytest.approx(1, abs=0.01)
     assert Dropout(p, site=1).eval()(x, None) is x

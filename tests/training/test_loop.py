@@ -170,9 +170,7 @@ def test_finetuning_from_a_hugging_face_folder(corpus_dir, tmp_path):
     tuned = load_model(resolve_model(str(tmp_path / "run")))
     assert (tuned.settings.n_embd, tuned.settings.block_size, tuned.settings.bias) == (48, 16, True)
     with pytest.raises(UserError, match="has positions for 32 tokens"):
-        train(
-            corpus_dir, tmp_path / "no", f"--init_from={tmp_path / 'hf'}", "--block_size=64"
-        )
+        train(corpus_dir, tmp_path / "no", f"--init_from={tmp_path / 'hf'}", "--block_size=64")
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(corpus_dir, tmp_path):

@@ -12,7 +12,9 @@ from yuzogpt.config import TrainSettings
 
 # Ranks are forked off a server that has imported torch: new processes, without seconds each.
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["yuzogpt.training.launch"])
+FORKSERVER.set_forkserver_preload(
+    ["yuzogpt.training.launch", "torch._dynamo", "torch.nn.parallel", "matplotlib.pyplot", "pandas"]
+)
 
 
 def run_world(size: int, settings: TrainSettings) -> None:

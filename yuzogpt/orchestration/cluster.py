@@ -63,7 +63,7 @@ def embedded(cores: int) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level="WARNING",
-            _temp_dir=str(directory),
+            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all users
         )
         yield
     finally:

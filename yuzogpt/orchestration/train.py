@@ -27,19 +27,24 @@ def run_on_ray(settings: TrainSettings) -> None:
         os.environ.setdefault(name, value)
     wanted = settings.workers.num_workers
     cores = max(os.cpu_count() or 1, wanted if isinstance(wanted, int) else 1)
-    # Ray starts before torch is imported: its processes come up in the meantime.
     with connected(settings.workers.ray_address, cores):
-        from yuzogpt.metrics import Follower
-        from yuzogpt.training.display import Display
-        from yuzogpt.training.launch import conclude, writing
+        train_connected(settings)
 
-        with (
-            writing(settings) as run,
-            Display(settings) as display,
-            Follower(run / runs.METRICS, display),
-        ):
-            fit(settings, run)
-        conclude(settings)
+
+def train_connected(settings: TrainSettings) -> None:
+    """Train on the Ray that this process is connected to."""
+    # Imported only now, with torch: Ray's processes come up in the meantime.
+    from yuzogpt.metrics import Follower
+    from yuzogpt.training.display import Display
+    from yuzogpt.training.launch import conclude, writing
+
+    with (
+        writing(settings) as run,
+        Display(settings) as display,
+        Follower(run / runs.METRICS, display),
+    ):
+        fit(settings, run)
+    conclude(settings)
 
 
 def fit(settings: TrainSettings, run: Path) -> None:

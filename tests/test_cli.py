@@ -1,0 +1,163 @@
+"""The command line as its user meets it: mistakes cost one line, exit 2, little time, no files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY, TINY, prepare_char_corpus, yuzogpt
+from tests.data.test_blocks import flip_a_byte
+from tests.training.worlds import losses
+
+
+@pytest.fixture(scope="module")
+def run_dir(corpus_dir, tmp_path_factory):
+    """A finished run. Read only."""
+    out_dir = tmp_path_factory.mktemp("cli") / "run"
+    places = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
+    result = yuzogpt("train", *TINY, *places, "--num_workers=0", "--max_iters=10")
+    assert result.returncode == 0, result.stderr
+    return out_dir
+
+
+def tree(directory):
+    """Return every file below a directory, with when it was changed."""
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+@pytest.fixture
+def damaged(text_file, tmp_path):
+    directory = prepare_char_corpus(text_file, tmp_path / "damaged")
+    flip_a_byte(directory / "train-00000.arrow")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train shakespeare_char_cpu --n_layers=4", "did you mean n_layer?"),
+        ("train shakespeare_char_cpu --n_layer=four", "--n_layer=four: "),
+        ("train shakespear_char", "did you mean shakespeare_char?"),
+        ("trian shakespeare_char", "did you mean train?"),
+        ("train shakespeare_char_cpu --data_dir={tmp}/none", "no prepared corpus here"),
+        ("train {tiny} --data_dir={damaged}", "train-00000.arrow: damaged"),
+        ("train {tiny} --data_dir={corpus} --vocab_size=99", "leave vocab_size out"),
+        ("train {tiny} --data_dir={corpus} --init_from=gpt2", "vocabulary has 50257 tokens"),
+        ("train {tiny} --data_dir={corpus} --init_from={tmp}/none", "no model here"),
+        ("train {tiny} --data_dir={corpus} --block_size=99999", "lower --block_size"),
+        ("train {tiny} --data_dir={corpus} --out_dir={run} --n_layer=5", "model.n_layer: 2 -> 5"),
+        ("train {tiny} --data_dir={corpus} --out_dir=s3://b/x", "s3:// is not supported"),
+        ("prepare mine --tokenizer=gpt2 --source={text} --data_dir={corpus}", "another tokenizer"),
+        ("sample --out_dir={run} --start=ünï", "no id for 'ï' 'ü'"),
+        ("sample --out_dir={run} --start=FILE:{tmp}/none", "not readable"),
+        ("sample --out_dir={run} --start=", "the prompt is empty"),
+        ("sample --out_dir={tmp}/none", "no model here"),
+        ("sample --out_dir={run} --temperature=-1", "--temperature=-1: "),
+        ("export --out_dir={run} --hf_dir={corpus}", "exists already"),
+    ],
+)
+def test_mistakes(arguments, message, corpus_dir, damaged, run_dir, text_file, tmp_path):
+    names = {
+        "tiny": " ".join(TINY), "corpus": corpus_dir, "damaged": damaged, "run": run_dir,
+        "text": text_file, "tmp": tmp_path,
+    }  # fmt: skip
+    before = tree(tmp_path) | tree(run_dir) | tree(corpus_dir)
+    started = time.perf_counter()
+    result = yuzogpt(*arguments.format(**names).split(" "), cwd=tmp_path)
+    assert time.perf_counter() - started < 3
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert message in result.stderr
+    assert tree(tmp_path) | tree(run_dir) | tree(corpus_dir) == before
+
+
+def test_submitted_jobs_refuse_relative_paths(corpus_dir, tmp_path):
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    places = [f"--data_dir={corpus_dir}", "--out_dir=run"]
+    result = yuzogpt("train", *TINY, *places, cwd=tmp_path, **job)
+    assert result.returncode == 2
+    assert "--storage=" in result.stderr
+    result = yuzogpt("train", *TINY, *places, "--storage=here", cwd=tmp_path, **job)
+    assert "not absolute" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_the_settings_and_does_nothing(tmp_path):
+    result = yuzogpt("train", "shakespeare_char_cpu", "--n_layer=7", "--dry_run", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "n_layer: 7" in result.stdout
+    (tmp_path / "again.yaml").write_text(result.stdout)
+    assert yuzogpt("train", "again.yaml", "--dry_run", cwd=tmp_path).stdout == result.stdout
+
+
+def test_help_shows_units_and_defaults():
+    result = yuzogpt("train", "--help")
+    assert "--block_size=1024" in result.stdout
+    assert "[tokens]" in result.stdout
+    assert "presets: gpt2_124m" in result.stdout
+    assert "prepare" in yuzogpt().stdout
+
+
+def test_sampling_repeats_itself_and_depends_on_the_seed(run_dir, tmp_path):
+    def sample(*flags):
+        common = [f"--out_dir={run_dir}", "--num_samples=3", "--max_new_tokens=40"]
+        result = yuzogpt("sample", *common, *flags)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.split("---------------\n")[:-1]
+
+    (tmp_path / "prompt.txt").write_text("thou art")
+    first = sample("--start=thou art")
+    assert first == sample(f"--start=FILE:{tmp_path / 'prompt.txt'}")
+    assert all(text.startswith("thou art") and len(text) == 49 for text in first)
+    assert len(set(first)) == 3
+    # Sample i is drawn with seed + i, whatever else is in the batch.
+    assert sample("--start=thou art", "--seed=1338", "--num_samples=2") == first[1:]
+    greedy = sample("--start=thou art", "--temperature=0")
+    assert len(set(greedy)) == 1
+    assert sample("--start=thou art", "--top_k=1") == greedy
+
+
+def test_a_run_exports_to_transformers(run_dir, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from yuzogpt.loading import load_model
+    from yuzogpt.references import resolve_model
+
+    result = yuzogpt("export", f"--out_dir={run_dir}", f"--hf_dir={tmp_path / 'hf'}")
+    assert result.returncode == 0, result.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ours = load_model(resolve_model(str(run_dir)))
+    ids = torch.randint(0, ours.settings.vocab_size, (2, 16))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_killed_run_goes_on_and_ctrl_c_ends_in_one_line(corpus_dir, tmp_path):
+    flags = ["train", *TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
+    flags += ["--num_workers=0", "--eval_interval=10", "--max_iters=5000"]
+
+    def interrupted_by(number):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "yuzogpt", *flags],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stdout:
+            if line.startswith("step") and "val_loss_estimate" in line and "step 0" not in line:
+                break
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        return process.returncode, errors
+
+    assert interrupted_by(signal.SIGKILL)[0] == -signal.SIGKILL
+    status, errors = interrupted_by(signal.SIGINT)
+    assert status == 130
+    assert errors.strip() == "yuzogpt: interrupted; the same command goes on"
+    steps = losses(tmp_path / "run")
+    assert sorted(steps) == list(range(1, len(steps) + 1))

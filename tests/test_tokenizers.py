@@ -64,5 +64,5 @@ def test_unknown_kind():
 
 def test_damaged_vocabulary_is_refused(monkeypatch):
     monkeypatch.setattr(tokenizers, "VOCAB_BPE_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="[Hh]ash mismatch"):
+    with pytest.raises(ValueError, match=r"[Hh]ash mismatch"):
         gpt2_tokenizer()

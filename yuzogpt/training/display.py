@@ -29,7 +29,8 @@ class Display:
         self.on_terminal = sys.stderr.isatty()
         self.val_loss = float("nan")
         self.last_plain = 0.0
-        self.wandb = WandbSink(settings) if settings.log.wandb_log else None
+        key = take_wandb_key(settings.log.wandb_key_file)
+        self.wandb = WandbSink(settings, key) if settings.log.wandb_log else None
 
     def __enter__(self) -> "Display":
         """Return the listener."""
@@ -82,16 +83,15 @@ class Display:
 
 
 class WandbSink:
-    """Weights & Biases, offline or not. The key is read here and handed to nobody else."""
+    """Weights & Biases, offline or not."""
 
-    def __init__(self, settings: TrainSettings) -> None:
+    def __init__(self, settings: TrainSettings, key: str | None) -> None:
         """Start, or go on with, the W&B run of this out_dir."""
         import wandb
 
         run = Path(settings.run.out_dir)
         memory = run / "wandb-id.txt"
         known = memory.read_text().strip() if memory.exists() else None
-        options: dict[str, Any] = {"api_key": take_wandb_key(settings.log.wandb_key_file)}
         self.run = wandb.init(
             project=settings.log.wandb_project,
             name=settings.log.wandb_run_name or run.name,
@@ -99,7 +99,7 @@ class WandbSink:
             resume="allow",
             dir=str(run),
             config=settings.model_dump(),
-            settings=wandb.Settings(silent=True, **{k: v for k, v in options.items() if v}),
+            settings=wandb.Settings(silent=True, api_key=key),
         )
         memory.write_text(self.run.id)
 

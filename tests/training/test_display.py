@@ -1,0 +1,95 @@
+"""What a person sees, and what W&B is sent."""
+
+import io
+import json
+import os
+
+import pytest
+
+from tests.conftest import TINY, tiny_settings, yuzogpt
+from yuzogpt.metrics import Follower, MetricsLog, append_notice
+from yuzogpt.training.display import Display, take_wandb_key
+
+
+def train_record(step):
+    return {
+        "kind": "train", "step": step, "loss": 2.5, "tokens_per_second": 1000.0,
+        "tokens_per_step": 500,
+    }  # fmt: skip
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
+    with Display(tiny_settings(tmp_path, tmp_path, "--max_iters=100")) as show:
+        show({"kind": "notice", "step": 0, "text": "hello"})
+        show({"kind": "evaluation", "step": 0, "val_loss_estimate": 3.0})
+        for step in range(1, 101):
+            show(train_record(step))
+    assert capsys.readouterr().out.splitlines() == [
+        "hello",
+        "step 0: val_loss_estimate 3.0000",
+        "step 1/100: loss 2.5000, val 3.0000, 1,000 tokens/s, ETA 00:00:49",
+        "step 100/100: loss 2.5000, val 3.0000, 1,000 tokens/s, ETA 00:00:00",
+    ]
+
+
+def test_one_bar_on_a_terminal(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Display(tiny_settings(tmp_path, tmp_path, "--max_iters=3")) as show:
+        for step in (1, 2, 3):
+            show(train_record(step))
+    assert "3/3" in terminal.getvalue()
+    assert "loss 2.5000" in terminal.getvalue()
+    assert terminal.getvalue().count("\n") == 1  # redrawn in place
+
+
+def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
+    path, seen = tmp_path / "metrics.jsonl", []
+    with Follower(path, seen.append):
+        log = MetricsLog(path, -1, None)
+        for step in range(1, 6):
+            log.write("train", step, loss=step)
+        log.close()
+        append_notice(path, "worker 0 failed")
+        resumed = MetricsLog(path, 3, None)
+        resumed.write("train", 4, loss=40)
+        resumed.close()
+    steps = [record["loss"] for record in seen if record["kind"] == "train"]
+    assert steps[-1] == 40
+    assert [record["text"] for record in seen if record["kind"] == "notice"] == ["worker 0 failed"]
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record.get("loss") for record in kept] == [1, 2, 3, None, 40]
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
+    MetricsLog(path, 1, None).close()
+    assert path.read_text() == '{"kind": "train", "step": 1}\n'
+
+
+def test_the_wandb_key_leaves_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "canary")
+    assert take_wandb_key("") == "canary"
+    assert "WANDB_API_KEY" not in os.environ
+    (tmp_path / "key").write_text("from a file\n")
+    assert take_wandb_key(str(tmp_path / "key")) == "from a file"
+
+
+def test_wandb_works_offline_and_the_key_stays_secret(corpus_dir, tmp_path):
+    pytest.importorskip("wandb")
+    key = "canary" * 7
+    places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
+    result = yuzogpt(
+        "train", *TINY, *places, "--num_workers=0", "--max_iters=5", "--wandb_log=True",
+        WANDB_MODE="offline", WANDB_API_KEY=key,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(key.encode() in path.read_bytes() for path in files)
+    assert key not in result.stdout + result.stderr

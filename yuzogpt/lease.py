@@ -7,6 +7,7 @@ EXPIRES_AFTER seconds of the watcher's own clock has no living holder. No clocks
 between machines.
 """
 
+import _thread
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import write_durably
 
 LEASE = ".lease.json"
@@ -58,11 +59,15 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the lease back."""
+        """Give the lease back; RunFailed if it was lost meanwhile."""
         self.released.set()
         self.heart.join()
-        if not self.lost.is_set():
-            self.path.unlink(missing_ok=True)
+        if self.lost.is_set():
+            raise RunFailed(
+                f"{self.path.parent}: another command took over, because this process stood still "
+                f"for more than {EXPIRES_AFTER:.0f} s; it ends here"
+            ) from None
+        self.path.unlink(missing_ok=True)
 
     def _content(self) -> bytes:
         return json.dumps({**self.holder, "beat": self.beat}).encode()
@@ -111,6 +116,7 @@ class Lease:
             found = self._read()
             if found is not None and found["id"] != self.holder["id"]:
                 self.lost.set()
+                _thread.interrupt_main()  # two writers would be worse than none
                 return
             self.beat += 1
             with contextlib.suppress(OSError):  # a full disk must not end the run here

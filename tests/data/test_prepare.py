@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import make_text, yuzogpt
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import corpora
-from yuzogpt.data.corpora import strip_markdown, text_source
+from yuzogpt.data.corpora import name_speakers, text_source
 from yuzogpt.data.prepare import prepare, split_tail
 from yuzogpt.errors import UserError
 
@@ -113,8 +113,8 @@ def test_a_download_with_other_bytes_is_refused():
         corpora.check_download(b"other", corpora.TINYSHAKESPEARE_SHA256, "here")
 
 
-def test_plays_become_plain_text():
-    page = "# Hamlet\n\n## ACT I\n\n_FRANCISCO at his post._\n\n**BERNARDO**  \nWho's there?\n"
-    assert strip_markdown(page) == (
-        "Hamlet\n\nACT I\n\nFRANCISCO at his post.\n\nBERNARDO:\nWho's there?\n\n"
+def test_speakers_of_the_plays_are_named_as_in_tinyshakespeare():
+    page = "## ACT I\n\n_Enter FRANCISCO._\n\n**BERNARDO**  \nWho's there?  \nNay.\n"
+    assert name_speakers(page) == (
+        "## ACT I\n\n_Enter FRANCISCO._\n\nBERNARDO:\nWho's there?\nNay.\n"
     )

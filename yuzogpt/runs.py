@@ -11,6 +11,7 @@ from pathlib import Path
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
+from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus, open_corpus
 from yuzogpt.errors import UserError
 from yuzogpt.metrics import read_records
@@ -32,13 +33,8 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
     check_start(settings)
-    need = settings.model.block_size + 1
     for split in ("train", "val"):
-        if corpus.manifest.tokens(split) < need and settings.run.init_from in ("scratch", "resume"):
-            raise UserError(
-                f"{corpus.directory}: the {split} split has {corpus.manifest.tokens(split):,} "
-                f"tokens, a row needs block_size + 1 = {need:,}; lower --block_size"
-            )
+        refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size)
     if settings.run.overwrite:
         return settings, None
     return settings, find_resume(settings, corpus, lambda *_: None)

@@ -32,11 +32,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         """Refuse a stream that has not even one row."""
-        if len(self.stream) < self.block_size + 1:
-            raise UserError(
-                f"the train split has {len(self.stream):,} tokens, a row needs "
-                f"block_size + 1 = {self.block_size + 1:,}; lower --block_size"
-            )
+        refuse_short("train", len(self.stream), self.block_size)
 
     def rows(self, first_row: int, count: int) -> Int64s:
         """Return rows `first_row` to `first_row + count`, shape (count, block_size + 1)."""
@@ -96,6 +92,15 @@ class Rows:
         return permute(np.arange(self.block_size), self.block_size, self.seed, -1 - cycle)
 
 
+def refuse_short(split: str, tokens: int, block_size: int) -> None:
+    """Raise UserError if a split has fewer tokens than one row."""
+    if tokens < block_size + 1:
+        raise UserError(
+            f"the {split} split has {tokens:,} tokens, a row needs "
+            f"block_size + 1 = {block_size + 1:,}; lower --block_size"
+        )
+
+
 def permute(indices: Int64s, size: int, seed: int, epoch: int) -> Int64s:
     """Map each index below `size` to another, one to one, in a way that looks random.
 
@@ -144,9 +149,13 @@ class FixedWindows:
     stream: TokenStream
     block_size: int
 
+    def __post_init__(self) -> None:
+        """Refuse a split that has not even one window."""
+        refuse_short("val", len(self.stream), self.block_size)
+
     def __len__(self) -> int:
         """Count the windows."""
-        return max(0, (len(self.stream) - 1) // self.block_size)
+        return (len(self.stream) - 1) // self.block_size
 
     def read(self, indices: Int64s) -> Int64s:
         """Return the windows of these numbers, shape (len(indices), block_size + 1)."""

@@ -18,7 +18,6 @@ from yuzogpt.checkpoints import Checkpoint, State
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import PreparedCorpus
-from yuzogpt.errors import UserError
 from yuzogpt.evaluation.loss import mean_loss
 from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.metrics import MetricsLog
@@ -51,7 +50,8 @@ def train(
     model = loading.model_for_training(settings, resume).to(hardware.device)
     settings = settings.model_copy(update={"model": model.settings})
     data = Rows(corpus.stream("train"), model.settings.block_size, seed)
-    validation = Validation(settings, corpus, world, hardware)
+    windows = FixedWindows(corpus.stream("val"), model.settings.block_size)
+    validation = Validation(windows, settings, world, hardware)
     optimizer = build_optimizer(model, settings.optimizer)
     step, rows_seen = 0, 0
     if resume:
@@ -150,8 +150,8 @@ def micro_batches(
 class Validation:
     """The val split of a run: looked at quickly on the way, wholly at the end."""
 
+    windows: FixedWindows
     settings: TrainSettings
-    corpus: PreparedCorpus
     world: World
     hardware: Hardware
 
@@ -161,21 +161,12 @@ class Validation:
 
     def estimate(self, model: GPT) -> float:
         """Return the loss over eval_iters batches of windows, the same ones each time."""
-        return self._loss(
-            model, self.settings.evaluation.eval_iters * self.settings.batch.batch_size
-        )
+        batch_size = self.settings.batch.batch_size
+        return self._loss(model, self.settings.evaluation.eval_iters * batch_size)
 
     def _loss(self, model: GPT, count: int) -> float:
-        windows = FixedWindows(self.corpus.stream("val"), self.settings.model.block_size)
-        if len(windows) < 1:
-            raise UserError(
-                f"{self.corpus.directory}: the val split has {len(windows.stream):,} tokens, a "
-                f"window needs {windows.block_size + 1:,}; lower --block_size"
-            )
-        indices = windows.spread(count)
-        return mean_loss(
-            model, windows, indices, self.settings.batch.batch_size, self.world, self.hardware
-        )
+        indices, batch_size = self.windows.spread(count), self.settings.batch.batch_size
+        return mean_loss(model, self.windows, indices, batch_size, self.world, self.hardware)
 
 
 def save(

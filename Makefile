@@ -20,7 +20,7 @@ $(READY):
 	touch $@
 
 quickstart: $(READY)
-	PATH="$(abspath $(BIN)):$$PATH" sh quickstart.sh $(SOURCE)
+	PATH="$(abspath $(BIN)):$$PATH" sh quickstart.sh $(if $(SOURCE),"$(SOURCE)")
 
 test: $(READY)
 	$(BIN)/python -m pytest

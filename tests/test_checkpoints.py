@@ -16,8 +16,9 @@ from yuzogpt.errors import UserError
 TENSORS = {"w": torch.arange(1000.0)}
 
 
-def write(run, step, loss=1.0):
-    state = State(step, step * 12, {}, "data", "tokenizer", {"val_loss_estimate": loss})
+def write(run, step, loss=1.0, windows=24):
+    metrics = {"val_loss_estimate": loss, "val_windows": windows}
+    state = State(step, step * 12, {}, "data", "tokenizer", metrics)
     return checkpoints.write(run, state, TENSORS, {"exp_avg/w": TENSORS["w"]}, b"{}")
 
 
@@ -85,8 +86,31 @@ def test_another_format_is_refused(tmp_path):
     directory = write(tmp_path, 5).directory
     manifest = json.loads((directory / "manifest.json").read_text())
     (directory / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(CorruptCheckpoint, match="format 2"):
+    with pytest.raises(UserError, match="format 2, written by another version"):
+        checkpoints.newest(tmp_path, pytest.fail)  # it is not corrupt, and not set aside
+
+
+def test_a_state_with_more_in_it_is_read(tmp_path):
+    directory = write(tmp_path, 5).directory
+    state = json.loads((directory / "state.json").read_text())
+    (directory / "state.json").write_text(json.dumps({**state, "of_a_later_version": 1}))
+    assert checkpoints.read(directory).state.step == 5
+
+
+def test_readers_of_weights_need_no_optimizer(tmp_path):
+    directory = write(tmp_path, 5).directory
+    (directory / "optimizer.safetensors").unlink()
+    assert checkpoints.find(str(tmp_path)).state.step == 5
+    with pytest.raises(CorruptCheckpoint, match="optimizer.safetensors is missing"):
         checkpoints.verify(directory)
+
+
+def test_best_compares_what_compares(tmp_path):
+    write(tmp_path, 5, 0.5, windows=10)  # over other windows than the rest
+    write(tmp_path, 10, float("nan"))
+    write(tmp_path, 15, 2.0)
+    write(tmp_path, 20, 3.0)
+    assert checkpoints.best(tmp_path, pytest.fail).state.step == 15
 
 
 KILLED_WRITER = """

@@ -114,4 +114,4 @@ def test_yaml_cannot_run_code(tmp_path):
 def test_changed_frozen_names_what_differs():
     old = resolve(TrainSettings, [], [])
     new = resolve(TrainSettings, [], ["--seed=1", "--max_iters=5", "--log_interval=7"])
-    assert changed_frozen(old, new) == ["run.seed: 1337 -> 1"]
+    assert changed_frozen(old.model_dump(), new) == ["run.seed: 1337 -> 1"]

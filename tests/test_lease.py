@@ -59,9 +59,24 @@ def test_a_lease_of_another_machine_expires(tmp_path, monkeypatch):
     (tmp_path / LEASE).write_text(json.dumps(stale))
     with Lease(tmp_path):
         pass
-    (tmp_path / LEASE).write_text("")  # power loss while it was written
+    for left in (b"", b"\0" * 100, b'{"id": '):  # of a power loss while it was written
+        (tmp_path / LEASE).write_bytes(left)
+        with Lease(tmp_path):
+            pass
+
+
+def test_a_process_with_a_recycled_number_is_not_the_holder(tmp_path):
+    before_reboot = {**lease.this_process(os.getpid()), "id": "x", "beat": 3, "started": "1"}
+    (tmp_path / LEASE).write_text(json.dumps(before_reboot))
     with Lease(tmp_path):
         pass
+
+
+def test_a_living_holder_whose_heart_is_slow_keeps_its_lease(holder, tmp_path):
+    holder.send_signal(signal.SIGSTOP)
+    with pytest.raises(UserError, match=f"in use by process {holder.pid}"), Lease(tmp_path):
+        pass
+    holder.send_signal(signal.SIGCONT)
 
 
 def test_a_holder_that_lost_its_lease_ends(tmp_path, monkeypatch):

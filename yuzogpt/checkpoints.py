@@ -14,6 +14,7 @@ checkpoint is newest or best is read off what is there.
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +32,8 @@ OPTIMIZER = "optimizer.safetensors"
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 MANIFEST = "manifest.json"
+FILES = (MODEL, OPTIMIZER, TOKENIZER, STATE)
+WITHOUT_OPTIMIZER = (MODEL, TOKENIZER, STATE)  # all that a reader of weights needs
 FORMAT_VERSION = 1
 
 
@@ -92,10 +95,9 @@ def write(
     save_file(dict(optimizer), temporary / OPTIMIZER)
     (temporary / TOKENIZER).write_bytes(tokenizer)
     (temporary / STATE).write_bytes(to_json(asdict(state)))
-    names = (MODEL, OPTIMIZER, TOKENIZER, STATE)
-    for name in names:
+    for name in FILES:
         sync_file(temporary / name)
-    hashes = {name: sha256(temporary / name) for name in names}
+    hashes = {name: sha256(temporary / name) for name in FILES}
     manifest = {"format": FORMAT_VERSION, "files": hashes}
     (temporary / MANIFEST).write_bytes(to_json(manifest))
     sync_file(temporary / MANIFEST)
@@ -106,20 +108,35 @@ def write(
     return verify(final)
 
 
-def verify(directory: Path) -> Checkpoint:
-    """Compare every file with the manifest; CorruptCheckpoint says what is wrong."""
+def verify(directory: Path, names: tuple[str, ...] = FILES) -> Checkpoint:
+    """Compare files with the manifest; CorruptCheckpoint says what is wrong.
+
+    `names`: those that the reader needs. UserError for what another version wrote, or what may
+    not be read: such a checkpoint is not corrupt.
+    """
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT_VERSION:
-            raise CorruptCheckpoint(f"format {manifest['format']}, this reads {FORMAT_VERSION}")
-        for name, expected in manifest["files"].items():
-            if sha256(directory / name) != expected:
+            raise UserError(
+                f"{directory}: format {manifest['format']}, written by another version of "
+                f"YuzoGPT; this one reads {FORMAT_VERSION}"
+            )
+        for name in names:
+            if sha256(directory / name) != manifest["files"][name]:
                 raise CorruptCheckpoint(f"{name} does not have the SHA-256 of the manifest")
-        return Checkpoint(directory, State(**json.loads((directory / STATE).read_bytes())))
+        return read(directory)
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CorruptCheckpoint(f"unreadable: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"unreadable: {error!r}") from None
+    except OSError as error:
+        raise UserError(f"{directory}: not readable: {error.strerror}") from None
+
+
+def read(directory: Path) -> Checkpoint:
+    """Read the state of a checkpoint that was verified already, by this process or another."""
+    content = json.loads((directory / STATE).read_bytes())
+    return Checkpoint(directory, State(**{name: content[name] for name in State.__annotations__}))
 
 
 def newest(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
@@ -133,11 +150,10 @@ def newest(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | N
 
 
 def best(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
-    """Return the whole checkpoint with the lowest validation loss; the newest, if none has one."""
-    by_loss = sorted(candidates(run), key=validation_loss)
-    for directory in by_loss:
+    """Return the checkpoint with the lowest validation loss whose weights are whole."""
+    for directory in by_validation_loss(run):
         try:
-            return verify(directory)
+            return verify(directory, WITHOUT_OPTIMIZER)
         except CorruptCheckpoint as error:
             on_corrupt(directory, str(error))
     return None
@@ -151,7 +167,7 @@ def find(reference: str) -> Checkpoint | None:
     directory = Path(reference)
     try:
         if (directory / STATE).exists() or (directory / MANIFEST).exists():
-            return verify(directory)
+            return verify(directory, WITHOUT_OPTIMIZER)
     except CorruptCheckpoint as error:
         raise UserError(f"{directory}: corrupt checkpoint: {error}") from None
     broken: list[str] = []
@@ -174,13 +190,30 @@ def step_of(directory: Path) -> int:
     return -1
 
 
-def validation_loss(directory: Path) -> tuple[float, int]:
-    """Return a sort key: the loss that a checkpoint recorded, then the newest first."""
-    loss = float("inf")
+def by_validation_loss(run: Path) -> list[Path]:
+    """Return the checkpoint directories of a run, the best first.
+
+    Only estimates over as many windows as the newest one's compare; others come last, as do NaN
+    and none at all. Among equals the newest is first.
+    """
+    newest_first = candidates(run)[::-1]
+    metrics = [read_metrics(directory) for directory in newest_first]
+    comparable = metrics[0].get("val_windows") if metrics else None
+
+    def loss(index: int) -> float:
+        found = metrics[index].get("val_loss_estimate", math.nan)
+        same = metrics[index].get("val_windows") == comparable
+        return found if same and not math.isnan(found) else math.inf
+
+    return [newest_first[index] for index in sorted(range(len(metrics)), key=loss)]
+
+
+def read_metrics(directory: Path) -> dict[str, float]:
+    """Return the metrics of a checkpoint that may be broken: none, then."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        metrics = json.loads((directory / STATE).read_bytes())["metrics"]
-        loss = float(metrics["val_loss_estimate"])
-    return loss, -step_of(directory)
+        found = json.loads((directory / STATE).read_bytes())["metrics"]
+        return {str(name): float(value) for name, value in found.items()}
+    return {}
 
 
 def quarantine(directory: Path) -> Path:
@@ -194,7 +227,7 @@ def quarantine(directory: Path) -> Path:
 
 def prune(run: Path, successor: Checkpoint) -> None:
     """Delete all checkpoints but `successor`, which was just verified, and the best one."""
-    keep = {successor.directory, min(candidates(run), key=validation_loss)}
+    keep = {successor.directory, by_validation_loss(run)[0]}
     for directory in candidates(run):
         if directory not in keep:
             remove(directory)

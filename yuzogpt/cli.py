@@ -5,10 +5,10 @@ stderr), 130 Ctrl-C.
 Nothing heavy is imported before the settings are known to be right.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from yuzogpt.config import (
     ExportSettings,
@@ -33,17 +33,21 @@ class Verb:
 
 
 def train(settings: Section) -> None:
-    """Train, on Ray or in this process."""
+    """Train, on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
     from yuzogpt import runs
 
-    settings, resume = runs.check(locate_train(settings))
-    if runs.is_finished(settings, resume):
-        assert resume
-        print(
-            f"{settings.run.out_dir}: finished at step {resume.state.step}; raise --max_iters to "
-            "go on, --overwrite to start anew"
-        )
+    settings = locate_train(settings)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if settings.workers.num_workers != 0:
+            raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
+        from yuzogpt.training.launch import run_as_rank
+
+        run_as_rank(settings)
+        return
+    settings, resume = runs.check(settings)
+    if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
+        print(runs.finished_line(settings))
     elif settings.workers.num_workers == 0:
         from yuzogpt.training.launch import run_here
 
@@ -56,11 +60,13 @@ def train(settings: Section) -> None:
 
 def locate_train(settings: TrainSettings) -> TrainSettings:
     """Make every path absolute."""
+    from yuzogpt.references import PUBLISHED_NAMES
+
     run, data = settings.run, settings.data
     data_dir = absolute(data.data_dir or f"data/{data.dataset}", run.storage, "data_dir")
     changes = {"out_dir": str(absolute(run.out_dir, run.storage, "out_dir"))}
-    if Path(run.init_from).exists():
-        changes["init_from"] = str(Path(run.init_from).absolute())
+    if run.init_from not in ("scratch", "resume", *PUBLISHED_NAMES):
+        changes["init_from"] = str(absolute(run.init_from, run.storage, "init_from"))
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
@@ -148,9 +154,9 @@ def main(arguments: Sequence[str]) -> None:
     if verb.schema is PrepareSettings:
         flags = [f"--dataset={file}" for file in files] + flags
         files = []
-    dry_run = "--dry_run" in flags
-    settings = resolve(verb.schema, files, [flag for flag in flags if flag != "--dry_run"])
-    if dry_run:
+    dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
+    settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
+    if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
         print(to_yaml(settings), end="")
         return
     verb.run(settings)
@@ -168,7 +174,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     try:
         main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        print(f"yuzogpt: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
+            print(f"yuzogpt: {error}", file=sys.stderr)
         sys.exit(2)
     except RunFailed as error:
         print(f"yuzogpt: {error}", file=sys.stderr)

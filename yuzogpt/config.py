@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Auto = Literal["auto"]
@@ -128,7 +129,7 @@ class RunSettings(Section):
     )
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
     overwrite: bool = setting(False, "delete the run in out_dir and start anew")
-    seed: Count = setting(1337, "of weights, order of data and dropout", frozen=True)
+    seed: Seed = setting(1337, "of weights, order of data and dropout", frozen=True)
 
 
 class DeviceSettings(Section):
@@ -138,8 +139,13 @@ class DeviceSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "of matrix products (autocast); auto: bfloat16 where the hardware has it"
     )
-    compile: Auto | bool = setting("auto", "torch.compile; auto: on CUDA only")
     threads: Count = setting(0, "per worker; 0: the node's cores shared out", "threads")
+
+
+class TrainingDeviceSettings(DeviceSettings):
+    """What training runs on."""
+
+    compile: Auto | bool = setting("auto", "torch.compile; auto: on CUDA only")
 
 
 class WorkerSettings(Section):
@@ -166,7 +172,7 @@ class TrainSettings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     log: LogSettings = LogSettings()
     run: RunSettings = RunSettings()
-    device: DeviceSettings = DeviceSettings()
+    device: TrainingDeviceSettings = TrainingDeviceSettings()
     workers: WorkerSettings = WorkerSettings()
 
 
@@ -199,7 +205,7 @@ class SamplingSettings(Section):
     max_new_tokens: Positive = setting(500, "length of each sample", "tokens")
     temperature: NonNegative = setting(0.8, "0: always the likeliest token")
     top_k: Count = setting(200, "only the k likeliest tokens; 0: all", "tokens")
-    seed: Count = setting(1337, "sample i is drawn with seed + i")
+    seed: Seed = setting(1337, "sample i is drawn with seed + i")
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
 
 

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
@@ -24,6 +25,12 @@ class Hardware:
     threads: int
     reasons: tuple[str, ...]
 
+    def send(self, tensor: Tensor) -> Tensor:
+        """Return a CPU tensor on the device; a GPU goes on computing meanwhile."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def autocasting(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which forward passes run."""
         if self.autocast is None:
@@ -31,11 +38,13 @@ class Hardware:
         return torch.autocast(self.device.type, self.autocast)
 
 
-def choose_hardware(settings: DeviceSettings, world: World) -> Hardware:
+def choose_hardware(
+    settings: DeviceSettings, world: World, compile_wanted: bool | str = False
+) -> Hardware:
     """Resolve every `auto`, set the threads of this process, and say what was chosen and why."""
     device = choose_device(settings.device, world)
     autocast, dtype_reason = choose_dtype(settings.dtype, device)
-    compiled, compile_reason = choose_compile(settings.compile, device)
+    compiled, compile_reason = choose_compile(compile_wanted, device)
     threads = settings.threads or max(1, available_cores() // world.local_size)
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = True  # GPUs only; a CPU's float32 stays exact
@@ -62,12 +71,14 @@ def choose_device(name: str, world: World) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
     """Return the autocast type (None: float32), and why."""
     if name != "auto":
-        return (torch.bfloat16 if name == "bfloat16" else None), f"dtype {name}, as asked"
+        tf32 = " (TF32 in matrix products)" if (device.type, name) == ("cuda", "float32") else ""
+        return (torch.bfloat16 if name == "bfloat16" else None), f"dtype {name}, as asked{tf32}"
     if device.type == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Emulated on other processors, and then many times slower than float32.
-        has_bfloat16 = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        mkldnn = device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        has_bfloat16 = mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if has_bfloat16:
         return torch.bfloat16, "dtype bfloat16 (autocast): the hardware has it"
     return None, f"dtype float32: this {device.type} has no bfloat16 arithmetic"

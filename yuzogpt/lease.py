@@ -1,9 +1,9 @@
 """One writer for one directory: a lease with a heartbeat, so that power loss leaves no stale lock.
 
-In: a directory. Out: the right to write in it, or a UserError that names who holds it. The holder
-rewrites `.lease.json` every few seconds. Whoever finds a lease takes it over at once if its
-process on this machine is dead, and otherwise watches it: one that does not change for
-EXPIRES_AFTER seconds of the watcher's own clock has no living holder. No clocks are compared
+In: a directory. Out: the right to write in it, or a UserError that names who holds it. Whoever
+finds a lease asks, if its holder runs on this machine, whether that process lives. The lease of
+another machine is watched: its holder rewrites it every few seconds, and one that does not change
+for EXPIRES_AFTER seconds of the watcher's own clock has no living holder. No clocks are compared
 between machines.
 """
 
@@ -26,6 +26,8 @@ LEASE = ".lease.json"
 HEARTBEAT = 2.0  # seconds
 EXPIRES_AFTER = 10.0  # seconds without a heartbeat
 
+Holder = dict[str, Any]
+
 
 class Lease:
     """Held from `with Lease(directory):` to the end of the block."""
@@ -33,7 +35,7 @@ class Lease:
     def __init__(self, directory: Path) -> None:
         """`directory` is made if missing."""
         self.path = directory / LEASE
-        self.holder = {"id": uuid.uuid4().hex, "process": os.getpid(), **this_machine()}
+        self.holder: Holder = {"id": uuid.uuid4().hex, **this_process(os.getpid())}
         self.beat = 0
         self.lost = threading.Event()
         self.released = threading.Event()
@@ -41,15 +43,12 @@ class Lease:
 
     def __enter__(self) -> Self:
         """Take the lease; UserError if another living process holds it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._create():
-            found = self._read()
-            if found and not died_here(found) and self._is_beating(found):
-                raise UserError(
-                    f"{self.path.parent}: in use by process {found['process']} on "
-                    f"{found['host']}; wait for it to end, or use another directory"
-                )
-            self._remove(found)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._create():
+                self._remove_or_refuse()
+        except OSError as error:
+            raise UserError(f"{self.path.parent}: not writable: {error.strerror}") from None
         self.heart.start()
         return self
 
@@ -80,69 +79,115 @@ class Lease:
             os.link(mine, self.path)
         except FileExistsError:
             return False
+        except OSError:  # a file system without hard links
+            return self._create_exclusively()
         finally:
             mine.unlink()
         return True
 
-    def _read(self) -> dict[str, Any] | None:
+    def _create_exclusively(self) -> bool:
         try:
-            content: dict[str, Any] = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return None
-        return content
+            with self.path.open("xb") as file:
+                file.write(self._content())
+        except FileExistsError:
+            return False
+        return True
 
-    def _is_beating(self, found: dict[str, Any]) -> bool:
+    def _remove_or_refuse(self) -> None:
+        """Deal with the lease that is there: remove it if its holder is gone, else UserError."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return  # given back just now
+        found = parse(content)
+        lives = holder_lives(found) if found else None
+        if lives is None:
+            lives = self._changes(content)
+        if not lives:
+            self._remove(content)
+        elif found and self.path.exists():
+            raise UserError(
+                f"{self.path.parent}: in use by process {found['process']} on {found['host']}; "
+                "wait for it to end, or use another directory"
+            )
+
+    def _changes(self, content: bytes) -> bool:
         """Watch a lease until it changes (True) or has been still for too long (False)."""
         deadline = time.monotonic() + EXPIRES_AFTER
         while time.monotonic() < deadline:
-            if self._read() != found:
+            try:
+                if self.path.read_bytes() != content:
+                    return True
+            except FileNotFoundError:
                 return True
             time.sleep(HEARTBEAT / 4)
         return False
 
-    def _remove(self, stale: dict[str, Any] | None) -> None:
+    def _remove(self, stale: bytes) -> None:
         """Remove the lease that was found stale, and no newer one that took its place."""
         aside = self.path.with_name(f"{LEASE}.stale.{self.holder['id']}")
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)
-            moved = json.loads(aside.read_text() or "null")
-            if moved is not None and stale is not None and moved["id"] != stale["id"]:
+            if aside.read_bytes() != stale:
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
 
     def _keep_beating(self) -> None:
         while not self.released.wait(HEARTBEAT):
-            found = self._read()
-            if found is not None and found["id"] != self.holder["id"]:
-                self.lost.set()
-                _thread.interrupt_main()  # two writers would be worse than none
-                return
-            self.beat += 1
             with contextlib.suppress(OSError):  # a full disk must not end the run here
+                found = parse(self.path.read_bytes())
+                if found is not None and found["id"] != self.holder["id"]:
+                    self.lost.set()
+                    _thread.interrupt_main()  # two writers would be worse than none
+                    return
+                self.beat += 1
                 write_durably(self.path, self._content())
 
 
-def this_machine() -> dict[str, str]:
-    """Name the place where a process number means something: host, boot, process namespace."""
+def parse(content: bytes) -> Holder | None:
+    """Return who holds a lease; None for what a power loss left of one."""
+    try:
+        found = json.loads(content)
+        return found if {"id", "host", "process"} <= found.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def this_process(process: int) -> Holder:
+    """Describe a process so that it is not taken for another: where its number means something
+    (host, boot, process namespace), and when it started.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     return {
         "host": socket.gethostname(),
         "boot": boot.read_text().strip() if boot.exists() else "",
         "namespace": str(namespace.readlink()) if namespace.exists() else "",
+        "process": process,
+        "started": start_of(process),
     }
 
 
-def died_here(found: dict[str, Any]) -> bool:
-    """Tell whether the holder was a process of this machine that is gone."""
-    here = this_machine()
-    if any(found[key] != value for key, value in here.items()):
-        return False
+def start_of(process: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty if it is gone or not told."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()  # from field 3 on; the name in field 2 may hold spaces
+    return "" if fields[0] == "Z" else fields[19]  # a zombie does nothing any more
+
+
+def holder_lives(found: Holder) -> bool | None:
+    """Tell whether the holder is a living process of this machine; None if it is of another."""
+    here = this_process(os.getpid())
+    if any(found.get(key) != here[key] for key in ("host", "boot", "namespace")):
+        return None
     try:
         os.kill(found["process"], 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:
+        pass
+    return bool(found.get("started") == start_of(found["process"]))

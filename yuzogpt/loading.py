@@ -5,11 +5,10 @@ In: what references.py found. Out: a GPT with its weights.
 
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, TrainSettings
-from yuzogpt.errors import UserError
 from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.references import ModelReference, resolve_model, shape_of
 
 
 def load_model(reference: ModelReference) -> GPT:
@@ -21,8 +20,7 @@ def load_model(reference: ModelReference) -> GPT:
 
 def restore(checkpoint: Checkpoint) -> GPT:
     """Build the model of a checkpoint, with its weights."""
-    settings = TrainSettings.model_validate(checkpoint.state.settings)
-    model = GPT(settings.model)
+    model = GPT(shape_of(checkpoint))
     model.load_state_dict(checkpoint.model())
     return model
 
@@ -43,11 +41,7 @@ def adapt(pretrained: GPT, wanted: ModelSettings) -> GPT:
     """Return the pretrained model with the run's dropout, its positions cropped to block_size."""
     shape = pretrained.settings
     assert shape.vocab_size == wanted.vocab_size, "runs.check_start compares them"
-    if wanted.block_size > shape.block_size:
-        raise UserError(
-            f"--block_size={wanted.block_size}: the pretrained model has positions for "
-            f"{shape.block_size} tokens"
-        )
+    assert shape.block_size >= wanted.block_size, "and these"
     changes = {"dropout": wanted.dropout, "block_size": wanted.block_size}
     model = GPT(shape.model_copy(update=changes))
     weights = pretrained.state_dict()

@@ -5,6 +5,7 @@ record: notice (a line for the user), train, evaluation, final.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ class MetricsLog:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [line for line in read_lines(path) if json.loads(line)["step"] <= step]
+            kept = [line for line, record in read_lines(path) if record["step"] <= step]
             write_durably(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8")
         self.listener = listener
@@ -49,20 +50,31 @@ def append_notice(path: Path, text: str) -> None:
     """Append a line for the user from outside the run: when its workers are gone."""
     record = {"kind": "notice", "step": 0, "text": text, "time": round(time.time(), 3)}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        # On a line of its own, even if the writer died in the middle of one.
+        file.write("\n" + json.dumps(record) + "\n")
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the whole lines of the file; a last one that was cut short is left out."""
-    with path.open(encoding="utf-8") as file:
+def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield the records of the file with their lines; what a crash left of a line is skipped."""
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if line.endswith("\n"):
-                yield line[:-1]
+            record = parse(line)
+            if record:
+                yield line.rstrip("\n"), record
+
+
+def parse(line: str) -> Record | None:
+    """Return the record of a line; None if it is not a whole one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "step"} <= record.keys() else None
 
 
 def read_records(path: Path) -> list[Record]:
     """Return all records of a run; none, if it wrote none."""
-    return [json.loads(line) for line in read_lines(path)] if path.exists() else []
+    return [record for _, record in read_lines(path)] if path.exists() else []
 
 
 class Follower:
@@ -74,7 +86,7 @@ class Follower:
         """Records that are there already are not handed on."""
         self.path = path
         self.listener = listener
-        self.seen = set(read_lines(path)) if path.exists() else set()
+        self.seen = {line for line, _ in read_lines(path)} if path.exists() else set()
         self.offset = 0
         self.inode = 0
         self.done = threading.Event()
@@ -97,17 +109,19 @@ class Follower:
 
     def _read_on(self) -> None:
         try:
-            inode = self.path.stat().st_ino
+            file = self.path.open("rb")
         except FileNotFoundError:
             return
-        if inode != self.inode:  # a resumed run has rewritten the file: start over, skip the known
-            self.inode, self.offset = inode, 0
-        with self.path.open("rb") as file:
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self.inode:  # a resumed run rewrote the file: start over, skip the known
+                self.inode, self.offset = inode, 0
             file.seek(self.offset)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self.offset += len(whole)
-        for line in whole.decode("utf-8").splitlines():
-            if line not in self.seen:
+        for line in whole.decode("utf-8", errors="replace").splitlines():
+            record = None if line in self.seen else parse(line)
+            if record:
                 self.seen.add(line)
-                self.listener(json.loads(line))
+                self.listener(record)

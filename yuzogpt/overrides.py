@@ -138,15 +138,18 @@ def describe_invalid(
     return f"{origins[dotted]}: {message} (default: {known[dotted].default!r})"
 
 
-def changed_frozen(old: Section, new: Section) -> list[str]:
-    """List the settings that decide what a run computes and differ, as `key: old -> new`."""
-    before, after = old.model_dump(), new.model_dump()
+def changed_frozen(before: Mapping[str, Any], new: Section) -> list[str]:
+    """List the settings that decide what a run computes and differ, as `key: old -> new`.
+
+    `before` may come from another version: a setting that it lacks had its default.
+    """
+    after = new.model_dump()
     differences = []
     for dotted, field in leaves(type(new)):
         section, leaf = dotted.split(".")
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra["frozen"]:
-            was, now = before[section][leaf], after[section][leaf]
+            was, now = before.get(section, {}).get(leaf, field.default), after[section][leaf]
             if was != now:
                 differences.append(f"{dotted}: {was} -> {now}")
     return differences

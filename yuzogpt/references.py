@@ -9,9 +9,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from yuzogpt import checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
 from yuzogpt.tokenizers import Tokenizer
 
@@ -25,6 +27,7 @@ class ModelReference:
 
     name: str
     vocab_size: int
+    block_size: int
     checkpoint: Checkpoint | None  # None: a published name or a Hugging Face folder
 
     def tokenizer(self) -> Tokenizer:
@@ -42,16 +45,28 @@ class ModelReference:
 def resolve_model(name: str) -> ModelReference:
     """Return what `name` refers to; UserError if there is no model."""
     if name in PUBLISHED_NAMES:
-        return ModelReference(name, GPT2_VOCABULARY, None)
+        return ModelReference(name, GPT2_VOCABULARY, 1024, None)
     config = Path(name, "config.json")
     if config.is_file():
-        vocab_size = json.loads(config.read_text(encoding="utf-8")).get("vocab_size", 0)
-        return ModelReference(name, int(vocab_size), None)
+        content = json.loads(config.read_text(encoding="utf-8"))
+        sizes = int(content.get("vocab_size", 0)), int(content.get("n_positions", 0))
+        return ModelReference(name, *sizes, None)
     checkpoint = checkpoints.find(name)
     if checkpoint is None:
         raise UserError(
             f"{name}: no model here; give a run or checkpoint directory, a Hugging Face folder, "
             f"or one of {', '.join(PUBLISHED_NAMES)}"
         )
-    settings = TrainSettings.model_validate(checkpoint.state.settings)
-    return ModelReference(name, settings.model.vocab_size, checkpoint)
+    shape = shape_of(checkpoint)
+    return ModelReference(name, shape.vocab_size, shape.block_size, checkpoint)
+
+
+def shape_of(checkpoint: Checkpoint) -> ModelSettings:
+    """Return the shape of a checkpoint's model; the rest of its settings may be of any version."""
+    try:
+        return ModelSettings.model_validate(checkpoint.state.settings["model"])
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
+        raise UserError(
+            f"{checkpoint.directory}: a model of another version of YuzoGPT; not known: {wrong}"
+        ) from None

@@ -4,11 +4,14 @@ In: settings, the corpus, and the directory. Out: nothing yet (a new run), the c
 from, or a UserError with the difference. Needs no torch, so the answer comes at once.
 """
 
+import importlib.util
+import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from yuzogpt import checkpoints
+from yuzogpt import checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import refuse_short
@@ -16,11 +19,13 @@ from yuzogpt.data.blocks import PreparedCorpus, open_corpus
 from yuzogpt.errors import UserError
 from yuzogpt.metrics import read_records
 from yuzogpt.overrides import changed_frozen
-from yuzogpt.references import resolve_model
+from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 SETTINGS = "settings.yaml"
+ERRORS = "errors.log"
+WANDB_ID = "wandb-id.txt"
 
 
 def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
@@ -32,12 +37,18 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     corpus = open_corpus(Path(settings.data.data_dir))
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    check_start(settings)
     for split in ("train", "val"):
         refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size)
-    if settings.run.overwrite:
-        return settings, None
-    return settings, find_resume(settings, corpus, lambda *_: None)
+    if isinstance(settings.workers.num_workers, int):
+        check_world(settings, settings.workers.num_workers)
+    check_wandb(settings)
+    check_overwrite(settings)
+    resume = None
+    if not settings.run.overwrite:
+        resume = find_resume(settings, corpus, lambda *_: None)
+    if resume is None:
+        check_start(settings, corpus)
+    return settings, resume
 
 
 def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
@@ -46,6 +57,13 @@ def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
         return False
     records = read_records(Path(settings.run.out_dir) / METRICS)
     return any(r["kind"] == "final" and r["step"] == resume.state.step for r in records)
+
+
+def finished_line(settings: TrainSettings) -> str:
+    """Say that there is nothing left to do."""
+    return (
+        f"{settings.run.out_dir}: finished; raise --max_iters to go on, --overwrite to start anew"
+    )
 
 
 def find_resume(
@@ -57,9 +75,10 @@ def find_resume(
     checkpoint is corrupt, or if `--init_from=resume` finds nothing.
     """
     run = Path(settings.run.out_dir)
+    existed = bool(checkpoints.candidates(run))
     checkpoint = checkpoints.newest(run, on_corrupt)
     if checkpoint is None:
-        if checkpoints.candidates(run):
+        if existed:
             raise UserError(f"{run}: no checkpoint is whole any more; --overwrite starts anew")
         if settings.run.init_from == "resume":
             raise UserError(f"--init_from=resume: no checkpoint in {run}")
@@ -68,29 +87,70 @@ def find_resume(
     return checkpoint
 
 
+def as_started(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
+    """Return the settings with what only the first command of a run knew: where weights started.
+
+    The shape of a pretrained model is its own, but for dropout and block_size.
+    """
+    first = checkpoint.state.settings["run"]["init_from"]
+    wanted = first if settings.run.init_from == "resume" else settings.run.init_from
+    run = settings.run.model_copy(update={"init_from": wanted})
+    model = settings.model
+    if first != "scratch":
+        own = {"dropout": model.dropout, "block_size": model.block_size}
+        model = shape_of(checkpoint).model_copy(update=own)
+    return settings.model_copy(update={"run": run, "model": model})
+
+
 def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: Checkpoint) -> None:
     """Raise UserError with the difference if the run would not be the same run."""
-    old = TrainSettings.model_validate(checkpoint.state.settings)
-    new = settings
-    if new.run.init_from == "resume":
-        run = new.run.model_copy(update={"init_from": old.run.init_from})
-        new = new.model_copy(update={"run": run})
-    if old.run.init_from != "scratch":  # the shape was that of the pretrained model
-        model = old.model.model_copy(update={"dropout": new.model.dropout})
-        new = new.model_copy(update={"model": model})
-    differences = changed_frozen(old, new)
-    if old.batch.global_rows != new.batch.global_rows:
+    old = checkpoint.state.settings
+    differences = changed_frozen(old, as_started(settings, checkpoint))
+    rows_before = math.prod(old["batch"].values())
+    if rows_before != settings.batch.global_rows:
         differences.append(
             "batch_size x gradient_accumulation_steps: "
-            f"{old.batch.global_rows} -> {new.batch.global_rows} rows"
+            f"{rows_before} -> {settings.batch.global_rows} rows"
         )
-    if checkpoint.state.dataset != corpus.manifest.fingerprint:
+    if checkpoint.state.dataset != corpus.fingerprint:
         differences.append(f"the corpus in {corpus.directory}: its manifest is another")
     if differences:
         raise UserError(
             f"{settings.run.out_dir}: holds a run with other settings ({'; '.join(differences)}); "
             "undo the change, choose another --out_dir, or start anew with --overwrite"
         )
+
+
+def check_world(settings: TrainSettings, workers: int) -> None:
+    """Raise UserError if the global batch is too small to give each worker a row."""
+    if settings.batch.global_rows < workers:
+        raise UserError(
+            f"a global batch of {settings.batch.global_rows} rows is too small for {workers} "
+            "workers; raise --batch_size"
+        )
+
+
+def check_overwrite(settings: TrainSettings) -> None:
+    """Raise UserError if `--overwrite` would delete what the new run is to start from."""
+    run, start = Path(settings.run.out_dir), settings.run.init_from
+    if settings.run.overwrite and (start == "resume" or run in [Path(start), *Path(start).parents]):
+        raise UserError(
+            f"--overwrite would delete what --init_from={start} starts from; choose another "
+            "--out_dir"
+        )
+
+
+def check_wandb(settings: TrainSettings) -> None:
+    """Raise UserError if W&B is asked for and cannot work."""
+    key_file = settings.log.wandb_key_file
+    if not settings.log.wandb_log:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")
+    if key_file and not os.access(key_file, os.R_OK):
+        raise UserError(f"--wandb_key_file={key_file}: not readable")
+    if key_file and Path(key_file).stat().st_mode & 0o077:
+        raise UserError(f"--wandb_key_file={key_file}: others may read it; chmod 600 {key_file}")
 
 
 def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:
@@ -105,16 +165,31 @@ def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSe
     return settings.model_copy(update={"model": model})
 
 
-def check_start(settings: TrainSettings) -> None:
-    """Raise UserError if `init_from` names nothing, or a model with another vocabulary."""
-    if settings.run.init_from in ("scratch", "resume"):
+def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> None:
+    """Raise UserError if `init_from` names nothing, or a model that does not fit."""
+    if settings.run.init_from == "scratch":
         return
     reference = resolve_model(settings.run.init_from)
+    origin = f"--init_from={reference.name}"
     if reference.vocab_size != settings.model.vocab_size:
         raise UserError(
-            f"--init_from={reference.name}: its vocabulary has {reference.vocab_size} tokens, the "
-            f"corpus {settings.data.dataset} {settings.model.vocab_size}; prepare the corpus with "
-            "the model's tokenizer"
+            f"{origin}: its vocabulary has {reference.vocab_size} tokens, the corpus "
+            f"{corpus.manifest.corpus} {settings.model.vocab_size}; prepare the corpus with the "
+            "model's tokenizer"
+        )
+    if reference.checkpoint or reference.vocab_size == GPT2_VOCABULARY:
+        if (
+            tokenizers.fingerprint(reference.tokenizer())
+            != corpus.manifest.tokenizer["fingerprint"]
+        ):
+            raise UserError(
+                f"{origin}: its tokenizer is not the one that made the corpus "
+                f"{corpus.manifest.corpus}, though both have {reference.vocab_size} tokens"
+            )
+    if reference.block_size < settings.model.block_size:
+        raise UserError(
+            f"{origin}: it has positions for {reference.block_size} tokens; lower "
+            f"--block_size={settings.model.block_size}"
         )
 
 
@@ -123,5 +198,5 @@ def clear(run: Path) -> None:
     for checkpoint in checkpoints.candidates(run):
         checkpoints.remove(checkpoint)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    for name in (METRICS, CURVE, SETTINGS):
+    for name in (METRICS, CURVE, SETTINGS, ERRORS, WANDB_ID):
         (run / name).unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def test_done_once_and_never_swapped(tmp_path):
         prepare(chosen.model_copy(update={"tokenizer": "gpt2"}), tmp_path / "d")
     replaced, is_new = prepare(swapped.model_copy(update={"overwrite": True}), tmp_path / "d")
     assert is_new
-    assert replaced.manifest.fingerprint != corpus.manifest.fingerprint
+    assert replaced.fingerprint != corpus.fingerprint
 
 
 def test_what_is_prepared_needs_no_download(tmp_path, monkeypatch):

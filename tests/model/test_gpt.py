@@ -1,5 +1,6 @@
 """The GPT against transformers, and the properties that training relies on."""
 
+import json
 import math
 
 import pytest
@@ -118,11 +119,27 @@ def test_foreign_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file; expected a Hugging Face folder"):
         huggingface.load(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="model_type llama"):
+    with pytest.raises(UserError, match="model_type is 'llama'"):
         huggingface.load(str(tmp_path))
     reference("gpt2").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors only"):
+        huggingface.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer_norm_epsilon", 1e-3),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("tie_word_embeddings", False),
+    ],
+)
+def test_other_arithmetic_is_refused(tmp_path, key, value):
+    reference("gpt2").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=key):
         huggingface.load(str(tmp_path))
 
 

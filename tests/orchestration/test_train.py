@@ -1,17 +1,20 @@
 """Ray Train: the same losses as without it, and what a user sees of its failures."""
 
+import contextlib
 import os
-import signal
 import stat
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import tiny_settings
 from tests.training.worlds import losses, records, run_world, weights
 from yuzogpt import runs
+from yuzogpt.config import TrainSettings, WorkerSettings
 from yuzogpt.errors import UserError
+from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
 from yuzogpt.orchestration.train import FASTER_START, train_connected
 
@@ -54,10 +57,10 @@ def test_two_workers_one_killed_give_the_same_bits(embedded_ray, corpus_dir, tmp
     flags = ("--max_iters=200", "--eval_interval=20", "--num_workers=2")
     on_ray = settings_for(corpus_dir, tmp_path / "ray", *flags)
     killed = threading.Event()
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "ray", killed))
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "ray", killed), daemon=True)
     killer.start()
     train_connected(on_ray)
-    killer.join()
+    killer.join(60)
     assert killed.is_set()
     run_world(2, settings_for(corpus_dir, tmp_path / "plain", *flags))
     assert losses(tmp_path / "ray") == losses(tmp_path / "plain")
@@ -72,12 +75,12 @@ def kill_a_worker(run: Path, killed: threading.Event) -> None:
     wait = threading.Event()
     while not list((run / "checkpoints").glob("step-*")):
         wait.wait(0.02)
-    for process in Path("/proc").glob("[0-9]*"):
-        command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
-        if b"RayTrainWorker" in command:
-            os.kill(int(process.name), signal.SIGKILL)
-            killed.set()
-            return
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+                killed.set()
+                return
 
 
 def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, tmp_path):
@@ -86,7 +89,31 @@ def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, t
         tmp_path / "run",
         "--batch_size=1",
         "--gradient_accumulation_steps=1",
-        "--num_workers=2",
     )
+    chosen = chosen.model_copy(update={"workers": WorkerSettings(num_workers=2)})  # unchecked
     with pytest.raises(UserError, match="too small for 2 workers"):
         train_connected(chosen)
+
+
+def test_more_workers_than_cores_are_refused_here(embedded_ray, corpus_dir, tmp_path):
+    chosen = settings_for(corpus_dir, tmp_path / "run", "--num_workers=4")
+    with pytest.raises(UserError, match=r"this machine has 3 CPU\(s\)"):
+        train_connected(chosen)
+
+
+def test_the_wandb_key_reaches_no_process_of_ray(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "canary")
+    seen = []
+
+    @contextlib.contextmanager
+    def connected(address, cores):
+        seen.append(os.environ.get("WANDB_API_KEY"))
+        yield
+
+    handed_on = []
+    monkeypatch.setattr(orchestration_train, "connected", connected)
+    monkeypatch.setattr(
+        orchestration_train, "train_connected", lambda settings, key: handed_on.append(key)
+    )
+    orchestration_train.run_on_ray(TrainSettings())
+    assert (seen, handed_on) == ([None], ["canary"])

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.conftest import TINY, tiny_settings, yuzogpt
+from yuzogpt.config import LogSettings
 from yuzogpt.metrics import Follower, MetricsLog, append_notice
 from yuzogpt.training.display import Display, take_wandb_key
 
@@ -74,10 +75,11 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
 
 def test_the_wandb_key_leaves_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "canary")
-    assert take_wandb_key("") == "canary"
+    assert take_wandb_key(LogSettings()) == "canary"
     assert "WANDB_API_KEY" not in os.environ
     (tmp_path / "key").write_text("from a file\n")
-    assert take_wandb_key(str(tmp_path / "key")) == "from a file"
+    from_file = LogSettings(wandb_log=True, wandb_key_file=str(tmp_path / "key"))
+    assert take_wandb_key(from_file) == "from a file"
 
 
 def test_wandb_works_offline_and_the_key_stays_secret(corpus_dir, tmp_path):

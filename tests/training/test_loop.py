@@ -6,16 +6,18 @@ import shutil
 import pytest
 import torch
 
-from tests.conftest import tiny_settings
+from tests.conftest import make_text, prepare_char_corpus, tiny_settings
 from tests.training.worlds import losses, records
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import ModelSettings, OptimizerSettings, ScheduleSettings
+from yuzogpt.config import ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import UserError
+from yuzogpt.files import sha256
 from yuzogpt.loading import load_model
 from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
+from yuzogpt.overrides import resolve
 from yuzogpt.references import resolve_model
 from yuzogpt.training.launch import work, writing
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors
@@ -94,7 +96,6 @@ def test_changed_settings_are_refused_with_the_difference(finished, corpus_dir, 
         ["--max_iters=200"],
         ["--log_interval=3", "--eval_interval=7", "--num_workers=4"],
         ["--batch_size=2", "--gradient_accumulation_steps=6"],  # the same global batch
-        ["--init_from=resume"],
     ],
 )
 def test_what_may_change_may_change(finished, corpus_dir, flags):
@@ -104,8 +105,6 @@ def test_what_may_change_may_change(finished, corpus_dir, flags):
 
 
 def test_another_corpus_is_refused(finished, tmp_path):
-    from tests.conftest import make_text, prepare_char_corpus
-
     (tmp_path / "t.txt").write_text(make_text(20_000, seed=9))
     other = prepare_char_corpus(tmp_path / "t.txt", tmp_path / "corpus")
     with pytest.raises(UserError, match="its manifest is another"):
@@ -146,7 +145,7 @@ def test_report_is_called_at_checkpoints_only(corpus_dir, tmp_path):
 
 def test_eval_only_trains_nothing(corpus_dir, tmp_path):
     train(corpus_dir, tmp_path / "run", "--eval_only")
-    assert records(tmp_path / "run", "final")[0]["val_loss"] == pytest.approx(3.2, abs=0.5)
+    assert records(tmp_path / "run", "eval_only")[0]["val_loss"] == pytest.approx(3.2, abs=0.5)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -170,7 +169,8 @@ def test_finetuning_from_a_hugging_face_folder(corpus_dir, tmp_path):
     tuned = load_model(resolve_model(str(tmp_path / "run")))
     assert (tuned.settings.n_embd, tuned.settings.block_size, tuned.settings.bias) == (48, 16, True)
     with pytest.raises(UserError, match="has positions for 32 tokens"):
-        train(corpus_dir, tmp_path / "no", f"--init_from={tmp_path / 'hf'}", "--block_size=64")
+        too_long = [f"--init_from={tmp_path / 'hf'}", "--block_size=64"]
+        runs.check(tiny_settings(corpus_dir, tmp_path / "no", *too_long))
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(corpus_dir, tmp_path):
@@ -181,6 +181,75 @@ def test_a_vocabulary_that_does_not_fit_is_refused(corpus_dir, tmp_path):
     with pytest.raises(UserError, match="its vocabulary has 50257 tokens"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run", f"--init_from={tmp_path / 'hf'}"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(finished, tmp_path):
+    text = make_text(20_000).translate(str.maketrans("ghi", "GHI"))  # as many characters, others
+    (tmp_path / "t.txt").write_text(text)
+    other = prepare_char_corpus(tmp_path / "t.txt", tmp_path / "corpus")
+    with pytest.raises(UserError, match="its tokenizer is not the one that made the corpus"):
+        runs.check(tiny_settings(other, tmp_path / "run", f"--init_from={finished}"))
+
+
+def test_resume_by_name_leaves_no_trace(corpus_dir, tmp_path):
+    out_dir = tmp_path / "run"
+    train(corpus_dir, out_dir, "--max_iters=2")
+    train(corpus_dir, out_dir, "--max_iters=4", "--init_from=resume")
+    train(corpus_dir, out_dir, "--max_iters=6")
+    with pytest.raises(UserError, match="model.n_layer: 2 -> 3"):
+        runs.check(tiny_settings(corpus_dir, out_dir, "--init_from=resume", "--n_layer=3"))
+
+
+def test_overwrite_does_not_delete_what_it_starts_from(finished, corpus_dir):
+    for start in ("resume", finished, finished / "checkpoints" / "step-60"):
+        with pytest.raises(UserError, match="--overwrite would delete"):
+            runs.check(tiny_settings(corpus_dir, finished, "--overwrite", f"--init_from={start}"))
+
+
+def test_the_settings_that_a_run_leaves_do_not_overwrite_it(corpus_dir, tmp_path):
+    train(corpus_dir, tmp_path / "run", "--max_iters=3", "--overwrite")
+    again = resolve(TrainSettings, [str(tmp_path / "run" / "settings.yaml")], [])
+    settings, resume = runs.check(again)
+    assert resume
+    assert runs.is_finished(settings, resume)
+
+
+def test_all_checkpoints_broken_is_said_by_workers_too(corpus_dir, tmp_path):
+    out_dir = tmp_path / "run"
+    train(corpus_dir, out_dir, "--max_iters=3")
+    before = (out_dir / "metrics.jsonl").read_bytes()
+    (out_dir / "checkpoints" / "step-3" / "model.safetensors").unlink()
+    settings = tiny_settings(corpus_dir, out_dir, "--max_iters=3")
+    settings = runs.check_vocabulary(settings, open_corpus(corpus_dir))
+    with pytest.raises(UserError, match="no checkpoint is whole any more"):
+        work(settings, World(), lambda *_: None, None)
+    assert (out_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_settings_of_another_version_do_not_hinder(corpus_dir, tmp_path):
+    out_dir = tmp_path / "run"
+    train(corpus_dir, out_dir, "--max_iters=3")
+    directory = out_dir / "checkpoints" / "step-3"
+    state = json.loads((directory / "state.json").read_text())
+    state["settings"]["log"]["gone_since"] = True
+    del state["settings"]["optimizer"]["grad_clip"]  # as before it came, with its default
+    (directory / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["state.json"] = sha256(directory / "state.json")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    train(corpus_dir, out_dir, "--max_iters=5")
+    assert sorted(losses(out_dir)) == [1, 2, 3, 4, 5]
+    assert load_model(resolve_model(str(out_dir))).settings.n_layer == 2
+
+
+def test_eval_only_evaluates_a_finished_run(finished, corpus_dir, capsys):
+    settings, resume = runs.check(
+        tiny_settings(corpus_dir, finished, "--max_iters=60", "--eval_only")
+    )
+    work(settings, World(), lambda *_: None, None)
+    expected = records(finished, "final")[0]["val_loss"]
+    assert records(finished, "eval_only")[-1]["val_loss"] == pytest.approx(expected, abs=1e-6)
+    assert runs.is_finished(settings, resume)
 
 
 def test_init_from_resume_insists(corpus_dir, tmp_path):

@@ -6,6 +6,7 @@ file with exactly one record batch of one column, `tokens: list<uint16>` (uint32
 vocabularies), so that the column's flat values are the token stream. Next on the line: batches.py.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -57,11 +58,6 @@ class Manifest:
         """Return the content of manifest.json."""
         return to_json(asdict(self))
 
-    @property
-    def fingerprint(self) -> str:
-        """The dataset's identity: the SHA-256 of manifest.json."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
-
     def tokens(self, split: str) -> int:
         """Count the tokens of a split."""
         return sum(block.tokens for block in self.blocks if block.split == split)
@@ -100,6 +96,7 @@ class PreparedCorpus:
 
     directory: Path
     manifest: Manifest
+    fingerprint: str  # the dataset's identity: the SHA-256 of manifest.json, as it lies there
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -156,7 +153,8 @@ class VerifiedBlocks:
     def save(self) -> None:
         """Remember for the next run."""
         if not self.used.items() <= self.known.items():
-            write_durably(self.path, to_json(self.known | self.used))
+            with contextlib.suppress(OSError):  # a memory, no more: without it files are read again
+                write_durably(self.path, to_json(self.known | self.used))
 
 
 def damaged(path: Path, reason: str) -> UserError:
@@ -172,12 +170,15 @@ def open_corpus(directory: Path) -> PreparedCorpus:
             f"{directory}: no prepared corpus here; `yuzogpt prepare {directory.name}` makes one"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content_bytes = path.read_bytes()
+        content = json.loads(content_bytes)
         version = content["format"]
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format {version}; this version reads {FORMAT_VERSION}")
         content["blocks"] = [Block(**block) for block in content["blocks"]]
-        return PreparedCorpus(directory, Manifest(**content))
+        known = {name: content[name] for name in Manifest.__annotations__}
+        fingerprint = hashlib.sha256(content_bytes).hexdigest()
+        return PreparedCorpus(directory, Manifest(**known), fingerprint)
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, f"not a manifest ({error!r})") from None
 

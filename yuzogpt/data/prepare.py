@@ -46,6 +46,8 @@ def prepare(settings: CorpusSettings, directory: Path) -> tuple[PreparedCorpus, 
         refuse_other(found, "tokenizer", manifest.tokenizer["kind"], tokenizer.kind)
         return found, False
     with Lease(directory):
+        if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
+            raise UserError(f"{directory}: another command prepared it just now; run this again")
         blocks.clear(directory)
         return write_corpus(corpus, source, tokenizer, directory), True
 
@@ -94,7 +96,7 @@ def write_corpus(
         rejected={},
     )
     write_durably(directory / blocks.MANIFEST, manifest.to_bytes())
-    return PreparedCorpus(directory, manifest)
+    return blocks.open_corpus(directory)
 
 
 def split_tail(documents: list[str]) -> tuple[list[str], list[str]]:

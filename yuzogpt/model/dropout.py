@@ -29,8 +29,8 @@ class Dropout(nn.Module):
     def __init__(self, p: float, site: int) -> None:
         """`site` numbers the dropouts of a model, so that no two share masks."""
         super().__init__()
-        self.threshold = round(p * 2**16)
-        self.site = site
+        self.threshold = min(round(p * 2**16), 2**16 - 1)
+        self.offset = (site * 0x3504F333 + 2**31) % 2**32 - 2**31  # wrapped to int32
 
     def is_on(self) -> bool:
         """Tell whether forward changes anything."""
@@ -41,7 +41,7 @@ class Dropout(nn.Module):
         if not self.is_on():
             return x
         assert rows is not None, "dropout in training mode needs the keys of the rows"
-        bits = random_16_bits(rows + self.site * 0x3504F333, math.prod(x.shape[1:]))
+        bits = random_16_bits(rows + self.offset, math.prod(x.shape[1:]))
         keep = (bits >= self.threshold).view_as(x)
         return x * keep * (2**16 / (2**16 - self.threshold))
 

@@ -62,11 +62,6 @@ class GPT(nn.Module):
         padding = self.wte.weight[self.settings.vocab_size :].numel()
         return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel() - padding
 
-    def flops_per_token(self) -> float:
-        """Estimate the floating-point operations of training on one token (PaLM, appendix B)."""
-        s = self.settings
-        return 6.0 * self.num_parameters() + 12.0 * s.n_layer * s.n_embd * s.block_size
-
 
 class Block(nn.Module):
     """Attention, then a two-layer perceptron, each added to the residual stream."""

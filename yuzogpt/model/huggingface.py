@@ -23,6 +23,17 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+# What decides the arithmetic, with its default first: another value would be another model.
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "tie_word_embeddings": (True,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
 # Linear layers that GPT-2 stores as (in, out); torch's nn.Linear wants (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -32,7 +43,7 @@ class Published:
     """One of OpenAI's checkpoints on the hub, pinned to a revision."""
 
     revision: str
-    sha256: str | None  # of model.safetensors; None: the hub's own record of the revision is used
+    sha256: str | None  # of model.safetensors; None: what the hub says of the revision
 
 
 PUBLISHED = {
@@ -49,11 +60,11 @@ PUBLISHED = {
 }
 
 
-def load(name_or_folder: str, dropout: float = 0.0) -> GPT:
+def load(name_or_folder: str) -> GPT:
     """Return a GPT with the weights of a published checkpoint or a local folder."""
     named = name_or_folder in PUBLISHED
     folder = download(name_or_folder) if named else Path(name_or_folder)
-    settings = read_config(folder / CONFIG, dropout)
+    settings = read_config(folder / CONFIG)
     tensors = rename(read_weights(folder))
     model = GPT(settings)
     pad_vocabulary(tensors, model.wte.num_embeddings)
@@ -71,17 +82,15 @@ def load(name_or_folder: str, dropout: float = 0.0) -> GPT:
 
 def download(name: str) -> Path:
     """Fetch a published checkpoint into Hugging Face's cache, and check its SHA-256."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, published = f"openai-community/{name}", PUBLISHED[name]
     try:
         hf_hub_download(repository, CONFIG, revision=published.revision)
         weights = Path(hf_hub_download(repository, WEIGHTS, revision=published.revision))
-        expected = published.sha256
-        if expected is None:
-            url = hf_hub_url(repository, WEIGHTS, revision=published.revision)
-            expected = get_hf_file_metadata(url).etag  # of a large file: its SHA-256
+        # The cache names a large file by the SHA-256 that the hub has for this revision.
+        expected = published.sha256 or weights.resolve().name
     except (LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -95,14 +104,16 @@ def download(name: str) -> Path:
     return weights.parent
 
 
-def read_config(path: Path, dropout: float) -> ModelSettings:
+def read_config(path: Path) -> ModelSettings:
     """Translate Hugging Face's config.json."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Hugging Face folder of a GPT-2")
     config = json.loads(path.read_text(encoding="utf-8"))
-    kind, activation = config.get("model_type"), config.get("activation_function", "gelu_new")
-    if kind != "gpt2" or activation not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise UserError(f"{path}: model_type {kind}, {activation}: not a GPT-2 with its GELU")
+    for key, values in REQUIRED.items():
+        if config.get(key, values[0]) not in values:
+            raise UserError(
+                f"{path}: {key} is {config[key]!r}; GPT-2's arithmetic has {values[0]!r}"
+            )
     return ModelSettings(
         n_layer=config["n_layer"],
         n_head=config["n_head"],
@@ -110,7 +121,6 @@ def read_config(path: Path, dropout: float) -> ModelSettings:
         block_size=config["n_positions"],
         vocab_size=config["vocab_size"],
         bias=True,
-        dropout=dropout,
     )
 
 

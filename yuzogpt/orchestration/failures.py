@@ -3,14 +3,13 @@
 In: the exceptions of the workers. Out: a notice in metrics.jsonl, and the rest in errors.log.
 """
 
+import contextlib
 from pathlib import Path
 
 from ray.train import UserCallback
 
 from yuzogpt import runs
 from yuzogpt.metrics import append_notice
-
-ERRORS = "errors.log"
 
 
 class FailureNotice(UserCallback):  # type: ignore[misc]
@@ -22,12 +21,13 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Write down which worker failed, and why."""
-        with (self.run / ERRORS).open("a", encoding="utf-8") as file:
-            for rank, error in sorted(worker_exceptions.items()):
-                file.write(f"rank {rank}: {error}\n")
-        rank, error = min(worker_exceptions.items())
-        text = f"!!! worker {rank} failed ({summary(error)}); see {self.run / ERRORS}"
-        append_notice(self.run / runs.METRICS, text)
+        rank, first = min(worker_exceptions.items(), key=lambda item: item[0])
+        text = f"!!! worker {rank} failed ({summary(first)}); see {self.run / runs.ERRORS}"
+        with contextlib.suppress(OSError):  # an exception here would end the run
+            with (self.run / runs.ERRORS).open("a", encoding="utf-8") as file:
+                for rank, error in sorted(worker_exceptions.items()):
+                    file.write(f"rank {rank}: {error}\n")
+            append_notice(self.run / runs.METRICS, text)
 
 
 def summary(error: Exception) -> str:

@@ -13,8 +13,9 @@ from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.cluster import connected
+from yuzogpt.training.display import Display, take_wandb_key
 
-# Set before ray is imported; each was measured (see benchmarks/README.md).
+# Set before ray is imported.
 FASTER_START = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -25,22 +26,22 @@ def run_on_ray(settings: TrainSettings) -> None:
     """Train with Ray Train on an embedded Ray, or on the cluster that the settings name."""
     for name, value in FASTER_START.items():
         os.environ.setdefault(name, value)
+    key = take_wandb_key(settings.log)
     wanted = settings.workers.num_workers
     cores = max(os.cpu_count() or 1, wanted if isinstance(wanted, int) else 1)
     with connected(settings.workers.ray_address, cores):
-        train_connected(settings)
+        train_connected(settings, key)
 
 
-def train_connected(settings: TrainSettings) -> None:
+def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> None:
     """Train on the Ray that this process is connected to."""
     # Imported only now, with torch: Ray's processes come up in the meantime.
     from yuzogpt.metrics import Follower
-    from yuzogpt.training.display import Display
     from yuzogpt.training.launch import conclude, writing
 
     with (
         writing(settings) as run,
-        Display(settings) as display,
+        Display(settings, wandb_key) as display,
         Follower(run / runs.METRICS, display),
     ):
         fit(settings, run)
@@ -53,13 +54,16 @@ def fit(settings: TrainSettings, run: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    from yuzogpt.orchestration.failures import ERRORS, FailureNotice, summary
+    from yuzogpt.orchestration.failures import FailureNotice, summary
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
     use_gpu = settings.device.device == "cuda" or (settings.device.device == "auto" and gpus > 0)
     num_workers = settings.workers.num_workers
     if num_workers == "auto":
         num_workers = max(1, gpus) if use_gpu else 1
+    what = "GPU" if use_gpu else "CPU"
+    check_room(settings, num_workers, what, int(resources.get(what, 0)))
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
@@ -78,7 +82,7 @@ def fit(settings: TrainSettings, run: Path) -> None:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise RunFailed(
-            f"the run failed ({summary(error)}); see {run / ERRORS}; the same command goes on "
+            f"the run failed ({summary(error)}); see {run / runs.ERRORS}; the same command goes on "
             "from the newest checkpoint"
         ) from None
     finally:
@@ -86,6 +90,16 @@ def fit(settings: TrainSettings, run: Path) -> None:
     mistake = result.return_value
     if mistake is not None:
         raise UserError(mistake)
+
+
+def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> None:
+    """Say so if not all workers find a place: Ray would wait for one without a word."""
+    if workers <= have:
+        return
+    if settings.workers.ray_address or os.environ.get("RAY_ADDRESS"):
+        print(f"{workers} workers want a {what} each, the cluster has {have}: waiting", flush=True)
+    else:
+        raise UserError(f"--num_workers={workers}: this machine has {have} {what}(s), one each")
 
 
 def forget(run: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from yuzogpt.config import TrainSettings
+from yuzogpt import runs
+from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.metrics import Record
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
@@ -22,15 +23,14 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 class Display:
     """A listener for records; a context manager that leaves the terminal in order."""
 
-    def __init__(self, settings: TrainSettings) -> None:
+    def __init__(self, settings: TrainSettings, wandb_key: str | None = None) -> None:
         """Nothing is shown before the first record."""
         self.max_iters = settings.schedule.max_iters
         self.bar: tqdm[Any] | None = None
         self.on_terminal = sys.stderr.isatty()
         self.val_loss = float("nan")
         self.last_plain = 0.0
-        key = take_wandb_key(settings.log.wandb_key_file)
-        self.wandb = WandbSink(settings, key) if settings.log.wandb_log else None
+        self.wandb = WandbSink(settings, wandb_key) if settings.log.wandb_log else None
 
     def __enter__(self) -> "Display":
         """Return the listener."""
@@ -90,7 +90,7 @@ class WandbSink:
         import wandb
 
         run = Path(settings.run.out_dir)
-        memory = run / "wandb-id.txt"
+        memory = run / runs.WANDB_ID
         known = memory.read_text().strip() if memory.exists() else None
         self.run = wandb.init(
             project=settings.log.wandb_project,
@@ -113,7 +113,12 @@ class WandbSink:
         self.run.finish()
 
 
-def take_wandb_key(key_file: str) -> str | None:
-    """Read the key from its file, or take it out of the environment that workers would inherit."""
+def take_wandb_key(log: LogSettings) -> str | None:
+    """Read the key from its file, or take it out of the environment that workers would inherit.
+
+    So call it before any worker is started.
+    """
     from_environment = os.environ.pop("WANDB_API_KEY", None)
-    return Path(key_file).read_text().strip() if key_file else from_environment
+    if log.wandb_log and log.wandb_key_file:
+        return Path(log.wandb_key_file).read_text().strip()
+    return from_environment

@@ -1,8 +1,8 @@
 """What every launcher does around the loop: before it, in each worker, and after it.
 
-In: settings with absolute paths. Out: a finished run. `check` runs where the user typed the
-command, before anything starts or is written; `work` runs in every worker; `run_here` is the
-launcher that needs nothing else: this process, or the ranks that torchrun started.
+In: settings with absolute paths. Out: a finished run. `runs.check` comes first, where the user
+typed the command, before anything starts or is written; `work` runs in every worker; `run_here` and `run_as_rank` are
+the launchers that need nothing else: this process, and the ranks that torchrun started.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
+from yuzogpt.files import sha256, write_durably
 from yuzogpt.lease import Lease
 from yuzogpt.metrics import Listener, MetricsLog, read_records
 from yuzogpt.overrides import to_yaml
 from yuzogpt.training import curves
-from yuzogpt.training.display import Display
+from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.loop import Report, train
 from yuzogpt.training.parallel import process_group
 from yuzogpt.world import World
@@ -32,7 +32,10 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
     with Lease(run):
         if settings.run.overwrite:
             runs.clear(run)
-        write_durably(run / runs.SETTINGS, to_yaml(settings).encode())
+        # Without `overwrite`: to train from this file again must not delete the run.
+        kept = settings.run.model_copy(update={"overwrite": False})
+        content = to_yaml(settings.model_copy(update={"run": kept})).encode()
+        write_durably(run / runs.SETTINGS, content)
         yield run
 
 
@@ -43,14 +46,11 @@ def work(settings: TrainSettings, world: World, report: Report, listener: Listen
     """
     run = Path(settings.run.out_dir)
     with world.all_or_none():
+        runs.check_world(settings, world.size)
         corpus = open_corpus(Path(settings.data.data_dir))
         if world.local_rank == 0:  # once a node
             corpus.verify()
-        if settings.batch.global_rows < world.size:
-            raise UserError(
-                f"a global batch of {settings.batch.global_rows} rows is too small for "
-                f"{world.size} workers; raise --batch_size"
-            )
+    refuse_private_directory(run, world)
     broken: list[str] = []
 
     def set_aside(directory: Path, reason: str) -> None:
@@ -62,8 +62,9 @@ def work(settings: TrainSettings, world: World, report: Report, listener: Listen
         if world.rank == 0:
             resume = runs.find_resume(settings, corpus, set_aside)
     place = world.from_rank_0(str(resume.directory) if resume else None)
-    if world.rank > 0 and place:
-        resume = checkpoints.verify(Path(place))
+    if place:
+        resume = checkpoints.read(Path(place))
+        settings = runs.as_started(settings, resume)
     log: MetricsLog | None = None
     if world.rank == 0:
         step = resume.state.step if resume else -1
@@ -77,31 +78,57 @@ def work(settings: TrainSettings, world: World, report: Report, listener: Listen
             log.close()
 
 
+def refuse_private_directory(run: Path, world: World) -> None:
+    """Raise UserError on all ranks unless all see the same out_dir: they will read checkpoints."""
+    seen = sha256(run / runs.SETTINGS) if (run / runs.SETTINGS).exists() else "nothing"
+    expected = world.from_rank_0(seen)
+    with world.all_or_none():
+        if seen != expected:
+            raise UserError(
+                f"--out_dir={run}: not the same directory on every node; choose one on storage "
+                "that all nodes share"
+            )
+
+
 def run_here(settings: TrainSettings) -> None:
-    """Train in this process, or as one of the ranks that torchrun started."""
-    world = World.of_torchrun()
-    with process_group(world, settings.device.device):
-        if world.rank > 0:
-            with world.all_or_none():  # rank 0 takes the lease
-                pass
-            work(settings, world, lambda *_: None, None)
-            return
-        with contextlib.ExitStack() as stack:
-            with world.all_or_none():
-                stack.enter_context(writing(settings))
-            display = stack.enter_context(Display(settings))
-            work(settings, world, lambda *_: None, display)
+    """Train in this process."""
+    key = take_wandb_key(settings.log)
+    with writing(settings), Display(settings, key) as display:
+        work(settings, World(), lambda *_: None, display)
     conclude(settings)
+
+
+def run_as_rank(settings: TrainSettings) -> None:
+    """Train as one of the ranks that torchrun started; the settings are not checked yet."""
+    world = World.of_torchrun()
+    key = take_wandb_key(settings.log)
+    with process_group(world, settings.device.device), contextlib.ExitStack() as stack:
+        for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once a node
+            with world.all_or_none():
+                if turn:
+                    settings, resume = runs.check(settings)
+        if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
+            if world.rank == 0:
+                print(runs.finished_line(settings))
+            return
+        listener = None
+        with world.all_or_none():
+            if world.rank == 0:
+                stack.enter_context(writing(settings))
+                listener = stack.enter_context(Display(settings, key))
+        work(settings, world, lambda *_: None, listener)
+    if world.rank == 0:
+        conclude(settings)
 
 
 def conclude(settings: TrainSettings) -> None:
     """Draw the curves, and say where the best checkpoint is and how to sample from it."""
     run = Path(settings.run.out_dir)
     records = read_records(run / runs.METRICS)
-    final = [record for record in records if record["kind"] == "final"][-1]
     if settings.evaluation.eval_only:
-        print(f"val loss {final['val_loss']:.4f} over the whole split")
+        print(f"val loss {records[-1]['val_loss']:.4f} over the whole split")
         return
+    final = [record for record in records if record["kind"] == "final"][-1]
     curves.draw(records, run / runs.CURVE)
     print(f"step {final['step']}: val loss {final['val_loss']:.4f} over the whole split")
     print(f"curves: {run / runs.CURVE}")

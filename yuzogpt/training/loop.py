@@ -5,6 +5,7 @@ metrics.jsonl in out_dir. Plain PyTorch: who started it (this process, torchrun 
 only in `world` and `report`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from yuzogpt import checkpoints, loading, tokenizers
+from yuzogpt import checkpoints, loading
 from yuzogpt.checkpoints import Checkpoint, State
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
-from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
 from yuzogpt.evaluation.loss import mean_loss
 from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.metrics import MetricsLog
@@ -46,8 +47,9 @@ def train(
     seed, global_rows = settings.run.seed, settings.batch.global_rows
 
     # What is trained on what.
-    hardware = choose_hardware(settings.device, world)
-    model = loading.model_for_training(settings, resume).to(hardware.device)
+    with world.all_or_none():
+        hardware = choose_hardware(settings.device, world, settings.device.compile)
+        model = loading.model_for_training(settings, resume).to(hardware.device)
     settings = settings.model_copy(update={"model": model.settings})
     data = Rows(corpus.stream("train"), model.settings.block_size, seed)
     windows = FixedWindows(corpus.stream("val"), model.settings.block_size)
@@ -58,19 +60,20 @@ def train(
         step, rows_seen = resume.state.step, resume.state.rows_seen
         load_state_tensors(model, optimizer, resume.optimizer())
     trained = parallelize(model, world, hardware, settings.workers)
-    settle_buckets(trained, *next(micro_batches(data, settings, world, hardware, rows_seen)))
     if log:
         introduce(log, settings, world, hardware, model, data, step, rows_seen)
 
     if settings.evaluation.eval_only:
-        final_loss = validation.whole(model)
+        val_loss = validation.whole(model)
         if log:
-            log.write("final", step, val_loss=final_loss)
+            log.write("eval_only", step, val_loss=val_loss)
         return
     if step == 0:
         estimate = validation.estimate(model)
         if log:
             log.write("evaluation", 0, rows_seen=0, val_loss_estimate=estimate)
+    first_batch = next(micro_batches(data, settings, world, hardware, rows_seen))
+    settle_buckets(trained, hardware, *first_batch)
 
     started, logged_step = time.perf_counter(), step
     while step < schedule.max_iters:
@@ -82,9 +85,10 @@ def train(
         # ranks; the scale turns that into the mean over the global batch, however it is shared.
         scale = world.size / (global_rows * data.block_size)
         loss_sum = torch.zeros((), device=hardware.device)
-        batches = list(micro_batches(data, settings, world, hardware, rows_seen))
-        for index, (ids, targets, keys) in enumerate(batches):
-            with averaging(trained, last=index == len(batches) - 1):
+        batches = micro_batches(data, settings, world, hardware, rows_seen)
+        micro_steps = math.ceil(len(world.share(global_rows)) / settings.batch.batch_size)
+        for micro_step, (ids, targets, keys) in enumerate(batches, start=1):
+            with averaging(trained, last=micro_step == micro_steps):
                 with hardware.autocasting():
                     losses = trained(ids, targets, keys)  # (B, T)
                 (losses.sum() * scale).backward()
@@ -116,14 +120,14 @@ def train(
         if step % settings.evaluation.eval_interval == 0 or step == schedule.max_iters:
             before = time.perf_counter()
             estimate = validation.estimate(model)
-            metrics = {"val_loss_estimate": estimate}
+            metrics = {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
             if log:
                 log.write("evaluation", step, rows_seen=rows_seen, val_loss_estimate=estimate)
                 state = State(
                     step=step,
                     rows_seen=rows_seen,
                     settings=settings.model_dump(),
-                    dataset=corpus.manifest.fingerprint,
+                    dataset=corpus.fingerprint,
                     tokenizer=corpus.manifest.tokenizer["fingerprint"],
                     metrics=metrics,
                 )
@@ -141,8 +145,9 @@ def micro_batches(
     share = world.share(settings.batch.global_rows)
     for first in range(share.start, share.stop, settings.batch.batch_size):
         count = min(settings.batch.batch_size, share.stop - first)
-        rows = torch.from_numpy(data.rows(rows_seen + first, count)).to(hardware.device)
-        keys = row_keys(settings.run.seed, rows_seen + first, count).to(hardware.device)
+        rows = torch.from_numpy(data.rows(rows_seen + first, count))
+        keys = row_keys(settings.run.seed, rows_seen + first, count)
+        rows, keys = hardware.send(rows), hardware.send(keys)
         yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), keys
 
 
@@ -155,14 +160,19 @@ class Validation:
     world: World
     hardware: Hardware
 
+    @property
+    def estimate_windows(self) -> int:
+        """Over how many windows the estimate is: only equal counts compare."""
+        count = self.settings.evaluation.eval_iters * self.settings.batch.batch_size
+        return len(self.windows.spread(count))
+
     def whole(self, model: GPT) -> float:
         """Return the loss over the whole split: the one that is reported and compared."""
-        return self._loss(model, 0)
+        return self._loss(model, len(self.windows))
 
     def estimate(self, model: GPT) -> float:
         """Return the loss over eval_iters batches of windows, the same ones each time."""
-        batch_size = self.settings.batch.batch_size
-        return self._loss(model, self.settings.evaluation.eval_iters * batch_size)
+        return self._loss(model, self.estimate_windows)
 
     def _loss(self, model: GPT, count: int) -> float:
         indices, batch_size = self.windows.spread(count), self.settings.batch.batch_size
@@ -180,7 +190,7 @@ def save(
     run = run_directory(settings)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     moments = state_tensors(model, optimizer)
-    tokenizer = tokenizers.to_bytes(corpus.tokenizer)
+    tokenizer = (corpus.directory / TOKENIZER).read_bytes()
     checkpoints.prune(run, checkpoints.write(run, state, weights, moments, tokenizer))
 
 
@@ -193,14 +203,14 @@ def finish(
     step: int,
 ) -> None:
     """Evaluate the last and the best checkpoint over the whole split, and say so."""
-    last_loss = validation.whole(model)
-    run = run_directory(settings)
-    found = checkpoints.best(run, lambda *_: None) if log else None
-    best = Path(world.from_rank_0(str(found.directory) if found else None) or run)
-    best_step, best_loss = checkpoints.step_of(best), last_loss
-    if best_step not in (-1, step):
-        model.load_state_dict(checkpoints.read_tensors(best / checkpoints.MODEL))
-        best_loss = validation.whole(model)
+    best_step, best_loss = step, validation.whole(model)
+    last_loss = best_loss
+    found = checkpoints.best(run_directory(settings), lambda *_: None) if log else None
+    place = world.from_rank_0(str(found.directory) if found else None)
+    if place and checkpoints.step_of(Path(place)) != step:
+        best = checkpoints.read(Path(place))
+        model.load_state_dict(best.model())
+        best_step, best_loss = best.state.step, validation.whole(model)
     if log:
         log.write("final", step, val_loss=last_loss, best_step=best_step, best_val_loss=best_loss)
 

@@ -4,6 +4,7 @@ In: the plain model. Out: the same model, wrapped. The model itself knows nothin
 """
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 from typing import cast
 
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yuzogpt.config import WorkerSettings
-from yuzogpt.hardware import Hardware
+from yuzogpt.hardware import Hardware, choose_device
 from yuzogpt.world import World
+
+# Rank 0 writes checkpoints while the others wait; a large one on slow storage takes minutes.
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def parallelize(
@@ -46,17 +50,18 @@ def process_group(world: World, device: str) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
-    if on_gpu:  # before the first collective, or all ranks of a node would take the first GPU
-        torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # Before the first collective, or all ranks of a node would take the first GPU.
+    on_gpu = choose_device(device, world).type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def settle_buckets(model: nn.Module, ids: Tensor, targets: Tensor, keys: Tensor) -> None:
+def settle_buckets(
+    model: nn.Module, hardware: Hardware, ids: Tensor, targets: Tensor, keys: Tensor
+) -> None:
     """Let DDP fix the layout of its gradient buckets before the first step.
 
     After its first backward pass DDP regroups the buckets into the order in which gradients came,
@@ -64,5 +69,7 @@ def settle_buckets(model: nn.Module, ids: Tensor, targets: Tensor, keys: Tensor)
     resume would be summed otherwise than the same step of an undisturbed run.
     """
     if isinstance(model, DistributedDataParallel):
-        model(ids, targets, keys).sum().backward()
+        with hardware.autocasting():
+            losses = model(ids, targets, keys)
+        losses.sum().backward()
         model.zero_grad(set_to_none=True)

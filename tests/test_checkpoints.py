@@ -101,7 +101,7 @@ def test_readers_of_weights_need_no_optimizer(tmp_path):
     directory = write(tmp_path, 5).directory
     (directory / "optimizer.safetensors").unlink()
     assert checkpoints.find(str(tmp_path)).state.step == 5
-    with pytest.raises(CorruptCheckpoint, match="optimizer.safetensors is missing"):
+    with pytest.raises(CorruptCheckpoint, match=r"optimizer.safetensors is missing"):
         checkpoints.verify(directory)
 
 

@@ -50,6 +50,10 @@ def damaged(text_file, tmp_path):
         ("train {tiny} --data_dir={corpus} --block_size=99999", "lower --block_size"),
         ("train {tiny} --data_dir={corpus} --out_dir={run} --n_layer=5", "model.n_layer: 2 -> 5"),
         ("train {tiny} --data_dir={corpus} --out_dir=s3://b/x", "s3:// is not supported"),
+        ("train {tiny} --data_dir={corpus} --out_dir=", "--out_dir=: empty"),
+        ("train {tiny} --data_dir={corpus} --out_dir={text}", "is not a directory"),
+        ("prepare a b", "one corpus at a time"),
+        ("prepare mine --tokenizer=char --source={tmp}", "a directory, not a text file"),
         ("prepare mine --tokenizer=gpt2 --source={text} --data_dir={corpus}", "another tokenizer"),
         ("sample --out_dir={run} --start=ünï", "no id for 'ï' 'ü'"),
         ("sample --out_dir={run} --start=FILE:{tmp}/none", "not readable"),
@@ -73,6 +77,19 @@ def test_mistakes(arguments, message, corpus_dir, damaged, run_dir, text_file, t
     assert len(result.stderr.strip().splitlines()) == 1
     assert message in result.stderr
     assert tree(tmp_path) | tree(run_dir) | tree(corpus_dir) == before
+
+
+def test_head_ends_quietly():
+    result = subprocess.run(
+        f"{sys.executable} -m yuzogpt train --help | head -1",
+        shell=True,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("yuzogpt train")
+    assert result.stderr == ""
 
 
 def test_submitted_jobs_refuse_relative_paths(corpus_dir, tmp_path):

@@ -63,6 +63,9 @@ def test_an_integer_is_a_learning_rate():
         (["--n_embd=100", "--n_head=3"], "n_embd=100 is not a multiple of n_head=3"),
         (["--device=gpu"], "'cpu', 'cuda' or 'mps'"),
         (["--compile=maybe"], "--compile=maybe: "),
+        (["--n_layer"], "--n_layer: needs a value: --n_layer=VALUE"),
+        (["--dataset=../x"], "should match pattern"),
+        (["--seed=99999999999999999999999"], "--seed=9999"),
         (["-x"], "not a flag; write --key=value"),
     ],
 )

@@ -16,6 +16,7 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -171,9 +172,16 @@ def find(reference: str) -> Checkpoint | None:
     except CorruptCheckpoint as error:
         raise UserError(f"{directory}: corrupt checkpoint: {error}") from None
     broken: list[str] = []
-    found = best(directory, lambda path, why: broken.append(f"{path.name}: {why}"))
+
+    def tell(path: Path, reason: str) -> None:
+        broken.append(f"{path.name}: {reason}")
+        print(f"!!! checkpoint {path} is corrupt ({reason})", file=sys.stderr)
+
+    found = best(directory, tell)
     if found is None and broken:
         raise UserError(f"{directory}: no checkpoint is whole: {'; '.join(broken)}")
+    if found is None and (directory / "metrics.jsonl").exists():
+        raise UserError(f"{directory}: this run has no checkpoint yet")
     return found
 
 
@@ -231,6 +239,12 @@ def prune(run: Path, successor: Checkpoint) -> None:
     for directory in candidates(run):
         if directory not in keep:
             remove(directory)
+
+
+def sweep(run: Path) -> None:
+    """Delete what a killed writer left half done; only the holder of the run's lease may."""
+    for leftover in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove(directory: Path) -> None:

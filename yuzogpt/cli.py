@@ -81,6 +81,9 @@ def prepare(settings: Section) -> None:
     from yuzogpt.data.prepare import prepare as prepare_corpus
 
     wanted = settings.corpus
+    if wanted.source:
+        source_path = str(absolute(wanted.source, wanted.storage, "source"))
+        wanted = wanted.model_copy(update={"source": source_path})
     directory = absolute(wanted.data_dir or f"data/{wanted.dataset}", wanted.storage, "data_dir")
     corpus, is_new = prepare_corpus(wanted, directory)
     manifest = corpus.manifest
@@ -152,6 +155,8 @@ def main(arguments: Sequence[str]) -> None:
     files = [argument for argument in rest if not argument.startswith("-")]
     flags = [argument for argument in rest if argument.startswith("-")]
     if verb.schema is PrepareSettings:
+        if len(files) > 1:
+            raise UserError(f"prepare {' '.join(files)}: one corpus at a time")
         flags = [f"--dataset={file}" for file in files] + flags
         files = []
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
@@ -179,6 +184,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except RunFailed as error:
         print(f"yuzogpt: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `| head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        print(f"yuzogpt: {error.filename or 'the system says'}: {reason}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("yuzogpt: interrupted; the same command goes on", file=sys.stderr)

@@ -15,6 +15,7 @@ Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # of a corpus, and its directory
 Auto = Literal["auto"]
 
 
@@ -35,7 +36,7 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which prepared corpus is read."""
 
-    dataset: str = setting("shakespeare_char", "name of the prepared corpus")
+    dataset: Name = setting("shakespeare_char", "name of the prepared corpus")
     data_dir: str = setting("", "its directory; empty: data/<dataset>")
 
 
@@ -179,7 +180,9 @@ class TrainSettings(Section):
 class CorpusSettings(Section):
     """Which text becomes which corpus."""
 
-    dataset: str = setting("", "name of the corpus; a new name needs --source and --tokenizer")
+    dataset: Name = setting(
+        "shakespeare_char", "name of the corpus; a new name needs --source and --tokenizer"
+    )
     source: str = setting("", "text file (UTF-8); empty: the corpus's own source, downloaded")
     tokenizer: Literal["", "char", "gpt2"] = setting("", "empty: the corpus's own")
     data_dir: str = setting("", "where it goes; empty: data/<dataset>")

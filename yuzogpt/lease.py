@@ -154,6 +154,15 @@ def parse(content: bytes) -> Holder | None:
         return None
 
 
+def holder_of(directory: Path) -> str | None:
+    """Return the id of whoever holds a directory; None if nobody does."""
+    try:
+        found = parse((directory / LEASE).read_bytes())
+    except OSError:
+        return None
+    return str(found["id"]) if found else None
+
+
 def this_process(process: int) -> Holder:
     """Describe a process so that it is not taken for another: where its number means something
     (host, boot, process namespace), and when it started.

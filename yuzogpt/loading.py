@@ -14,8 +14,12 @@ from yuzogpt.references import ModelReference, resolve_model, shape_of
 def load_model(reference: ModelReference) -> GPT:
     """Load a model for reading (eval mode)."""
     checkpoint = reference.checkpoint
-    model = restore(checkpoint) if checkpoint else huggingface.load(reference.name)
-    return model.eval()
+    if checkpoint is None:
+        return huggingface.load(reference.name).eval()
+    try:
+        return restore(checkpoint).eval()
+    except FileNotFoundError:  # its run goes on, and has replaced it meanwhile
+        return load_model(resolve_model(reference.name))
 
 
 def restore(checkpoint: Checkpoint) -> GPT:

@@ -44,6 +44,9 @@ def resolve(schema: type[S], files: Sequence[str], flags: Sequence[str]) -> S:
     origins: dict[str, str] = {}
     for override in overrides:
         dotted = find_key(override, known)
+        # pydantic would take true for 1.
+        if isinstance(override.value, bool) and "bool" not in str(known[dotted].annotation):
+            raise UserError(f"{override.origin}: needs a value: --{dotted.split('.')[1]}=VALUE")
         section, leaf = dotted.split(".")
         nested.setdefault(section, {})[leaf] = override.value
         origins[dotted] = override.origin

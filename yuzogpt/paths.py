@@ -18,6 +18,8 @@ def absolute(path: str, storage: str, key: str) -> Path:
     Raises UserError in a submitted job without `storage`: its working directory is an unpacked
     copy that vanishes with the job. `key` is the setting's name, for the message.
     """
+    if not path:
+        raise UserError(f"--{key}=: empty; give a path")
     base = Path(local_path(storage, "storage")) if storage else Path.cwd()
     if not base.is_absolute():
         raise UserError(f"--storage={storage}: not absolute; give a directory that all nodes share")

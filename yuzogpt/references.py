@@ -48,8 +48,11 @@ def resolve_model(name: str) -> ModelReference:
         return ModelReference(name, GPT2_VOCABULARY, 1024, None)
     config = Path(name, "config.json")
     if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        sizes = int(content.get("vocab_size", 0)), int(content.get("n_positions", 0))
+        try:
+            content = json.loads(config.read_text(encoding="utf-8"))
+            sizes = int(content["vocab_size"]), int(content["n_positions"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{config}: not the config of a GPT-2: {error!r}") from None
         return ModelReference(name, *sizes, None)
     checkpoint = checkpoints.find(name)
     if checkpoint is None:

@@ -4,11 +4,12 @@ In: settings, the corpus, and the directory. Out: nothing yet (a new run), the c
 from, or a UserError with the difference. Needs no torch, so the answer comes at once.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from yuzogpt import checkpoints, tokenizers
@@ -17,14 +18,17 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus, open_corpus
 from yuzogpt.errors import UserError
+from yuzogpt.files import write_durably
+from yuzogpt.lease import Lease
 from yuzogpt.metrics import read_records
-from yuzogpt.overrides import changed_frozen
+from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 SETTINGS = "settings.yaml"
 ERRORS = "errors.log"
+SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
 WANDB_ID = "wandb-id.txt"
 
 
@@ -42,7 +46,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     if isinstance(settings.workers.num_workers, int):
         check_world(settings, settings.workers.num_workers)
     check_wandb(settings)
-    check_overwrite(settings)
+    check_out_dir(settings)
     resume = None
     if not settings.run.overwrite:
         resume = find_resume(settings, corpus, lambda *_: None)
@@ -130,9 +134,16 @@ def check_world(settings: TrainSettings, workers: int) -> None:
         )
 
 
-def check_overwrite(settings: TrainSettings) -> None:
-    """Raise UserError if `--overwrite` would delete what the new run is to start from."""
+def check_out_dir(settings: TrainSettings) -> None:
+    """Raise UserError if the run would replace the user's files, or what it is to start from."""
     run, start = Path(settings.run.out_dir), settings.run.init_from
+    there = next(path for path in (run, *run.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "not writable" if there.is_dir() else "not a directory"
+        raise UserError(f"--out_dir={run}: {there} is {why}; choose another")
+    found = run / SETTINGS
+    if found.exists() and not found.read_bytes().startswith(SIGNATURE.encode()):
+        raise UserError(f"--out_dir={run}: its {SETTINGS} is not of a run; choose another")
     if settings.run.overwrite and (start == "resume" or run in [Path(start), *Path(start).parents]):
         raise UserError(
             f"--overwrite would delete what --init_from={start} starts from; choose another "
@@ -177,15 +188,13 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> None:
             f"{corpus.manifest.corpus} {settings.model.vocab_size}; prepare the corpus with the "
             "model's tokenizer"
         )
-    if reference.checkpoint or reference.vocab_size == GPT2_VOCABULARY:
-        if (
-            tokenizers.fingerprint(reference.tokenizer())
-            != corpus.manifest.tokenizer["fingerprint"]
-        ):
-            raise UserError(
-                f"{origin}: its tokenizer is not the one that made the corpus "
-                f"{corpus.manifest.corpus}, though both have {reference.vocab_size} tokens"
-            )
+    is_known = reference.checkpoint or reference.vocab_size == GPT2_VOCABULARY
+    made_with = corpus.manifest.tokenizer["fingerprint"]
+    if is_known and tokenizers.fingerprint(reference.tokenizer()) != made_with:
+        raise UserError(
+            f"{origin}: its tokenizer is not the one that made the corpus "
+            f"{corpus.manifest.corpus}, though both have {reference.vocab_size} tokens"
+        )
     if reference.block_size < settings.model.block_size:
         raise UserError(
             f"{origin}: it has positions for {reference.block_size} tokens; lower "
@@ -193,10 +202,26 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> None:
         )
 
 
+@contextlib.contextmanager
+def writing(settings: TrainSettings) -> Iterator[Path]:
+    """Hold out_dir for this command alone; with `--overwrite`, empty it first."""
+    run = Path(settings.run.out_dir)
+    with Lease(run):
+        if settings.run.overwrite:
+            clear(run)
+        checkpoints.sweep(run)
+        # Without `overwrite`: to train from this file again must not delete the run.
+        kept = settings.run.model_copy(update={"overwrite": False})
+        content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
+        write_durably(run / SETTINGS, content.encode())
+        yield run
+
+
 def clear(run: Path) -> None:
     """Delete what earlier runs wrote in out_dir (`--overwrite`), and nothing else."""
     for checkpoint in checkpoints.candidates(run):
         checkpoints.remove(checkpoint)
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    for broken in (run / "checkpoints").glob("broken-step-*"):
+        shutil.rmtree(broken)
     for name in (METRICS, CURVE, SETTINGS, ERRORS, WANDB_ID):
         (run / name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import tiny_settings
 from tests.training.worlds import losses, records, run_world, weights
 from yuzogpt import runs
-from yuzogpt.config import TrainSettings, WorkerSettings
+from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
@@ -33,6 +33,11 @@ def settings_for(corpus_dir, out_dir, *flags):
     return runs.check(tiny_settings(corpus_dir, out_dir, "--dropout=0.1", *flags))[0]
 
 
+def train_on_ray(settings):
+    with runs.writing(settings):
+        train_connected(settings)
+
+
 def test_the_token_is_private(embedded_ray):
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
@@ -42,7 +47,7 @@ def test_the_token_is_private(embedded_ray):
 
 def test_one_worker_gives_the_same_bits(embedded_ray, corpus_dir, tmp_path, capfd):
     on_ray = settings_for(corpus_dir, tmp_path / "ray", "--max_iters=30", "--num_workers=1")
-    train_connected(on_ray)
+    train_on_ray(on_ray)
     run_world(1, settings_for(corpus_dir, tmp_path / "plain", "--max_iters=30"))
     assert losses(tmp_path / "ray") == losses(tmp_path / "plain")
     assert weights(tmp_path / "ray", 30) == weights(tmp_path / "plain", 30)
@@ -59,7 +64,7 @@ def test_two_workers_one_killed_give_the_same_bits(embedded_ray, corpus_dir, tmp
     killed = threading.Event()
     killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "ray", killed), daemon=True)
     killer.start()
-    train_connected(on_ray)
+    train_on_ray(on_ray)
     killer.join(60)
     assert killed.is_set()
     run_world(2, settings_for(corpus_dir, tmp_path / "plain", *flags))
@@ -92,16 +97,16 @@ def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, t
     )
     chosen = chosen.model_copy(update={"workers": WorkerSettings(num_workers=2)})  # unchecked
     with pytest.raises(UserError, match="too small for 2 workers"):
-        train_connected(chosen)
+        train_on_ray(chosen)
 
 
 def test_more_workers_than_cores_are_refused_here(embedded_ray, corpus_dir, tmp_path):
     chosen = settings_for(corpus_dir, tmp_path / "run", "--num_workers=4")
     with pytest.raises(UserError, match=r"this machine has 3 CPU\(s\)"):
-        train_connected(chosen)
+        train_on_ray(chosen)
 
 
-def test_the_wandb_key_reaches_no_process_of_ray(monkeypatch):
+def test_the_wandb_key_reaches_no_process_of_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "canary")
     seen = []
 
@@ -115,5 +120,5 @@ def test_the_wandb_key_reaches_no_process_of_ray(monkeypatch):
     monkeypatch.setattr(
         orchestration_train, "train_connected", lambda settings, key: handed_on.append(key)
     )
-    orchestration_train.run_on_ray(TrainSettings())
+    orchestration_train.run_on_ray(tiny_settings(tmp_path, tmp_path / "run"))
     assert (seen, handed_on) == ([None], ["canary"])

@@ -11,15 +11,16 @@ from tests.training.worlds import losses, records
 from yuzogpt import checkpoints, runs
 from yuzogpt.config import ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
 from yuzogpt.data.blocks import open_corpus
-from yuzogpt.errors import UserError
+from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import sha256
+from yuzogpt.lease import LEASE
 from yuzogpt.loading import load_model
 from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.overrides import resolve
 from yuzogpt.references import resolve_model
-from yuzogpt.training.launch import work, writing
+from yuzogpt.training.launch import work
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors
 from yuzogpt.training.schedules import lr_at
 from yuzogpt.world import World
@@ -29,7 +30,7 @@ def train(corpus, out_dir, *flags):
     """Check and run as the command line does, in this process; return what was reported."""
     settings, _ = runs.check(tiny_settings(corpus, out_dir, *flags))
     reported = []
-    with writing(settings):
+    with runs.writing(settings):
         work(settings, World(), lambda metrics, path: reported.append((metrics, path)), None)
     return reported
 
@@ -177,7 +178,9 @@ def test_a_vocabulary_that_does_not_fit_is_refused(corpus_dir, tmp_path):
     with pytest.raises(UserError, match="the corpus mine has"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--vocab_size=99"))
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text(json.dumps({"vocab_size": 50257}))
+    (tmp_path / "hf" / "config.json").write_text(
+        json.dumps({"vocab_size": 50257, "n_positions": 1024})
+    )
     with pytest.raises(UserError, match="its vocabulary has 50257 tokens"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run", f"--init_from={tmp_path / 'hf'}"))
     assert not (tmp_path / "run").exists()
@@ -196,7 +199,7 @@ def test_resume_by_name_leaves_no_trace(corpus_dir, tmp_path):
     train(corpus_dir, out_dir, "--max_iters=2")
     train(corpus_dir, out_dir, "--max_iters=4", "--init_from=resume")
     train(corpus_dir, out_dir, "--max_iters=6")
-    with pytest.raises(UserError, match="model.n_layer: 2 -> 3"):
+    with pytest.raises(UserError, match=r"model.n_layer: 2 -> 3"):
         runs.check(tiny_settings(corpus_dir, out_dir, "--init_from=resume", "--n_layer=3"))
 
 
@@ -250,6 +253,41 @@ def test_eval_only_evaluates_a_finished_run(finished, corpus_dir, capsys):
     expected = records(finished, "final")[0]["val_loss"]
     assert records(finished, "eval_only")[-1]["val_loss"] == pytest.approx(expected, abs=1e-6)
     assert runs.is_finished(settings, resume)
+
+
+def test_files_that_are_not_ours_are_not_replaced(corpus_dir, tmp_path):
+    (tmp_path / "settings.yaml").write_text("n_layer: 3\n")
+    (tmp_path / "checkpoints" / "precious").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"its settings\.yaml is not of a run"):
+        runs.check(tiny_settings(corpus_dir, tmp_path))
+    (tmp_path / "settings.yaml").unlink()
+    train(corpus_dir, tmp_path, "--max_iters=2")
+    train(corpus_dir, tmp_path, "--max_iters=2", "--overwrite")
+    assert (tmp_path / "checkpoints" / "precious").is_dir()
+
+
+def test_a_writer_whose_lease_is_anothers_writes_no_checkpoint(corpus_dir, tmp_path):
+    settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5"))
+
+    def taken_over(record):
+        if record["kind"] == "train" and record["step"] == 3:
+            found = json.loads((tmp_path / "run" / LEASE).read_text())
+            (tmp_path / "run" / LEASE).write_text(json.dumps({**found, "id": "another"}))
+
+    # The lease is held by hand: its own heart would end this process, as it should.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LEASE).write_text(json.dumps({"id": "x", "host": "", "process": 1}))
+    with pytest.raises(RunFailed, match="another command has taken over"):
+        work(settings, World(), lambda *_: None, taken_over)
+    assert checkpoints.candidates(tmp_path / "run") == []
+
+
+def test_a_checkpoint_that_its_run_replaced_is_looked_up_again(corpus_dir, tmp_path):
+    train(corpus_dir, tmp_path / "run", "--max_iters=2")
+    reference = resolve_model(str(tmp_path / "run"))
+    train(corpus_dir, tmp_path / "run", "--max_iters=60")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-2", ignore_errors=True)
+    assert load_model(reference).settings.n_layer == 2
 
 
 def test_init_from_resume_insists(corpus_dir, tmp_path):

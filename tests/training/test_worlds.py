@@ -5,6 +5,7 @@ with dropout, accumulation and several DDP buckets.
 """
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -66,15 +67,25 @@ def test_the_command_in_this_process_agrees_bit_for_bit(runs, corpus_dir, tmp_pa
     assert "sample from it: yuzogpt sample --out_dir=" in result.stdout
 
 
-def test_torchrun_agrees_bit_for_bit(runs, corpus_dir, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "yuzogpt.training", *TINY, DROPOUT, "--max_iters=100"]
-    command += [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("model: ") == 1  # nothing is printed twice
+def test_torchrun_on_two_nodes_agrees_bit_for_bit(runs, corpus_dir, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start_node(rank):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1"]
+        command += ["--nnodes=2", f"--node_rank={rank}", "--master_addr=127.0.0.1"]
+        command += [f"--master_port={port}", "-m", "yuzogpt.training", *TINY, DROPOUT]
+        command += [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}", "--max_iters=100"]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    nodes = [start_node(0), start_node(1)]
+    outputs = [node.communicate(timeout=120) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert outputs[0][0].count("model: ") == 1
+    assert outputs[1][0] == ""  # nothing is printed twice
     assert losses(tmp_path / "run") == losses(runs / "2-whole")
     assert weights(tmp_path / "run", 100) == weights(runs / "2-whole", 100)

@@ -76,7 +76,8 @@ def find_corpus(name: str, tokenizer: str, has_source: bool) -> Corpus:
 def read_text_file(path: Path) -> Source:
     """Read one UTF-8 text file as one document."""
     if not path.is_file():
-        raise UserError(f"--source={path}: no such file")
+        kind = "a directory, not a text file" if path.is_dir() else "no such file"
+        raise UserError(f"--source={path}: {kind}")
     try:
         return text_source(path.read_bytes(), str(path))
     except OSError as error:

@@ -38,6 +38,8 @@ def prepare(settings: CorpusSettings, directory: Path) -> tuple[PreparedCorpus, 
     else:
         assert corpus.download is not None
         source = corpus.download()
+    if not all(split_tail(source.documents)):
+        raise UserError(f"{settings.dataset}: the text is too short to split")
     tokenizer = build_tokenizer(corpus, source)
     if found:
         manifest = found.manifest

@@ -4,15 +4,20 @@ In: an address, or none. Out: a connection. A cluster that merely happens to run
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from yuzogpt.errors import UserError
+from yuzogpt.lease import holder_lives, this_process
 
+OWNER = "owner.json"
+PREFIX = "yuzogpt-ray-"
 OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
 
 
@@ -46,8 +51,10 @@ def joined(address: str) -> Iterator[None]:
 @contextlib.contextmanager
 def embedded(cores: int) -> Iterator[None]:
     """Start a Ray of this command's own: private directory, private token, no dashboard."""
+    sweep()
     # Under /tmp, whatever TMPDIR says: paths of Ray's sockets may have 107 characters at most.
-    directory = Path(tempfile.mkdtemp(prefix="yuzogpt-ray-", dir="/tmp"))  # mode 0700
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # mode 0700
+    (directory / OWNER).write_text(json.dumps(this_process(os.getpid())))
     token = directory / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -68,4 +75,20 @@ def embedded(cores: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep() -> None:
+    """End what is left of embedded Rays whose command was killed: processes and directories."""
+    for directory in Path("/tmp").glob(f"{PREFIX}*"):
+        try:
+            owner = json.loads((directory / OWNER).read_bytes())
+            if directory.stat().st_uid != os.getuid() or holder_lives(owner) is not False:
+                continue
+        except (OSError, ValueError):
+            continue
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.fsencode(directory / "ray") in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(directory, ignore_errors=True)

@@ -29,21 +29,19 @@ def run_on_ray(settings: TrainSettings) -> None:
     key = take_wandb_key(settings.log)
     wanted = settings.workers.num_workers
     cores = max(os.cpu_count() or 1, wanted if isinstance(wanted, int) else 1)
-    with connected(settings.workers.ray_address, cores):
+    print("starting Ray ...", flush=True)
+    with runs.writing(settings), connected(settings.workers.ray_address, cores):
         train_connected(settings, key)
 
 
 def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> None:
-    """Train on the Ray that this process is connected to."""
+    """Train on the Ray that this process is connected to, in an out_dir that it holds."""
     # Imported only now, with torch: Ray's processes come up in the meantime.
     from yuzogpt.metrics import Follower
-    from yuzogpt.training.launch import conclude, writing
+    from yuzogpt.training.launch import conclude
 
-    with (
-        writing(settings) as run,
-        Display(settings, wandb_key) as display,
-        Follower(run / runs.METRICS, display),
-    ):
+    run = Path(settings.run.out_dir)
+    with Display(settings, wandb_key) as display, Follower(run / runs.METRICS, display):
         fit(settings, run)
     conclude(settings)
 
@@ -62,6 +60,7 @@ def fit(settings: TrainSettings, run: Path) -> None:
     num_workers = settings.workers.num_workers
     if num_workers == "auto":
         num_workers = max(1, gpus) if use_gpu else 1
+    assert isinstance(num_workers, int)
     what = "GPU" if use_gpu else "CPU"
     check_room(settings, num_workers, what, int(resources.get(what, 0)))
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
@@ -80,6 +79,8 @@ def fit(settings: TrainSettings, run: Path) -> None:
     )
     try:
         result = trainer.fit()
+    except SystemExit:  # how Ray Train's handler of Ctrl-C ends
+        raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise RunFailed(
             f"the run failed ({summary(error)}); see {run / runs.ERRORS}; the same command goes on "

@@ -13,8 +13,8 @@ from torch import Tensor
 def next_tokens(
     logits: Tensor, temperature: float, top_k: int, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Draw one token a row; the likeliest one at temperature 0."""
-    if temperature == 0:
+    """Draw one token a row; the likeliest one at temperature 0, or so near to it that it is."""
+    if temperature < 1e-5:
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
     if 0 < top_k < logits.shape[-1]:

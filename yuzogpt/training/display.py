@@ -28,7 +28,7 @@ class Display:
         self.max_iters = settings.schedule.max_iters
         self.bar: tqdm[Any] | None = None
         self.on_terminal = sys.stderr.isatty()
-        self.val_loss = float("nan")
+        self.val_loss: float | None = None
         self.last_plain = 0.0
         self.wandb = WandbSink(settings, wandb_key) if settings.log.wandb_log else None
 
@@ -65,7 +65,9 @@ class Display:
 
     def _progress(self, record: Record) -> None:
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"
-        losses = f"loss {record['loss']:.4f}, val {self.val_loss:.4f}"
+        losses = f"loss {record['loss']:.4f}"
+        if self.val_loss is not None:  # a resumed run has not looked yet
+            losses += f", val {self.val_loss:.4f}"
         step = record["step"]
         if self.on_terminal:
             if self.bar is None:

@@ -1,42 +1,28 @@
 """What every launcher does around the loop: before it, in each worker, and after it.
 
 In: settings with absolute paths. Out: a finished run. `runs.check` comes first, where the user
-typed the command, before anything starts or is written; `work` runs in every worker; `run_here` and `run_as_rank` are
-the launchers that need nothing else: this process, and the ranks that torchrun started.
+typed the command, before anything starts or is written; `work` runs in every worker; `run_here`
+and `run_as_rank` are the launchers that need nothing else: this process, and the ranks that
+torchrun started.
 """
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from yuzogpt import checkpoints, runs
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.blocks import open_corpus
-from yuzogpt.errors import UserError
-from yuzogpt.files import sha256, write_durably
-from yuzogpt.lease import Lease
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.files import sha256
+from yuzogpt.hardware import choose_device
+from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, read_records
-from yuzogpt.overrides import to_yaml
 from yuzogpt.training import curves
 from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.loop import Report, train
 from yuzogpt.training.parallel import process_group
 from yuzogpt.world import World
-
-
-@contextlib.contextmanager
-def writing(settings: TrainSettings) -> Iterator[Path]:
-    """Hold out_dir for this command alone; with `--overwrite`, empty it first."""
-    run = Path(settings.run.out_dir)
-    with Lease(run):
-        if settings.run.overwrite:
-            runs.clear(run)
-        # Without `overwrite`: to train from this file again must not delete the run.
-        kept = settings.run.model_copy(update={"overwrite": False})
-        content = to_yaml(settings.model_copy(update={"run": kept})).encode()
-        write_durably(run / runs.SETTINGS, content)
-        yield run
 
 
 def work(settings: TrainSettings, world: World, report: Report, listener: Listener | None) -> None:
@@ -66,16 +52,23 @@ def work(settings: TrainSettings, world: World, report: Report, listener: Listen
         resume = checkpoints.read(Path(place))
         settings = runs.as_started(settings, resume)
     log: MetricsLog | None = None
+    holder = holder_of(run)
     if world.rank == 0:
         step = resume.state.step if resume else -1
         log = MetricsLog(run / runs.METRICS, step, listener)
         for line in broken:
             log.write("notice", max(step, 0), text=line)
     try:
-        train(settings, world, corpus, report, resume, log)
+        train(settings, world, corpus, report, resume, log, lambda: refuse_other(run, holder))
     finally:
         if log:
             log.close()
+
+
+def refuse_other(run: Path, holder: str | None) -> None:
+    """Raise RunFailed if out_dir has another writer now: this one's command was killed."""
+    if holder_of(run) != holder:
+        raise RunFailed(f"{run}: another command has taken over")
 
 
 def refuse_private_directory(run: Path, world: World) -> None:
@@ -93,7 +86,8 @@ def refuse_private_directory(run: Path, world: World) -> None:
 def run_here(settings: TrainSettings) -> None:
     """Train in this process."""
     key = take_wandb_key(settings.log)
-    with writing(settings), Display(settings, key) as display:
+    choose_device(settings.device.device, World())  # a mistake here shows before a file is written
+    with runs.writing(settings), Display(settings, key) as display:
         work(settings, World(), lambda *_: None, display)
     conclude(settings)
 
@@ -114,7 +108,7 @@ def run_as_rank(settings: TrainSettings) -> None:
         listener = None
         with world.all_or_none():
             if world.rank == 0:
-                stack.enter_context(writing(settings))
+                stack.enter_context(runs.writing(settings))
                 listener = stack.enter_context(Display(settings, key))
         work(settings, world, lambda *_: None, listener)
     if world.rank == 0:

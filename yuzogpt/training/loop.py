@@ -41,8 +41,13 @@ def train(
     report: Report,
     resume: Checkpoint | None,
     log: MetricsLog | None,
+    refuse_to_write: Callable[[], None],
 ) -> None:
-    """Train from `resume`, or from `init_from`, to max_iters. `log`: on rank 0 only."""
+    """Train from `resume`, or from `init_from`, to max_iters.
+
+    `log`: on rank 0 only. `refuse_to_write`: called before a checkpoint, raises if out_dir is
+    another's by now.
+    """
     schedule, every = settings.schedule, settings.log.log_interval
     seed, global_rows = settings.run.seed, settings.batch.global_rows
 
@@ -131,6 +136,7 @@ def train(
                     tokenizer=corpus.manifest.tokenizer["fingerprint"],
                     metrics=metrics,
                 )
+                refuse_to_write()
                 save(settings, state, model, optimizer, corpus)
             report(metrics, run_directory(settings) / "checkpoints" / f"step-{step}")
             started += time.perf_counter() - before

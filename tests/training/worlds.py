@@ -35,13 +35,13 @@ def run_world(size: int, settings: TrainSettings) -> None:
 
 def run_rank(rank: int, size: int, port: str, settings: dict[str, Any]) -> None:
     """Be one rank."""
-    from yuzogpt.training.launch import run_here
+    from yuzogpt.training.launch import run_as_rank
 
     numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(number) for name, number in numbers.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
-        run_here(TrainSettings.model_validate(settings))
+        run_as_rank(TrainSettings.model_validate(settings))
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -31,6 +31,6 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
 
 
 def summary(error: Exception) -> str:
-    """Return the line of an error that says what happened: the last one."""
+    """Return the sentence of an error that says what happened: its last line's first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].split(". ")[0] if lines else type(error).__name__

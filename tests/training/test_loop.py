@@ -277,6 +277,7 @@ def test_a_writer_whose_lease_is_anothers_writes_no_checkpoint(corpus_dir, tmp_p
     # The lease is held by hand: its own heart would end this process, as it should.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LEASE).write_text(json.dumps({"id": "x", "host": "", "process": 1}))
+    (tmp_path / "run" / runs.SETTINGS).write_text(runs.SIGNATURE)
     with pytest.raises(RunFailed, match="another command has taken over"):
         work(settings, World(), lambda *_: None, taken_over)
     assert checkpoints.candidates(tmp_path / "run") == []

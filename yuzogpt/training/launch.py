@@ -72,11 +72,14 @@ def refuse_other(run: Path, holder: str | None) -> None:
 
 
 def refuse_private_directory(run: Path, world: World) -> None:
-    """Raise UserError on all ranks unless all see the same out_dir: they will read checkpoints."""
-    seen = sha256(run / runs.SETTINGS) if (run / runs.SETTINGS).exists() else "nothing"
+    """Raise UserError on all ranks unless all see the out_dir that the launcher wrote to.
+
+    They will read checkpoints there, and the launcher the metrics.
+    """
+    seen = sha256(run / runs.SETTINGS) if (run / runs.SETTINGS).exists() else None
     expected = world.from_rank_0(seen)
     with world.all_or_none():
-        if seen != expected:
+        if seen is None or seen != expected:
             raise UserError(
                 f"--out_dir={run}: not the same directory on every node; choose one on storage "
                 "that all nodes share"

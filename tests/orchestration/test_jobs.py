@@ -40,7 +40,8 @@ def head(tmp_path_factory):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # the job's python
+        # So that the job's `python` is the one with the project's packages.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     environment.pop("RAY_AUTH_TOKEN_PATH", None)
     command = [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]

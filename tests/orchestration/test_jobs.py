@@ -80,14 +80,17 @@ def test_a_submitted_job_trains_and_keeps_its_run(head, corpus_dir, tmp_path):
     job = ["python", "jobs/train_gpt2.py", "shakespeare_char_cpu", *TINY]
     job += [f"--data_dir={corpus_dir}", "--out_dir=run", f"--storage={tmp_path}"]
     submit = [RAY, "job", "submit", f"--address={address}", "--working-dir", str(REPOSITORY)]
-    result = subprocess.run(
-        [*submit, "--", *job, "--num_workers=1", "--max_iters=10", "--log_interval=1"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    for _ in range(30):  # the API answers some seconds before the agent that starts jobs is there
+        result = subprocess.run(
+            [*submit, "--", *job, "--num_workers=1", "--max_iters=10", "--log_interval=1"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        if "No available agent to submit job" not in result.stderr:
+            break
     assert result.returncode == 0, result.stdout + result.stderr
     assert "best checkpoint: " in result.stdout
     assert result.stdout.count("model: ") == 1

@@ -11,6 +11,9 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, prepare_char_corpus, yuzogpt
 from tests.data.test_blocks import flip_a_byte
 from tests.training.worlds import losses
+from yuzogpt.config import SampleSettings
+from yuzogpt.overrides import resolve
+from yuzogpt.sampling.sample import sample as draw_samples
 
 
 @pytest.fixture(scope="module")
@@ -121,21 +124,26 @@ def test_help_shows_units_and_defaults():
 
 def test_sampling_repeats_itself_and_depends_on_the_seed(run_dir, tmp_path):
     def sample(*flags):
-        common = [f"--out_dir={run_dir}", "--num_samples=3", "--max_new_tokens=40"]
-        result = yuzogpt("sample", *common, *flags)
-        assert result.returncode == 0, result.stderr
-        return result.stdout.split("---------------\n")[:-1]
+        common = [f"--out_dir={run_dir}", "--num_samples=3", "--max_new_tokens=40", "--device=cpu"]
+        return list(draw_samples(resolve(SampleSettings, [], [*common, *flags])))
 
     (tmp_path / "prompt.txt").write_text("thou art")
     first = sample("--start=thou art")
     assert first == sample(f"--start=FILE:{tmp_path / 'prompt.txt'}")
-    assert all(text.startswith("thou art") and len(text) == 49 for text in first)
+    assert all(text.startswith("thou art") and len(text) == 48 for text in first)
     assert len(set(first)) == 3
     # Sample i is drawn with seed + i, whatever else is in the batch.
     assert sample("--start=thou art", "--seed=1338", "--num_samples=2") == first[1:]
     greedy = sample("--start=thou art", "--temperature=0")
     assert len(set(greedy)) == 1
     assert sample("--start=thou art", "--top_k=1") == greedy
+
+
+def test_samples_are_printed_apart(run_dir):
+    flags = [f"--out_dir={run_dir}", "--num_samples=2", "--max_new_tokens=5", "--start=king"]
+    result = yuzogpt("sample", *flags)
+    assert result.returncode == 0, result.stderr
+    assert [len(text) for text in result.stdout.split("\n---------------\n")] == [9, 9, 0]
 
 
 def test_a_run_exports_to_transformers(run_dir, tmp_path):

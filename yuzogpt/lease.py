@@ -7,10 +7,10 @@ for EXPIRES_AFTER seconds of the watcher's own clock has no living holder. No cl
 between machines.
 """
 
-import _thread
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -139,7 +139,8 @@ class Lease:
                 found = parse(self.path.read_bytes())
                 if found is not None and found["id"] != self.holder["id"]:
                     self.lost.set()
-                    _thread.interrupt_main()  # two writers would be worse than none
+                    # As Ctrl-C would: two writers would be worse than none.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 self.beat += 1
                 write_durably(self.path, self._content())

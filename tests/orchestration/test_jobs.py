@@ -46,6 +46,7 @@ def head(tmp_path_factory):
     environment.pop("RAY_AUTH_TOKEN_PATH", None)
     command = [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     command += [f"--dashboard-port={dashboard}", "--object-store-memory=100000000"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     directory = tempfile.mkdtemp(prefix="yuzogpt-test-", dir="/tmp")  # short, for socket paths
     command += [f"--temp-dir={directory}"]
     process = subprocess.Popen(
@@ -80,7 +81,7 @@ def test_a_submitted_job_trains_and_keeps_its_run(head, corpus_dir, tmp_path):
     job = ["python", "jobs/train_gpt2.py", "shakespeare_char_cpu", *TINY]
     job += [f"--data_dir={corpus_dir}", "--out_dir=run", f"--storage={tmp_path}"]
     submit = [RAY, "job", "submit", f"--address={address}", "--working-dir", str(REPOSITORY)]
-    for _ in range(30):  # the API answers some seconds before the agent that starts jobs is there
+    for _ in range(10):  # the API answers some seconds before the agent that starts jobs is there
         result = subprocess.run(
             [*submit, "--", *job, "--num_workers=1", "--max_iters=10", "--log_interval=1"],
             env=environment,

@@ -87,8 +87,20 @@ def sweep() -> None:
                 continue
         except (OSError, ValueError):
             continue
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if os.fsencode(directory / "ray") in (process / "cmdline").read_bytes():
-                    os.kill(int(process.name), signal.SIGKILL)
+        for process in processes_of(directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def processes_of(directory: Path) -> list[int]:
+    """Return the processes of an embedded Ray: all inherited the path of its token.
+
+    Their command lines do not tell: Ray's agents replace them by a title.
+    """
+    mark, found = os.fsencode(f"RAY_AUTH_TOKEN_PATH={directory}/token"), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Two test processes share the cores: torch's threads of one would spin against the other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from yuzogpt.config import CorpusSettings, TrainSettings
 from yuzogpt.data.prepare import prepare
 from yuzogpt.overrides import resolve

@@ -10,7 +10,9 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from yuzogpt.errors import UserError
@@ -18,14 +20,26 @@ from yuzogpt.lease import holder_lives, this_process
 
 OWNER = "owner.json"
 PREFIX = "yuzogpt-ray-"
+# Set before ray is imported, for a Ray that has one node and one command.
+ONLY_HERE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no node drains here: a process of 3 s less
+    "RAY_worker_niceness": "0",  # else Ray's own processes go before the work
+}
 OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
 
 
 @contextlib.contextmanager
-def connected(address: str, cores: int) -> Iterator[None]:
-    """Join the Ray cluster at `address` or RAY_ADDRESS, or start an embedded one with `cores`."""
+def connected(address: str, cores: int, heavy_imports: Sequence[str] = ()) -> Iterator[None]:
+    """Join the Ray cluster at `address` or RAY_ADDRESS, or start an embedded one with `cores`.
+
+    `heavy_imports` are imported meanwhile, in a thread. Modules of ray's must not be among them:
+    two threads that import one package from two ends may each see the half of it.
+    """
     address = address or os.environ.get("RAY_ADDRESS", "")
+    importing = threading.Thread(target=lambda: [import_module(name) for name in heavy_imports])
+    importing.start()
     with joined(address) if address else embedded(cores):
+        importing.join()
         yield
 
 
@@ -58,6 +72,8 @@ def embedded(cores: int) -> Iterator[None]:
     token = directory / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
+    for name, value in ONLY_HERE.items():
+        os.environ.setdefault(name, value)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     import ray

@@ -20,6 +20,7 @@ FASTER_START = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset", "matplotlib.pyplot")
 
 
 def run_on_ray(settings: TrainSettings) -> None:
@@ -30,13 +31,12 @@ def run_on_ray(settings: TrainSettings) -> None:
     wanted = settings.workers.num_workers
     cores = max(os.cpu_count() or 1, wanted if isinstance(wanted, int) else 1)
     print("starting Ray ...", flush=True)
-    with runs.writing(settings), connected(settings.workers.ray_address, cores):
+    with runs.writing(settings), connected(settings.workers.ray_address, cores, HEAVY_IMPORTS):
         train_connected(settings, key)
 
 
 def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> None:
     """Train on the Ray that this process is connected to, in an out_dir that it holds."""
-    # Imported only now, with torch: Ray's processes come up in the meantime.
     from yuzogpt.metrics import Follower
     from yuzogpt.training.launch import conclude
 

@@ -1,9 +1,12 @@
 """Tokenizers: exact round trips, GPT-2's own ids, and whole in one file."""
 
 import importlib.util
+import random
 from pathlib import Path
 
 import pytest
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
 
 from yuzogpt import tokenizers
 from yuzogpt.errors import UserError
@@ -28,6 +31,32 @@ def test_gpt2_cuts_text_as_transformers_does():
     reference = GPT2Tokenizer(str(data / "encoder.json"), str(data / "vocab.bpe"))
     text = TEXT.replace("<|endoftext|>", "")
     assert gpt2_tokenizer().encode(text).tolist() == reference.encode(text)
+
+
+def test_pieces_are_those_of_tiktokens_own_pattern():
+    ours = gpt2_tokenizer()
+    theirs = tiktoken.Encoding(
+        "gpt2", pat_str=r50k_pat_str, mergeable_ranks=ours.ranks, special_tokens={}
+    )
+    # Letters, digits, marks and spaces of several scripts, dense in what the pattern tells apart.
+    alphabet = [
+        *" \t\n\r\u00a0\u2003\u200b'sdmtlverA09éß中ع٣½²_-!.…😀\u0301\x00\x1c\x85\ufeff",
+        "'ll",
+        "  ",
+    ]
+    generator = random.Random(0)
+    for _ in range(20_000):
+        text = "".join(generator.choices(alphabet, k=generator.randint(0, 14)))
+        assert ours.encode(text).tolist() == theirs.encode_ordinary(text), repr(text)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["a", "", " b\n", "  c"], ["x<|endoftext|>y", "z"]])
+def test_documents_together_are_encoded_each_for_itself(texts):
+    tokenizer = gpt2_tokenizer()
+    ids, ends = tokenizer.encode_documents(texts)
+    expected = [[*tokenizer.encode(text).tolist(), tokenizer.end_of_text] for text in texts]
+    starts = [0, *ends[:-1]]
+    assert [ids[a:b].tolist() for a, b in zip(starts, ends, strict=bool(texts))] == expected
 
 
 def test_end_of_text_in_a_document_is_text():

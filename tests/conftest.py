@@ -11,8 +11,9 @@ import pytest
 # Two test processes share the cores: torch's threads of one would spin against the other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from yuzogpt.config import CorpusSettings, TrainSettings
-from yuzogpt.data.prepare import prepare
+from yuzogpt.config import CorpusSettings, PrepareSettings, TrainSettings
+from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.overrides import resolve
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,10 +31,12 @@ def make_text(characters: int, seed: int = 0) -> str:
     """Return text with structure that a model can learn: lines of words from a small lexicon."""
     generator = random.Random(seed)
     words = ["thou", "art", "the", "king", "of", "night", "and", "all", "that", "ends", "Well."]
-    text = ""
-    while len(text) < characters:
-        text += " ".join(generator.choice(words) for _ in range(8)) + "\n"
-    return text[:characters]
+    lines: list[str] = []
+    length = 0
+    while length < characters:
+        lines.append(" ".join(generator.choice(words) for _ in range(8)) + "\n")
+        length += len(lines[-1])
+    return "".join(lines)[:characters]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,10 +56,15 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def prepare_here(settings: CorpusSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
+    """Prepare a corpus in this process."""
+    return prepare(PrepareSettings(corpus=settings), directory, ThisProcess())
+
+
 def prepare_char_corpus(source: Path, directory: Path) -> Path:
     """Prepare a character corpus from a file; return its directory."""
     settings = CorpusSettings(dataset="mine", source=str(source), tokenizer="char")
-    prepare(settings, directory)
+    prepare_here(settings, directory)
     return directory
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from yuzogpt.config import (
     ExportSettings,
+    InspectSettings,
     PrepareSettings,
     SampleSettings,
     Section,
@@ -19,7 +20,7 @@ from yuzogpt.config import (
 )
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.overrides import help_text, nearest, preset_names, resolve, to_yaml
-from yuzogpt.paths import absolute
+from yuzogpt.paths import absolute, absolute_or_remote
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,37 @@ def locate_train(settings: TrainSettings) -> TrainSettings:
     from yuzogpt.references import PUBLISHED_NAMES
 
     run, data = settings.run, settings.data
-    data_dir = absolute(data.data_dir or f"data/{data.dataset}", run.storage, "data_dir")
+    named = data.data_dir or f"data/{data.dataset}"
+    data_dir = absolute_or_remote(named, run.storage, "data_dir")
     changes = {"out_dir": str(absolute(run.out_dir, run.storage, "out_dir"))}
     if run.init_from not in ("scratch", "resume", *PUBLISHED_NAMES):
         changes["init_from"] = str(absolute(run.init_from, run.storage, "init_from"))
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
-            "data": data.model_copy(update={"data_dir": str(data_dir)}),
+            "data": data.model_copy(update={"data_dir": data_dir}),
         }
     )
 
 
 def prepare(settings: Section) -> None:
-    """Turn text into Arrow blocks."""
+    """Turn text into Arrow blocks, on Ray where the corpus is large."""
     assert isinstance(settings, PrepareSettings)
+    from yuzogpt.data.prepare import ThisProcess
     from yuzogpt.data.prepare import prepare as prepare_corpus
 
     wanted = settings.corpus
     if wanted.source:
-        source_path = str(absolute(wanted.source, wanted.storage, "source"))
+        source_path = absolute_or_remote(wanted.source, wanted.storage, "source")
         wanted = wanted.model_copy(update={"source": source_path})
+        settings = settings.model_copy(update={"corpus": wanted})
     directory = absolute(wanted.data_dir or f"data/{wanted.dataset}", wanted.storage, "data_dir")
-    corpus, is_new = prepare_corpus(wanted, directory)
+    if settings.large.num_workers == 0:
+        corpus, is_new = prepare_corpus(settings, directory, ThisProcess())
+    else:
+        from yuzogpt.orchestration.prepare import prepare_on_ray
+
+        corpus, is_new = prepare_on_ray(settings, directory)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
     source = f"{manifest.source['name']}, SHA-256 {manifest.source['sha256'][:12]}"
@@ -94,6 +103,22 @@ def prepare(settings: Section) -> None:
         f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
         f"tokens, val {manifest.tokens('val'):,} tokens"
     )
+
+
+def inspect(settings: Section) -> None:
+    """Print what a prepared corpus is; check it, or export it."""
+    assert isinstance(settings, InspectSettings)
+    from yuzogpt.data.inspect import export_bin, show, verify
+    from yuzogpt.data.remote import open_anywhere
+
+    wanted = settings.inspect
+    corpus = open_anywhere(absolute_or_remote(wanted.data_dir, wanted.storage, "data_dir"))
+    if wanted.verify:
+        print(verify(corpus))
+    if wanted.export_bin:
+        print("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
+    if not (wanted.verify or wanted.export_bin):
+        show(corpus, wanted.examples)
 
 
 def sample(settings: Section) -> None:
@@ -130,6 +155,7 @@ def export(settings: Section) -> None:
 
 VERBS = {
     "prepare": Verb("CORPUS", "text -> Arrow blocks", PrepareSettings, prepare),
+    "inspect": Verb("DIR", "what is in a prepared corpus", InspectSettings, inspect),
     "train": Verb("[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, train),
     "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
     "export": Verb("", "checkpoint -> Hugging Face folder", ExportSettings, export),
@@ -154,10 +180,11 @@ def main(arguments: Sequence[str]) -> None:
         return
     files = [argument for argument in rest if not argument.startswith("-")]
     flags = [argument for argument in rest if argument.startswith("-")]
-    if verb.schema is PrepareSettings:
+    if verb.schema in (PrepareSettings, InspectSettings):
         if len(files) > 1:
-            raise UserError(f"prepare {' '.join(files)}: one corpus at a time")
-        flags = [f"--dataset={file}" for file in files] + flags
+            raise UserError(f"{name} {' '.join(files)}: one corpus at a time")
+        key = "dataset" if verb.schema is PrepareSettings else "data_dir"
+        flags = [f"--{key}={file}" for file in files] + flags
         files = []
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from yuzogpt.errors import UserError
+from yuzogpt.filesystems import scheme_of
 
 # Set by Ray for the entrypoint of `ray job submit`.
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -32,11 +33,21 @@ def absolute(path: str, storage: str, key: str) -> Path:
     return base / plain
 
 
-def local_path(path: str, key: str) -> str:
-    """Strip file://, and refuse the schemes of object stores, which are not supported yet."""
-    scheme, separator, rest = path.partition("://")
-    if not separator:
+def absolute_or_remote(path: str, storage: str, key: str) -> str:
+    """Return `path` as an absolute local path, or as a URI if it, or its base, is one."""
+    if scheme_of(path):
         return path
-    if scheme == "file":
-        return rest
-    raise UserError(f"--{key}={path}: {scheme}:// is not supported; use a path or file://")
+    if scheme_of(storage) and path and not Path(path).is_absolute():
+        return f"{storage.rstrip('/')}/{path}"
+    return str(absolute(path, storage, key))
+
+
+def local_path(path: str, key: str) -> str:
+    """Strip file://, and refuse object stores."""
+    scheme = scheme_of(path)
+    if scheme:
+        raise UserError(
+            f"--{key}={path}: {scheme}:// is not supported here; give a directory that all nodes "
+            "share"
+        )
+    return path.removeprefix("file://")

@@ -16,7 +16,8 @@ from yuzogpt import checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import refuse_short
-from yuzogpt.data.blocks import PreparedCorpus, open_corpus
+from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.lease import Lease
@@ -38,7 +39,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     Returns the settings with the corpus's vocabulary, and the checkpoint that the run would go on
     from. Reads only. Needs no torch, so mistakes show within a second.
     """
-    corpus = open_corpus(Path(settings.data.data_dir))
+    corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
     for split in ("train", "val"):

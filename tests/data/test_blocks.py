@@ -13,7 +13,9 @@ from yuzogpt.errors import UserError
 
 def test_a_block_is_arrow_ipc_with_one_batch_of_documents(tmp_path):
     documents = [np.array([1, 2, 3], np.uint16), np.array([], np.uint16), np.array([9], np.uint16)]
-    entry = blocks.write_block(tmp_path / "train-00000.arrow", "train", documents, np.uint16)
+    entry = blocks.write_block(
+        tmp_path / "train-00000.arrow", "train", blocks.list_array(documents, np.uint16)
+    )
     assert (entry.documents, entry.tokens) == (3, 4)
     reader = pa.ipc.open_file(str(tmp_path / "train-00000.arrow"))
     assert reader.num_record_batches == 1
@@ -24,7 +26,9 @@ def test_a_block_is_arrow_ipc_with_one_batch_of_documents(tmp_path):
 
 def test_mapping_copies_nothing(tmp_path):
     path = tmp_path / "train-00000.arrow"
-    blocks.write_block(path, "train", [np.arange(1_000_000, dtype=np.uint16)], np.uint16)
+    blocks.write_block(
+        path, "train", blocks.list_array([np.arange(1_000_000, dtype=np.uint16)], np.uint16)
+    )
     before = pa.total_allocated_bytes()
     tokens = blocks.map_block(path)
     assert pa.total_allocated_bytes() - before < 100_000
@@ -34,7 +38,7 @@ def test_mapping_copies_nothing(tmp_path):
 
 def test_large_vocabularies_take_uint32(tmp_path):
     path = tmp_path / "train-00000.arrow"
-    blocks.write_block(path, "train", [np.array([70_000], np.uint32)], np.uint32)
+    blocks.write_block(path, "train", blocks.list_array([np.array([70_000], np.uint32)], np.uint32))
     assert blocks.map_block(path).tolist() == [70_000]
 
 

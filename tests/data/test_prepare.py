@@ -1,120 +1,308 @@
-"""Preparation: nanoGPT's split, one writer, done once, and never the wrong corpus."""
+"""Large corpora, in this process: exact, counted, resumable, and nanoGPT's to the byte."""
 
 import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
+from moto.server import ThreadedMotoServer
 
-from tests.conftest import make_text, yuzogpt
-from yuzogpt.config import CorpusSettings
-from yuzogpt.data import corpora
-from yuzogpt.data.corpora import name_speakers, text_source
-from yuzogpt.data.prepare import prepare, split_tail
+from tests.conftest import REPOSITORY, TINY, make_text, yuzogpt
+from tests.data.text_sources import make_documents, write_jsonl, write_parquet
+from yuzogpt import filesystems
+from yuzogpt.config import PrepareSettings
+from yuzogpt.data import sources
+from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
+from yuzogpt.data.inspect import documents, export_bin
+from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.errors import UserError
+from yuzogpt.lease import Lease
+from yuzogpt.overrides import resolve
+from yuzogpt.tokenizers import gpt2_tokenizer
+
+TEXTS = make_documents(300)
 
 
-def settings(**values: str) -> CorpusSettings:
-    return CorpusSettings(**values)
+def run(source: Path | str, directory: Path, *flags: str):
+    """Prepare `source` as a corpus of one's own, in this process."""
+    flags = (f"--source={source}", "--dataset=mine", "--tokenizer=gpt2", *flags)
+    return prepare(resolve(PrepareSettings, [], flags), directory, ThisProcess())
 
 
-def test_split_is_nanogpts(tmp_path):
-    text = make_text(10_007)
-    (tmp_path / "t.txt").write_text(text)
-    chosen = settings(dataset="mine", source=str(tmp_path / "t.txt"), tokenizer="char")
-    corpus, is_new = prepare(chosen, tmp_path / "d")
+def texts_of(corpus, split):
+    """Return the documents of a split as text, without their end."""
+    decode, end = corpus.tokenizer.decode, corpus.tokenizer.end_of_text
+    found = [row.values.to_numpy() for column in documents(corpus, split) for row in column]
+    assert all(ids[-1] == end for ids in found)
+    return [decode(ids[:-1].tolist()) for ids in found]
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    """Cut sources into many units."""
+    monkeypatch.setattr(sources, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 5_000)
+
+
+def test_nanogpts_files_to_the_byte(tmp_path, small_units):
+    source = write_parquet(tmp_path / "web", TEXTS)
+    flags = ("--split_rule=nanogpt", "--val_fraction=0.05")
+    corpus, is_new = run(source, tmp_path / "corpus", *flags)
     assert is_new
-    cut = int(len(text) * 0.9)  # as in nanoGPT's prepare.py
-    decode = corpus.tokenizer.decode
-    assert decode(corpus.stream("train").read(0, cut)) == text[:cut]
-    val = corpus.stream("val")
-    assert decode(val.read(0, len(val))) == text[cut:]
-    assert corpus.tokenizer.characters == "".join(sorted(set(text)))
+    assert len([b for b in corpus.manifest.blocks if b.split == "train"]) > 4  # several units
+    encode = gpt2_tokenizer().encoding.encode_ordinary
+    rows = Dataset.from_dict({"text": TEXTS})
+    held_out = rows.train_test_split(test_size=0.05, seed=2357, shuffle=True)["test"]["text"]
+    train = [text for text in TEXTS if text not in set(held_out)]
+    train_bin, val_bin = export_bin(corpus)
+    for path, expected in ((val_bin, held_out), (train_bin, train)):
+        ids = [token for text in expected for token in [*encode(text), 50256]]
+        assert path.read_bytes() == np.array(ids, np.uint16).tobytes()
+    assert run(source, tmp_path / "corpus", *flags)[1] is False  # done once
 
 
-def test_split_cuts_in_the_middle_of_a_document():
-    assert split_tail(["a" * 60, "b" * 60, "c" * 30]) == (
-        ["a" * 60, "b" * 60, "c" * 15],
-        ["c" * 15],
-    )
-
-
-def test_gpt2_corpus(tmp_path):
-    (tmp_path / "t.txt").write_text(make_text(5_000))
-    chosen = settings(dataset="mine", source=str(tmp_path / "t.txt"), tokenizer="gpt2")
-    corpus, _ = prepare(chosen, tmp_path / "d")
-    assert corpus.manifest.tokenizer["vocab_size"] == 50257
-    tokens = corpus.stream("train").read(0, 100)
-    assert make_text(5_000).startswith(corpus.tokenizer.decode(tokens.tolist()))
-
-
-def test_done_once_and_never_swapped(tmp_path):
-    one, other = tmp_path / "1.txt", tmp_path / "2.txt"
-    one.write_text(make_text(5_000, seed=1))
-    other.write_text(make_text(5_000, seed=2))
-    chosen = settings(dataset="mine", source=str(one), tokenizer="char")
-    corpus, _ = prepare(chosen, tmp_path / "d")
-    assert prepare(chosen, tmp_path / "d")[1] is False
-    swapped = chosen.model_copy(update={"source": str(other)})
-    with pytest.raises(UserError, match="another source"):
-        prepare(swapped, tmp_path / "d")
-    with pytest.raises(UserError, match="another tokenizer"):
-        prepare(chosen.model_copy(update={"tokenizer": "gpt2"}), tmp_path / "d")
-    replaced, is_new = prepare(swapped.model_copy(update={"overwrite": True}), tmp_path / "d")
-    assert is_new
-    assert replaced.fingerprint != corpus.fingerprint
-
-
-def test_what_is_prepared_needs_no_download(tmp_path, monkeypatch):
-    source = tmp_path / "t.txt"
-    source.write_text(make_text(5_000))
-    prepare(settings(dataset="shakespeare_char", source=str(source)), tmp_path / "d")
-    monkeypatch.setattr(corpora, "TINYSHAKESPEARE_URL", "http://127.0.0.1:9/none")
-    assert prepare(settings(dataset="shakespeare_char"), tmp_path / "d")[1] is False
-
-
-def test_a_file_is_known_by_its_bytes():
-    assert text_source(b"abc", "x").identity == {
-        "name": "text file",
-        "sha256": hashlib.sha256(b"abc").hexdigest(),
-        "bytes": 3,
+def test_formats_give_the_same_documents(tmp_path, small_units):
+    shutil.rmtree(tmp_path / "lines", ignore_errors=True)
+    (tmp_path / "lines").mkdir()
+    texts = [text.replace("\n", " ").strip() or "x" for text in TEXTS]
+    (tmp_path / "lines" / "a.txt").write_bytes("\r\n".join(texts).encode())
+    found = {
+        "parquet": run(write_parquet(tmp_path / "web", texts), tmp_path / "1")[0],
+        "jsonl": run(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "2")[0],
+        "gz": run(write_jsonl(tmp_path / "gz" / "a.jsonl.gz", texts), tmp_path / "3")[0],
+        "zst": run(f"{write_jsonl(tmp_path / 'b.jsonl.zst', texts).parent}/b*", tmp_path / "4")[0],
+        "lines": run(tmp_path / "lines", tmp_path / "5", "--by_line=true")[0],
     }
-    with pytest.raises(UserError, match="byte 1 is not UTF-8"):
-        text_source(b"a\xff", "x")
-    with pytest.raises(UserError, match="empty"):
-        text_source(b"", "x")
+    for corpus in found.values():
+        assert corpus.manifest.source["documents"] == 300
+        assert texts_of(corpus, "train") + texts_of(corpus, "val") == texts_of(
+            found["parquet"], "train"
+        ) + texts_of(found["parquet"], "val")
+    kinds = [corpus.manifest.source["name"].split()[1] for corpus in found.values()]
+    assert kinds == ["parquet", "jsonl", "jsonl", "jsonl", "lines"]
 
 
-def test_mistakes(tmp_path):
-    with pytest.raises(UserError, match="did you mean shakespeare_char"):
-        prepare(settings(dataset="shakespear_char"), tmp_path / "d")
-    with pytest.raises(UserError, match="needs --tokenizer"):
-        prepare(settings(dataset="mine", source="x"), tmp_path / "d")
-    with pytest.raises(UserError, match="no such file"):
-        prepare(settings(dataset="shakespeare", source="/nowhere.txt"), tmp_path / "d")
-    with pytest.raises(UserError, match="is a char corpus"):
-        prepare(settings(dataset="shakespeare_char", tokenizer="gpt2"), tmp_path / "d")
+def test_the_nanogpt_rule_counts_lines_first(tmp_path, small_units):
+    flags = ("--split_rule=nanogpt", "--val_fraction=0.05")
+    parquet, _ = run(write_parquet(tmp_path / "web", TEXTS), tmp_path / "1", *flags)
+    lines, _ = run(write_jsonl(tmp_path / "a.jsonl.gz", TEXTS), tmp_path / "2", *flags)
+    assert texts_of(lines, "val") == texts_of(parquet, "val")
+    assert texts_of(lines, "train") == texts_of(parquet, "train")
+
+
+def test_every_document_is_counted(tmp_path, capsys):
+    (tmp_path / "web").mkdir()
+    rows = [b"good", b"", None, b"\xff\xfe", b"x" * 101, "ü<|endoftext|>".encode()]
+    table = pa.table({"body": pa.array(rows, pa.binary())})
+    pq.write_table(table, tmp_path / "web" / "a.parquet")
+    flags = ("--text_column=body", "--max_document_bytes=100")
+    corpus, _ = run(tmp_path / "web", tmp_path / "1", *flags)
+    expected = {"empty": 1, "invalid UTF-8": 1, "too long": 1, "without text": 1}
+    assert corpus.manifest.rejected == expected
+    assert texts_of(corpus, "train") == ["good", "ü<|endoftext|>"]
+    assert "6 documents in = 2 written + 4 rejected" in capsys.readouterr().out
+
+    bad = ['{"text": "a"}', "", "nonsense", "[]", '{"text": 3}', '{"text": "\\ud800"}', '{"x": 1}']
+    (tmp_path / "bad.jsonl").write_text("\n".join(bad))
+    corpus, _ = run(tmp_path / "bad.jsonl", tmp_path / "2")
+    assert corpus.manifest.rejected == {"invalid JSON": 1, "invalid UTF-8": 1, "without text": 3}
+    assert texts_of(corpus, "train") == ["a"]
+
+
+def test_blocks_are_cut_within_a_unit_and_documents_are_not(tmp_path):
+    source = write_parquet(tmp_path / "web", TEXTS, files=1)
+    whole, _ = run(source, tmp_path / "1")
+    cut, _ = run(source, tmp_path / "2", "--block_tokens=500")
+    blocks = [block for block in cut.manifest.blocks if block.split == "train"]
+    assert [block.file for block in blocks[:2]] == ["train-00000.arrow", "train-00001.arrow"]
+    assert len(blocks) > 10
+    assert all(block.tokens <= 500 or block.documents == 1 for block in blocks)
+    assert texts_of(cut, "train") == texts_of(whole, "train")
+
+
+def test_one_document_and_an_empty_val_split(tmp_path, capsys):
+    source = write_parquet(tmp_path / "web", ["only one"], files=1)
+    corpus, _ = run(source, tmp_path / "1", "--split_rule=nanogpt")
+    assert texts_of(corpus, "train") == ["only one"]
+    assert corpus.manifest.tokens("val") == 0
+    assert len(corpus.stream("val")) == 0
+    assert "the val split is empty" in capsys.readouterr().out
+
+
+def test_files_that_are_documents(tmp_path, small_units):
+    for index, text in enumerate(TEXTS):
+        path = tmp_path / "books" / str(index % 3) / f"{index:04d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    corpus, _ = run(tmp_path / "books", tmp_path / "1", "--val_fraction=0.001")
+    in_order = [TEXTS[index] for shelf in range(3) for index in range(shelf, 300, 3)]
+    found = texts_of(corpus, "train") + texts_of(corpus, "val")
+    assert sorted(found) == sorted(in_order)
+    assert [text for text in in_order if text in set(texts_of(corpus, "train"))] == texts_of(
+        corpus, "train"
+    )
+    assert len(list((tmp_path / "1").glob("train-*.arrow"))) < 20  # many files in a unit
+
+
+def test_a_line_of_ten_megabytes(tmp_path):
+    long = make_text(100_000) * 100
+    corpus, _ = run(write_jsonl(tmp_path / "a.jsonl", ["first", long, "last"]), tmp_path / "1")
+    assert texts_of(corpus, "train") == ["first", long, "last"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source={tmp}/none"], "no such file"),
+        (["--source={tmp}/empty"], "no file there"),
+        (["--source={tmp}/mixed"], "several formats (jsonl, text)"),
+        (["--source={tmp}/web", "--text_column=body"], "which has text"),
+        (["--source={tmp}/cut"], "part-001.parquet: damaged or not readable"),
+        (["--source={tmp}/a.jsonl", "--text_column=body"], "whose first line has text"),
+        (["--source={tmp}/web", "--split_rule=tail"], "only for one text file"),
+        (["--source=ftp://x/y"], "ftp://: not known"),
+    ],
+)
+def test_mistakes(tmp_path, flags, message):
+    write_parquet(tmp_path / "web", TEXTS)
+    write_jsonl(tmp_path / "mixed" / "a.jsonl", TEXTS[:3])
+    (tmp_path / "mixed" / "b.txt").write_text("b")
+    (tmp_path / "empty").mkdir()
+    write_jsonl(tmp_path / "a.jsonl", TEXTS[:3])
+    cut = write_parquet(tmp_path / "cut", TEXTS) / "part-001.parquet"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    flags = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
+    result = yuzogpt("prepare", "mine", "--tokenizer=gpt2", f"--data_dir={tmp_path}/d", *flags)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "d").exists()
 
 
-def test_without_web_one_line_says_what_would_work(tmp_path):
-    # A proxy that refuses connections stands for a network without web.
-    result = yuzogpt(
-        "prepare", "shakespeare_char", cwd=tmp_path, https_proxy="http://127.0.0.1:9", no_proxy=""
+def test_too_little_disk(tmp_path, monkeypatch):
+    source = write_parquet(tmp_path / "web", TEXTS)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(UserError, match=r"needs about .* more, 10.0 kB are free"):
+        run(source, tmp_path / "1")
+    assert not (tmp_path / "1").exists()
+
+
+def test_another_source_or_rule_is_refused(tmp_path):
+    run(write_parquet(tmp_path / "web", TEXTS), tmp_path / "1")
+    other = write_parquet(tmp_path / "other", TEXTS[:-1])
+    with pytest.raises(UserError, match="another source"):
+        run(other, tmp_path / "1")
+    with pytest.raises(UserError, match=r"another split rule: hash 0\.0005, not nanogpt"):
+        run(tmp_path / "web", tmp_path / "1", "--split_rule=nanogpt")
+    corpus, _ = run(other, tmp_path / "1", "--overwrite")
+    assert corpus.manifest.source["documents"] == 299
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    source = write_parquet(tmp_path / "web", TEXTS)
+    with Lease(tmp_path / "1"), pytest.raises(UserError, match="in use by process"):
+        run(source, tmp_path / "1")
+
+
+def test_a_killed_command_goes_on(tmp_path):
+    source = write_parquet(tmp_path / "web", make_documents(4_000), files=100)
+    arguments = ["prepare", "mine", "--tokenizer=gpt2", f"--source={source}", "--num_workers=0"]
+    whole = yuzogpt(*arguments, f"--data_dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    staging = tmp_path / "killed" / STAGING
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yuzogpt", *arguments, f"--data_dir={tmp_path}/killed"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
     )
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert "--source=FILE" in result.stderr
-    assert "shakespeare_plays_char" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    wait = threading.Event()
+    while len(list(staging.glob("unit-*.json"))) < 20:
+        assert process.poll() is None
+        wait.wait(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(staging.glob("unit-*.json")))
+    assert 20 <= done < 100
+    with pytest.raises(UserError, match="not prepared to its end"):
+        open_corpus(tmp_path / "killed")
+    # What a power loss may leave: a record without its block, and half a block.
+    block = next(staging.glob("unit-000003-train-*.arrow"))
+    block.write_bytes(block.read_bytes()[:-1])
+    (staging / ".unit-000099-train-000.arrow.0.tmp").write_bytes(b"half")
+    changed = yuzogpt(*arguments, f"--data_dir={tmp_path}/killed", "--val_fraction=0.1")
+    assert changed.returncode == 2
+    assert "an interrupted preparation with another val_fraction" in changed.stderr
+    again = yuzogpt(*arguments, f"--data_dir={tmp_path}/killed")
+    assert again.returncode == 0, again.stderr
+    assert f"going on: {done - 1} of 100 units are done" in again.stdout
+    whole_manifest = (tmp_path / "whole" / MANIFEST).read_bytes()
+    assert (tmp_path / "killed" / MANIFEST).read_bytes() == whole_manifest
+    for block in json.loads(whole_manifest)["blocks"]:
+        content = (tmp_path / "killed" / block["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == block["sha256"]
+    assert not staging.exists()
 
 
-def test_a_download_with_other_bytes_is_refused():
-    with pytest.raises(UserError, match="expected 86c4e6aa"):
-        corpora.check_download(b"other", corpora.TINYSHAKESPEARE_SHA256, "here")
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server of its own; yields a client."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    filesystems.store.cache_clear()
+    yield boto3.client("s3")
+    filesystems.store.cache_clear()
+    server.stop()
 
 
-def test_speakers_of_the_plays_are_named_as_in_tinyshakespeare():
-    page = "## ACT I\n\n_Enter FRANCISCO._\n\n**BERNARDO**  \nWho's there?  \nNay.\n"
-    assert name_speakers(page) == (
-        "## ACT I\n\n_Enter FRANCISCO._\n\nBERNARDO:\nWho's there?\nNay.\n"
-    )
+def test_a_corpus_in_an_object_store_is_copied_once(s3, tmp_path):
+    local, _ = run(write_parquet(tmp_path / "web", TEXTS), tmp_path / "1", "--val_fraction=0.2")
+    s3.create_bucket(Bucket="base")
+    for path in (tmp_path / "1").iterdir():
+        s3.upload_file(str(path), "base", f"data/mine/{path.name}")
+    flags = [*TINY, "--dataset=mine", f"--out_dir={tmp_path}/run", "--num_workers=0"]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    train = ["train", *flags, "--data_dir=s3://base/data/mine"]
+    first = yuzogpt(*train, "--max_iters=2", **cache)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("copying s3://base/data/mine/train-00000.arrow") == 1
+    again = yuzogpt(*train, "--max_iters=3", **cache)  # the same run, by its fingerprint
+    assert again.returncode == 0, again.stderr
+    assert "copying" not in again.stdout
+    inspected = yuzogpt("inspect", "data/mine", "--storage=s3://base", **cache)
+    assert f"fingerprint {local.fingerprint[:12]}" in inspected.stdout
+    s3.delete_object(Bucket="base", Key="data/mine/manifest.json")
+    missing = yuzogpt(*train, "--max_iters=4", **cache)
+    assert missing.returncode == 2
+    assert "no prepared corpus there" in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
+
+
+def test_a_source_in_an_object_store(s3, tmp_path):
+    source = write_parquet(tmp_path / "web", TEXTS)
+    s3.create_bucket(Bucket="web")
+    for path in source.iterdir():
+        s3.upload_file(str(path), "web", f"text/{path.name}")
+    local, _ = run(source, tmp_path / "1")
+    for place in ("s3://web/text", "s3://web/text/*.parquet"):
+        remote, _ = run(place, tmp_path / place.rpartition("/")[2])
+        assert remote.fingerprint == local.fingerprint
+    for place in ("s3://web/none/*.parquet", "s3://web/none", "s3://other/text"):
+        with pytest.raises(UserError, match="no file there"):
+            run(place, tmp_path / "3")

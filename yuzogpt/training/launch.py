@@ -12,7 +12,7 @@ from pathlib import Path
 from yuzogpt import checkpoints, runs
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
-from yuzogpt.data.blocks import open_corpus
+from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import sha256
 from yuzogpt.hardware import choose_device
@@ -33,9 +33,12 @@ def work(settings: TrainSettings, world: World, report: Report, listener: Listen
     run = Path(settings.run.out_dir)
     with world.all_or_none():
         runs.check_world(settings, world.size)
-        corpus = open_corpus(Path(settings.data.data_dir))
-        if world.local_rank == 0:  # once a node
-            corpus.verify()
+    for turn in (world.local_rank == 0, world.local_rank > 0):  # copied and hashed once a node
+        with world.all_or_none():
+            if turn:
+                corpus = open_anywhere(settings.data.data_dir)
+            if turn and world.local_rank == 0:
+                corpus.verify()
     refuse_private_directory(run, world)
     broken: list[str] = []
 

@@ -1,0 +1,112 @@
+"""From staged units to a prepared corpus: the val split gathered, blocks named, the manifest last.
+
+In: a plan whose units are all done. Out: the directory that blocks.py describes. A crash at any
+moment leaves either the staged units, and the same command goes on, or the whole corpus.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+
+from yuzogpt import tokenizers
+from yuzogpt.data import blocks
+from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
+from yuzogpt.data.plan import Plan
+from yuzogpt.data.sources import Unit
+from yuzogpt.data.splits import nanogpt_val_rows
+from yuzogpt.data.units import UnitRecord
+from yuzogpt.files import sync_directory, write_durably
+
+
+def commit(plan: Plan) -> PreparedCorpus:
+    """Gather, name and commit what the units wrote."""
+    done = [(unit, record_of(plan, unit)) for unit in plan.listing.units]
+    staged = [block for _, record in done for block in record.train]
+    written = [name_block(plan, block, index) for index, block in enumerate(staged)]
+    written += write_val(plan, done)
+    sync_directory(plan.directory)
+    write_durably(plan.directory / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
+    manifest = make_manifest(plan, [record for _, record in done], written)
+    write_durably(plan.directory / blocks.MANIFEST, manifest.to_bytes())
+    shutil.rmtree(plan.staging)
+    return blocks.open_corpus(plan.directory)
+
+
+def record_of(plan: Plan, unit: Unit) -> UnitRecord:
+    """Return the record of a unit that is done."""
+    record = plan.record(unit)
+    assert record is not None, f"unit {unit.index} is not done"
+    return record
+
+
+def name_block(plan: Plan, block: Block, index: int) -> Block:
+    """Give a train block its name in the corpus; its staged name stays until the end."""
+    name = blocks.block_name("train", index)
+    final = plan.directory / name
+    final.unlink(missing_ok=True)
+    try:
+        os.link(plan.staging / block.file, final)
+    except OSError:  # a file system without hard links
+        (plan.staging / block.file).rename(final)
+    return replace(block, file=name)
+
+
+def write_val(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> list[Block]:
+    """Write the held-out documents of all units, in the split rule's order."""
+    name = functools.partial(blocks.block_name, "val")
+    writer = BlockWriter(plan.directory, "val", plan.recipe.block_tokens, name)
+    for documents in held_out(plan, done):
+        writer.add(documents)
+    return writer.finish()
+
+
+def held_out(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> Iterator[pa.ListArray]:
+    """Yield the held-out documents: in the order of the source, or of nanogpt's shuffle."""
+    split = plan.recipe.split
+    parts = [(unit, record, read_staged(plan, record)) for unit, record in done if record.val]
+    if split.rule == "hash":
+        yield from (documents for _, _, documents in parts)
+        return
+    assert split.documents is not None
+    found: dict[int, pa.ListArray] = {}
+    for unit, record, documents in parts:
+        assert unit.first_row is not None
+        for index, row in enumerate(record.val_rows):
+            found[unit.first_row + row] = documents[index : index + 1]
+    for row in nanogpt_val_rows(split.documents, split.fraction).tolist():
+        if row in found:  # else it was rejected
+            yield found[row]
+
+
+def read_staged(plan: Plan, record: UnitRecord) -> pa.ListArray:
+    """Return the held-out documents of a unit."""
+    return blocks.joined([blocks.map_documents(plan.staging / block.file) for block in record.val])
+
+
+def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -> Manifest:
+    """Say what the corpus is, and where every document of the source went."""
+    listing = plan.listing
+    digests = "".join(record.sha256 for record in records)
+    rejected = sum((Counter(record.rejected) for record in records), Counter())
+    return Manifest(
+        corpus=plan.corpus,
+        tokenizer=tokenizers.describe(plan.tokenizer),
+        source={
+            "name": f"{len(listing.files)} {listing.units[0].format} files",
+            "files": [{"name": file.name, "bytes": file.bytes} for file in listing.files],
+            "documents": sum(record.documents for record in records),
+            "bytes": sum(record.bytes for record in records),
+            "sha256": hashlib.sha256(bytes.fromhex(digests)).hexdigest(),
+            "text_column": plan.recipe.text_column,
+        },
+        split_rule=plan.recipe.split.name,
+        append_end_of_text=True,
+        blocks=written,
+        rejected=dict(sorted(rejected.items())),
+    )

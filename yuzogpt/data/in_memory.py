@@ -1,0 +1,99 @@
+"""From a source to a prepared corpus, in this process: for corpora that fit in memory.
+
+In: the corpus settings. Out: a directory of Arrow blocks with its manifest. The same command again
+finds the manifest and does nothing; another source in the same directory is refused.
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from yuzogpt import tokenizers
+from yuzogpt.config import CorpusSettings
+from yuzogpt.data import blocks
+from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus, refuse_other
+from yuzogpt.data.corpora import Corpus, Source, read_text_file
+from yuzogpt.data.splits import split_tail
+from yuzogpt.errors import UserError
+from yuzogpt.files import write_durably
+from yuzogpt.lease import Lease
+from yuzogpt.tokenizers import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
+
+TOKENS_PER_BLOCK = 2**27
+
+
+def prepare_in_memory(
+    settings: CorpusSettings, corpus: Corpus, directory: Path
+) -> tuple[PreparedCorpus, bool]:
+    """Prepare a corpus in `directory`; return it, and whether anything had to be done.
+
+    Raises UserError if the directory holds another corpus, unless `overwrite`.
+    """
+    done = (directory / blocks.MANIFEST).exists() and not settings.overwrite
+    found = blocks.open_corpus(directory) if done else None
+    if found and not settings.source:  # no need to download again what is already prepared
+        refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
+        return found, False
+    if settings.source:
+        source = read_text_file(Path(settings.source))
+    else:
+        assert corpus.download is not None
+        source = corpus.download()
+    if not all(split_tail(source.documents)):
+        raise UserError(f"{settings.dataset}: the text is too short to split")
+    tokenizer = build_tokenizer(corpus, source)
+    if found:
+        manifest = found.manifest
+        refuse_other(found, "corpus", manifest.corpus, corpus.name)
+        refuse_other(found, "source", manifest.source["sha256"], source.identity["sha256"])
+        refuse_other(found, "tokenizer", manifest.tokenizer["kind"], tokenizer.kind)
+        return found, False
+    with Lease(directory):
+        if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
+            raise UserError(f"{directory}: another command prepared it just now; run this again")
+        blocks.clear(directory)
+        return write_corpus(corpus, source, tokenizer, directory), True
+
+
+def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:
+    """Return the corpus's tokenizer; a character vocabulary is that of the whole source."""
+    if corpus.tokenizer == "char":
+        return CharTokenizer.of_text("".join(source.documents))
+    return gpt2_tokenizer()
+
+
+def write_corpus(
+    corpus: Corpus, source: Source, tokenizer: Tokenizer, directory: Path
+) -> PreparedCorpus:
+    """Tokenize, split, write the blocks, and last the manifest."""
+    splits = dict(zip(("train", "val"), split_tail(source.documents), strict=True))
+    dtype = tokenizers.id_dtype(tokenizer.vocab_size)
+    written: list[Block] = []
+    for split, documents in splits.items():
+        ids = [encode(document, tokenizer, corpus.append_end_of_text) for document in documents]
+        name = functools.partial(blocks.block_name, split)
+        writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, name)
+        writer.add(blocks.list_array(ids, dtype))
+        written += writer.finish()
+    write_durably(directory / blocks.TOKENIZER, tokenizers.to_bytes(tokenizer))
+    manifest = Manifest(
+        corpus=corpus.name,
+        tokenizer=tokenizers.describe(tokenizer),
+        source=source.identity,
+        split_rule="tail",
+        append_end_of_text=corpus.append_end_of_text,
+        blocks=written,
+        rejected={},
+    )
+    write_durably(directory / blocks.MANIFEST, manifest.to_bytes())
+    return blocks.open_corpus(directory)
+
+
+def encode(document: str, tokenizer: Tokenizer, append_end_of_text: bool) -> Ids:
+    """Tokenize one document."""
+    ids = tokenizer.encode(document)
+    if append_end_of_text:
+        assert tokenizer.end_of_text is not None
+        return np.append(ids, np.array(tokenizer.end_of_text, ids.dtype))
+    return ids

@@ -1,0 +1,126 @@
+"""What is in a prepared corpus: counts, lengths, some documents; checked, or exported for nanoGPT.
+
+In: a corpus directory. Out: text for a person, or nanoGPT's train.bin and val.bin.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from yuzogpt.data.blocks import PreparedCorpus, map_documents
+from yuzogpt.errors import UserError
+
+SHOWN_CHARACTERS = 200  # of a document
+BAR_WIDTH = 40  # characters of the longest bar
+SPLITS = ("train", "val")
+
+
+def show(corpus: PreparedCorpus, examples: int) -> None:
+    """Print what a corpus is."""
+    manifest, console = corpus.manifest, Console(highlight=False)
+    source, tokenizer = manifest.source, manifest.tokenizer
+    say = console.out  # text as it is: a document may hold anything
+    say(f"{manifest.corpus} in {corpus.directory}")
+    say(f"source: {source['name']}, {source['bytes']:,} bytes, SHA-256 {source['sha256'][:12]}")
+    say(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")
+    say(f"split rule: {manifest.split_rule}; fingerprint {corpus.fingerprint[:12]}")
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items())
+    say(f"rejected documents: {rejected or 'none'}\n")
+    table = Table("split", "blocks", "documents", "tokens", "bytes")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for split in SPLITS:
+        chosen = [block for block in manifest.blocks if block.split == split]
+        counts = (
+            len(chosen),
+            sum(block.documents for block in chosen),
+            sum(block.tokens for block in chosen),
+            sum(block.bytes for block in chosen),
+        )
+        table.add_row(split, *(f"{count:,}" for count in counts))
+    console.print(table)
+    say("\ntokens of a document, end of text included:")
+    for line in histogram(lengths(corpus)):
+        say(line)
+    for title, text in sample_documents(corpus, examples):
+        say(f"\n--- {title}")
+        say(text)
+
+
+def documents(corpus: PreparedCorpus, split: str) -> Iterator[pa.ListArray]:
+    """Yield the documents of each block of a split, memory-mapped."""
+    for block in corpus.manifest.blocks:
+        if block.split == split:
+            yield map_documents(corpus.directory / block.file)
+
+
+def lengths(corpus: PreparedCorpus) -> npt.NDArray[np.int64]:
+    """Return the tokens of every document, shape (documents,)."""
+    found = [
+        np.diff(column.offsets.to_numpy())
+        for split in SPLITS
+        for column in documents(corpus, split)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+
+
+def histogram(counts: npt.NDArray[np.int64]) -> list[str]:
+    """Return a bar for each power of two that some length falls under."""
+    if not len(counts):
+        return ["  no documents"]
+    powers = np.ceil(np.log2(np.maximum(counts, 1))).astype(int)
+    found = np.bincount(powers)
+    first = int(np.flatnonzero(found)[0])
+    return [
+        f"  up to {2**power:>10,}  {number:>12,}  {'#' * round(BAR_WIDTH * number / found.max())}"
+        for power, number in enumerate(found)
+        if power >= first
+    ]
+
+
+def sample_documents(corpus: PreparedCorpus, count: int) -> Iterator[tuple[str, str]]:
+    """Yield the beginnings of evenly spaced documents of train."""
+    chosen = [block for block in corpus.manifest.blocks if block.split == "train"]
+    total = sum(block.documents for block in chosen)
+    for row in sorted({total * index // count for index in range(min(count, total))}):
+        place = row
+        for block in chosen:
+            if place < block.documents:
+                ids = map_documents(corpus.directory / block.file)[place].values.to_numpy()
+                text = corpus.tokenizer.decode(ids[:SHOWN_CHARACTERS].tolist())
+                end = "" if len(text) <= SHOWN_CHARACTERS else " ..."
+                yield f"document {row:,}, {len(ids):,} tokens", text[:SHOWN_CHARACTERS] + end
+                break
+            place -= block.documents
+
+
+def verify(corpus: PreparedCorpus) -> str:
+    """Hash every block anew; UserError names the first that is damaged."""
+    corpus.verify(anew=True)
+    size = sum(block.bytes for block in corpus.manifest.blocks)
+    return f"verified: {len(corpus.manifest.blocks):,} blocks, {size:,} bytes, all as they were"
+
+
+def export_bin(corpus: PreparedCorpus) -> list[Path]:
+    """Write train.bin and val.bin beside the blocks, as nanoGPT's data loader reads them."""
+    if corpus.manifest.tokenizer["vocab_size"] > 2**16:
+        raise UserError(f"{corpus.directory}: nanoGPT's format holds 16-bit tokens only")
+    corpus.verify()
+    written = []
+    for split in SPLITS:
+        path = corpus.directory / f"{split}.bin"
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            for column in documents(corpus, split):
+                file.write(column.values.to_numpy())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        written.append(path)
+    return written

@@ -1,0 +1,178 @@
+"""What is to be prepared, and what of it is done already.
+
+In: settings and a directory. Out: a plan: the source listed and cut into units, the recipe, and
+which units an interrupted command left undone. Everything uncommitted lies in `.preparing/` inside
+the directory, where the same command finds it and goes on. Next on the line: units.py.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from yuzogpt import tokenizers
+from yuzogpt.config import LargeCorpusSettings
+from yuzogpt.data import blocks, sources, units
+from yuzogpt.data.blocks import STAGING, Block
+from yuzogpt.data.corpora import Corpus
+from yuzogpt.data.sources import Listing, Unit
+from yuzogpt.data.splits import Split
+from yuzogpt.data.units import Recipe, UnitRecord
+from yuzogpt.errors import UserError
+from yuzogpt.files import to_json, write_durably
+from yuzogpt.tokenizers import Tokenizer, gpt2_tokenizer
+
+PLAN = "plan.json"
+COUNTS = "counts.json"
+SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
+USUAL_COMPRESSION = 3.5  # of text by gzip and zstd; for the estimate of disk only
+
+Count = Callable[[Sequence[Unit]], list[int]]  # how many documents each unit has
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A preparation: what goes in, how, and where."""
+
+    corpus: str
+    directory: Path
+    listing: Listing
+    recipe: Recipe
+    tokenizer: Tokenizer
+    identity: dict[str, Any]  # an equal one means the same preparation
+
+    @property
+    def staging(self) -> Path:
+        """Where everything lies that is not committed."""
+        return self.directory / STAGING
+
+    def record(self, unit: Unit) -> UnitRecord | None:
+        """Return the record of a unit if it is done and all its files are there."""
+        record = units.read_record(self.staging, unit.index)
+        return record if record and all(self.has(block) for block in record.blocks) else None
+
+    def has(self, block: Block) -> bool:
+        """Tell whether a staged file is there, whole."""
+        path = self.staging / block.file
+        return path.is_file() and path.stat().st_size == block.bytes
+
+
+def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, directory: Path) -> Plan:
+    """List the source and settle how it is prepared. Reads footers only, writes nothing."""
+    listing = sources.list_source(source, settings.text_column, settings.by_line)
+    chosen = settings.split_rule or corpus.split_rule
+    if chosen == "tail":
+        raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
+    tokenizer = gpt2_tokenizer()
+    recipe = Recipe(
+        staging=str(directory / STAGING),
+        text_column=settings.text_column,
+        split=Split(chosen, settings.val_fraction, listing.documents),
+        max_document_bytes=settings.max_document_bytes,
+        block_tokens=settings.block_tokens,
+    )
+    identity = {
+        "corpus": corpus.name,
+        "source": [asdict(file) for file in listing.files],
+        "tokenizer": tokenizers.fingerprint(tokenizer),
+        "text_column": settings.text_column,
+        "by_line": settings.by_line,
+        "split_rule": chosen,
+        "val_fraction": settings.val_fraction,
+        "max_document_bytes": settings.max_document_bytes,
+        "block_tokens": settings.block_tokens,
+        "unit_bytes": sources.UNIT_BYTES,
+    }
+    return Plan(corpus.name, directory, listing, recipe, tokenizer, identity)
+
+
+def describe(plan: Plan, source: str) -> str:
+    """Say what there is to read and how much disk it needs; UserError if the disk is too small."""
+    listing, tokens, documents = plan.listing, *estimate(plan)
+    width = 2 if plan.tokenizer.vocab_size <= 2**16 else 4
+    needed = int(1.02 * tokens * width) + 4 * documents
+    place = next(path for path in (plan.directory, *plan.directory.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    staged = sum(file.stat().st_size for file in plan.staging.glob("unit-*.arrow"))
+    if needed - staged > free:
+        raise UserError(
+            f"{plan.directory}: needs about {in_bytes(needed - staged)} more, {in_bytes(free)} are "
+            "free; choose another --data_dir"
+        )
+    about = "" if listing.documents is not None else "about "
+    return (
+        f"{source}: {len(listing.files):,} files, {about}{documents:,} documents, "
+        f"{in_bytes(listing.bytes)}; needs about {in_bytes(needed)} of disk, {in_bytes(free)} free"
+    )
+
+
+def estimate(plan: Plan) -> tuple[int, int]:
+    """Estimate how many tokens and documents there are, from the first documents."""
+    size = tokens = documents = 0
+    for unit in plan.listing.units[:1]:
+        for batch in sources.read(unit, plan.recipe.text_column):
+            for document in batch.documents:
+                if document and size < SAMPLE_BYTES:
+                    text = document[:SAMPLE_BYTES].decode("utf-8", "replace")
+                    tokens += len(plan.tokenizer.encode(text)) + 1
+                    size += len(document[:SAMPLE_BYTES])
+                    documents += 1
+            if size >= SAMPLE_BYTES:
+                break
+    total: float = sum(
+        unit.bytes * (USUAL_COMPRESSION if sources.compression_of(unit.path) else 1)
+        for unit in plan.listing.units
+    )
+    counted = plan.listing.documents
+    share = total / max(1, size)
+    return int(tokens * share), int(documents * share) if counted is None else counted
+
+
+def in_bytes(count: float) -> str:
+    """Write a number of bytes as people do."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def begin(plan: Plan, overwrite: bool) -> None:
+    """Make the staging directory, or find the one of an interrupted command; holds the lease.
+
+    Raises UserError with the difference if that one prepared something else.
+    """
+    if overwrite:
+        blocks.clear(plan.directory)
+    path = plan.staging / PLAN
+    if path.exists():
+        found = json.loads(path.read_bytes())
+        changed = [key for key, value in plan.identity.items() if found.get(key) != value]
+        if changed:
+            raise UserError(
+                f"{plan.directory}: an interrupted preparation with another {', '.join(changed)}; "
+                "undo the change to go on with it, or start anew with --overwrite"
+            )
+        for leftover in plan.staging.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        return
+    plan.staging.mkdir(parents=True, exist_ok=True)
+    write_durably(plan.staging / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
+    write_durably(path, to_json(plan.identity))
+
+
+def with_counts(plan: Plan, count: Count) -> Plan:
+    """Count the documents of files that do not tell, if the split rule needs to know."""
+    listing, split = plan.listing, plan.recipe.split
+    if split.rule == "hash" or listing.documents is not None:
+        return plan
+    path = plan.staging / COUNTS
+    if not path.exists():
+        write_durably(path, to_json(count(listing.units)))
+    counts = json.loads(path.read_bytes())
+    counted = [replace(u, documents=n) for u, n in zip(listing.units, counts, strict=True)]
+    listing = replace(listing, units=sources.number(counted))
+    split = replace(split, documents=listing.documents)
+    return replace(plan, listing=listing, recipe=replace(plan.recipe, split=split))

@@ -1,0 +1,64 @@
+"""A prepared corpus in an object store: its blocks are copied to each node once, then mapped.
+
+In: `--data_dir`, a directory or a URI. Out: a directory of this machine. A copy is named by the
+corpus's fingerprint, so a corpus that was prepared anew is another copy, and one that two runs
+read is the same.
+"""
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus, parse_manifest
+from yuzogpt.errors import UserError
+from yuzogpt.files import cache_directory, write_durably
+from yuzogpt.filesystems import first_line, open_filesystem, scheme_of
+
+COPY_BYTES = 2**22  # at a time
+
+
+def open_anywhere(data_dir: str) -> PreparedCorpus:
+    """Open a prepared corpus; one in an object store is first copied to this node's cache.
+
+    Commands that copy at the same moment do no harm: each file appears whole, under its name.
+    """
+    if not scheme_of(data_dir):
+        return open_corpus(Path(data_dir))
+    filesystem, inside = open_filesystem(data_dir)
+    try:
+        with filesystem.open_input_stream(f"{inside}/{MANIFEST}") as stream:
+            manifest = stream.read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"--data_dir={data_dir}: no prepared corpus there ({first_line(error)})"
+        ) from None
+    directory = cache_directory() / "corpora" / hashlib.sha256(manifest).hexdigest()[:16]
+    directory.mkdir(parents=True, exist_ok=True)
+    wanted = parse_manifest(manifest, data_dir)
+    sizes = {TOKENIZER: None, **{block.file: block.bytes for block in wanted.blocks}}
+    for name, size in sizes.items():
+        path = directory / name
+        if not path.is_file() or size not in (None, path.stat().st_size):
+            print(f"copying {data_dir}/{name} to {directory}", flush=True)
+            copy(filesystem, f"{inside}/{name}", path, data_dir)
+    write_durably(directory / MANIFEST, manifest)
+    return open_corpus(directory)
+
+
+def copy(filesystem: fs.FileSystem, inside: str, path: Path, data_dir: str) -> None:
+    """Copy one file, whole or not at all; what it holds is verified with the corpus."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with filesystem.open_input_stream(inside) as stream, temporary.open("wb") as file:
+            while piece := stream.read(COPY_BYTES):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"--data_dir={data_dir}: {path.name}: {first_line(error)}") from None

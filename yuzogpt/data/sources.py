@@ -1,0 +1,344 @@
+"""Where a large corpus comes from: parquet, JSON lines or plain text; here or in object stores.
+
+In: `--source`. Out: its files in sorted order (which is part of the source's identity, since it
+decides nanoGPT's split), cut into units: the pieces that one task reads, tokenizes and writes. A
+unit depends on the files alone, never on how many workers there are. Next on the line: units.py.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from yuzogpt.errors import UserError
+from yuzogpt.filesystems import (
+    first_line,
+    is_store_error,
+    list_files,
+    open_filesystem,
+    scheme_of,
+)
+
+Format = Literal["parquet", "jsonl", "text", "lines"]
+
+FORMATS: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".md": "text",
+}
+TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+UNIT_BYTES = 16 * 2**20  # of text: about a second of tokenizing, and a block of some megabytes
+BATCH_BYTES = 2**20  # of text, from the reader to the tokenizer
+
+# What may be wrong with a document, as the manifest counts it.
+MISSING = "without text"
+INVALID_JSON = "invalid JSON"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source."""
+
+    name: str  # within the source's folder: part of its identity
+    path: str  # as open_filesystem takes it
+    bytes: int
+    modified: str  # tells that a file was replaced while its preparation was interrupted
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a file: row groups of parquet, bytes of uncompressed lines, or all of it.
+
+    Plain text whose files are documents is the exception: a unit has many small files.
+    """
+
+    path: str
+    format: Format
+    start: int
+    stop: int
+    bytes: int  # of text for parquet, else of the file: what progress counts
+    documents: int | None = None  # where the file tells
+    index: int = 0  # in the source
+    first_row: int | None = None  # in the source, where the files before tell
+    more_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source, listed: nothing of its text is read yet."""
+
+    files: list[SourceFile]
+    units: list[Unit]
+
+    @property
+    def documents(self) -> int | None:
+        """How many documents there are, where the files tell."""
+        counts = [unit.documents for unit in self.units]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the units have."""
+        return sum(unit.bytes for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive documents of a unit; None, and a reason, for what is none."""
+
+    documents: list[bytes | None]
+    reasons: list[str | None]
+
+
+def list_source(source: str, text_column: str, by_line: bool) -> Listing:
+    """List a source's files and cut them into units.
+
+    `by_line`: each line of plain text is a document; else each file is. Raises UserError for files
+    of no known or of several formats, damaged ones, and a column that is not there.
+    """
+    scheme = scheme_of(source)
+    prefix = f"{scheme}://" if scheme else ""
+    folder, found = list_files(source)
+    known = [info for info in found if format_of(info.path) or len(found) == 1]
+    if not known:
+        raise UserError(f"--source={source}: no {', '.join(FORMATS)} file there (.gz, .zst too)")
+    formats = sorted({str(format_of(info.path)) for info in known})
+    if formats == ["None"]:
+        raise UserError(f"--source={source}: not {', '.join(FORMATS)} (.gz, .zst too)")
+    if len(formats) > 1:
+        raise UserError(f"--source={source}: files of several formats ({', '.join(formats)})")
+    files = [
+        SourceFile(
+            name=info.path.removeprefix(folder).lstrip("/"),
+            path=prefix + info.path,
+            bytes=int(info.size or 0),
+            modified=str(info.mtime_ns or ""),
+        )
+        for info in known
+    ]
+    if formats == ["text"] and not by_line:
+        units = number(whole_files(files))
+    else:
+        units = number(piece for file in files for piece in cut(file, text_column))
+    if formats == ["jsonl"]:
+        check_first_line(units, text_column)
+    return Listing(files, units)
+
+
+def format_of(path: str) -> Format | None:
+    """Return the format that a file's name tells; None for hidden files and all others."""
+    name = path.rpartition("/")[2]
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    stem, dot, suffix = name.rpartition(".")
+    return FORMATS.get(f"{dot}{suffix}") if stem and not name.startswith((".", "_")) else None
+
+
+def compression_of(path: str) -> str | None:
+    """Return the compression that a file's name tells."""
+    return next((kind for suffix, kind in COMPRESSIONS.items() if path.endswith(suffix)), None)
+
+
+def number(pieces: Iterable[Unit]) -> list[Unit]:
+    """Number pieces and, as long as the files tell, the rows of the source."""
+    units: list[Unit] = []
+    row: int | None = 0
+    for index, piece in enumerate(pieces):
+        units.append(replace(piece, index=index, first_row=row))
+        row = None if row is None or piece.documents is None else row + piece.documents
+    return units
+
+
+def cut(file: SourceFile, text_column: str) -> list[Unit]:
+    """Cut one file into pieces, not yet numbered."""
+    kind = format_of(file.path)
+    assert kind is not None
+    if kind == "parquet":
+        return cut_parquet(file, text_column)
+    kind = "lines" if kind == "text" else kind
+    step = max(1, file.bytes) if compression_of(file.path) else UNIT_BYTES
+    return [
+        Unit(file.path, kind, start, min(file.bytes, start + step), min(step, file.bytes - start))
+        for start in range(0, file.bytes, step)
+    ]
+
+
+def whole_files(files: list[SourceFile]) -> Iterator[Unit]:
+    """Put files that are documents together to pieces of about UNIT_BYTES, not yet numbered."""
+    waiting: list[str] = []
+    size = 0
+    for file in files:
+        waiting.append(file.path)
+        size += file.bytes
+        if size >= UNIT_BYTES or file is files[-1]:
+            first, *more = waiting
+            yield Unit(first, "text", 0, 0, size, len(waiting), more_paths=tuple(more))
+            waiting, size = [], 0
+
+
+def cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
+    """Put row groups together to pieces of about UNIT_BYTES of text."""
+    filesystem, inside = open_filesystem(file.path)
+    try:
+        with filesystem.open_input_file(inside) as opened:
+            metadata = pq.read_metadata(opened)
+            schema = metadata.schema.to_arrow_schema()
+    except Exception as error:
+        raise damaged(file.path, error) from None
+    if text_column not in schema.names:
+        columns = ", ".join(schema.names)
+        raise UserError(f"--text_column={text_column}: not in {file.path}, which has {columns}")
+    kind = schema.field(text_column).type
+    if not any(kind.equals(text) for text in TEXT_TYPES):
+        raise UserError(f"--text_column={text_column}: {kind} in {file.path}, not text")
+    pieces: list[Unit] = []
+    start = size = documents = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        leaves = [group.column(leaf) for leaf in range(group.num_columns)]
+        size += sum(c.total_uncompressed_size for c in leaves if c.path_in_schema == text_column)
+        documents += group.num_rows
+        if size >= UNIT_BYTES or index == metadata.num_row_groups - 1:
+            pieces.append(Unit(file.path, "parquet", start, index + 1, size, documents))
+            start, size, documents = index + 1, 0, 0
+    return pieces
+
+
+def check_first_line(units: list[Unit], text_column: str) -> None:
+    """Raise UserError if the first line of JSON has no such column: it was misspelt, likely."""
+    for line in read_lines(units[0]) if units else ():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            raise UserError(f"{units[0].path}: its first line is not JSON") from None
+        if not isinstance(found, dict) or text_column not in found:
+            columns = ", ".join(found) if isinstance(found, dict) else type(found).__name__
+            raise UserError(
+                f"--text_column={text_column}: not in {units[0].path}, whose first line has "
+                f"{columns}"
+            )
+        return
+
+
+def read(unit: Unit, text_column: str) -> Iterator[Batch]:
+    """Read a unit's documents, a batch at a time; UserError if its file is damaged."""
+    try:
+        if unit.format == "parquet":
+            yield from read_parquet(unit, text_column)
+        elif unit.format == "text":
+            for path in (unit.path, *unit.more_paths):
+                yield Batch([read_whole(path)], [None])
+        else:
+            yield from read_by_line(unit, text_column)
+    except Exception as error:
+        raise damaged(unit.path, error) from None
+
+
+def read_parquet(unit: Unit, text_column: str) -> Iterator[Batch]:
+    """Read row groups; the bytes of a document are not yet looked at."""
+    filesystem, inside = open_filesystem(unit.path)
+    mean = unit.bytes // max(1, unit.documents or 1)
+    with filesystem.open_input_file(inside) as opened:
+        batches = pq.ParquetFile(opened).iter_batches(
+            batch_size=max(1, BATCH_BYTES // max(1, mean)),
+            row_groups=range(unit.start, unit.stop),
+            columns=[text_column],
+            use_threads=False,
+        )
+        for batch in batches:
+            # As binary: Arrow does not check that strings are UTF-8, and Python would raise.
+            documents = batch.column(0).cast(pa.large_binary()).to_pylist()
+            yield Batch(documents, [MISSING if text is None else None for text in documents])
+
+
+def read_whole(path: str) -> bytes:
+    """Read a file that is one document."""
+    with open_stream(path) as stream:
+        return stream.read()
+
+
+def read_by_line(unit: Unit, text_column: str) -> Iterator[Batch]:
+    """Read a unit's lines; blank lines of JSON are none."""
+    documents: list[bytes | None] = []
+    reasons: list[str | None] = []
+    size = 0
+    for line in read_lines(unit):
+        document, reason = parse_line(line, text_column) if unit.format == "jsonl" else (line, None)
+        documents.append(document)
+        reasons.append(reason)
+        size += len(line)
+        if size >= BATCH_BYTES:
+            yield Batch(documents, reasons)
+            documents, reasons, size = [], [], 0
+    if documents:
+        yield Batch(documents, reasons)
+
+
+def parse_line(line: bytes, text_column: str) -> tuple[bytes | None, str | None]:
+    """Return the text of a JSON line, or why there is none."""
+    try:
+        found = json.loads(line)
+    except UnicodeDecodeError:
+        return line, None  # counted as invalid UTF-8 where text is decoded
+    except ValueError:
+        return None, INVALID_JSON
+    text = found.get(text_column) if isinstance(found, dict) else None
+    if not isinstance(text, str):
+        return None, MISSING
+    # A lone surrogate ("\\ud800") has no UTF-8; these bytes will not decode, and are counted so.
+    return text.encode("utf-8", "surrogatepass"), None
+
+
+def read_lines(unit: Unit) -> Iterator[bytes]:
+    """Yield the lines that begin in a unit's bytes, without their end; JSON's blank ones not."""
+    with open_stream(unit.path) as stream:
+        position = unit.start
+        if unit.start:  # the line that the byte before belongs to is the unit before's
+            stream.seek(unit.start - 1)
+            position += len(stream.readline()) - 1
+        compressed = compression_of(unit.path) is not None
+        while compressed or position < unit.stop:
+            line = stream.readline()
+            if not line:
+                return
+            position += len(line)
+            stripped = line.rstrip(b"\r\n")
+            if unit.format != "jsonl" or stripped.strip():
+                yield stripped
+
+
+def count_documents(unit: Unit) -> int:
+    """Count a unit's documents, by reading it where the file does not tell."""
+    if unit.documents is not None:
+        return unit.documents
+    try:
+        return sum(1 for _ in read_lines(unit))
+    except Exception as error:
+        raise damaged(unit.path, error) from None
+
+
+def open_stream(path: str) -> io.BufferedReader:
+    """Open a file, decompressed."""
+    filesystem, inside = open_filesystem(path)
+    compression = compression_of(path)
+    if compression:
+        opened = filesystem.open_input_stream(inside, compression=compression)
+    else:
+        opened = filesystem.open_input_file(inside)
+    return io.BufferedReader(opened, buffer_size=BATCH_BYTES)
+
+
+def damaged(path: str, error: Exception) -> Exception:
+    """Return the error for a source file that cannot be read; a bug's own stays what it is."""
+    if not is_store_error(error):
+        return error
+    return UserError(f"{path}: damaged or not readable: {first_line(error)}")

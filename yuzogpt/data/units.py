@@ -1,0 +1,191 @@
+"""One unit of a source, from text to blocks: what one task does, wherever it runs.
+
+In: a recipe and a unit. Out: the unit's train blocks and held-out documents in the staging
+directory, and last its record, which marks it done. The bytes depend on the source and the recipe
+alone, so a unit that is done twice, even at the same moment, is done the same.
+Next on the line: commit.py.
+"""
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from yuzogpt import tokenizers
+from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
+from yuzogpt.data.sources import Batch, Unit
+from yuzogpt.data.splits import Split
+from yuzogpt.files import to_json, write_durably
+from yuzogpt.tokenizers import BytePairTokenizer
+
+EMPTY = "empty"
+INVALID_UTF8 = "invalid UTF-8"
+TOO_LONG = "too long"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every task must know."""
+
+    staging: str
+    text_column: str
+    split: Split
+    max_document_bytes: int  # 0: no limit
+    block_tokens: int
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What a unit became; written when its files are on disk."""
+
+    unit: int
+    documents: int
+    bytes: int  # of text
+    sha256: str  # of the digests of its documents, in order
+    rejected: dict[str, int]
+    train: list[Block]  # by their names in the staging directory
+    val: list[Block]
+    val_rows: list[int]  # of the unit, ascending
+    node: str  # that did it
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All that it wrote."""
+        return self.train + self.val
+
+    @property
+    def tokens(self) -> int:
+        """Count its tokens."""
+        return sum(block.tokens for block in self.blocks)
+
+
+@functools.lru_cache(maxsize=1)
+def tokenizer_of(staging: str) -> BytePairTokenizer:
+    """Load the corpus's tokenizer, once a process."""
+    loaded = tokenizers.load(Path(staging) / TOKENIZER)
+    assert isinstance(loaded, BytePairTokenizer), "large corpora have GPT-2's tokens"
+    return loaded
+
+
+def tokenize(batch: Batch, recipe: Recipe) -> pa.Table:
+    """Turn documents into tokens, or say why not.
+
+    A row for each document: its tokens (none if it was rejected), why it was rejected (else null),
+    the bytes of its text, and their SHA-256.
+    """
+    read = [decode(*pair, recipe) for pair in zip(batch.documents, batch.reasons, strict=True)]
+    texts = [text for text, _ in read if text is not None]
+    ids, ends = tokenizer_of(recipe.staging).encode_documents(texts)
+    lengths = np.zeros(len(read), np.int64)
+    lengths[[text is not None for text, _ in read]] = np.diff(ends, prepend=0)
+    offsets = np.cumsum(lengths, dtype=np.int64)
+    found = [document or b"" for document in batch.documents]
+    return pa.table(
+        {
+            "tokens": from_offsets(np.concatenate([[0], offsets]), pa.array(ids)),
+            "reason": pa.array([reason for _, reason in read], pa.string()),
+            "bytes": pa.array([len(document) for document in found], pa.int64()),
+            "digest": pa.array([hashlib.sha256(d).digest() for d in found], pa.binary(32)),
+        }
+    )
+
+
+def decode(
+    document: bytes | None, reason: str | None, recipe: Recipe
+) -> tuple[str | None, str | None]:
+    """Return a document's text, or why it is rejected."""
+    if document is None:
+        return None, reason
+    if not document:
+        return None, EMPTY
+    if recipe.max_document_bytes and len(document) > recipe.max_document_bytes:
+        return None, TOO_LONG
+    try:
+        return document.decode(), None
+    except UnicodeDecodeError:
+        return None, INVALID_UTF8
+
+
+class UnitWriter:
+    """Writes one unit: `add` its batches in order, then `finish`."""
+
+    def __init__(self, unit: Unit, recipe: Recipe) -> None:
+        """Nothing is written yet."""
+        self.unit = unit
+        self.recipe = recipe
+        self.staging = Path(recipe.staging)
+        self.train = self._block_writer("train")
+        self.val = self._block_writer("val")
+        self.val_rows: list[int] = []
+        self.documents = 0
+        self.bytes = 0
+        self.rejected: Counter[str] = Counter()
+        self.digest = hashlib.sha256()
+
+    def add(self, batch: pa.Table) -> None:
+        """Take the next documents; write blocks as they fill."""
+        digests: list[bytes] = batch["digest"].to_pylist()
+        row = self.unit.first_row
+        is_val = self.recipe.split.is_val(None if row is None else row + self.documents, digests)
+        kept = batch["reason"].is_null().to_numpy()
+        for writer, chosen in ((self.train, kept & ~is_val), (self.val, kept & is_val)):
+            for chunk in batch["tokens"].filter(pa.array(chosen)).chunks:
+                writer.add(chunk)
+        self.val_rows += [self.documents + int(row) for row in np.flatnonzero(kept & is_val)]
+        self.rejected.update(reason for reason in batch["reason"].to_pylist() if reason)
+        self.digest.update(b"".join(digests))
+        self.documents += len(batch)
+        self.bytes += pc.sum(batch["bytes"]).as_py() or 0
+
+    def finish(self, node: str = "") -> UnitRecord:
+        """Write what is left, and last the record that marks the unit done."""
+        expected = self.unit.documents
+        if expected is not None and self.documents != expected:
+            raise RuntimeError(
+                f"unit {self.unit.index} of {self.unit.path}: {self.documents} documents came, "
+                f"it has {expected}"
+            )
+        record = UnitRecord(
+            unit=self.unit.index,
+            documents=self.documents,
+            bytes=self.bytes,
+            sha256=self.digest.hexdigest(),
+            rejected=dict(sorted(self.rejected.items())),
+            train=self.train.finish(),
+            val=self.val.finish(),
+            val_rows=self.val_rows,
+            node=node,
+        )
+        write_durably(record_path(self.staging, record.unit), to_json(asdict(record)))
+        return record
+
+    def _block_writer(self, split: str) -> BlockWriter:
+        unit = self.unit.index
+        return BlockWriter(
+            self.staging,
+            split,
+            self.recipe.block_tokens,
+            lambda index: f"unit-{unit:06d}-{split}-{index:03d}.arrow",
+        )
+
+
+def record_path(staging: Path, unit: int) -> Path:
+    """Return where a unit's record lies."""
+    return staging / f"unit-{unit:06d}.json"
+
+
+def read_record(staging: Path, unit: int) -> UnitRecord | None:
+    """Return the record of a unit that is done; None if it is not."""
+    try:
+        content = json.loads(record_path(staging, unit).read_bytes())
+        for split in ("train", "val"):
+            content[split] = [Block(**block) for block in content[split]]
+        return UnitRecord(**content)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,118 @@
+"""A source's units as Ray Data sees them: a datasource, a function over blocks, and a datasink.
+
+In: units. Out: their records. What happens to a unit is in data/sources.py and data/units.py.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Datasink, Datasource, ReadTask
+from ray.data.block import Block, BlockMetadata
+
+from yuzogpt.data import sources
+from yuzogpt.data.plan import PLAN
+from yuzogpt.data.sources import Batch, Unit
+from yuzogpt.data.units import Recipe, UnitWriter, tokenize
+from yuzogpt.errors import UserError
+
+# The row that ends each unit: without it the sink could not tell a whole unit from one cut short.
+END = "end of unit"
+
+
+class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
+    """Gives each unit its own read task."""
+
+    def __init__(self, units: Sequence[Unit], recipe: Recipe) -> None:
+        """Nothing is read yet."""
+        self.units = units
+        self.recipe = recipe
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """How many bytes the documents have."""
+        return sum(unit.bytes for unit in self.units)
+
+    def get_read_tasks(self, *_: object, **__: object) -> list[ReadTask]:
+        """Return a task for each unit, however many are asked for."""
+        return [
+            ReadTask(
+                lambda unit=unit: read_tables(unit, self.recipe),
+                BlockMetadata(
+                    num_rows=unit.documents,
+                    size_bytes=unit.bytes,
+                    input_files=[unit.path],
+                    exec_stats=None,
+                ),
+            )
+            for unit in self.units
+        ]
+
+
+def read_tables(unit: Unit, recipe: Recipe) -> Iterator[pa.Table]:
+    """Yield a unit's documents, and the row that ends it."""
+    if not (Path(recipe.staging) / PLAN).exists():
+        raise UserError(
+            f"{Path(recipe.staging).parent}: not the same directory on every node; choose a "
+            "--data_dir on storage that all nodes share"
+        )
+    for batch in sources.read(unit, recipe.text_column):
+        yield to_table(batch, unit)
+    yield to_table(Batch([None], [END]), unit)
+
+
+def to_table(batch: Batch, unit: Unit) -> pa.Table:
+    """Hand a batch to Ray Data."""
+    return pa.table(
+        {
+            "unit": pa.array(np.full(len(batch.documents), unit.index, np.int32)),
+            "document": pa.array(batch.documents, pa.large_binary()),
+            "reason": pa.array(batch.reasons, pa.string()),
+        }
+    )
+
+
+def tokenize_table(table: pa.Table, recipe: Recipe) -> pa.Table:
+    """Tokenize what the read task handed over."""
+    batch = Batch(table["document"].to_pylist(), table["reason"].to_pylist())
+    tokenized = tokenize(batch, recipe)
+    return tokenized.add_column(0, "unit", table["unit"])
+
+
+class UnitSink(Datasink[dict[str, int]]):  # type: ignore[misc]
+    """Writes the units that its task read."""
+
+    def __init__(self, units: Sequence[Unit], recipe: Recipe) -> None:
+        """Nothing is written yet."""
+        self.units = {unit.index: unit for unit in units}
+        self.recipe = recipe
+        self.documents_by_node: Counter[str] = Counter()
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> dict[str, int]:
+        """Write the units in `blocks`; return how many documents this node did."""
+        node, documents = ray.get_runtime_context().get_node_id(), 0
+        writer: UnitWriter | None = None
+        for table in blocks:
+            assert isinstance(table, pa.Table)
+            indices = table["unit"].to_numpy()
+            ends = [*(np.flatnonzero(np.diff(indices)) + 1), len(indices)]
+            for start, end in zip([0, *ends[:-1]], ends, strict=True):
+                writer = writer or UnitWriter(self.units[int(indices[start])], self.recipe)
+                assert writer.unit.index == indices[start], "units came mixed"
+                piece = table.slice(start, end - start)
+                is_end = piece["reason"][-1].as_py() == END
+                writer.add(piece.slice(0, len(piece) - is_end))
+                if is_end:
+                    documents += writer.finish(node).documents
+                    writer = None
+        if writer is not None:
+            raise RuntimeError(f"unit {writer.unit.index} was cut short")
+        return {node: documents}
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Add up where the documents were done."""
+        for counts in write_result.write_returns:
+            self.documents_by_node.update(counts)

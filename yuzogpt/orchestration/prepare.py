@@ -1,0 +1,155 @@
+"""Ray Data: the units of a source on any number of machines.
+
+In: a plan and the units that are not done. Out: their blocks and records in the staging directory.
+A read task for each unit, the tokenizer and the sink form one stage of Ray Data: one task reads,
+tokenizes and writes a unit, so no text and no tokens cross the object store, memory is bounded by
+what the tasks that run hold, and a task whose worker died is done again.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+from yuzogpt.config import LargeCorpusSettings, PrepareSettings
+from yuzogpt.data import sources, units
+from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.plan import Plan
+from yuzogpt.data.prepare import prepare
+from yuzogpt.data.sources import Unit
+from yuzogpt.data.units import Recipe
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.filesystems import first_line
+from yuzogpt.orchestration.cluster import connected
+
+# Set before ray is imported and starts; its workers inherit them.
+ENVIRONMENT = {
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",  # what went wrong is told in a line; its files have it all
+    # Memory is kept and used again, not returned: page faults cost more than tokenizing a little.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+}
+STATS = "ray-data-stats.txt"
+
+
+def prepare_on_ray(settings: PrepareSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
+    """Prepare a corpus on Ray, which starts only if there is something to do."""
+    with RayWorkers(settings.large) as workers:
+        return prepare(settings, directory, workers)
+
+
+class RayWorkers:
+    """Does units on an embedded Ray, or on the cluster that the settings name.
+
+    A context manager: what it started ends with the block.
+    """
+
+    def __init__(self, settings: LargeCorpusSettings) -> None:
+        """Ray starts when there is something to do."""
+        wanted = settings.num_workers
+        self.address = settings.ray_address
+        self.most = wanted if isinstance(wanted, int) else None
+        self.stack = contextlib.ExitStack()
+        self.is_connected = False
+
+    def __enter__(self) -> Self:
+        """Start nothing yet."""
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """End the embedded Ray, if one was started."""
+        self.stack.__exit__(*error)
+
+    def count(self, listed: Sequence[Unit]) -> list[int]:
+        """Count the documents of each unit."""
+        self.start()
+        import ray
+
+        count = ray.remote(sources.count_documents)
+        with user_errors():
+            counts: list[int] = ray.get([count.remote(unit) for unit in listed])
+        return counts
+
+    def run(self, plan: Plan, undone: Sequence[Unit]) -> None:
+        """Do units."""
+        self.start()
+        warm_up(plan.recipe)
+        with user_errors():
+            run_units(plan, undone, self.most)
+
+    def start(self) -> None:
+        """Start or join Ray, once."""
+        if not self.is_connected:
+            print("starting Ray ...", flush=True)
+            for name, value in ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            cores = self.most or os.cpu_count() or 1
+            heavy = ("pandas", "pyarrow.dataset", "numpy")
+            self.stack.enter_context(connected(self.address, cores, heavy))
+            self.is_connected = True
+
+
+def warm_up(recipe: Recipe) -> None:
+    """Let idle workers import what they will need while this process imports Ray Data."""
+    import ray
+
+    def load() -> None:
+        import_module("ray.data")
+        units.tokenizer_of(recipe.staging)
+
+    task = ray.remote(load)
+    for _ in range(int(ray.cluster_resources().get("CPU", 1))):
+        task.remote()
+
+
+def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
+    """Run the stage to its end, and print where the documents were done."""
+    import ray.data
+    from ray.data import DataContext, ExecutionResources
+
+    from yuzogpt.orchestration.datasource import UnitSink, UnitSource, tokenize_table
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours knows the whole corpus
+    context.target_max_block_size = None  # a unit's blocks stay with its task
+    context.memory_usage_poll_interval_s = None
+    context.op_resource_reservation_enabled = False  # one stage: all cores are its
+    if most is not None:
+        context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=most)
+    tokenize_block = functools.partial(tokenize_table, recipe=plan.recipe)
+    stage = ray.data.read_datasource(
+        UnitSource(undone, plan.recipe), override_num_blocks=len(undone)
+    ).map_batches(tokenize_block, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+    sink = UnitSink(undone, plan.recipe)
+    stage.write_datasink(sink)
+    (plan.directory / STATS).write_text(stage.stats())
+    for node, documents in sorted(sink.documents_by_node.items()):
+        print(f"node {node[:8]}: {documents:,} documents", flush=True)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise what a task raised, without Ray's wrapping: UserError, else RunFailed."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        found: BaseException | None = error
+        while found is not None:
+            inner = getattr(found, "cause", None)  # Ray's wrapping is of both types
+            if inner is None and isinstance(found, UserError):
+                raise UserError(first_line(found)) from None  # Ray adds lines of advice
+            found = inner or found.__cause__
+        raise RunFailed(
+            f"the preparation failed: {last_line(error)}; the same command goes on"
+        ) from error
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of what Ray says: that of the exception itself."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

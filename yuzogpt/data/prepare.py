@@ -7,6 +7,7 @@ all is done.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,12 @@ def do_units(wanted: Plan, workers: Workers) -> None:
         workers.start()
         with Progress(wanted):
             workers.run(wanted, undone)
+        by_node: Counter[str] = Counter()
+        for record in filter(None, map(wanted.record, undone)):
+            by_node[record.node] += record.documents
+        for node, documents in sorted(by_node.items()):
+            if node:
+                print(f"node {node[:8]}: {documents:,} documents")
 
 
 def sweep(directory: Path) -> None:

@@ -3,7 +3,6 @@
 In: units. Out: their records. What happens to a unit is in data/sources.py and data/units.py.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,18 +81,17 @@ def tokenize_table(table: pa.Table, recipe: Recipe) -> pa.Table:
     return tokenized.add_column(0, "unit", table["unit"])
 
 
-class UnitSink(Datasink[dict[str, int]]):  # type: ignore[misc]
+class UnitSink(Datasink[None]):  # type: ignore[misc]
     """Writes the units that its task read."""
 
     def __init__(self, units: Sequence[Unit], recipe: Recipe) -> None:
         """Nothing is written yet."""
         self.units = {unit.index: unit for unit in units}
         self.recipe = recipe
-        self.documents_by_node: Counter[str] = Counter()
 
-    def write(self, blocks: Iterable[Block], ctx: Any) -> dict[str, int]:
-        """Write the units in `blocks`; return how many documents this node did."""
-        node, documents = ray.get_runtime_context().get_node_id(), 0
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        """Write the units in `blocks`: one after the other, each whole."""
+        node = ray.get_runtime_context().get_node_id()
         writer: UnitWriter | None = None
         for table in blocks:
             assert isinstance(table, pa.Table)
@@ -106,13 +104,7 @@ class UnitSink(Datasink[dict[str, int]]):  # type: ignore[misc]
                 is_end = piece["reason"][-1].as_py() == END
                 writer.add(piece.slice(0, len(piece) - is_end))
                 if is_end:
-                    documents += writer.finish(node).documents
+                    writer.finish(node)
                     writer = None
         if writer is not None:
             raise RuntimeError(f"unit {writer.unit.index} was cut short")
-        return {node: documents}
-
-    def on_write_complete(self, write_result: Any) -> None:
-        """Add up where the documents were done."""
-        for counts in write_result.write_returns:
-            self.documents_by_node.update(counts)

@@ -107,7 +107,7 @@ def warm_up(recipe: Recipe) -> None:
 
 
 def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
-    """Run the stage to its end, and print where the documents were done."""
+    """Run the stage to its end."""
     import ray.data
     from ray.data import DataContext, ExecutionResources
 
@@ -124,11 +124,8 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     stage = ray.data.read_datasource(
         UnitSource(undone, plan.recipe), override_num_blocks=len(undone)
     ).map_batches(tokenize_block, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
-    sink = UnitSink(undone, plan.recipe)
-    stage.write_datasink(sink)
+    stage.write_datasink(UnitSink(undone, plan.recipe))
     (plan.directory / STATS).write_text(stage.stats())
-    for node, documents in sorted(sink.documents_by_node.items()):
-        print(f"node {node[:8]}: {documents:,} documents", flush=True)
 
 
 @contextlib.contextmanager

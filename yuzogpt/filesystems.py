@@ -6,6 +6,7 @@ is contacted before the user names a URI; credentials come from where the stores
 
 import fnmatch
 import functools
+from collections.abc import Iterator
 
 import pyarrow as pa
 from pyarrow import fs
@@ -74,13 +75,13 @@ def list_files(path: str) -> tuple[str, list[fs.FileInfo]]:
     """
     filesystem, inside = open_filesystem(path)
     try:
-        if is_pattern(inside):
+        folder = inside.rstrip("/")
+        (info,) = filesystem.get_file_info([folder])
+        if is_pattern(inside) and info.type == fs.FileType.NotFound:
             folder = inside[: min(inside.find(c) for c in "*?[" if c in inside)].rpartition("/")[0]
-            found = filesystem.get_file_info(fs.FileSelector(folder or "/", recursive=True))
-            files = [info for info in found if info.is_file and matches(info.path, inside)]
+            pattern = inside.removeprefix(folder).lstrip("/").split("/")
+            files = list(expand(filesystem, folder, pattern))
         else:
-            folder = inside.rstrip("/")
-            (info,) = filesystem.get_file_info([folder])
             if info.type == fs.FileType.Directory:
                 found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
                 files = [info for info in found if info.is_file]
@@ -98,9 +99,22 @@ def list_files(path: str) -> tuple[str, list[fs.FileInfo]]:
     return folder, sorted(files, key=lambda info: str(info.path))
 
 
-def matches(path: str, pattern: str) -> bool:
-    """Tell whether a path matches a glob: `*` stays within a folder, `**` spans folders."""
-    return match_folders(path.split("/"), pattern.split("/"))
+def expand(filesystem: fs.FileSystem, folder: str, pattern: list[str]) -> Iterator[fs.FileInfo]:
+    """Yield the files below `folder` that match, folder by folder: `*` stays within one, `**` not.
+
+    Folders that cannot match are not looked into.
+    """
+    spans = pattern[0] == "**"
+    for info in filesystem.get_file_info(fs.FileSelector(folder or "/", recursive=spans)):
+        if spans:
+            below = info.path.removeprefix(folder).lstrip("/").split("/")
+            if info.is_file and match_folders(below, pattern):
+                yield info
+        elif fnmatch.fnmatchcase(info.base_name, pattern[0]):
+            if len(pattern) > 1 and not info.is_file:
+                yield from expand(filesystem, info.path, pattern[1:])
+            elif len(pattern) == 1 and info.is_file:
+                yield info
 
 
 def match_folders(path: list[str], pattern: list[str]) -> bool:

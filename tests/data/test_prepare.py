@@ -113,10 +113,19 @@ def test_every_document_is_counted(tmp_path, capsys):
     assert texts_of(corpus, "train") == ["good", "ü<|endoftext|>"]
     assert "6 documents in = 2 written + 4 rejected" in capsys.readouterr().out
 
-    bad = ['{"text": "a"}', "", "nonsense", "[]", '{"text": 3}', '{"text": "\\ud800"}', '{"x": 1}']
+    bad = [
+        '{"text": "a"}',
+        "",
+        "nonsense",
+        "[" * 200_000,
+        "[]",
+        '{"text": 3}',
+        '{"text": "\\ud800"}',
+        '{"x": 1}',
+    ]
     (tmp_path / "bad.jsonl").write_text("\n".join(bad))
     corpus, _ = run(tmp_path / "bad.jsonl", tmp_path / "2")
-    assert corpus.manifest.rejected == {"invalid JSON": 1, "invalid UTF-8": 1, "without text": 3}
+    assert corpus.manifest.rejected == {"invalid JSON": 2, "invalid UTF-8": 1, "without text": 3}
     assert texts_of(corpus, "train") == ["a"]
 
 
@@ -172,6 +181,10 @@ def test_a_line_of_ten_megabytes(tmp_path):
         (["--source={tmp}/a.jsonl", "--text_column=body"], "whose first line has text"),
         (["--source={tmp}/web", "--split_rule=tail"], "only for one text file"),
         (["--source=ftp://x/y"], "ftp://: not known"),
+        (["--source={tmp}/blank"], "no document there"),
+        (["--source={tmp}/none.parquet"], "no document there"),
+        (["--source={tmp}/twice.parquet"], "several of that name"),
+        (["--source={tmp}/bad.jsonl.gz"], "bad.jsonl.gz: damaged or not readable"),
     ],
 )
 def test_mistakes(tmp_path, flags, message):
@@ -179,6 +192,11 @@ def test_mistakes(tmp_path, flags, message):
     write_jsonl(tmp_path / "mixed" / "a.jsonl", TEXTS[:3])
     (tmp_path / "mixed" / "b.txt").write_text("b")
     (tmp_path / "empty").mkdir()
+    write_jsonl(tmp_path / "blank" / "a.jsonl", [])
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    (tmp_path / "bad.jsonl.gz").write_bytes(b"no gzip")
     write_jsonl(tmp_path / "a.jsonl", TEXTS[:3])
     cut = write_parquet(tmp_path / "cut", TEXTS) / "part-001.parquet"
     cut.write_bytes(cut.read_bytes()[:-100])
@@ -204,10 +222,100 @@ def test_another_source_or_rule_is_refused(tmp_path):
     other = write_parquet(tmp_path / "other", TEXTS[:-1])
     with pytest.raises(UserError, match="another source"):
         run(other, tmp_path / "1")
-    with pytest.raises(UserError, match=r"another split rule: hash 0\.0005, not nanogpt"):
+    with pytest.raises(UserError, match="another split_rule: hash, not nanogpt"):
         run(tmp_path / "web", tmp_path / "1", "--split_rule=nanogpt")
     corpus, _ = run(other, tmp_path / "1", "--overwrite")
     assert corpus.manifest.source["documents"] == 299
+
+
+@pytest.mark.parametrize(
+    "flag", ["--text_column=other", "--max_document_bytes=9", "--block_tokens=9", "--by_line=true"]
+)
+def test_other_settings_of_a_finished_corpus_are_refused(tmp_path, flag):
+    (tmp_path / "web").mkdir()
+    table = pa.table({"text": ["one"] * 9, "other": ["two"] * 9})
+    pq.write_table(table, tmp_path / "web" / "a.parquet")
+    run(tmp_path / "web", tmp_path / "1")
+    with pytest.raises(UserError, match=f"another {flag[2:].partition('=')[0]}: "):
+        run(tmp_path / "web", tmp_path / "1", flag)
+
+
+class Interrupted(ThisProcess):
+    """Stops in the middle, as Ctrl-C does."""
+
+    def run(self, plan, units):
+        super().run(plan, units[: len(units) // 2])
+        raise KeyboardInterrupt
+
+
+def interrupt(source, directory, *flags):
+    flags = (f"--source={source}", "--dataset=mine", "--tokenizer=gpt2", *flags)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(resolve(PrepareSettings, [], flags), directory, Interrupted())
+
+
+def test_units_without_their_plan_are_not_taken_over(tmp_path):
+    first = write_parquet(tmp_path / "a", ["AAAA"] * 40)
+    second = write_parquet(tmp_path / "b", ["BBBB"] * 40)
+    interrupt(first, tmp_path / "1")
+    (tmp_path / "1" / STAGING / "plan.json").unlink()  # killed while it was deleted
+    corpus, _ = run(second, tmp_path / "1")
+    assert set(texts_of(corpus, "train")) == {"BBBB"}
+
+
+def test_an_interrupted_overwrite_goes_on(tmp_path, capsys):
+    run(write_parquet(tmp_path / "old", TEXTS[:9], files=1), tmp_path / "1")
+    source = write_parquet(tmp_path / "web", TEXTS)
+    export_bin(open_corpus(tmp_path / "1"))
+    interrupt(source, tmp_path / "1", "--overwrite")
+    corpus, _ = run(source, tmp_path / "1", "--overwrite")
+    assert "going on: 2 of 4 units are done" in capsys.readouterr().out
+    assert corpus.fingerprint == run(source, tmp_path / "2")[0].fingerprint
+    assert not (tmp_path / "1" / "train.bin").exists()  # it was of the old corpus
+
+
+def test_a_text_file_does_not_replace_an_interrupted_preparation(tmp_path):
+    interrupt(write_parquet(tmp_path / "web", TEXTS), tmp_path / "1")
+    (tmp_path / "t.txt").write_text(make_text(5_000))
+    with pytest.raises(UserError, match="interrupted preparation of another source"):
+        run(tmp_path / "t.txt", tmp_path / "1")
+    assert (tmp_path / "1" / STAGING / "plan.json").exists()
+
+
+def test_which_files_are_of_a_source(tmp_path, capsys):
+    names = ["a.TXT", "b.txt", ".hidden/c.txt", "_tmp/d.txt", "sub [1]/e.txt", "f.pdf", "sub [1]/g"]
+    for name in names:
+        (tmp_path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "web" / name).write_text(name)
+    corpus, _ = run(tmp_path / "web", tmp_path / "web" / "corpus")
+    assert texts_of(corpus, "train") == ["a.TXT", "b.txt", "sub [1]/e.txt"]
+    assert "2 other files are skipped (f.pdf, g)" in capsys.readouterr().out
+    assert run(tmp_path / "web", tmp_path / "web" / "corpus")[1] is False  # not its own source
+    for place, expected in (("web/sub [1]", 1), ("web/*.txt", 1), ("web/**/*.txt", 2)):
+        corpus, _ = run(tmp_path / place, tmp_path / place.replace("/", "-").replace("*", "x"))
+        assert corpus.manifest.source["documents"] == expected
+    with pytest.raises(UserError, match="is the source's folder"):
+        run(tmp_path / "web", tmp_path / "web")
+
+
+def test_dictionary_encoded_text(tmp_path):
+    (tmp_path / "web").mkdir()
+    column = pa.array(["one", "two", "one"]).dictionary_encode()
+    pq.write_table(pa.table({"text": column}), tmp_path / "web" / "a.parquet")
+    assert texts_of(run(tmp_path / "web", tmp_path / "1")[0], "train") == ["one", "two", "one"]
+
+
+@pytest.mark.parametrize("command", [["prepare", "mine", "--tokenizer=gpt2"], ["train"]])
+def test_a_cluster_that_does_not_answer(tmp_path, corpus_dir, command):
+    source = write_parquet(tmp_path / "web", TEXTS[:9])
+    places = [f"--data_dir={tmp_path}/d", f"--source={source}"]
+    if command == ["train"]:
+        places = [*TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path}/d"]
+    result = yuzogpt(*command, *places, "--ray_address=127.0.0.1:9")
+    assert result.returncode == 2
+    assert "no Ray cluster could be joined there" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_second_writer_is_refused(tmp_path):

@@ -94,6 +94,10 @@ class Rows:
 
 def refuse_short(split: str, tokens: int, block_size: int) -> None:
     """Raise UserError if a split has fewer tokens than one row."""
+    if not tokens:
+        raise UserError(
+            f"the {split} split is empty; prepare the corpus with a larger --val_fraction"
+        )
     if tokens < block_size + 1:
         raise UserError(
             f"the {split} split has {tokens:,} tokens, a row needs "

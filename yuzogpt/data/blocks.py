@@ -30,6 +30,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
+PLAN = "plan.json"  # in STAGING: what is being prepared
+BY_PRODUCTS = ("train.bin", "val.bin", "ray-data-stats.txt")  # beside the blocks, if asked for
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,8 @@ class PreparedCorpus:
         blocks = [block for block in self.manifest.blocks if block.split == split]
         return TokenStream([map_block(self.directory / block.file) for block in blocks])
 
-    def verify(self, *, anew: bool = False) -> None:
-        """Compare every block with the manifest; UserError names the first that differs.
-
-        A hash is remembered by size, modification time and inode, once per node, so that a
-        restart does not read everything again; `anew` reads it all the same.
-        """
-        remembered = VerifiedBlocks(forget=anew)
+    def check(self) -> None:
+        """Look whether all files are there, without reading blocks; UserError names what is not."""
         for block in self.manifest.blocks:
             path = self.directory / block.file
             if not path.is_file():
@@ -125,12 +122,22 @@ class PreparedCorpus:
             size = path.stat().st_size
             if size != block.bytes:
                 raise damaged(path, f"it has {size:,} bytes, the manifest says {block.bytes:,}")
+        path = self.directory / TOKENIZER
+        if not path.is_file() or sha256(path) != self.manifest.tokenizer["fingerprint"]:
+            raise damaged(path, "it is not the tokenizer that the manifest names")
+
+    def verify(self, *, anew: bool = False) -> None:
+        """Compare every block with the manifest; UserError names the first that differs.
+
+        A hash is remembered by size, modification time and inode, once per node, so that a
+        restart does not read everything again; `anew` reads it all the same.
+        """
+        self.check()
+        remembered = VerifiedBlocks(forget=anew)
+        for block in self.manifest.blocks:
+            path = self.directory / block.file
             if remembered.sha256(path) != block.sha256:
                 raise damaged(path, "its SHA-256 is not the manifest's")
-        expected = self.manifest.tokenizer["fingerprint"]
-        path = self.directory / TOKENIZER
-        if not path.is_file() or sha256(path) != expected:
-            raise damaged(path, "it is not the tokenizer that the manifest names")
         remembered.save()
 
 
@@ -241,25 +248,32 @@ class BlockWriter:
         if len(documents):
             self.waiting.append(documents)
             self.tokens_waiting += len(documents.flatten())
-        while self.tokens_waiting > self.block_tokens:
-            self._write()
+        if self.tokens_waiting > self.block_tokens:
+            self._write(last=False)
 
     def finish(self) -> list[Block]:
         """Write what is left; return all that was written."""
-        while self.waiting:
-            self._write()
+        if self.waiting:
+            self._write(last=True)
         return self.written
 
-    def _write(self) -> None:
-        """Write one block: as many of the first documents as fit, one at least."""
+    def _write(self, *, last: bool) -> None:
+        """Write full blocks, each of as many documents as fit and one at least; `last`: all."""
         documents = joined(self.waiting)
         ends = documents.offsets.to_numpy()[1:]
-        count = max(1, int(np.searchsorted(ends, self.block_tokens, side="right")))
-        path = self.directory / self.name(len(self.written))
-        block = write_block(path, self.split, joined([documents[:count]]))
-        self.written.append(block)
-        self.waiting = [documents[count:]] if count < len(documents) else []
-        self.tokens_waiting -= block.tokens
+        start = 0
+        while self.tokens_waiting > (0 if last else self.block_tokens) or (
+            last and start < len(documents)  # documents without tokens
+        ):
+            before = int(ends[start - 1]) if start else 0
+            fitting = int(np.searchsorted(ends, before + self.block_tokens, side="right"))
+            stop = max(start + 1, fitting)
+            path = self.directory / self.name(len(self.written))
+            block = write_block(path, self.split, joined([documents[start:stop]]))
+            self.written.append(block)
+            self.tokens_waiting -= block.tokens
+            start = stop
+        self.waiting = [documents[start:]] if start < len(documents) else []
 
 
 def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
@@ -302,8 +316,16 @@ def clear(directory: Path) -> None:
     (directory / MANIFEST).unlink(missing_ok=True)
     for path in block_files(directory):
         path.unlink()
-    (directory / TOKENIZER).unlink(missing_ok=True)
-    shutil.rmtree(directory / STAGING, ignore_errors=True)
+    for name in (TOKENIZER, *BY_PRODUCTS):
+        (directory / name).unlink(missing_ok=True)
+    clear_staging(directory)
+
+
+def clear_staging(directory: Path) -> None:
+    """Remove what is not committed; its plan first, so that half of it is never gone on with."""
+    if (directory / STAGING).exists():
+        (directory / STAGING / PLAN).unlink(missing_ok=True)
+        shutil.rmtree(directory / STAGING)
 
 
 def block_files(directory: Path) -> Iterator[Path]:

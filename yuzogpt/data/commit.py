@@ -7,7 +7,6 @@ moment leaves either the staged units, and the same command goes on, or the whol
 import functools
 import hashlib
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +33,7 @@ def commit(plan: Plan) -> PreparedCorpus:
     write_durably(plan.directory / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
     manifest = make_manifest(plan, [record for _, record in done], written)
     write_durably(plan.directory / blocks.MANIFEST, manifest.to_bytes())
-    shutil.rmtree(plan.staging)
+    blocks.clear_staging(plan.directory)
     return blocks.open_corpus(plan.directory)
 
 
@@ -69,9 +68,10 @@ def write_val(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> list[Block]:
 def held_out(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> Iterator[pa.ListArray]:
     """Yield the held-out documents: in the order of the source, or of nanogpt's shuffle."""
     split = plan.recipe.split
-    parts = [(unit, record, read_staged(plan, record)) for unit, record in done if record.val]
+    parts = ((unit, record, read_staged(plan, record)) for unit, record in done if record.val)
     if split.rule == "hash":
-        yield from (documents for _, _, documents in parts)
+        for _, _, documents in parts:
+            yield documents
         return
     assert split.documents is not None
     found: dict[int, pa.ListArray] = {}
@@ -86,7 +86,8 @@ def held_out(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> Iterator[pa.Lis
 
 def read_staged(plan: Plan, record: UnitRecord) -> pa.ListArray:
     """Return the held-out documents of a unit."""
-    return blocks.joined([blocks.map_documents(plan.staging / block.file) for block in record.val])
+    chunks = [blocks.map_documents(plan.staging / block.file) for block in record.val]
+    return chunks[0] if len(chunks) == 1 else blocks.joined(chunks)  # mapped, not copied
 
 
 def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -> Manifest:
@@ -103,7 +104,7 @@ def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -
             "documents": sum(record.documents for record in records),
             "bytes": sum(record.bytes for record in records),
             "sha256": hashlib.sha256(bytes.fromhex(digests)).hexdigest(),
-            "text_column": plan.recipe.text_column,
+            "settings": plan.settings,
         },
         split_rule=plan.recipe.split.name,
         append_end_of_text=True,

@@ -52,6 +52,11 @@ def prepare_in_memory(
     with Lease(directory):
         if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
+        if (directory / blocks.STAGING / blocks.PLAN).exists() and not settings.overwrite:
+            raise UserError(
+                f"{directory}: holds an interrupted preparation of another source; --overwrite "
+                "replaces it, --data_dir=DIR keeps both"
+            )
         blocks.clear(directory)
         return write_corpus(corpus, source, tokenizer, directory), True
 

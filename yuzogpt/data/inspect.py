@@ -23,6 +23,7 @@ SPLITS = ("train", "val")
 
 def show(corpus: PreparedCorpus, examples: int) -> None:
     """Print what a corpus is."""
+    corpus.check()
     manifest, console = corpus.manifest, Console(highlight=False)
     source, tokenizer = manifest.source, manifest.tokenizer
     say = console.out  # text as it is: a document may hold anything

@@ -15,7 +15,7 @@ from typing import Any
 from yuzogpt import tokenizers
 from yuzogpt.config import LargeCorpusSettings
 from yuzogpt.data import blocks, sources, units
-from yuzogpt.data.blocks import STAGING, Block
+from yuzogpt.data.blocks import PLAN, STAGING, Block
 from yuzogpt.data.corpora import Corpus
 from yuzogpt.data.sources import Listing, Unit
 from yuzogpt.data.splits import Split
@@ -24,7 +24,6 @@ from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.tokenizers import Tokenizer, gpt2_tokenizer
 
-PLAN = "plan.json"
 COUNTS = "counts.json"
 SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
 USUAL_COMPRESSION = 3.5  # of text by gzip and zstd; for the estimate of disk only
@@ -42,6 +41,7 @@ class Plan:
     recipe: Recipe
     tokenizer: Tokenizer
     identity: dict[str, Any]  # an equal one means the same preparation
+    settings: dict[str, Any]  # the part of it that the manifest records
 
     @property
     def staging(self) -> Path:
@@ -61,7 +61,7 @@ class Plan:
 
 def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, directory: Path) -> Plan:
     """List the source and settle how it is prepared. Reads footers only, writes nothing."""
-    listing = sources.list_source(source, settings.text_column, settings.by_line)
+    listing = sources.list_source(source, settings.text_column, settings.by_line, directory)
     chosen = settings.split_rule or corpus.split_rule
     if chosen == "tail":
         raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
@@ -77,15 +77,23 @@ def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, direct
         "corpus": corpus.name,
         "source": [asdict(file) for file in listing.files],
         "tokenizer": tokenizers.fingerprint(tokenizer),
+        **decisive(settings, corpus),
+    }
+    settled = decisive(settings, corpus)
+    return Plan(corpus.name, directory, listing, recipe, tokenizer, identity, settled)
+
+
+def decisive(settings: LargeCorpusSettings, corpus: Corpus) -> dict[str, Any]:
+    """Return the settings that decide what a corpus is; its manifest records them."""
+    return {
         "text_column": settings.text_column,
         "by_line": settings.by_line,
-        "split_rule": chosen,
+        "split_rule": settings.split_rule or corpus.split_rule,
         "val_fraction": settings.val_fraction,
         "max_document_bytes": settings.max_document_bytes,
         "block_tokens": settings.block_tokens,
         "unit_bytes": sources.UNIT_BYTES,
     }
-    return Plan(corpus.name, directory, listing, recipe, tokenizer, identity)
 
 
 def describe(plan: Plan, source: str) -> str:
@@ -102,25 +110,26 @@ def describe(plan: Plan, source: str) -> str:
             "free; choose another --data_dir"
         )
     about = "" if listing.documents is not None else "about "
+    skipped = ", ".join(listing.skipped[:3]) + (", ..." if len(listing.skipped) > 3 else "")
+    others = f"; {len(listing.skipped)} other files are skipped ({skipped})" if skipped else ""
     return (
         f"{source}: {len(listing.files):,} files, {about}{documents:,} documents, "
         f"{in_bytes(listing.bytes)}; needs about {in_bytes(needed)} of disk, {in_bytes(free)} free"
+        f"{others}"
     )
 
 
 def estimate(plan: Plan) -> tuple[int, int]:
     """Estimate how many tokens and documents there are, from the first documents."""
     size = tokens = documents = 0
-    for unit in plan.listing.units[:1]:
-        for batch in sources.read(unit, plan.recipe.text_column):
-            for document in batch.documents:
-                if document and size < SAMPLE_BYTES:
-                    text = document[:SAMPLE_BYTES].decode("utf-8", "replace")
-                    tokens += len(plan.tokenizer.encode(text)) + 1
-                    size += len(document[:SAMPLE_BYTES])
-                    documents += 1
-            if size >= SAMPLE_BYTES:
-                break
+    for raw_bytes, document in sources.peek(plan.listing.units, plan.recipe.text_column):
+        text = document[:SAMPLE_BYTES].decode("utf-8", "replace")
+        share_read = len(document[:SAMPLE_BYTES]) / max(1, len(document))
+        tokens += len(plan.tokenizer.encode(text)) + 1
+        size += int(raw_bytes * share_read)
+        documents += 1
+        if size >= SAMPLE_BYTES:
+            break
     total: float = sum(
         unit.bytes * (USUAL_COMPRESSION if sources.compression_of(unit.path) else 1)
         for unit in plan.listing.units
@@ -144,20 +153,24 @@ def begin(plan: Plan, overwrite: bool) -> None:
 
     Raises UserError with the difference if that one prepared something else.
     """
-    if overwrite:
-        blocks.clear(plan.directory)
     path = plan.staging / PLAN
-    if path.exists():
-        found = json.loads(path.read_bytes())
+    is_finished = (plan.directory / blocks.MANIFEST).exists()
+    found = json.loads(path.read_bytes()) if path.exists() else None
+    if overwrite and (is_finished or found != plan.identity):
+        blocks.clear(plan.directory)
+        found = None
+    if found:
         changed = [key for key, value in plan.identity.items() if found.get(key) != value]
         if changed:
             raise UserError(
                 f"{plan.directory}: an interrupted preparation with another {', '.join(changed)}; "
                 "undo the change to go on with it, or start anew with --overwrite"
             )
-        for leftover in plan.staging.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for folder in (plan.staging, plan.directory):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
         return
+    blocks.clear_staging(plan.directory)  # one without a plan is what a crash left of a clear
     plan.staging.mkdir(parents=True, exist_ok=True)
     write_durably(plan.staging / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
     write_durably(path, to_json(plan.identity))

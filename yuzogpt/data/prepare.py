@@ -6,12 +6,11 @@ or Ray Data. The same command again goes on where an interrupted one stopped, an
 all is done.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
 from yuzogpt.data import blocks, plan, sources
@@ -83,7 +82,8 @@ def is_large(corpus: Corpus, chosen: CorpusSettings, large: LargeCorpusSettings)
     if corpus.download or corpus.tokenizer == "char":  # characters need the whole text
         return False
     source = chosen.source
-    is_one_file = not (scheme_of(source) or is_pattern(source) or Path(source).is_dir())
+    is_pattern_here = is_pattern(source) and not Path(source).exists()
+    is_one_file = not (scheme_of(source) or is_pattern_here or Path(source).is_dir())
     is_text = sources.format_of(source) in (None, "text") and not sources.compression_of(source)
     return large.by_line or large.split_rule in ("nanogpt", "hash") or not (is_one_file and is_text)
 
@@ -98,6 +98,7 @@ def prepare_large(
     if found:
         sweep(directory)
         refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
+        refuse_other_settings(found, plan.decisive(settings.large, corpus))
         if not settings.corpus.source:  # no need to look at the hub again
             return found, False
     try:
@@ -142,15 +143,21 @@ def sweep(directory: Path) -> None:
     """Delete what a command left that was killed between its commit and its end."""
     if (directory / blocks.STAGING).exists():
         with Lease(directory):
-            shutil.rmtree(directory / blocks.STAGING)
+            blocks.clear_staging(directory)
 
 
 def refuse_other_source(found: PreparedCorpus, wanted: Plan) -> None:
-    """Raise UserError if a finished corpus was made from other files, or split otherwise."""
+    """Raise UserError if a finished corpus was made from other files."""
     files = [{"name": file.name, "bytes": file.bytes} for file in wanted.listing.files]
     if found.manifest.source.get("files") != files:
         refuse_other(found, "source", found.manifest.source["name"], f"{len(files)} other files")
-    refuse_other(found, "split rule", found.manifest.split_rule, wanted.recipe.split.name)
+
+
+def refuse_other_settings(found: PreparedCorpus, wanted: dict[str, Any]) -> None:
+    """Raise UserError if a finished corpus was made with settings that decide what it is."""
+    made_with = found.manifest.source.get("settings", {})
+    for key, value in wanted.items():
+        refuse_other(found, key, str(made_with.get(key)), str(value))
 
 
 def report(prepared: PreparedCorpus, corpus: Corpus) -> None:
@@ -163,7 +170,9 @@ def report(prepared: PreparedCorpus, corpus: Corpus) -> None:
         f"{documents:,} documents in = {written:,} written + "
         f"{sum(manifest.rejected.values()):,} rejected" + (f" ({rejected})" if rejected else "")
     )
-    if not manifest.tokens("val"):
+    if not written:
+        print("warning: no document was kept: look at --text_column and the source")
+    elif not manifest.tokens("val"):
         print("the val split is empty: raise --val_fraction to train on this corpus")
     for what, expected, count in (
         ("documents", corpus.documents, documents),

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -78,6 +79,7 @@ class Listing:
 
     files: list[SourceFile]
     units: list[Unit]
+    skipped: list[str]  # files of no known format
 
     @property
     def documents(self) -> int | None:
@@ -99,21 +101,23 @@ class Batch:
     reasons: list[str | None]
 
 
-def list_source(source: str, text_column: str, by_line: bool) -> Listing:
+def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) -> Listing:
     """List a source's files and cut them into units.
 
-    `by_line`: each line of plain text is a document; else each file is. Raises UserError for files
-    of no known or of several formats, damaged ones, and a column that is not there.
+    `by_line`: each line of plain text is a document; else each file is. `data_dir`: where the
+    corpus goes, which may lie inside the source's folder. Raises UserError for files of no known
+    or of several formats, damaged ones, a column that is not there, and no documents.
     """
     scheme = scheme_of(source)
     prefix = f"{scheme}://" if scheme else ""
     folder, found = list_files(source)
-    known = [info for info in found if format_of(info.path) or len(found) == 1]
+    if not scheme and Path(folder).resolve() == data_dir.resolve():
+        raise UserError(f"--data_dir={data_dir}: is the source's folder; choose another")
+    found = [info for info in found if is_of_source(info.path, folder, data_dir)]
+    known = [info for info in found if format_of(info.path)]
     if not known:
         raise UserError(f"--source={source}: no {', '.join(FORMATS)} file there (.gz, .zst too)")
     formats = sorted({str(format_of(info.path)) for info in known})
-    if formats == ["None"]:
-        raise UserError(f"--source={source}: not {', '.join(FORMATS)} (.gz, .zst too)")
     if len(formats) > 1:
         raise UserError(f"--source={source}: files of several formats ({', '.join(formats)})")
     files = [
@@ -131,21 +135,33 @@ def list_source(source: str, text_column: str, by_line: bool) -> Listing:
         units = number(piece for file in files for piece in cut(file, text_column))
     if formats == ["jsonl"]:
         check_first_line(units, text_column)
-    return Listing(files, units)
+    skipped = sorted(info.base_name for info in found if not format_of(info.path))
+    listing = Listing(files, units, skipped)
+    if not units or listing.documents == 0:
+        raise UserError(f"--source={source}: no document there")
+    return listing
+
+
+def is_of_source(path: str, folder: str, data_dir: Path) -> bool:
+    """Tell whether a file is neither hidden nor of the corpus that is prepared."""
+    below = path.removeprefix(folder).lstrip("/").split("/")
+    is_hidden = any(part.startswith((".", "_")) for part in below)
+    return not is_hidden and data_dir not in Path(path).parents
 
 
 def format_of(path: str) -> Format | None:
-    """Return the format that a file's name tells; None for hidden files and all others."""
-    name = path.rpartition("/")[2]
+    """Return the format that a file's name tells, if it is known."""
+    name = path.rpartition("/")[2].lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     stem, dot, suffix = name.rpartition(".")
-    return FORMATS.get(f"{dot}{suffix}") if stem and not name.startswith((".", "_")) else None
+    return FORMATS.get(f"{dot}{suffix}") if stem else None
 
 
 def compression_of(path: str) -> str | None:
     """Return the compression that a file's name tells."""
-    return next((kind for suffix, kind in COMPRESSIONS.items() if path.endswith(suffix)), None)
+    name = path.lower()
+    return next((kind for suffix, kind in COMPRESSIONS.items() if name.endswith(suffix)), None)
 
 
 def number(pieces: Iterable[Unit]) -> list[Unit]:
@@ -194,10 +210,14 @@ def cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
             schema = metadata.schema.to_arrow_schema()
     except Exception as error:
         raise damaged(file.path, error) from None
+    if schema.names.count(text_column) > 1:
+        raise UserError(f"--text_column={text_column}: {file.path} has several of that name")
     if text_column not in schema.names:
         columns = ", ".join(schema.names)
         raise UserError(f"--text_column={text_column}: not in {file.path}, which has {columns}")
     kind = schema.field(text_column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     if not any(kind.equals(text) for text in TEXT_TYPES):
         raise UserError(f"--text_column={text_column}: {kind} in {file.path}, not text")
     pieces: list[Unit] = []
@@ -215,10 +235,14 @@ def cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
 
 def check_first_line(units: list[Unit], text_column: str) -> None:
     """Raise UserError if the first line of JSON has no such column: it was misspelt, likely."""
-    for line in read_lines(units[0]) if units else ():
+    try:
+        line = next(read_lines(units[0]), None) if units else None
+    except Exception as error:
+        raise damaged(units[0].path, error) from None
+    if line is not None:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{units[0].path}: its first line is not JSON") from None
         if not isinstance(found, dict) or text_column not in found:
             columns = ", ".join(found) if isinstance(found, dict) else type(found).__name__
@@ -226,7 +250,19 @@ def check_first_line(units: list[Unit], text_column: str) -> None:
                 f"--text_column={text_column}: not in {units[0].path}, whose first line has "
                 f"{columns}"
             )
-        return
+
+
+def peek(units: list[Unit], text_column: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the first documents, and how many bytes of their file each one takes."""
+    for unit in units:
+        if unit.format == "jsonl":
+            for line in read_lines(unit):
+                document, _ = parse_line(line, text_column)
+                yield len(line) + 1, document or b""
+        else:
+            for batch in read(unit, text_column):
+                for document in batch.documents:
+                    yield len(document or b""), document or b""
 
 
 def read(unit: Unit, text_column: str) -> Iterator[Batch]:
@@ -235,8 +271,7 @@ def read(unit: Unit, text_column: str) -> Iterator[Batch]:
         if unit.format == "parquet":
             yield from read_parquet(unit, text_column)
         elif unit.format == "text":
-            for path in (unit.path, *unit.more_paths):
-                yield Batch([read_whole(path)], [None])
+            yield from in_batches((read_whole(path), None) for path in paths_of(unit))
         else:
             yield from read_by_line(unit, text_column)
     except Exception as error:
@@ -256,8 +291,16 @@ def read_parquet(unit: Unit, text_column: str) -> Iterator[Batch]:
         )
         for batch in batches:
             # As binary: Arrow does not check that strings are UTF-8, and Python would raise.
-            documents = batch.column(0).cast(pa.large_binary()).to_pylist()
+            column = batch.column(0)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            documents = column.cast(pa.large_binary()).to_pylist()
             yield Batch(documents, [MISSING if text is None else None for text in documents])
+
+
+def paths_of(unit: Unit) -> tuple[str, ...]:
+    """Return the files of a unit whose files are documents."""
+    return (unit.path, *unit.more_paths)
 
 
 def read_whole(path: str) -> bytes:
@@ -268,14 +311,21 @@ def read_whole(path: str) -> bytes:
 
 def read_by_line(unit: Unit, text_column: str) -> Iterator[Batch]:
     """Read a unit's lines; blank lines of JSON are none."""
+    lines = read_lines(unit)
+    if unit.format == "jsonl":
+        return in_batches(parse_line(line, text_column) for line in lines)
+    return in_batches((line, None) for line in lines)
+
+
+def in_batches(found: Iterable[tuple[bytes | None, str | None]]) -> Iterator[Batch]:
+    """Put documents together to batches of about BATCH_BYTES."""
     documents: list[bytes | None] = []
     reasons: list[str | None] = []
     size = 0
-    for line in read_lines(unit):
-        document, reason = parse_line(line, text_column) if unit.format == "jsonl" else (line, None)
+    for document, reason in found:
         documents.append(document)
         reasons.append(reason)
-        size += len(line)
+        size += len(document or b"")
         if size >= BATCH_BYTES:
             yield Batch(documents, reasons)
             documents, reasons, size = [], [], 0
@@ -289,7 +339,7 @@ def parse_line(line: bytes, text_column: str) -> tuple[bytes | None, str | None]
         found = json.loads(line)
     except UnicodeDecodeError:
         return line, None  # counted as invalid UTF-8 where text is decoded
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested thousands deep
         return None, INVALID_JSON
     text = found.get(text_column) if isinstance(found, dict) else None
     if not isinstance(text, str):

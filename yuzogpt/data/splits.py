@@ -65,7 +65,7 @@ class Split:
     @property
     def name(self) -> str:
         """What the manifest calls it."""
-        return f"{self.rule} {self.fraction:g}"
+        return f"{self.rule} {self.fraction}"
 
     def is_val(self, first_row: int | None, digests: list[bytes]) -> Mask:
         """Tell for consecutive documents of the source which are held out, shape (documents,)."""

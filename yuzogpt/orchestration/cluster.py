@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ ONLY_HERE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no node drains here: a process of 3 s less
     "RAY_worker_niceness": "0",  # else Ray's own processes go before the work
 }
+ANSWER_WITHIN = 5.0  # seconds
 OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
 
 
@@ -46,6 +48,7 @@ def connected(address: str, cores: int, heavy_imports: Sequence[str] = ()) -> It
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
     """Join a running cluster, and leave it running."""
+    refuse_unreachable(address)
     import ray
 
     try:
@@ -60,6 +63,20 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_unreachable(address: str) -> None:
+    """Raise UserError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():  # auto, local, ray://...
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN).close()
+    except OSError as error:
+        raise UserError(
+            f"--ray_address={address}: no Ray cluster could be joined there "
+            f"({error.strerror or error}); leave it out, and unset RAY_ADDRESS, to start one here"
+        ) from None
 
 
 @contextlib.contextmanager

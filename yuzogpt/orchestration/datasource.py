@@ -3,6 +3,7 @@
 In: units. Out: their records. What happens to a unit is in data/sources.py and data/units.py.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ray.data import Datasink, Datasource, ReadTask
 from ray.data.block import Block, BlockMetadata
 
 from yuzogpt.data import sources
-from yuzogpt.data.plan import PLAN
+from yuzogpt.data.blocks import PLAN
 from yuzogpt.data.sources import Batch, Unit
 from yuzogpt.data.units import Recipe, UnitWriter, tokenize
 from yuzogpt.errors import UserError
@@ -39,7 +40,7 @@ class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
         """Return a task for each unit, however many are asked for."""
         return [
             ReadTask(
-                lambda unit=unit: read_tables(unit, self.recipe),
+                functools.partial(read_tables, unit, self.recipe),  # not all units: each is pickled
                 BlockMetadata(
                     num_rows=unit.documents,
                     size_bytes=unit.bytes,

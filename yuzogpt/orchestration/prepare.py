@@ -23,7 +23,7 @@ from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import Recipe
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.filesystems import first_line
-from yuzogpt.orchestration.cluster import connected
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 
 # Set before ray is imported and starts; its workers inherit them.
 ENVIRONMENT = {
@@ -51,7 +51,8 @@ class RayWorkers:
     def __init__(self, settings: LargeCorpusSettings) -> None:
         """Ray starts when there is something to do."""
         wanted = settings.num_workers
-        self.address = settings.ray_address
+        self.address = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
+        refuse_unreachable(self.address)  # before a file is written
         self.most = wanted if isinstance(wanted, int) else None
         self.stack = contextlib.ExitStack()
         self.is_connected = False

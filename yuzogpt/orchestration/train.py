@@ -12,7 +12,7 @@ from typing import Any
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.orchestration.cluster import connected
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.training.display import Display, take_wandb_key
 
 # Set before ray is imported.
@@ -30,6 +30,7 @@ def run_on_ray(settings: TrainSettings) -> None:
     key = take_wandb_key(settings.log)
     wanted = settings.workers.num_workers
     cores = max(os.cpu_count() or 1, wanted if isinstance(wanted, int) else 1)
+    refuse_unreachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
     print("starting Ray ...", flush=True)
     with runs.writing(settings), connected(settings.workers.ray_address, cores, HEAVY_IMPORTS):
         train_connected(settings, key)

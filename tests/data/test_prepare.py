@@ -185,6 +185,7 @@ def test_a_line_of_ten_megabytes(tmp_path):
         (["--source={tmp}/none.parquet"], "no document there"),
         (["--source={tmp}/twice.parquet"], "several of that name"),
         (["--source={tmp}/bad.jsonl.gz"], "bad.jsonl.gz: damaged or not readable"),
+        (["--source={tmp}/short.jsonl.gz"], "short.jsonl.gz: damaged or not readable"),
     ],
 )
 def test_mistakes(tmp_path, flags, message):
@@ -197,6 +198,8 @@ def test_mistakes(tmp_path, flags, message):
     twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(twice, tmp_path / "twice.parquet")
     (tmp_path / "bad.jsonl.gz").write_bytes(b"no gzip")
+    short = write_jsonl(tmp_path / "short.jsonl.gz", TEXTS)
+    short.write_bytes(short.read_bytes()[:-20])
     write_jsonl(tmp_path / "a.jsonl", TEXTS[:3])
     cut = write_parquet(tmp_path / "cut", TEXTS) / "part-001.parquet"
     cut.write_bytes(cut.read_bytes()[:-100])

@@ -148,7 +148,7 @@ def test_work_spreads_over_nodes_and_a_damaged_file_is_one_line(
 
     # A file that turns out to be damaged is one line, here too.
     path = write_jsonl(tmp_path / "web" / "b.jsonl.gz", ["text"] * 10_000)
-    write_jsonl(tmp_path / "web" / "a.jsonl.gz", ["text"] * 10)
+    write_jsonl(tmp_path / "web" / "a.jsonl.gz", make_documents(4_000))  # more than is peeked into
     path.write_bytes(path.read_bytes()[:-20])
     place = [f"--ray_address={two_nodes}", f"--data_dir={tmp_path / 'other'}"]
     result = yuzogpt(*FLAGS[:3], f"--source={path.parent}", *place, RAY_AUTH_MODE="disabled")

@@ -255,14 +255,16 @@ def check_first_line(units: list[Unit], text_column: str) -> None:
 def peek(units: list[Unit], text_column: str) -> Iterator[tuple[int, bytes]]:
     """Yield the first documents, and how many bytes of their file each one takes."""
     for unit in units:
-        if unit.format == "jsonl":
-            for line in read_lines(unit):
-                document, _ = parse_line(line, text_column)
-                yield len(line) + 1, document or b""
-        else:
-            for batch in read(unit, text_column):
-                for document in batch.documents:
-                    yield len(document or b""), document or b""
+        try:
+            if unit.format == "jsonl":
+                for line in read_lines(unit):
+                    yield len(line) + 1, parse_line(line, text_column)[0] or b""
+            else:
+                for batch in read(unit, text_column):
+                    for document in batch.documents:
+                        yield len(document or b""), document or b""
+        except Exception as error:
+            raise damaged(unit.path, error) from None
 
 
 def read(unit: Unit, text_column: str) -> Iterator[Batch]:

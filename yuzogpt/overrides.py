@@ -171,7 +171,8 @@ def help_text(schema: type[Section]) -> str:
             lines += ["", f"{section}: {title}"]
         extra = field.json_schema_extra
         unit = f" [{extra['unit']}]" if isinstance(extra, dict) and extra["unit"] else ""
-        lines.append(f"  --{leaf}={field.default!r:<18} {field.description}{unit}")
+        flag = f"--{leaf}={field.default!r}"
+        lines.append(f"  {flag:<36} {field.description}{unit}")
     return "\n".join(lines).lstrip("\n")
 
 

@@ -73,7 +73,6 @@ def test_nanogpts_files_to_the_byte(tmp_path, small_units):
 
 
 def test_formats_give_the_same_documents(tmp_path, small_units):
-    shutil.rmtree(tmp_path / "lines", ignore_errors=True)
     (tmp_path / "lines").mkdir()
     texts = [text.replace("\n", " ").strip() or "x" for text in TEXTS]
     (tmp_path / "lines" / "a.txt").write_bytes("\r\n".join(texts).encode())
@@ -310,7 +309,7 @@ def test_dictionary_encoded_text(tmp_path):
 
 @pytest.mark.parametrize("command", [["prepare", "mine", "--tokenizer=gpt2"], ["train"]])
 def test_a_cluster_that_does_not_answer(tmp_path, corpus_dir, command):
-    source = write_parquet(tmp_path / "web", TEXTS[:9])
+    source = write_parquet(tmp_path / "web", TEXTS[:9], files=1)
     places = [f"--data_dir={tmp_path}/d", f"--source={source}"]
     if command == ["train"]:
         places = [*TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path}/d"]
@@ -319,6 +318,13 @@ def test_a_cluster_that_does_not_answer(tmp_path, corpus_dir, command):
     assert "no Ray cluster could be joined there" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "d").exists()
+
+
+def test_a_text_file_needs_no_cluster(tmp_path):
+    (tmp_path / "t.txt").write_text(make_text(5_000))
+    places = [f"--source={tmp_path}/t.txt", f"--data_dir={tmp_path}/d"]
+    result = yuzogpt("prepare", "mine", "--tokenizer=char", *places, RAY_ADDRESS="127.0.0.1:9")
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_second_writer_is_refused(tmp_path):

@@ -31,7 +31,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
 PLAN = "plan.json"  # in STAGING: what is being prepared
-BY_PRODUCTS = ("train.bin", "val.bin", "ray-data-stats.txt")  # beside the blocks, if asked for
+STAGE_STATS = "ray-data-stats.txt"  # how Ray Data fared
+BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS)  # beside the blocks; not part of the corpus
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ class Corpus:
     download: Callable[[], Source] | None = None  # of one that fits in memory
     source: str = ""  # of one that does not: what sources.py reads
     split_rule: Literal["tail", "nanogpt", "hash"] = "tail"
-    append_end_of_text: bool = False
     documents: int = 0  # how many it is known to have
     val_tokens: int = 0  # and with the nanogpt rule
 
@@ -175,7 +174,6 @@ CORPORA = {
             "gpt2",
             source=OPENWEBTEXT,
             split_rule="nanogpt",
-            append_end_of_text=True,
             documents=8_013_769,  # both as in nanoGPT's data/openwebtext/readme.md
             val_tokens=4_434_897,
         ),

@@ -7,8 +7,6 @@ finds the manifest and does nothing; another source in the same directory is ref
 import functools
 from pathlib import Path
 
-import numpy as np
-
 from yuzogpt import tokenizers
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
@@ -18,7 +16,7 @@ from yuzogpt.data.splits import split_tail
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.lease import Lease
-from yuzogpt.tokenizers import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
+from yuzogpt.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 
 TOKENS_PER_BLOCK = 2**27
 
@@ -76,7 +74,7 @@ def write_corpus(
     dtype = tokenizers.id_dtype(tokenizer.vocab_size)
     written: list[Block] = []
     for split, documents in splits.items():
-        ids = [encode(document, tokenizer, corpus.append_end_of_text) for document in documents]
+        ids = [tokenizer.encode(document) for document in documents]
         name = functools.partial(blocks.block_name, split)
         writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, name)
         writer.add(blocks.list_array(ids, dtype))
@@ -87,18 +85,9 @@ def write_corpus(
         tokenizer=tokenizers.describe(tokenizer),
         source=source.identity,
         split_rule="tail",
-        append_end_of_text=corpus.append_end_of_text,
+        append_end_of_text=False,
         blocks=written,
         rejected={},
     )
     write_durably(directory / blocks.MANIFEST, manifest.to_bytes())
     return blocks.open_corpus(directory)
-
-
-def encode(document: str, tokenizer: Tokenizer, append_end_of_text: bool) -> Ids:
-    """Tokenize one document."""
-    ids = tokenizer.encode(document)
-    if append_end_of_text:
-        assert tokenizer.end_of_text is not None
-        return np.append(ids, np.array(tokenizer.end_of_text, ids.dtype))
-    return ids

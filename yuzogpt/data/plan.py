@@ -73,13 +73,13 @@ def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, direct
         max_document_bytes=settings.max_document_bytes,
         block_tokens=settings.block_tokens,
     )
+    settled = decisive(settings, corpus)
     identity = {
         "corpus": corpus.name,
         "source": [asdict(file) for file in listing.files],
         "tokenizer": tokenizers.fingerprint(tokenizer),
-        **decisive(settings, corpus),
+        **settled,
     }
-    settled = decisive(settings, corpus)
     return Plan(corpus.name, directory, listing, recipe, tokenizer, identity, settled)
 
 

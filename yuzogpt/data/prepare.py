@@ -30,6 +30,9 @@ from yuzogpt.lease import Lease
 class Workers(Protocol):
     """Who does the units."""
 
+    def check(self) -> None:
+        """Raise UserError if they could not start; nothing is written yet."""
+
     def start(self) -> None:
         """Be ready; what this takes is not part of the speed that is shown."""
 
@@ -43,8 +46,11 @@ class Workers(Protocol):
 class ThisProcess:
     """One unit after the other, without Ray."""
 
+    def check(self) -> None:
+        """It can."""
+
     def start(self) -> None:
-        """It is."""
+        """It is ready."""
 
     def count(self, units: Sequence[Unit]) -> list[int]:
         """Count the documents of each unit."""
@@ -71,7 +77,7 @@ def prepare(
     if not is_large(corpus, chosen, settings.large):
         return prepare_in_memory(chosen, corpus, directory)
     if not corpus.source:  # the user's own
-        corpus = replace(corpus, split_rule="hash", append_end_of_text=True)
+        corpus = replace(corpus, split_rule="hash")
     return prepare_large(settings, corpus, directory, workers)
 
 
@@ -109,6 +115,7 @@ def prepare_large(
     if found:
         refuse_other_source(found, wanted)
         return found, False
+    workers.check()
     print(plan.describe(wanted, source), flush=True)
     with Lease(directory):
         if (directory / blocks.MANIFEST).exists() and not overwrite:

@@ -346,7 +346,7 @@ def parse_line(line: bytes, text_column: str) -> tuple[bytes | None, str | None]
     text = found.get(text_column) if isinstance(found, dict) else None
     if not isinstance(text, str):
         return None, MISSING
-    # A lone surrogate ("\\ud800") has no UTF-8; these bytes will not decode, and are counted so.
+    # A lone surrogate ("\ud800") has no UTF-8; these bytes will not decode, and are counted so.
     return text.encode("utf-8", "surrogatepass"), None
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from yuzogpt.config import LargeCorpusSettings, PrepareSettings
 from yuzogpt.data import sources, units
-from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.blocks import STAGE_STATS, PreparedCorpus
 from yuzogpt.data.plan import Plan
 from yuzogpt.data.prepare import prepare
 from yuzogpt.data.sources import Unit
@@ -33,7 +33,6 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
 }
-STATS = "ray-data-stats.txt"
 
 
 def prepare_on_ray(settings: PrepareSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
@@ -52,7 +51,6 @@ class RayWorkers:
         """Ray starts when there is something to do."""
         wanted = settings.num_workers
         self.address = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
-        refuse_unreachable(self.address)  # before a file is written
         self.most = wanted if isinstance(wanted, int) else None
         self.stack = contextlib.ExitStack()
         self.is_connected = False
@@ -64,6 +62,10 @@ class RayWorkers:
     def __exit__(self, *error: Any) -> None:
         """End the embedded Ray, if one was started."""
         self.stack.__exit__(*error)
+
+    def check(self) -> None:
+        """Raise UserError if the cluster does not answer."""
+        refuse_unreachable(self.address)
 
     def count(self, listed: Sequence[Unit]) -> list[int]:
         """Count the documents of each unit."""
@@ -117,7 +119,7 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours knows the whole corpus
     context.target_max_block_size = None  # a unit's blocks stay with its task
-    context.memory_usage_poll_interval_s = None
+    context.memory_usage_poll_interval_s = None  # a thread in each task that only measures
     context.op_resource_reservation_enabled = False  # one stage: all cores are its
     if most is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=most)
@@ -126,7 +128,7 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
         UnitSource(undone, plan.recipe), override_num_blocks=len(undone)
     ).map_batches(tokenize_block, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
     stage.write_datasink(UnitSink(undone, plan.recipe))
-    (plan.directory / STATS).write_text(stage.stats())
+    (plan.directory / STAGE_STATS).write_text(stage.stats())
 
 
 @contextlib.contextmanager

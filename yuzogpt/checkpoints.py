@@ -2,14 +2,17 @@
 
 In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
 
-    model.safetensors        the weights
-    optimizer.safetensors    apart, so that a reader of weights never touches it
+    model.safetensors        the weights; written by several ranks: model-0000k-of-0000n.safetensors
+                             and model.safetensors.index.json, as Hugging Face names them
+    optimizer.safetensors    likewise; apart, so that a reader of weights never touches it, and gone
+                             where resuming does not need it
     tokenizer.json           so that sampling needs nothing else
     state.json               rows_seen, step, settings, dataset fingerprint, metrics
     manifest.json            the SHA-256 of each; written last
 
-It is written under another name, synced, then renamed. The directory is the only truth: which
-checkpoint is newest or best is read off what is there.
+Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
+written under another name, synced, then renamed. The directory is the only truth: which checkpoint
+is newest or best is read off what is there.
 """
 
 import contextlib
@@ -17,25 +20,25 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yuzogpt.errors import UserError
-from yuzogpt.files import sha256, sync_directory, sync_file, to_json
+from yuzogpt.files import sha256, sync_directory, sync_file, to_json, write_durably
+from yuzogpt.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
     from torch import Tensor
 
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
+MODEL, OPTIMIZER = "model", "optimizer"  # the two kinds of tensor files
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 MANIFEST = "manifest.json"
-FILES = (MODEL, OPTIMIZER, TOKENIZER, STATE)
-WITHOUT_OPTIMIZER = (MODEL, TOKENIZER, STATE)  # all that a reader of weights needs
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # 1 had no files of several ranks
 
 
 class CorruptCheckpoint(Exception):
@@ -52,6 +55,7 @@ class State:
     dataset: str
     tokenizer: str
     metrics: dict[str, float]
+    guard: dict[str, float] = field(default_factory=dict)  # what the guards remember of the losses
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,18 @@ class Checkpoint:
     directory: Path
     state: State
 
-    def model(self) -> "dict[str, Tensor]":
-        """Read the weights, on the CPU."""
-        return read_tensors(self.directory / MODEL)
+    def tensors(self, kind: str) -> "Iterator[tuple[str, Tensor]]":
+        """Yield the tensors of MODEL or OPTIMIZER with their names, whole, memory-mapped."""
+        files = json.loads((self.directory / MANIFEST).read_bytes())["files"]
+        for name in sorted(files):
+            if name.startswith(kind) and name.endswith(".safetensors"):
+                yield from read_tensors(self.directory / name)
 
-    def optimizer(self) -> "dict[str, Tensor]":
-        """Read the optimizer's tensors, on the CPU, as `write` was given them."""
-        return read_tensors(self.directory / OPTIMIZER)
 
-
-def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Read a safetensors file."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors
+def tensor_file(kind: str, part: int, parts: int) -> str:
+    """Return the name of the file that holds part `part` (from 0) of the tensors of a kind."""
+    number = "" if parts == 1 else f"-{part + 1:05}-of-{parts:05}"
+    return f"{kind}{number}.safetensors"
 
 
 def write(
@@ -85,50 +86,84 @@ def write(
     optimizer: "Mapping[str, Tensor]",
     tokenizer: bytes,
 ) -> Checkpoint:
-    """Write a checkpoint and read it back to verify it."""
-    from safetensors.torch import save_file
+    """Write a checkpoint, all of it in this process, and read it back to verify it."""
+    temporary = begin(run, state.step)
+    hashes, places = {}, {}
+    for kind, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+        name = tensor_file(kind, 0, 1)
+        hashes[name] = write_tensors(temporary / name, tensors, tensors.values())
+        places[name] = list(tensors)
+    return commit(temporary, state, tokenizer, hashes, places)
 
-    final = run / "checkpoints" / f"step-{state.step}"
-    temporary = final.with_name(f".{final.name}.tmp")
-    remove(temporary)
+
+def begin(run: Path, step: int) -> Path:
+    """Return a new directory for the tensor files of a checkpoint; `commit` gives it its name."""
+    temporary = run / "checkpoints" / f".step-{step}.{uuid.uuid4().hex}.tmp"
     temporary.mkdir(parents=True)
-    save_file(dict(model), temporary / MODEL)
-    save_file(dict(optimizer), temporary / OPTIMIZER)
-    (temporary / TOKENIZER).write_bytes(tokenizer)
-    (temporary / STATE).write_bytes(to_json(asdict(state)))
-    for name in FILES:
+    return temporary
+
+
+def commit(
+    temporary: Path,
+    state: State,
+    tokenizer: bytes,
+    hashes: Mapping[str, str],
+    places: Mapping[str, list[str]],
+) -> Checkpoint:
+    """Make a checkpoint of the tensor files in `temporary`: add the rest, rename, verify.
+
+    The files are synced. `hashes`: their SHA-256; `places`: the tensors in each.
+    """
+    small = {TOKENIZER: tokenizer, STATE: to_json(asdict(state)), **indices(places)}
+    for name, content in small.items():
+        (temporary / name).write_bytes(content)
         sync_file(temporary / name)
-    hashes = {name: sha256(temporary / name) for name in FILES}
+    hashes = {**hashes, **{name: sha256(temporary / name) for name in small}}
     manifest = {"format": FORMAT_VERSION, "files": hashes}
     (temporary / MANIFEST).write_bytes(to_json(manifest))
     sync_file(temporary / MANIFEST)
     sync_directory(temporary)
+    final = temporary.with_name(f"step-{state.step}")
     remove(final)
     temporary.rename(final)
     sync_directory(final.parent)
     return verify(final)
 
 
-def verify(directory: Path, names: tuple[str, ...] = FILES) -> Checkpoint:
+def indices(places: Mapping[str, list[str]]) -> dict[str, bytes]:
+    """Return the index files: for each kind in several files, which tensor is in which."""
+    found = {}
+    for kind in (MODEL, OPTIMIZER):
+        files = [name for name in places if name.startswith(f"{kind}-")]
+        if files:
+            weight_map = {tensor: name for name in files for tensor in places[name]}
+            content = {"metadata": {}, "weight_map": weight_map}
+            found[f"{kind}.safetensors.index.json"] = to_json(content)
+    return found
+
+
+def verify(directory: Path, *, optimizer: bool = True) -> Checkpoint:
     """Compare files with the manifest; CorruptCheckpoint says what is wrong.
 
-    `names`: those that the reader needs. UserError for what another version wrote, or what may
-    not be read: such a checkpoint is not corrupt.
+    `optimizer`: whether the reader needs its tensors. UserError for what another version wrote, or
+    what may not be read: such a checkpoint is not corrupt.
     """
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT_VERSION:
+        if manifest["format"] not in READABLE:
             raise UserError(
                 f"{directory}: format {manifest['format']}, written by another version of "
-                f"YuzoGPT; this one reads {FORMAT_VERSION}"
+                f"YuzoGPT; this one reads {', '.join(map(str, READABLE))}"
             )
-        for name in names:
-            if sha256(directory / name) != manifest["files"][name]:
+        for name, expected in manifest["files"].items():
+            if name.startswith(OPTIMIZER) and not optimizer:
+                continue
+            if sha256(directory / name) != expected:
                 raise CorruptCheckpoint(f"{name} does not have the SHA-256 of the manifest")
         return read(directory)
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"unreadable: {error!r}") from None
     except OSError as error:
         raise UserError(f"{directory}: not readable: {error.strerror}") from None
@@ -137,12 +172,16 @@ def verify(directory: Path, names: tuple[str, ...] = FILES) -> Checkpoint:
 def read(directory: Path) -> Checkpoint:
     """Read the state of a checkpoint that was verified already, by this process or another."""
     content = json.loads((directory / STATE).read_bytes())
-    return Checkpoint(directory, State(**{name: content[name] for name in State.__annotations__}))
+    known = {name: content[name] for name in State.__annotations__ if name in content}
+    return Checkpoint(directory, State(**known))
 
 
 def newest(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole; `on_corrupt` is told of each that is not."""
-    for directory in reversed(candidates(run)):
+    """Return the newest checkpoint that a run can go on from, whole.
+
+    `on_corrupt` is told of each newer one that is not whole.
+    """
+    for directory in reversed(resumable(run)):
         try:
             return verify(directory)
         except CorruptCheckpoint as error:
@@ -154,7 +193,7 @@ def best(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | Non
     """Return the checkpoint with the lowest validation loss whose weights are whole."""
     for directory in by_validation_loss(run):
         try:
-            return verify(directory, WITHOUT_OPTIMIZER)
+            return verify(directory, optimizer=False)
         except CorruptCheckpoint as error:
             on_corrupt(directory, str(error))
     return None
@@ -168,7 +207,7 @@ def find(reference: str) -> Checkpoint | None:
     directory = Path(reference)
     try:
         if (directory / STATE).exists() or (directory / MANIFEST).exists():
-            return verify(directory, WITHOUT_OPTIMIZER)
+            return verify(directory, optimizer=False)
     except CorruptCheckpoint as error:
         raise UserError(f"{directory}: corrupt checkpoint: {error}") from None
     broken: list[str] = []
@@ -191,6 +230,22 @@ def candidates(run: Path) -> list[Path]:
     return sorted((path for path in found if step_of(path) >= 0), key=step_of)
 
 
+def resumable(run: Path) -> list[Path]:
+    """Return those that a run could go on from, oldest first: not kept for their weights only.
+
+    What is broken beyond telling is among them, so that it is noticed.
+    """
+    return [path for path in candidates(run) if not is_weights_only(path)]
+
+
+def is_weights_only(directory: Path) -> bool:
+    """Tell whether a checkpoint was kept for its weights: its manifest names no optimizer's."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        files = json.loads((directory / MANIFEST).read_bytes())["files"]
+        return not any(name.startswith(OPTIMIZER) for name in files)
+    return False
+
+
 def step_of(directory: Path) -> int:
     """Return the step of a checkpoint directory by its name, -1 if it has none."""
     with contextlib.suppress(ValueError):
@@ -206,7 +261,7 @@ def by_validation_loss(run: Path) -> list[Path]:
     """
     newest_first = candidates(run)[::-1]
     metrics = [read_metrics(directory) for directory in newest_first]
-    comparable = metrics[0].get("val_windows") if metrics else None
+    comparable = next((found["val_windows"] for found in metrics if "val_windows" in found), None)
 
     def loss(index: int) -> float:
         found = metrics[index].get("val_loss_estimate", math.nan)
@@ -218,7 +273,7 @@ def by_validation_loss(run: Path) -> list[Path]:
 
 def read_metrics(directory: Path) -> dict[str, float]:
     """Return the metrics of a checkpoint that may be broken: none, then."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         found = json.loads((directory / STATE).read_bytes())["metrics"]
         return {str(name): float(value) for name, value in found.items()}
     return {}
@@ -233,12 +288,31 @@ def quarantine(directory: Path) -> Path:
     raise OSError(f"{directory}: too many broken checkpoints beside it")
 
 
-def prune(run: Path, successor: Checkpoint) -> None:
-    """Delete all checkpoints but `successor`, which was just verified, and the best one."""
-    keep = {successor.directory, by_validation_loss(run)[0]}
+def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> None:
+    """Delete what is not kept, now that `successor` was verified.
+
+    Kept are the `keep_last` newest, to go on from, and the weights of the `keep_best` best.
+    """
+    last = {successor.directory, *resumable(run)[-keep_last:]}
+    best = by_validation_loss(run)[:keep_best]
     for directory in candidates(run):
-        if directory not in keep:
+        if directory in last:
+            continue
+        if directory in best:
+            drop_optimizer(directory)
+        else:
             remove(directory)
+
+
+def drop_optimizer(directory: Path) -> None:
+    """Keep only the weights of a checkpoint; its manifest says so before anything is deleted."""
+    manifest = json.loads((directory / MANIFEST).read_bytes())
+    gone = [name for name in manifest["files"] if name.startswith(OPTIMIZER)]
+    if gone:
+        kept = {name: hash for name, hash in manifest["files"].items() if name not in gone}
+        write_durably(directory / MANIFEST, to_json({**manifest, "files": kept}))
+    for path in directory.glob(f"{OPTIMIZER}*"):
+        path.unlink()
 
 
 def sweep(run: Path) -> None:

@@ -1,7 +1,7 @@
 """`yuzogpt VERB ... --key=value`: from the command line to the verbs.
 
 In: arguments. Out: an exit status: 0 done, 1 a run that failed, 2 the user's mistake (one line on
-stderr), 130 Ctrl-C.
+stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM), with a checkpoint.
 Nothing heavy is imported before the settings are known to be right.
 """
 
@@ -18,7 +18,7 @@ from yuzogpt.config import (
     Section,
     TrainSettings,
 )
-from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.overrides import help_text, nearest, preset_names, resolve, to_yaml
 from yuzogpt.paths import absolute, absolute_or_remote
 
@@ -212,6 +212,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except RunFailed as error:
         print(f"yuzogpt: {error}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as error:
+        print(f"yuzogpt: {error}", file=sys.stderr)
+        sys.exit(143)
     except BrokenPipeError:  # `| head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -54,6 +54,15 @@ class ModelSettings(Section):
         64, "embedding rows are padded to a multiple of this; padding is never sampled", frozen=True
     )
 
+    def count_weights(self) -> int:
+        """Count all weights, positions and padding included."""
+        vocab = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+        matrices, norms = 12 * self.n_embd**2, 2 * self.n_embd
+        biases = 11 * self.n_embd if self.bias else 0
+        in_norm = self.n_embd * (2 if self.bias else 1)
+        embeddings = (vocab + self.block_size) * self.n_embd
+        return embeddings + self.n_layer * (matrices + norms + biases) + in_norm
+
     @model_validator(mode="after")
     def heads_divide_width(self) -> Self:
         """Each head gets an equal share of the channels."""
@@ -108,10 +117,37 @@ class EvaluationSettings(Section):
     eval_only: bool = setting(False, "evaluate the whole val split and stop")
 
 
+class CheckpointSettings(Section):
+    """When checkpoints are written, and which are kept."""
+
+    checkpoint_interval: Count = setting(
+        0, "between checkpoints, besides those at evaluations; 0: at evaluations only", "steps"
+    )
+    keep_last: Positive = setting(2, "newest checkpoints kept, to go on from", "checkpoints")
+    keep_best: Count = setting(1, "best checkpoints whose weights are kept", "checkpoints")
+
+
+class GuardSettings(Section):
+    """What happens to a step whose numbers are wrong."""
+
+    max_skipped: Positive = setting(
+        10, "a step whose loss or gradient is not finite is skipped; so many in a row end the run"
+    )
+    spike_sigmas: NonNegative = setting(
+        6.0,
+        "a loss so many standard deviations above its running mean is a spike; 0: none is",
+        frozen=True,
+    )
+    skip_spikes: bool = setting(False, "skip the step of a spike, too", frozen=True)
+
+
 class LogSettings(Section):
     """What is written down, and where."""
 
     log_interval: Positive = setting(1, "between rows of metrics.jsonl", "steps")
+    health_interval: Count = setting(
+        100, "between looks at each layer's gradient, weights and update; 0: none", "steps"
+    )
     wandb_log: bool = setting(False, "log to Weights & Biases (WANDB_MODE=offline works)")
     wandb_project: str = setting("yuzogpt", "W&B project")
     wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir")
@@ -149,6 +185,22 @@ class TrainingDeviceSettings(DeviceSettings):
     compile: Auto | bool = setting("auto", "torch.compile; auto: on CUDA only")
 
 
+class ParallelSettings(Section):
+    """How workers share one model."""
+
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto",
+        "ddp: each worker holds the model; fsdp: a part of weights, gradients and optimizer state; "
+        "auto: fsdp where ddp would fill more than half of a GPU",
+    )
+    activation_checkpointing: bool = setting(
+        False, "keep no activations within a layer, compute them again: less memory, 1/3 more work"
+    )
+    ddp_bucket_mb: Annotated[float, Field(gt=0)] = setting(
+        25.0, "ddp averages gradients in buckets of this size", "MiB"
+    )
+
+
 class WorkerSettings(Section):
     """Who does the work."""
 
@@ -156,9 +208,9 @@ class WorkerSettings(Section):
         "auto", "Ray Train workers; auto: one per GPU, or one; 0: this process, without Ray"
     )
     ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
-    max_failures: Count = setting(3, "worker crashes that a run survives", "restarts")
-    ddp_bucket_mb: Annotated[float, Field(gt=0)] = setting(
-        25.0, "gradients are averaged in buckets of this size", "MiB"
+    max_failures: Count = setting(3, "worker crashes that a command survives", "restarts")
+    hang_timeout: Annotated[float, Field(gt=0)] = setting(
+        100.0, "workers that stand still for so long are named and started again", "seconds"
     )
 
 
@@ -171,9 +223,12 @@ class TrainSettings(Section):
     schedule: ScheduleSettings = ScheduleSettings()
     batch: BatchSettings = BatchSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    guard: GuardSettings = GuardSettings()
     log: LogSettings = LogSettings()
     run: RunSettings = RunSettings()
     device: TrainingDeviceSettings = TrainingDeviceSettings()
+    parallel: ParallelSettings = ParallelSettings()
     workers: WorkerSettings = WorkerSettings()
 
 

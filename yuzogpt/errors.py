@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""The exceptions that are meant for the user's eyes: the command line prints them as one line."""
 
 
 class UserError(Exception):
@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A run that ended without being done, through no mistake of the user's: exit status 1."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop and did, with a checkpoint: exit status 143, as of SIGTERM."""

@@ -1,14 +1,20 @@
 """From a reference to a model, on the CPU.
 
-In: what references.py found. Out: a GPT with its weights.
+In: what references.py found. Out: a GPT with its weights, or the weights that training starts from.
 """
 
-from yuzogpt.checkpoints import Checkpoint
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from yuzogpt.checkpoints import MODEL, Checkpoint
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
-from yuzogpt.model.initialization import initialize
+from yuzogpt.model.initialization import initial_weights
 from yuzogpt.references import ModelReference, resolve_model, shape_of
+
+NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 def load_model(reference: ModelReference) -> GPT:
@@ -25,30 +31,31 @@ def load_model(reference: ModelReference) -> GPT:
 def restore(checkpoint: Checkpoint) -> GPT:
     """Build the model of a checkpoint, with its weights."""
     model = GPT(shape_of(checkpoint))
-    model.load_state_dict(checkpoint.model())
+    model.load_state_dict(dict(checkpoint.tensors(MODEL)))
     return model
 
 
-def model_for_training(settings: TrainSettings, resume: Checkpoint | None) -> GPT:
-    """Return the model that training starts from: resumed, from other weights, or from scratch."""
+def starting_weights(
+    settings: TrainSettings, resume: Checkpoint | None
+) -> tuple[ModelSettings, NamedTensors]:
+    """Return the shape and the weights that training starts from: resumed, another's, or new.
+
+    The weights come one after the other, so that a rank need not hold all of them.
+    """
     if resume:
-        return restore(resume)
+        return shape_of(resume), resume.tensors(MODEL)
     if settings.run.init_from == "scratch":
-        model = GPT(settings.model)
-        initialize(model, settings.run.seed)
-        return model
+        return settings.model, initial_weights(settings.model, settings.run.seed)
     pretrained = load_model(resolve_model(settings.run.init_from))
-    return adapt(pretrained, settings.model).train()
+    return adapt(pretrained, settings.model)
 
 
-def adapt(pretrained: GPT, wanted: ModelSettings) -> GPT:
-    """Return the pretrained model with the run's dropout, its positions cropped to block_size."""
+def adapt(pretrained: GPT, wanted: ModelSettings) -> tuple[ModelSettings, NamedTensors]:
+    """Return the pretrained shape and weights, with the run's dropout, cropped to block_size."""
     shape = pretrained.settings
     assert shape.vocab_size == wanted.vocab_size, "runs.check_start compares them"
     assert shape.block_size >= wanted.block_size, "and these"
     changes = {"dropout": wanted.dropout, "block_size": wanted.block_size}
-    model = GPT(shape.model_copy(update=changes))
     weights = pretrained.state_dict()
     weights["wpe.weight"] = weights["wpe.weight"][: wanted.block_size]
-    model.load_state_dict(weights)
-    return model
+    return shape.model_copy(update=changes), weights.items()

@@ -1,9 +1,23 @@
 """metrics.jsonl: everything that a run says, one JSON record a line, written by rank 0.
 
-In: records. Out: a file that plots, displays and W&B are fed from, wherever they run. Kinds of
-record: notice (a line for the user), train, evaluation, final.
+In: records. Out: a file that plots, displays, reports and W&B are fed from, wherever they run.
+Every record has kind, step and time (Unix seconds); one with a text is shown to the user. Kinds:
+
+    start        the loop began or went on, with so many workers; redone_steps: once known, and lost
+    train        a step: loss, lr, grad_norm; since the train record before: the share of steps
+                 whose gradient was clipped (clip_rate), and how many were skipped
+    health       of each layer: norm of gradient and weights, and of the update over the weights
+    evaluation   the estimate of the validation loss
+    checkpoint   one was written: how long the loop waited, how long it took, bytes
+    skip, spike  a step whose numbers were not finite, or whose loss was far too high
+    failure      a worker died or stood still (from outside the loop: at step 0)
+    stop         the run was asked to stop, and did, with a checkpoint
+    final        the validation loss over the whole split, of the last and the best checkpoint
+    eval_only    the same, of a run that was only to be evaluated
+    notice       anything else that the user should read
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -18,8 +32,15 @@ Record = dict[str, Any]
 Listener = Callable[[Record], None]
 
 
+HISTORY = ("start", "failure", "stop")  # what happened to a run is not undone with its steps
+
+
 class MetricsLog:
-    """Appends records to the file and hands them to a listener in this process, if there is one."""
+    """Appends records to the file and hands them to a listener in this process, if there is one.
+
+    Threads may write at the same time. A full disk stops no run: what could not be written is
+    written with a later record.
+    """
 
     def __init__(self, path: Path, step: int, listener: Listener | None) -> None:
         """Open the file for a run that goes on from `step`: later records are undone.
@@ -27,28 +48,41 @@ class MetricsLog:
         `step` is -1 for a run that starts anew: all of them are.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.undone_steps = 0
         if path.exists():
-            kept = [line for line, record in read_lines(path) if record["step"] <= step]
+            found = list(read_lines(path))
+            kept = [line for line, r in found if r["step"] <= step or r["kind"] in HISTORY]
+            undone = [record["step"] for _, record in found if record["kind"] == "train"]
+            self.undone_steps = max(0, max(undone, default=0) - max(step, 0))
             write_durably(path, "".join(f"{line}\n" for line in kept).encode())
-        self.file = path.open("a", encoding="utf-8")
+        self.file = path.open("ab", buffering=0)
         self.listener = listener
+        self.unwritten = b""
+        self.lock = threading.Lock()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one record."""
         record = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        if self.listener:
-            self.listener(record)
+        with self.lock:
+            self.unwritten += (json.dumps(record) + "\n").encode()
+            with contextlib.suppress(OSError):
+                self._flush()
+            if self.listener:
+                self.listener(record)
+
+    def _flush(self) -> None:
+        while self.unwritten:
+            self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
     def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        """Close the file; OSError if some of it could not be written."""
+        with self.lock, self.file:
+            self._flush()
 
 
-def append_notice(path: Path, text: str) -> None:
-    """Append a line for the user from outside the run: when its workers are gone."""
-    record = {"kind": "notice", "step": 0, "text": text, "time": round(time.time(), 3)}
+def append_record(path: Path, kind: str, text: str, **values: Any) -> None:
+    """Append a record from outside the loop: when its workers are gone, or about to go."""
+    record = {"kind": kind, "step": 0, "text": text, **values, "time": round(time.time(), 3)}
     with path.open("a", encoding="utf-8") as file:
         # On a line of its own, even if the writer died in the middle of one.
         file.write("\n" + json.dumps(record) + "\n")

@@ -31,6 +31,7 @@ SETTINGS = "settings.yaml"
 ERRORS = "errors.log"
 SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
 WANDB_ID = "wandb-id.txt"
+STOP = "stop"  # a file that asks the run to stop; may hold the reason
 
 
 def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
@@ -48,6 +49,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
         check_world(settings, settings.workers.num_workers)
     check_wandb(settings)
     check_out_dir(settings)
+    check_space(settings)
     resume = None
     if not settings.run.overwrite:
         resume = find_resume(settings, corpus, lambda *_: None)
@@ -152,6 +154,18 @@ def check_out_dir(settings: TrainSettings) -> None:
         )
 
 
+def check_space(settings: TrainSettings) -> None:
+    """Raise UserError if not even one checkpoint fits on the disk: weights and two moments."""
+    run = Path(settings.run.out_dir)
+    there = next(path for path in (run, *run.parents) if path.exists())
+    need, free = 12 * settings.model.count_weights(), shutil.disk_usage(there).free
+    if need > free:
+        raise UserError(
+            f"--out_dir={run}: a checkpoint takes {need / 1e9:.1f} GB, {free / 1e9:.1f} are free; "
+            "choose a larger disk"
+        )
+
+
 def check_wandb(settings: TrainSettings) -> None:
     """Raise UserError if W&B is asked for and cannot work."""
     key_file = settings.log.wandb_key_file
@@ -211,11 +225,15 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
         if settings.run.overwrite:
             clear(run)
         checkpoints.sweep(run)
+        (run / STOP).unlink(missing_ok=True)
         # Without `overwrite`: to train from this file again must not delete the run.
         kept = settings.run.model_copy(update={"overwrite": False})
         content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
         write_durably(run / SETTINGS, content.encode())
-        yield run
+        try:
+            yield run
+        finally:
+            (run / STOP).unlink(missing_ok=True)
 
 
 def clear(run: Path) -> None:

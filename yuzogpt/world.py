@@ -5,14 +5,19 @@ that shares out rows and adds up numbers. Everything else is the same under ever
 """
 
 import contextlib
+import itertools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from yuzogpt.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    group: dist.ProcessGroup | None = None  # whom the collectives go through; None: the default
 
     @classmethod
     def of_torchrun(cls) -> "World":
@@ -41,15 +47,34 @@ class World:
     def sum(self, value: Tensor) -> Tensor:
         """Add up a tensor over all ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(value)
+            dist.all_reduce(value, group=self.group)
         return value
+
+    def batches(self, rows: int, batch_size: int) -> list[range]:
+        """Cut this rank's share of a global batch into batches: equally many on every rank.
+
+        So that all take part in the same collectives, a rank that has a row less than others may
+        end with an empty batch.
+        """
+        share, most = self.share(rows), math.ceil(rows / self.size)
+        count = math.ceil(most / batch_size)
+        starts = [min(share.start + index * batch_size, share.stop) for index in range(count + 1)]
+        return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
     def from_rank_0(self, text: str | None) -> str | None:
         """Return rank 0's text on every rank."""
         box = [text]
         if self.size > 1:
-            dist.broadcast_object_list(box)
+            dist.broadcast_object_list(box, group=self.group)
         return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     @contextlib.contextmanager
     def all_or_none(self) -> Iterator[None]:
@@ -59,10 +84,6 @@ class World:
             yield
         except UserError as error:
             mistake = str(error)
-        mistakes: list[str | None] = [mistake]
-        if self.size > 1:
-            mistakes = [None] * self.size
-            dist.all_gather_object(mistakes, mistake)
-        for found in mistakes:
+        for found in self.gather(mistake):
             if found is not None:
                 raise UserError(found)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import TINY, tiny_settings, yuzogpt
 from yuzogpt.config import LogSettings
-from yuzogpt.metrics import Follower, MetricsLog, append_notice
+from yuzogpt.metrics import Follower, MetricsLog, append_record
 from yuzogpt.training.display import Display, take_wandb_key
 
 
@@ -55,13 +55,13 @@ def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
         for step in range(1, 6):
             log.write("train", step, loss=step)
         log.close()
-        append_notice(path, "worker 0 failed")
+        append_record(path, "failure", "worker 0 failed")
         resumed = MetricsLog(path, 3, None)
         resumed.write("train", 4, loss=40)
         resumed.close()
     steps = [record["loss"] for record in seen if record["kind"] == "train"]
     assert steps[-1] == 40
-    assert [record["text"] for record in seen if record["kind"] == "notice"] == ["worker 0 failed"]
+    assert [record["text"] for record in seen if record["kind"] == "failure"] == ["worker 0 failed"]
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert [record.get("loss") for record in kept] == [1, 2, 3, None, 40]
 

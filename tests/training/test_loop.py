@@ -23,6 +23,7 @@ from yuzogpt.references import resolve_model
 from yuzogpt.training.launch import work
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors
 from yuzogpt.training.schedules import lr_at
+from yuzogpt.training.stopping import StopRequest
 from yuzogpt.world import World
 
 
@@ -31,7 +32,10 @@ def train(corpus, out_dir, *flags):
     settings, _ = runs.check(tiny_settings(corpus, out_dir, *flags))
     reported = []
     with runs.writing(settings):
-        work(settings, World(), lambda metrics, path: reported.append((metrics, path)), None)
+        work(
+            settings, World(), lambda metrics, path: reported.append((metrics, path)), None,
+            StopRequest(),
+        )  # fmt: skip
     return reported
 
 
@@ -43,14 +47,14 @@ def finished(corpus_dir, tmp_path_factory):
     return out_dir
 
 
-def test_it_learns_and_keeps_best_and_newest(finished):
+def test_it_learns_and_keeps_the_best_and_two_newest(finished):
     by_step = losses(finished)
     assert by_step[60] < 0.7 * by_step[1]
     evaluations = {r["step"]: r["val_loss_estimate"] for r in records(finished, "evaluation")}
     assert sorted(evaluations) == [0, 20, 40, 60]
     best = min(list(evaluations)[1:], key=evaluations.__getitem__)
     kept = [checkpoints.step_of(path) for path in checkpoints.candidates(finished)]
-    assert kept == sorted({best, 60})
+    assert kept == sorted({best, 40, 60})
     assert records(finished, "final")[0]["best_step"] == best
 
 
@@ -225,7 +229,7 @@ def test_all_checkpoints_broken_is_said_by_workers_too(corpus_dir, tmp_path):
     settings = tiny_settings(corpus_dir, out_dir, "--max_iters=3")
     settings = runs.check_vocabulary(settings, open_corpus(corpus_dir))
     with pytest.raises(UserError, match="no checkpoint is whole any more"):
-        work(settings, World(), lambda *_: None, None)
+        work(settings, World(), lambda *_: None, None, StopRequest())
     assert (out_dir / "metrics.jsonl").read_bytes() == before
 
 
@@ -249,7 +253,7 @@ def test_eval_only_evaluates_a_finished_run(finished, corpus_dir, capsys):
     settings, resume = runs.check(
         tiny_settings(corpus_dir, finished, "--max_iters=60", "--eval_only")
     )
-    work(settings, World(), lambda *_: None, None)
+    work(settings, World(), lambda *_: None, None, StopRequest())
     expected = records(finished, "final")[0]["val_loss"]
     assert records(finished, "eval_only")[-1]["val_loss"] == pytest.approx(expected, abs=1e-6)
     assert runs.is_finished(settings, resume)
@@ -279,7 +283,7 @@ def test_a_writer_whose_lease_is_anothers_writes_no_checkpoint(corpus_dir, tmp_p
     (tmp_path / "run" / LEASE).write_text(json.dumps({"id": "x", "host": "", "process": 1}))
     (tmp_path / "run" / runs.SETTINGS).write_text(runs.SIGNATURE)
     with pytest.raises(RunFailed, match="another command has taken over"):
-        work(settings, World(), lambda *_: None, taken_over)
+        work(settings, World(), lambda *_: None, taken_over, StopRequest())
     assert checkpoints.candidates(tmp_path / "run") == []
 
 
@@ -329,6 +333,6 @@ def test_optimizer_state_round_trips_by_name():
     saved = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
     assert "exp_avg_sq/h.0.mlp.c_fc.weight" in saved
     fresh = build_optimizer(model, OptimizerSettings())
-    load_state_tensors(model, fresh, saved)
+    load_state_tensors(model, fresh, saved.items())
     restored = state_tensors(model, fresh)
     assert all(torch.equal(saved[name], restored[name]) for name in saved)

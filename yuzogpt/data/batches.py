@@ -44,7 +44,7 @@ class Rows:
 
     def starts(self, first_row: int, count: int) -> Int64s:
         """Return where in the stream each row starts, shape (count,)."""
-        pieces = []
+        pieces = [np.empty(0, np.int64)]
         for epoch, row, length in self._epochs(first_row, count):
             windows = permute(np.arange(row, row + length), self.windows(epoch), self.seed, epoch)
             pieces.append(self.phase(epoch) + windows * self.block_size)

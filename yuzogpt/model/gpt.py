@@ -59,7 +59,8 @@ class GPT(nn.Module):
 
     def num_parameters(self) -> int:
         """Count the weights, without positions and padding, as nanoGPT does."""
-        padding = self.wte.weight[self.settings.vocab_size :].numel()
+        padded_vocab, n_embd = self.wte.weight.shape
+        padding = (padded_vocab - self.settings.vocab_size) * n_embd
         return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel() - padding
 
 

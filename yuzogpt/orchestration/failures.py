@@ -9,7 +9,7 @@ from pathlib import Path
 from ray.train import UserCallback
 
 from yuzogpt import runs
-from yuzogpt.metrics import append_notice
+from yuzogpt.metrics import append_record
 
 
 class FailureNotice(UserCallback):  # type: ignore[misc]
@@ -23,11 +23,12 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
         """Write down which worker failed, and why."""
         rank, first = min(worker_exceptions.items(), key=lambda item: item[0])
         text = f"!!! worker {rank} failed ({summary(first)}); see {self.run / runs.ERRORS}"
+        whom = rank
         with contextlib.suppress(OSError):  # an exception here would end the run
             with (self.run / runs.ERRORS).open("a", encoding="utf-8") as file:
                 for rank, error in sorted(worker_exceptions.items()):
                     file.write(f"rank {rank}: {error}\n")
-            append_notice(self.run / runs.METRICS, text)
+            append_record(self.run / runs.METRICS, "failure", text, rank=whom)
 
 
 def summary(error: Exception) -> str:

@@ -20,6 +20,8 @@ FASTER_START = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+# What a worker may end in, besides its end.
+ENDS_IN: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
 HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset", "matplotlib.pyplot")
 
 
@@ -40,15 +42,21 @@ def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> No
     """Train on the Ray that this process is connected to, in an out_dir that it holds."""
     from yuzogpt.metrics import Follower
     from yuzogpt.training.launch import conclude
+    from yuzogpt.training.stopping import ask_to_stop, on_sigterm
 
     run = Path(settings.run.out_dir)
-    with Display(settings, wandb_key) as display, Follower(run / runs.METRICS, display):
-        fit(settings, run)
-    conclude(settings)
+    with (
+        Display(settings, wandb_key) as display,
+        Follower(run / runs.METRICS, display),
+        # The workers are other processes: rank 0 looks for the request in out_dir.
+        on_sigterm(lambda: ask_to_stop(run, "SIGTERM")),
+    ):
+        reason = fit(settings, run)
+    conclude(settings, reason)
 
 
-def fit(settings: TrainSettings, run: Path) -> None:
-    """Run the workers to their end; UserError for what the user can mend."""
+def fit(settings: TrainSettings, run: Path) -> str | None:
+    """Run the workers to their end; return why they stopped before it, if they were asked to."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -89,9 +97,10 @@ def fit(settings: TrainSettings, run: Path) -> None:
         ) from None
     finally:
         forget(run)
-    mistake = result.return_value
-    if mistake is not None:
-        raise UserError(mistake)
+    kind, text = result.return_value
+    if kind in ENDS_IN:
+        raise ENDS_IN[kind](text)
+    return str(text) if text else None
 
 
 def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> None:
@@ -110,12 +119,16 @@ def forget(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def train_worker(config: dict[str, Any]) -> str | None:
-    """Do one worker's part; return what the user got wrong, if anything."""
+def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
+    """Do one worker's part; return how it ended, and why.
+
+    What would only come again is returned, not raised: Ray would start the workers again.
+    """
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
 
     from yuzogpt.training.launch import work
+    from yuzogpt.training.stopping import StopRequest, read_request
     from yuzogpt.world import World
 
     context = ray.train.get_context()
@@ -130,8 +143,10 @@ def train_worker(config: dict[str, Any]) -> str | None:
         reference = Checkpoint.from_directory(str(checkpoint))
         ray.train.report(metrics, reference, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
+    settings = TrainSettings.model_validate(config["settings"])
+    run = Path(settings.run.out_dir)
+    stop = StopRequest(*([lambda: read_request(run)] if world.rank == 0 else []))
     try:
-        work(TrainSettings.model_validate(config["settings"]), world, report, None)
-    except UserError as error:  # not worth a restart: it would come again
-        return str(error)
-    return None
+        return "ended", work(settings, world, report, None, stop)
+    except tuple(ENDS_IN.values()) as error:
+        return type(error).__name__, str(error)

@@ -17,6 +17,7 @@ from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.metrics import Record
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
+SENT = ("train", "evaluation", "health", "final")  # to W&B
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -47,14 +48,14 @@ class Display:
     def __call__(self, record: Record) -> None:
         """Show one record."""
         kind = record["kind"]
-        if kind == "notice":
+        if "text" in record:
             self._line(record["text"])
         elif kind == "train":
             self._progress(record)
         elif kind == "evaluation":
             self.val_loss = record["val_loss_estimate"]
-            self._line(f"step {record['step']}: val_loss_estimate {self.val_loss:.4f}")
-        if self.wandb and kind != "notice":
+            self._line(f"step {record['step']}: val_loss_estimate {number(self.val_loss)}")
+        if self.wandb and kind in SENT:
             self.wandb.send(record)
 
     def _line(self, text: str) -> None:
@@ -65,7 +66,7 @@ class Display:
 
     def _progress(self, record: Record) -> None:
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"
-        losses = f"loss {record['loss']:.4f}"
+        losses = f"loss {number(record['loss'])}"
         if self.val_loss is not None:  # a resumed run has not looked yet
             losses += f", val {self.val_loss:.4f}"
         step = record["step"]
@@ -82,6 +83,11 @@ class Display:
             if seconds >= 86400:
                 eta = f"{seconds / 86400:.1f} days"
             self._line(f"step {step}/{self.max_iters}: {losses}, {speed}, ETA {eta}")
+
+
+def number(value: float | None) -> str:
+    """Return a loss for people."""
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 class WandbSink:

@@ -7,28 +7,39 @@ torchrun started.
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from yuzogpt import checkpoints, runs
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.remote import open_anywhere
-from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.files import sha256
 from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
-from yuzogpt.metrics import Listener, MetricsLog, read_records
+from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.training import curves
 from yuzogpt.training.display import Display, take_wandb_key
-from yuzogpt.training.loop import Report, train
+from yuzogpt.training.loop import Outside, train
 from yuzogpt.training.parallel import process_group
+from yuzogpt.training.saving import Report
+from yuzogpt.training.stopping import StopRequest, on_sigterm, read_request
+from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 
 
-def work(settings: TrainSettings, world: World, report: Report, listener: Listener | None) -> None:
+def work(
+    settings: TrainSettings,
+    world: World,
+    report: Report,
+    listener: Listener | None,
+    stop: StopRequest,
+) -> str | None:
     """Do one worker's part: open and verify the corpus, find the checkpoint, train.
 
-    A UserError of any rank is raised on all.
+    Returns why the run stopped before its end, if it was asked to. A UserError of any rank is
+    raised on all.
     """
     run = Path(settings.run.out_dir)
     with world.all_or_none():
@@ -49,6 +60,7 @@ def work(settings: TrainSettings, world: World, report: Report, listener: Listen
     resume: Checkpoint | None = None
     with world.all_or_none():
         if world.rank == 0:
+            checkpoints.sweep(run)
             resume = runs.find_resume(settings, corpus, set_aside)
     place = world.from_rank_0(str(resume.directory) if resume else None)
     if place:
@@ -61,11 +73,17 @@ def work(settings: TrainSettings, world: World, report: Report, listener: Listen
         log = MetricsLog(run / runs.METRICS, step, listener)
         for line in broken:
             log.write("notice", max(step, 0), text=line)
-    try:
-        train(settings, world, corpus, report, resume, log, lambda: refuse_other(run, holder))
-    finally:
-        if log:
-            log.close()
+
+    def tell(line: str) -> None:
+        append_record(run / runs.METRICS, "failure", f"!!! {line}")
+
+    with Watchdog(world, settings.workers.hang_timeout, tell) as watchdog:
+        try:
+            outside = Outside(report, lambda: refuse_other(run, holder), stop, watchdog)
+            return train(settings, world, corpus, resume, log, outside)
+        finally:
+            if log:
+                log.close()
 
 
 def refuse_other(run: Path, holder: str | None) -> None:
@@ -93,9 +111,13 @@ def run_here(settings: TrainSettings) -> None:
     """Train in this process."""
     key = take_wandb_key(settings.log)
     choose_device(settings.device.device, World())  # a mistake here shows before a file is written
-    with runs.writing(settings), Display(settings, key) as display:
-        work(settings, World(), lambda *_: None, display)
-    conclude(settings)
+    with (
+        runs.writing(settings) as run,
+        Display(settings, key) as display,
+        stopping(run, World()) as stop,
+    ):
+        reason = work(settings, World(), lambda *_: None, display, stop)
+    conclude(settings, reason)
 
 
 def run_as_rank(settings: TrainSettings) -> None:
@@ -116,13 +138,27 @@ def run_as_rank(settings: TrainSettings) -> None:
             if world.rank == 0:
                 stack.enter_context(runs.writing(settings))
                 listener = stack.enter_context(Display(settings, key))
-        work(settings, world, lambda *_: None, listener)
+        stop = stack.enter_context(stopping(Path(settings.run.out_dir), world))
+        reason = work(settings, world, lambda *_: None, listener, stop)
     if world.rank == 0:
-        conclude(settings)
+        conclude(settings, reason)
 
 
-def conclude(settings: TrainSettings) -> None:
-    """Draw the curves, and say where the best checkpoint is and how to sample from it."""
+@contextlib.contextmanager
+def stopping(run: Path, world: World) -> Iterator[StopRequest]:
+    """Yield what asks this rank's loop to stop: SIGTERM, and on rank 0 a file in out_dir."""
+    stop = StopRequest(*([lambda: read_request(run)] if world.rank == 0 else []))
+    with on_sigterm(lambda: stop.set("SIGTERM")):
+        yield stop
+
+
+def conclude(settings: TrainSettings, reason: str | None) -> None:
+    """Draw the curves, and say where the best checkpoint is and how to sample from it.
+
+    Stopped if the run was asked to stop, for `reason`.
+    """
+    if reason:
+        raise Stopped(f"stopped ({reason}) with a checkpoint; the same command goes on")
     run = Path(settings.run.out_dir)
     records = read_records(run / runs.METRICS)
     if settings.evaluation.eval_only:

@@ -2,11 +2,9 @@
 
 In: settings, the world, a prepared corpus, and the checkpoint to go on from. Out: checkpoints and
 metrics.jsonl in out_dir. Plain PyTorch: who started it (this process, torchrun or Ray Train) shows
-only in `world` and `report`.
+only in `world` and `outside`.
 """
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,144 +13,175 @@ import torch
 from torch import Tensor
 
 from yuzogpt import checkpoints, loading
-from yuzogpt.checkpoints import Checkpoint, State
+from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
+from yuzogpt.errors import RunFailed
 from yuzogpt.evaluation.loss import mean_loss
 from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
-from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors
-from yuzogpt.training.parallel import averaging, parallelize, settle_buckets
+from yuzogpt.training.monitor import (
+    Guard,
+    Health,
+    StepTotals,
+    add_up,
+    clip,
+    not_finite_layers,
+)
+from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
+from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
+from yuzogpt.training.records import Records
+from yuzogpt.training.saving import Report, Saver
 from yuzogpt.training.schedules import lr_at
+from yuzogpt.training.stopping import StopRequest
+from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 
-# The seam to the outside: called by every rank, equally often, at checkpoints only, with the
-# metrics and the checkpoint's directory.
-Report = Callable[[dict[str, float], Path], None]
+
+@dataclass(frozen=True)
+class Outside:
+    """What connects the loop to whoever started it."""
+
+    report: Report
+    refuse_to_write: Callable[[], None]  # raises RunFailed if out_dir is another command's by now
+    stop: StopRequest
+    watchdog: Watchdog
 
 
 def train(
     settings: TrainSettings,
     world: World,
     corpus: PreparedCorpus,
-    report: Report,
     resume: Checkpoint | None,
     log: MetricsLog | None,
-    refuse_to_write: Callable[[], None],
-) -> None:
-    """Train from `resume`, or from `init_from`, to max_iters.
+    outside: Outside,
+) -> str | None:
+    """Train from `resume`, or from `init_from`, to max_iters; return why it stopped before, if so.
 
-    `log`: on rank 0 only. `refuse_to_write`: called before a checkpoint, raises if out_dir is
-    another's by now.
+    `log`: on rank 0 only. RunFailed if the run cannot go on.
     """
-    schedule, every = settings.schedule, settings.log.log_interval
+    schedule, run = settings.schedule, Path(settings.run.out_dir)
     seed, global_rows = settings.run.seed, settings.batch.global_rows
+    moves = outside.watchdog.moves
 
     # What is trained on what.
     with world.all_or_none():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
-        model = loading.model_for_training(settings, resume).to(hardware.device)
-    settings = settings.model_copy(update={"model": model.settings})
-    data = Rows(corpus.stream("train"), model.settings.block_size, seed)
-    windows = FixedWindows(corpus.stream("val"), model.settings.block_size)
-    validation = Validation(windows, settings, world, hardware)
+        shape, weights = loading.starting_weights(settings, resume)
+        settings = settings.model_copy(update={"model": shape})
+    kind, why = choose_kind(settings.parallel, world, hardware.device, shape)
+    trainee = parallelize(shape, weights, kind, settings.parallel, hardware)
+    model = trainee.model
     optimizer = build_optimizer(model, settings.optimizer)
+    guard = Guard.remembering(settings.guard, resume.state.guard if resume else {})
     step, rows_seen = 0, 0
     if resume:
         step, rows_seen = resume.state.step, resume.state.rows_seen
-        load_state_tensors(model, optimizer, resume.optimizer())
-    trained = parallelize(model, world, hardware, settings.workers)
-    if log:
-        introduce(log, settings, world, hardware, model, data, step, rows_seen)
+        load_state_tensors(model, optimizer, resume.tensors(OPTIMIZER))
+    data = Rows(corpus.stream("train"), shape.block_size, seed)
+    windows = FixedWindows(corpus.stream("val"), shape.block_size)
+    validation = Validation(windows, settings, world, hardware, moves)
+    records = Records(log, settings, step)
+    records.introduce(world, hardware, model, data, rows_seen, why)
 
     if settings.evaluation.eval_only:
-        val_loss = validation.whole(model)
-        if log:
-            log.write("eval_only", step, val_loss=val_loss)
-        return
+        records.write("eval_only", val_loss=validation.whole(model))
+        return None
+    tokenizer = (corpus.directory / TOKENIZER).read_bytes()
+    saver = Saver(
+        run, settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside.report,
+        outside.refuse_to_write, moves,
+    )  # fmt: skip
+    records.start(world, kind)
     if step == 0:
-        estimate = validation.estimate(model)
-        if log:
-            log.write("evaluation", 0, rows_seen=0, val_loss_estimate=estimate)
+        records.evaluation(0, validation.estimate(model))
     first_batch = next(micro_batches(data, settings, world, hardware, rows_seen))
-    settle_buckets(trained, hardware, *first_batch)
+    settle_buckets(trainee.trained, hardware, *first_batch)
 
-    started, logged_step = time.perf_counter(), step
-    while step < schedule.max_iters:
+    reason: str | None = None
+    while step < schedule.max_iters and reason is None:
         lr = lr_at(step, settings.optimizer, schedule)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        # Forward and backward, in micro-steps that fit into memory. DDP averages gradients over
+        # Forward and backward, in micro-steps that fit into memory. Gradients are averaged over
         # ranks; the scale turns that into the mean over the global batch, however it is shared.
-        scale = world.size / (global_rows * data.block_size)
+        tokens = global_rows * data.block_size
         loss_sum = torch.zeros((), device=hardware.device)
+        micro_steps = len(world.batches(global_rows, settings.batch.batch_size))
         batches = micro_batches(data, settings, world, hardware, rows_seen)
-        micro_steps = math.ceil(len(world.share(global_rows)) / settings.batch.batch_size)
         for micro_step, (ids, targets, keys) in enumerate(batches, start=1):
-            with averaging(trained, last=micro_step == micro_steps):
+            with trainee.averaging(last=micro_step == micro_steps):
                 with hardware.autocasting():
-                    losses = trained(ids, targets, keys)  # (B, T)
-                (losses.sum() * scale).backward()
+                    losses = trainee.trained(ids, targets, keys)  # (B, T)
+                (losses.sum() * (world.size / tokens)).backward()
             loss_sum += losses.detach().sum()
+            moves(f"step {step + 1}")
 
-        limit = settings.optimizer.grad_clip or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-        optimizer.step()
+        # Is the step fit to be taken? All ranks come to the same answer.
+        totals = add_up(trainee, loss_sum, tokens, outside.stop.look() is not None, world)
+        verdict = guard.judge(totals)
+        is_clipped, health = False, None
+        if guard.takes(verdict):
+            if is_due(step + 1, settings.log.health_interval):
+                health = Health(trainee)
+            is_clipped = clip(trainee, totals.gradient_norm, settings.optimizer.grad_clip)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step, rows_seen = step + 1, rows_seen + global_rows
+        records.after_step(rows_seen, lr, totals, verdict, clipped=is_clipped, guard=guard)
+        if health:
+            records.write("health", layers=health.layers(totals, world))
+        if guard.gives_up():
+            raise RunFailed(why_given_up(settings, trainee, totals, guard, step))
+        outside.watchdog.is_running()
 
-        if step % every == 0:
-            loss = world.sum(loss_sum).item() / (global_rows * data.block_size)
-            if log:
-                now = time.perf_counter()
-                tokens = (step - logged_step) * global_rows * data.block_size
-                log.write(
-                    "train",
-                    step,
-                    rows_seen=rows_seen,
-                    loss=loss,
-                    lr=lr,
-                    grad_norm=grad_norm.item(),
-                    tokens_per_second=round(tokens / (now - started), 1),
-                    tokens_per_step=global_rows * data.block_size,
-                )
-                started, logged_step = now, step
-
-        if step % settings.evaluation.eval_interval == 0 or step == schedule.max_iters:
-            before = time.perf_counter()
-            estimate = validation.estimate(model)
+        # Look at the validation loss, and write a checkpoint, when it is time for them.
+        is_last = step == schedule.max_iters
+        if totals.stopping and not is_last:
+            reason = next(why for why in world.gather(outside.stop.reason) if why)
+        metrics: dict[str, float] = {}
+        if is_last or (is_due(step, settings.evaluation.eval_interval) and not reason):
+            with records.not_timed():
+                estimate = validation.estimate(model)
             metrics = {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
-            if log:
-                log.write("evaluation", step, rows_seen=rows_seen, val_loss_estimate=estimate)
-                state = State(
+            records.evaluation(rows_seen, estimate)
+        if metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval):
+            saver.save(
+                State(
                     step=step,
                     rows_seen=rows_seen,
                     settings=settings.model_dump(),
                     dataset=corpus.fingerprint,
                     tokenizer=corpus.manifest.tokenizer["fingerprint"],
                     metrics=metrics,
+                    guard=guard.memory(),
                 )
-                refuse_to_write()
-                save(settings, state, model, optimizer, corpus)
-            report(metrics, run_directory(settings) / "checkpoints" / f"step-{step}")
-            started += time.perf_counter() - before
+            )
 
-    finish(settings, world, model, validation, log, step)
+    saver.finish()
+    if reason:
+        records.stop(reason)
+    else:
+        finish(run, world, trainee, validation, records)
+    return reason
+
+
+def is_due(step: int, interval: int) -> bool:
+    """Tell whether what happens every `interval` steps (0: never) happens after `step`."""
+    return interval > 0 and step % interval == 0
 
 
 def micro_batches(
     data: Rows, settings: TrainSettings, world: World, hardware: Hardware, rows_seen: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's share of the next global batch: ids (B, T), targets (B, T), keys (B,)."""
-    share = world.share(settings.batch.global_rows)
-    for first in range(share.start, share.stop, settings.batch.batch_size):
-        count = min(settings.batch.batch_size, share.stop - first)
-        rows = torch.from_numpy(data.rows(rows_seen + first, count))
-        keys = row_keys(settings.run.seed, rows_seen + first, count)
+    for batch in world.batches(settings.batch.global_rows, settings.batch.batch_size):
+        rows = torch.from_numpy(data.rows(rows_seen + batch.start, len(batch)))
+        keys = row_keys(settings.run.seed, rows_seen + batch.start, len(batch))
         rows, keys = hardware.send(rows), hardware.send(keys)
         yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), keys
 
@@ -165,6 +194,7 @@ class Validation:
     settings: TrainSettings
     world: World
     hardware: Hardware
+    on_progress: Callable[[str], None]
 
     @property
     def estimate_windows(self) -> int:
@@ -182,73 +212,37 @@ class Validation:
 
     def _loss(self, model: GPT, count: int) -> float:
         indices, batch_size = self.windows.spread(count), self.settings.batch.batch_size
-        return mean_loss(model, self.windows, indices, batch_size, self.world, self.hardware)
+        return mean_loss(
+            model, self.windows, indices, batch_size, self.world, self.hardware,
+            lambda: self.on_progress("the evaluation"),
+        )  # fmt: skip
 
 
-def save(
-    settings: TrainSettings,
-    state: State,
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    corpus: PreparedCorpus,
-) -> None:
-    """Write a checkpoint, then delete all others but the best."""
-    run = run_directory(settings)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    moments = state_tensors(model, optimizer)
-    tokenizer = (corpus.directory / TOKENIZER).read_bytes()
-    checkpoints.prune(run, checkpoints.write(run, state, weights, moments, tokenizer))
+def why_given_up(
+    settings: TrainSettings, trainee: Trainee, totals: StepTotals, guard: Guard, step: int
+) -> str:
+    """Return one line for the user about a run whose steps are not fit to be taken any more."""
+    layers = not_finite_layers(trainee, totals)
+    where = f", not finite in {', '.join(layers[:3])}" if layers else ""
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return (
+        f"{settings.run.out_dir}: step {step} is the {guard.skipped_in_a_row}th in a row to be "
+        f"skipped: loss {totals.loss}, gradient norm {totals.gradient_norm}{where}{more}; weights "
+        f"are those of step {step - guard.skipped_in_a_row}. Try a lower --learning_rate, more "
+        "--warmup_iters, or --dtype=float32, in another --out_dir"
+    )
 
 
 def finish(
-    settings: TrainSettings,
-    world: World,
-    model: GPT,
-    validation: Validation,
-    log: MetricsLog | None,
-    step: int,
+    run: Path, world: World, trainee: Trainee, validation: Validation, records: Records
 ) -> None:
     """Evaluate the last and the best checkpoint over the whole split, and say so."""
-    best_step, best_loss = step, validation.whole(model)
-    last_loss = best_loss
-    found = checkpoints.best(run_directory(settings), lambda *_: None) if log else None
+    step, last_loss = records.step, validation.whole(trainee.model)
+    best_step, best_loss = step, last_loss
+    found = checkpoints.best(run, lambda *_: None) if world.rank == 0 else None
     place = world.from_rank_0(str(found.directory) if found else None)
     if place and checkpoints.step_of(Path(place)) != step:
         best = checkpoints.read(Path(place))
-        model.load_state_dict(best.model())
-        best_step, best_loss = best.state.step, validation.whole(model)
-    if log:
-        log.write("final", step, val_loss=last_loss, best_step=best_step, best_val_loss=best_loss)
-
-
-def introduce(
-    log: MetricsLog,
-    settings: TrainSettings,
-    world: World,
-    hardware: Hardware,
-    model: GPT,
-    data: Rows,
-    step: int,
-    rows_seen: int,
-) -> None:
-    """Say what is about to happen, before it does."""
-    batch, shape = settings.batch, model.settings
-    tokens = batch.global_rows * shape.block_size
-    epoch, _ = data.locate(rows_seen)
-    lines = [
-        f"model: {model.num_parameters() / 1e6:.2f}M parameters, {shape.n_layer} layers, "
-        f"{shape.n_embd} wide, context {shape.block_size}",
-        f"batch: {batch.global_rows} rows x {shape.block_size} = {tokens:,} tokens a step",
-        f"data: epoch {epoch + 1} has {data.windows(epoch):,} rows; "
-        f"its phase leaves {data.dropped(epoch):,} of {len(data.stream):,} tokens out",
-        f"{world.size} worker(s) x {hardware.threads} thread(s) on {hardware.device.type}; "
-        + "; ".join(hardware.reasons),
-    ]
-    lines.append(f"resuming at step {step}" if step else f"weights: {settings.run.init_from}")
-    for line in lines:
-        log.write("notice", step, text=line)
-
-
-def run_directory(settings: TrainSettings) -> Path:
-    """Return out_dir, which the launcher has made absolute."""
-    return Path(settings.run.out_dir)
+        trainee.load(best.tensors(MODEL))
+        best_step, best_loss = best.state.step, validation.whole(trainee.model)
+    records.write("final", val_loss=last_loss, best_step=best_step, best_val_loss=best_loss)

@@ -4,12 +4,12 @@ In: a model and settings. Out: a torch optimizer, and its state by parameter nam
 checkpoint does not depend on the order of parameters.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from yuzogpt.config import OptimizerSettings
+from yuzogpt.loading import NamedTensors
+from yuzogpt.training.parallel import local, part_of
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -22,11 +22,21 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     # One kernel for all parameters, where the device has one; the same arithmetic otherwise.
     fused = parameters[0].device.type in ("cpu", "cuda")
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused)
+    # The state exists from the start, not from the first step on: what a checkpoint will hold is
+    # known then, and a resumed optimizer is filled like a model.
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            # A scalar that fused kernels want on the parameter's device.
+            "step": torch.zeros((), device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's tensors as `name of state/name of parameter`."""
+    """Return what this rank has of the optimizer, as `name of state/name of parameter`."""
     return {
         f"{key}/{name}": value
         for name, parameter in model.named_parameters()
@@ -34,13 +44,11 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     }
 
 
+@torch.no_grad()
 def load_state_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: NamedTensors
 ) -> None:
-    """Put back what `state_tensors` returned, bit for bit."""
-    parameters = dict(model.named_parameters())
-    for path, value in tensors.items():
-        key, name = path.split("/")
-        parameter = parameters[name]
-        # AdamW's count of steps is a scalar that fused kernels want on the parameter's device.
-        optimizer.state[parameter][key] = value.to(parameter.device)
+    """Put back what `state_tensors` named: this rank's part of each whole tensor, bit for bit."""
+    own = state_tensors(model, optimizer)
+    for name, whole in tensors:
+        local(own[name]).copy_(part_of(whole, own[name]))

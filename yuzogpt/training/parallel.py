@@ -1,32 +1,152 @@
-"""The model as all ranks train it together: compiled, and its gradients averaged.
+"""The model as all ranks train it together: one copy each (DDP), or a part each (FSDP2).
 
-In: the plain model. Out: the same model, wrapped. The model itself knows nothing of this.
+In: a shape, and whole weights one after the other. Out: a `Trainee`: the model with its weights on
+this rank, as it is trained. The model itself knows nothing of this.
+
+    ddp     every rank holds weights, gradients and optimizer state; gradients are averaged
+    fsdp    a rank holds some rows of each; a layer's weights are gathered when it is their turn
+            (Zhao et al., 2023), gradients are averaged and scattered
 """
 
 import contextlib
 import datetime
+import functools
+import warnings
 from collections.abc import Iterator
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from yuzogpt.config import WorkerSettings
+from yuzogpt.config import ModelSettings, ParallelSettings
 from yuzogpt.hardware import Hardware, choose_device
+from yuzogpt.loading import NamedTensors
+from yuzogpt.model.gpt import GPT
 from yuzogpt.world import World
 
-# Rank 0 writes checkpoints while the others wait; a large one on slow storage takes minutes.
+# For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+BYTES_PER_WEIGHT = 16  # float32 weight, gradient and AdamW's two moments
+
+Kind = Literal["none", "ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model in training: the weights on this rank, and what forward and backward go through."""
+
+    model: GPT
+    trained: nn.Module
+    kind: Kind
+
+    def averaging(self, last: bool) -> contextlib.AbstractContextManager[object]:
+        """Return the context of a backward pass: DDP averages gradients in a step's last one only.
+
+        FSDP does in each: whole gradients, kept between micro-steps, would be what it is to save.
+        """
+        if isinstance(self.trained, DistributedDataParallel) and not last:
+            return self.trained.no_sync()
+        return contextlib.nullcontext()
+
+    def gradients(self) -> list[Tensor]:
+        """Return what this rank holds of each parameter's gradient, in the parameters' order."""
+        return [local(cast(Tensor, p.grad)) for p in self.model.parameters()]
+
+    def weights(self) -> list[Tensor]:
+        """Return what this rank holds of each parameter."""
+        return [local(p.detach()) for p in self.model.parameters()]
+
+    @torch.no_grad()
+    def load(self, tensors: NamedTensors) -> None:
+        """Take this rank's part of each whole tensor."""
+        missing = {name for name, _ in self.model.named_parameters()}
+        for name, whole in tensors:
+            parameter = self.model.get_parameter(name)
+            assert parameter.shape == whole.shape, f"{name}: {whole.shape}, not {parameter.shape}"
+            local(parameter).copy_(part_of(whole, parameter))
+            missing.remove(name)
+        assert not missing, f"no weights for {sorted(missing)}"
+
+
+def choose_kind(
+    settings: ParallelSettings, world: World, device: torch.device, shape: ModelSettings
+) -> tuple[Kind, str]:
+    """Return how the ranks share a model of this shape, and why."""
+    if world.size == 1:
+        return "none", "one worker holds the model"
+    if settings.parallel != "auto":
+        return settings.parallel, f"{settings.parallel}, as asked"
+    if device.type != "cuda":
+        return "ddp", "ddp: it is the faster one, and memory is not a GPU's"
+    room = torch.cuda.get_device_properties(device).total_memory
+    need = shape.count_weights() * BYTES_PER_WEIGHT
+    kind: Kind = "fsdp" if need > room / 2 else "ddp"
+    return kind, f"{kind}: ddp would take {need / 2**30:.1f} of {room / 2**30:.1f} GiB a GPU"
 
 
 def parallelize(
-    model: nn.Module, world: World, hardware: Hardware, settings: WorkerSettings
-) -> nn.Module:
-    """Return the model as all ranks train it: compiled if wanted, gradients averaged by DDP."""
+    shape: ModelSettings,
+    weights: NamedTensors,
+    kind: Kind,
+    settings: ParallelSettings,
+    hardware: Hardware,
+) -> Trainee:
+    """Build the model, give each rank its part of `weights`, and connect the ranks."""
+    with torch.device("meta"):  # no memory yet: under fsdp no rank ever holds all
+        model = GPT(shape)
+    if settings.activation_checkpointing:
+        recompute_layers(model)
+    if kind == "fsdp":
+        shard(model, hardware)
+    model.to_empty(device=hardware.device)
+    trainee = Trainee(model, wrap(model, kind, settings, hardware), kind)
+    trainee.load(weights)
+    return trainee
+
+
+def recompute_layers(model: GPT) -> None:
+    """Keep no activations within a layer: backward computes them again (Chen et al., 2016).
+
+    Dropout's masks come from the rows' keys, so they are the same again, without a random state.
+    """
+    for layer in model.h:
+        layer.forward = functools.partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
+
+
+def shard(model: GPT, hardware: Hardware) -> None:
+    """Shard each layer's weights over all ranks by rows, then embeddings and the last norm.
+
+    Under autocast the layers' weights travel as bfloat16, which is what autocast makes of them
+    anyway; gradients are summed in float32, and embeddings and the residual stream stay float32.
+    """
+    mesh = init_device_mesh(hardware.device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=hardware.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    # The losses are a view, which is only wrong if it is changed in place; the loop does not.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+    for layer in model.h:
+        if hardware.compile:
+            layer.compile()
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
+
+
+def wrap(model: GPT, kind: Kind, settings: ParallelSettings, hardware: Hardware) -> nn.Module:
+    """Return what forward and backward go through: compiled if wanted, gradients averaged."""
+    if kind == "fsdp":
+        return model
     trained = cast(nn.Module, torch.compile(model)) if hardware.compile else model
-    if world.size == 1:
+    if kind == "none":
         return trained
     on_gpu = hardware.device.type == "cuda"
     return DistributedDataParallel(
@@ -37,11 +157,23 @@ def parallelize(
     )
 
 
-def averaging(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-    """Return the context of a backward pass: gradients are averaged in a step's last one only."""
-    if isinstance(model, DistributedDataParallel) and not last:
-        return model.no_sync()
-    return contextlib.nullcontext()
+def local(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor: all of it, unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a whole tensor that this rank keeps, where `like` is kept."""
+    if not isinstance(like, DTensor):
+        return whole
+    rows = rows_of_rank(len(whole), like.device_mesh.get_local_rank(), like.device_mesh.size())
+    return whole[rows.start : rows.stop]
+
+
+def rows_of_rank(rows: int, rank: int, size: int) -> range:
+    """Return which rows of a sharded tensor a rank holds: equal parts, but for the last ones."""
+    part = -(-rows // size)
+    return range(min(rank * part, rows), min((rank + 1) * part, rows))
 
 
 @contextlib.contextmanager
@@ -60,7 +192,7 @@ def process_group(world: World, device: str) -> Iterator[None]:
 
 
 def settle_buckets(
-    model: nn.Module, hardware: Hardware, ids: Tensor, targets: Tensor, keys: Tensor
+    trained: nn.Module, hardware: Hardware, ids: Tensor, targets: Tensor, keys: Tensor
 ) -> None:
     """Let DDP fix the layout of its gradient buckets before the first step.
 
@@ -68,8 +200,8 @@ def settle_buckets(
     and gloo's order of summation follows the buckets. Without this pass, the first step after a
     resume would be summed otherwise than the same step of an undisturbed run.
     """
-    if isinstance(model, DistributedDataParallel):
+    if isinstance(trained, DistributedDataParallel):
         with hardware.autocasting():
-            losses = model(ids, targets, keys)
+            losses = trained(ids, targets, keys)
         losses.sum().backward()
-        model.zero_grad(set_to_none=True)
+        trained.zero_grad(set_to_none=True)

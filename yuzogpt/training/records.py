@@ -1,0 +1,127 @@
+"""What the loop says of itself, in metrics.jsonl: by rank 0; the other ranks say nothing.
+
+In: what happened. Out: records, as metrics.py lists them.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+from yuzogpt.config import TrainSettings
+from yuzogpt.data.batches import Rows
+from yuzogpt.hardware import Hardware
+from yuzogpt.metrics import MetricsLog
+from yuzogpt.model.gpt import GPT
+from yuzogpt.training.monitor import Guard, StepTotals, Verdict
+from yuzogpt.world import World
+
+
+class Records:
+    """Writes a run's records, and counts what happened since the last train record."""
+
+    def __init__(self, log: MetricsLog | None, settings: TrainSettings, step: int) -> None:
+        """`step`: from which the run goes on."""
+        self.log, self.settings, self.step = log, settings, step
+        rows, block_size = settings.batch.global_rows, settings.model.block_size
+        self.tokens_per_step = rows * block_size
+        self.started, self.steps, self.clipped, self.skipped = time.perf_counter(), 0, 0, 0
+
+    def write(self, kind: str, **values: object) -> None:
+        """Write a record at the current step."""
+        if self.log:
+            self.log.write(kind, self.step, **values)
+
+    def introduce(
+        self, world: World, hardware: Hardware, model: GPT, data: Rows, rows_seen: int, why: str
+    ) -> None:
+        """Say what is about to happen, before it does."""
+        shape, rows = model.settings, self.settings.batch.global_rows
+        epoch, _ = data.locate(rows_seen)
+        workers = f"{world.size} worker(s) x {hardware.threads} thread(s) on {hardware.device.type}"
+        for line in (
+            f"model: {model.num_parameters() / 1e6:.2f}M parameters, {shape.n_layer} layers, "
+            f"{shape.n_embd} wide, context {shape.block_size}",
+            f"batch: {rows} rows x {shape.block_size} = {self.tokens_per_step:,} tokens a step",
+            f"data: epoch {epoch + 1} has {data.windows(epoch):,} rows; "
+            f"its phase leaves {data.dropped(epoch):,} of {len(data.stream):,} tokens out",
+            "; ".join((workers, why, *hardware.reasons)),
+            f"resuming at step {self.step}"
+            if self.step
+            else f"weights: {self.settings.run.init_from}",
+        ):
+            self.write("notice", text=line)
+
+    def start(self, world: World, parallel: str) -> None:
+        """Say that the loop begins, or goes on, and what was lost for it."""
+        self.write(
+            "start",
+            workers=world.size,
+            parallel=parallel,
+            redone_steps=self.log.undone_steps if self.log else 0,
+            tokens_per_step=self.tokens_per_step,
+        )
+
+    @contextlib.contextmanager
+    def not_timed(self) -> Iterator[None]:
+        """Leave what happens meanwhile out of tokens_per_second."""
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before
+
+    def after_step(
+        self,
+        rows_seen: int,
+        lr: float,
+        totals: StepTotals,
+        verdict: Verdict,
+        *,
+        clipped: bool,
+        guard: Guard,
+    ) -> None:
+        """Count a step; write of it what is due."""
+        self.step += 1
+        self.steps += 1
+        self.clipped += clipped
+        self.skipped += guard.skipped_in_a_row > 0
+        if verdict != "healthy":
+            self._odd_step(totals, verdict, guard)
+        if self.step % self.settings.log.log_interval:
+            return
+        now = time.perf_counter()
+        self.write(
+            "train",
+            rows_seen=rows_seen,
+            loss=finite(totals.loss),
+            lr=lr,
+            grad_norm=finite(totals.gradient_norm),
+            clip_rate=round(self.clipped / self.steps, 4),
+            skipped=self.skipped,
+            tokens_per_second=round(self.steps * self.tokens_per_step / (now - self.started), 1),
+            tokens_per_step=self.tokens_per_step,
+        )
+        self.started, self.steps, self.clipped, self.skipped = now, 0, 0, 0
+
+    def _odd_step(self, totals: StepTotals, verdict: Verdict, guard: Guard) -> None:
+        taken = "" if guard.skipped_in_a_row == 0 else "; skipped"
+        if verdict == "spike":
+            expected = guard.mean
+            text = f"!!! step {self.step}: loss {totals.loss:.4f}, about {expected:.4f} expected"
+            self.write("spike", text=text + taken, loss=totals.loss, expected=expected)
+        else:
+            reason = f"loss {totals.loss}, gradient norm {totals.gradient_norm}"
+            text = f"!!! step {self.step}: {reason}{taken}"
+            self.write("skip", text=text, reason=reason)
+
+    def evaluation(self, rows_seen: int, estimate: float) -> None:
+        """Write the estimate of the validation loss."""
+        self.write("evaluation", rows_seen=rows_seen, val_loss_estimate=finite(estimate))
+
+    def stop(self, reason: str) -> None:
+        """Say that the run stops here, as it was asked to."""
+        self.write("stop", text=f"stopped at step {self.step}: {reason}", reason=reason)
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON has, or nothing."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,278 @@
+"""Checkpoints written while training goes on: a step waits for the copy of its tensors alone.
+
+In: the model and optimizer on each rank, and the state of the run. Out: checkpoints (see
+checkpoints.py), each reported when it is whole. A thread of each rank writes; the threads talk over
+a group of their own, so that their collectives do not mix with the loop's.
+
+    ddp     rank 0 holds everything, and writes it
+    fsdp    each rank writes one file of whole tensors, gathered from all ranks one by one
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from yuzogpt import checkpoints
+from yuzogpt.checkpoints import MODEL, OPTIMIZER, CorruptCheckpoint, State, tensor_file
+from yuzogpt.config import CheckpointSettings
+from yuzogpt.errors import RunFailed
+from yuzogpt.metrics import MetricsLog
+from yuzogpt.tensor_files import write_tensors
+from yuzogpt.training.optimizers import state_tensors
+from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT, Trainee, local, rows_of_rank
+from yuzogpt.world import World
+
+MOST_FAILURES = 3  # checkpoints in a row that could not be written, before the run ends
+
+# The seam to the outside: called by every rank, equally often, for each checkpoint, with its
+# metrics and its directory.
+Report = Callable[[dict[str, float], Path], None]
+
+
+class Saver:
+    """Writes one checkpoint at a time, beside the loop."""
+
+    def __init__(
+        self,
+        run: Path,
+        settings: CheckpointSettings,
+        world: World,
+        trainee: Trainee,
+        optimizer: torch.optim.Optimizer,
+        tokenizer: bytes,
+        log: MetricsLog | None,
+        report: Report,
+        refuse_to_write: Callable[[], None],
+        on_progress: Callable[[], None],
+    ) -> None:
+        """Call it on every rank; `log` is rank 0's, the rest as in loop.train."""
+        self.run, self.settings, self.tokenizer, self.log = run, settings, tokenizer, log
+        self.report, self.refuse_to_write, self.on_progress = report, refuse_to_write, on_progress
+        self.world = world
+        if world.size > 1:
+            group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+            self.world = dataclasses.replace(world, group=group)
+        weights = dict(trainee.model.named_parameters())
+        self.live: dict[str, Mapping[str, Tensor]] = {
+            MODEL: weights,
+            OPTIMIZER: state_tensors(trainee.model, optimizer),
+        }
+        self.parts = share_out(weights, world.size if trainee.kind == "fsdp" else 1)
+        self.failures = 0
+        self.copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}
+        holds_something = trainee.kind == "fsdp" or world.rank == 0
+        self.writing: Future[None] = in_thread(self._allocate if holds_something else lambda: None)
+
+    def save(self, state: State) -> None:
+        """Copy what a checkpoint holds, and write it beside what comes next.
+
+        Waits for the checkpoint before, if that is not written yet. RunFailed, on every rank, if
+        checkpoints cannot be written, or out_dir is another command's by now.
+        """
+        started = time.perf_counter()
+        self.wait()
+        waited = time.perf_counter() - started
+        for kind, copies in self.copies.items():
+            for name, copy in copies.items():
+                copy.copy_(local(self.live[kind][name].detach()), non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        stall = time.perf_counter() - started
+        self.writing = in_thread(lambda: self._write(state, stall, waited))
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written, or known to have failed.
+
+        Slow storage is no hang: waiting for it counts as moving, until COLLECTIVE_TIMEOUT ends it.
+        """
+        while not self.writing.done():
+            self.on_progress()
+            concurrent.futures.wait([self.writing], timeout=1)
+        self.writing.result()
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint of the run; RunFailed if it could not be written."""
+        self.wait()
+        if self.failures:
+            raise RunFailed(
+                f"{self.run}: the last checkpoint could not be written; the same command goes on "
+                "from the one before"
+            )
+
+    def _allocate(self) -> None:
+        """Make room for the copies, and touch it: fresh memory takes longer than the copy."""
+        pinned = torch.cuda.is_available()
+        for kind, tensors in self.live.items():
+            for name, tensor in tensors.items():
+                like = local(tensor.detach())
+                room = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=pinned)
+                self.copies[kind][name] = room.zero_()
+
+    def _write(self, state: State, stall: float, waited: float) -> None:
+        """Write a checkpoint of the copies, agree on how it went, and report it."""
+        started = time.perf_counter()
+        is_first = self.world.rank == 0
+        problem: Exception | None = None
+        place: str | None = None
+        if is_first:
+            try:
+                self.refuse_to_write()
+                place = str(checkpoints.begin(self.run, state.step))
+            except (OSError, RunFailed) as error:
+                problem = error
+        place = self.world.from_rank_0(place)
+        if place is not None:
+            temporary = Path(place)
+            hashes, failed = self._write_tensors(temporary)
+            found = self.world.gather((hashes, failed))
+            if is_first:
+                problem = self._commit(temporary, state, found)
+        text = self.world.from_rank_0(str(problem) if problem else None)
+        is_fatal = self.world.from_rank_0("fatal" if isinstance(problem, RunFailed) else None)
+        if text is not None:
+            self._note_failure(state, text, is_fatal is not None)
+            return
+        self.failures = 0
+        directory = self.run / "checkpoints" / f"step-{state.step}"
+        if self.log:
+            self.log.write(
+                "checkpoint",
+                state.step,
+                stall_seconds=round(stall, 4),
+                waited_seconds=round(waited, 4),
+                write_seconds=round(time.perf_counter() - started, 3),
+                bytes=sum(path.stat().st_size for path in directory.iterdir()),
+            )
+        self.report(state.metrics, directory)
+
+    def _note_failure(self, state: State, text: str, is_fatal: bool) -> None:
+        self.failures += 1
+        if is_fatal:
+            raise RunFailed(text)
+        if self.log:
+            line = (
+                f"!!! checkpoint step-{state.step} could not be written ({text}); training goes on"
+            )
+            self.log.write("notice", state.step, text=line)
+        if self.failures >= MOST_FAILURES:
+            raise RunFailed(
+                f"{self.run}: {self.failures} checkpoints in a row could not be written ({text}); "
+                "mend that, and the same command goes on from the newest one"
+            )
+
+    def _write_tensors(self, temporary: Path) -> tuple[dict[str, str], str | None]:
+        """Write this rank's files; return their hashes, and what went wrong."""
+        hashes: dict[str, str] = {}
+        failed = None
+        for kind in (MODEL, OPTIMIZER):
+            tensors = self._whole_tensors(kind)
+            try:
+                if self.world.rank < len(self.parts):
+                    file = tensor_file(kind, self.world.rank, len(self.parts))
+                    names = self._names(kind, self.world.rank)
+                    shapes = {name: self.live[kind][name] for name in names}
+                    hashes[file] = write_tensors(temporary / file, shapes, tensors)
+            except OSError as error:
+                failed = error.strerror or str(error)
+            for _ in tensors:  # the other ranks count on this one's part
+                pass
+        return hashes, failed
+
+    def _names(self, kind: str, part: int) -> list[str]:
+        """Return the tensors of a part: its weights, or what the optimizer knows about them."""
+        names = self.parts[part]
+        if kind == MODEL:
+            return names
+        mine = set(names)
+        return [path for path in self.live[kind] if path.partition("/")[2] in mine]
+
+    def _whole_tensors(self, kind: str) -> Iterator[Tensor]:
+        """Yield the tensors of this rank's part, whole; take part in gathering the others'.
+
+        In turns, so that all ranks write at the same time.
+        """
+        all_names = [self._names(kind, part) for part in range(len(self.parts))]
+        for turn in itertools.zip_longest(*all_names):
+            for owner, name in enumerate(turn):
+                if name is None:
+                    continue
+                if len(self.parts) > 1:
+                    whole = self._gather(kind, name, owner)
+                else:
+                    whole = self.copies[kind].get(name)
+                if whole is not None and owner == self.world.rank:
+                    yield whole
+
+    def _gather(self, kind: str, name: str, owner: int) -> Tensor | None:
+        """Return a tensor, put together of what the ranks hold, on the rank that owns it."""
+        part, shape = self.copies[kind][name], self.live[kind][name].shape
+        if not isinstance(self.live[kind][name], DTensor):  # such as AdamW's count of steps
+            return part
+        rows = len(rows_of_rank(shape[0], 0, self.world.size))
+        padded = torch.zeros(rows, *shape[1:], dtype=part.dtype)
+        padded[: len(part)] = part
+        is_mine = owner == self.world.rank
+        parts = [torch.empty_like(padded) for _ in range(self.world.size)] if is_mine else None
+        dist.gather(padded, parts, dst=owner, group=self.world.group)
+        return torch.cat(parts)[: shape[0]] if parts else None
+
+    def _commit(
+        self, temporary: Path, state: State, found: list[tuple[dict[str, str], str | None]]
+    ) -> Exception | None:
+        """Make a checkpoint of what the ranks wrote; return what went wrong, if anything."""
+        try:
+            for _, failed in found:
+                if failed:
+                    raise OSError(failed)
+            hashes = {file: value for own, _ in found for file, value in own.items()}
+            places = {
+                tensor_file(kind, part, len(self.parts)): self._names(kind, part)
+                for kind in (MODEL, OPTIMIZER)
+                for part in range(len(self.parts))
+            }
+            self.refuse_to_write()
+            written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
+            checkpoints.prune(self.run, written, self.settings.keep_last, self.settings.keep_best)
+        except (OSError, RunFailed, CorruptCheckpoint) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return error
+        return None
+
+
+def share_out(tensors: Mapping[str, Tensor], parts: int) -> list[list[str]]:
+    """Share names out so that parts have about equally many bytes, each at least one tensor."""
+    parts = min(parts, len(tensors))
+    names: list[list[str]] = [[] for _ in range(parts)]
+    sizes = [0] * parts
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].numel()):
+        smallest = sizes.index(min(sizes))
+        names[smallest].append(name)
+        sizes[smallest] += tensor.numel()
+    order = {name: index for index, name in enumerate(tensors)}
+    return [sorted(part, key=order.__getitem__) for part in names]
+
+
+def in_thread(job: Callable[[], None]) -> "Future[None]":
+    """Run a job in a thread that does not keep the process from ending."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            job()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future

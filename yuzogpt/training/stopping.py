@@ -1,0 +1,76 @@
+"""Stopping a run so that nothing is lost: after its current step, with a checkpoint.
+
+In: SIGTERM (also what `ray job stop`, Slurm and torchrun send), a file named `stop` in out_dir, or
+whatever else a launcher asks. Out: the reason, once there is one; the loop looks after every step.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from yuzogpt.runs import STOP
+
+LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
+
+Place = Callable[[], str | None]
+
+
+class StopRequest:
+    """Whether this run was asked to stop, and why."""
+
+    def __init__(self, *places: Place) -> None:
+        """`places`: where to look for a reason."""
+        self.places = places
+        self.reason: str | None = None
+        self.looked = 0.0
+
+    def set(self, reason: str) -> None:
+        """Ask for it in this process; the first reason stays."""
+        self.reason = self.reason or reason
+
+    def look(self) -> str | None:
+        """Return the reason to stop, if there is one."""
+        now = time.monotonic()
+        if self.reason is None and now - self.looked >= LOOK_EVERY:
+            self.looked = now
+            self.reason = next((why for place in self.places if (why := place())), None)
+        return self.reason
+
+
+def ask_to_stop(run: Path, reason: str) -> None:
+    """Ask the run in out_dir to stop, from any process that sees it."""
+    with contextlib.suppress(OSError):
+        (run / STOP).write_text(reason)
+
+
+def read_request(run: Path) -> str | None:
+    """Return why the run in out_dir was asked to stop; None if it was not."""
+    try:
+        return (run / STOP).read_text(errors="replace").strip()[:200] or f"the file {STOP}"
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on SIGTERM, instead of ending at once; a second one ends at once.
+
+    Only the main thread may; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        stop()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

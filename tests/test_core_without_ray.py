@@ -56,7 +56,7 @@ LINE = [
     ["metrics", "world"],
     ["data", "hardware", "model"],
     ["checkpoints", "references", "loading", "runs"],
-    ["sampling", "evaluation"],
+    ["sampling", "evaluation", "report"],
     ["training"],
     ["orchestration"],
     ["cli", "__main__"],

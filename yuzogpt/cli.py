@@ -14,6 +14,7 @@ from yuzogpt.config import (
     ExportSettings,
     InspectSettings,
     PrepareSettings,
+    ReportSettings,
     SampleSettings,
     Section,
     TrainSettings,
@@ -121,6 +122,17 @@ def inspect(settings: Section) -> None:
         show(corpus, wanted.examples)
 
 
+def report(settings: Section) -> None:
+    """Say what a run did: here, and in a page of its own."""
+    assert isinstance(settings, ReportSettings)
+    from yuzogpt.report.report import write
+
+    wanted = settings.report
+    run = absolute(wanted.out_dir, wanted.storage, "out_dir")
+    html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
+    print(f"\npage: {write(run, html)}")
+
+
 def sample(settings: Section) -> None:
     """Print samples."""
     assert isinstance(settings, SampleSettings)
@@ -157,8 +169,17 @@ VERBS = {
     "prepare": Verb("CORPUS", "text -> Arrow blocks", PrepareSettings, prepare),
     "inspect": Verb("DIR", "what is in a prepared corpus", InspectSettings, inspect),
     "train": Verb("[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, train),
+    "report": Verb("OUT_DIR", "what a run did -> report.html", ReportSettings, report),
     "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
     "export": Verb("", "checkpoint -> Hugging Face folder", ExportSettings, export),
+}
+
+
+# The setting that a verb takes without its name, and what that is.
+POSITIONAL: dict[type[Section], tuple[str, str]] = {
+    PrepareSettings: ("dataset", "corpus"),
+    InspectSettings: ("data_dir", "corpus"),
+    ReportSettings: ("out_dir", "run"),
 }
 
 
@@ -180,10 +201,10 @@ def main(arguments: Sequence[str]) -> None:
         return
     files = [argument for argument in rest if not argument.startswith("-")]
     flags = [argument for argument in rest if argument.startswith("-")]
-    if verb.schema in (PrepareSettings, InspectSettings):
+    if verb.schema in POSITIONAL:
+        key, what = POSITIONAL[verb.schema]
         if len(files) > 1:
-            raise UserError(f"{name} {' '.join(files)}: one corpus at a time")
-        key = "dataset" if verb.schema is PrepareSettings else "data_dir"
+            raise UserError(f"{name} {' '.join(files)}: one {what} at a time")
         flags = [f"--{key}={file}" for file in files] + flags
         files = []
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]

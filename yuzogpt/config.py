@@ -295,6 +295,20 @@ class InspectSettings(Section):
     inspect: InspectedCorpus = InspectedCorpus()
 
 
+class ReportedRun(Section):
+    """A run, and where its page goes."""
+
+    out_dir: str = setting("", "the run's directory; it may be going on")
+    html: str = setting("", "the page; empty: report.html in out_dir")
+    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+
+
+class ReportSettings(Section):
+    """`yuzogpt report`."""
+
+    report: ReportedRun = ReportedRun()
+
+
 class SamplingSettings(Section):
     """What is sampled, and how."""
 

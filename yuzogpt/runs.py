@@ -27,6 +27,7 @@ from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
+REPORT = "report.html"
 SETTINGS = "settings.yaml"
 ERRORS = "errors.log"
 SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
@@ -242,5 +243,5 @@ def clear(run: Path) -> None:
         checkpoints.remove(checkpoint)
     for broken in (run / "checkpoints").glob("broken-step-*"):
         shutil.rmtree(broken)
-    for name in (METRICS, CURVE, SETTINGS, ERRORS, WANDB_ID):
+    for name in (METRICS, CURVE, REPORT, SETTINGS, ERRORS, WANDB_ID):
         (run / name).unlink(missing_ok=True)

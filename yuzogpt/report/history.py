@@ -1,0 +1,133 @@
+"""The history of a run: metrics.jsonl as columns of numbers, and the events among them.
+
+In: records. Out: `History`. Numbers are in arrays from the first pass on, so that a run of 600,000
+steps is read in seconds and a few hundred megabytes. Next on the line: summary.py.
+"""
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from yuzogpt.metrics import Record, read_lines
+
+Column = npt.NDArray[np.float64]
+Columns = dict[str, Column]
+
+# The numbers that are kept of each kind of record; null, and what an older version did not write,
+# is NaN. `trains` counts the train records before it. All other kinds are events.
+NUMBERS = {
+    "train": (
+        "step", "time", "loss", "lr", "grad_norm", "clip_rate", "tokens_per_second",
+        "tokens_per_step",
+    ),
+    "evaluation": ("step", "time", "val_loss_estimate"),
+}  # fmt: skip
+LAYER_NUMBERS = ("grad_norm", "update_to_weight")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A record that stands between train records."""
+
+    kind: str
+    step: int
+    time: float
+    record: Record
+    trains: int  # train records before it
+
+
+@dataclass(frozen=True)
+class Health:
+    """The numbers of each layer: rows are layers, columns are health records."""
+
+    layers: list[str]
+    step: Column
+    numbers: dict[str, Column]  # by name: (layers, records)
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that a run wrote down."""
+
+    train: Columns
+    evaluation: Columns
+    health: Health
+    events: list[Event]  # in the order of the file
+    begin: float  # time of the first record
+    end: float  # time of the last record of the run
+
+    @classmethod
+    def read(cls, path: Path) -> "History | None":
+        """Read metrics.jsonl; None if it is not there, or without a whole record."""
+        return cls.of(record for _, record in read_lines(path)) if path.exists() else None
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "History | None":
+        """Sort records by kind."""
+        columns = {
+            kind: {name: array("d") for name in (*NUMBERS[kind], "trains")} for kind in NUMBERS
+        }
+        health, events, trains = list[Record](), list[Event](), 0
+        begin = end = math.nan
+        finished = False
+        for record in timed(records):
+            kind, time = record["kind"], record["time"]
+            begin = time if math.isnan(begin) else begin
+            # What is said after the end, by an evaluation say, is no part of the run's time.
+            finished = (finished or kind == "final") and kind not in ("start", "train")
+            if not finished or kind == "final":
+                end = time
+            if kind in columns:
+                for name in NUMBERS[kind]:
+                    columns[kind][name].append(number(record, name))
+                columns[kind]["trains"].append(trains)
+                trains += kind == "train"
+            elif kind == "health":
+                health.append(record)
+            else:
+                events.append(Event(kind, record["step"], time, record, trains))
+        if math.isnan(begin):
+            return None
+        train, evaluation = (
+            {name: np.array(column) for name, column in columns[kind].items()} for kind in NUMBERS
+        )
+        return cls(train, evaluation, health_of(health), events, begin, end)
+
+    def of_kind(self, *kinds: str) -> list[Event]:
+        """Return the events of these kinds."""
+        return [event for event in self.events if event.kind in kinds]
+
+
+def timed(records: Iterable[Record]) -> Iterator[Record]:
+    """Leave out records of another make: without a step and a time, nothing can be said of them."""
+    for record in records:
+        if number(record, "step") >= 0 and number(record, "time") > 0:  # neither is true of NaN
+            yield record
+
+
+def number(record: Record, name: str) -> float:
+    """Return a number of a record; NaN if there is none, or not a finite one."""
+    value = record.get(name)
+    return value if isinstance(value, (float, int)) and math.isfinite(value) else math.nan
+
+
+def health_of(records: list[Record]) -> Health:
+    """Put what health records say of each layer side by side, layers in the model's order."""
+    by_step = [
+        (record["step"], record["layers"])
+        for record in records
+        if isinstance(record.get("layers"), dict)
+    ]
+    layers = list(dict.fromkeys(name for _, found in by_step for name in found))
+    numbers = {
+        name: np.array(
+            [[number(found.get(layer, {}), name) for _, found in by_step] for layer in layers]
+        ).reshape(len(layers), len(by_step))
+        for name in LAYER_NUMBERS
+    }
+    return Health(layers, np.array([float(step) for step, _ in by_step]), numbers)

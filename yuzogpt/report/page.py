@@ -1,0 +1,119 @@
+"""A report as one HTML file that needs nothing else: no script, no font, no other host.
+
+In: facts, tables and plots. Out: HTML. Every text is escaped here, and nowhere else.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from yuzogpt.report.plots import Plot
+from yuzogpt.report.summary import Summary
+from yuzogpt.report.tables import PROSE, Facts, Table, percent, plain
+
+MOST_ROWS = 500  # of a table: the newest
+
+STYLE = """
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2024; --dim: #60646c;
+  --line: #e0e1e6; --good: #30a46c; --lost: #e5484d; }
+@media (prefers-color-scheme: dark) { :root { --page: #111316; --card: #1a1d21; --text: #edeef0;
+  --dim: #9ba1a9; --line: #32363c; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 76rem; background: var(--page);
+  color: var(--text); font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { margin: 0 0 1rem; font-size: 1.5rem; line-height: 1.25; }
+h2 { margin: 2rem 0 .6rem; font-size: 1.05rem; }
+dl, .plots { display: grid; gap: .75rem; margin: 0; }
+dl { grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+@media (min-width: 45rem) { dl { grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); } }
+dl > div, figure, .table { background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; }
+dl > div { padding: .55rem .8rem; }
+dt, .dim { color: var(--dim); font-size: .85rem; }
+dd { margin: 0; font-weight: 600; }
+.bar { display: flex; height: .9rem; margin-top: .75rem; border-radius: 4px; overflow: hidden;
+  background: var(--lost); }
+.bar > div { background: var(--good); }
+.plots { grid-template-columns: repeat(auto-fill, minmax(min(27rem, 100%), 1fr)); }
+figure { margin: 0; padding: .8rem; }
+figcaption { margin-bottom: .4rem; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: inherit !important; }
+.table { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-size: .92rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .6rem; text-align: left; vertical-align: top;
+  white-space: nowrap; }
+th { color: var(--dim); font-size: .85rem; font-weight: 500; }
+td { border-top: 1px solid var(--line); }
+.number { text-align: right; }
+.prose { min-width: 18rem; white-space: normal; }
+"""
+
+DEFINITIONS = (
+    "Effective training time is the productive share of wall time, which runs from the first start "
+    "to the last record. A restart loses the time from the last train record that was kept to the "
+    "first new one, less what those steps usually take. Evaluations and checkpoints are productive."
+)
+
+
+def page(summary: Summary, facts: Facts, tables: Sequence[Table], plots: Iterable[Plot]) -> str:
+    """Return the whole page."""
+    name = escape(plain(summary.name))
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            # Whatever a record may hold, a browser fetches nothing and runs nothing.
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+            "style-src 'unsafe-inline'; img-src data:\">",
+            f"<title>{name}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<h1>{name}</h1>\n<dl>",
+            *(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts),
+            f"</dl>\n{time_bar(summary)}",
+            '<h2>Curves</h2>\n<div class="plots">',
+            *(figure(plot) for plot in plots),
+            "</div>",
+            *(section(table) for table in tables),
+            f'<p class="dim">{escape(DEFINITIONS)}</p>\n</body>\n</html>\n',
+        ]
+    )
+
+
+def time_bar(summary: Summary) -> str:
+    """Return the productive share of wall time as a bar."""
+    if not summary.wall:
+        return ""
+    said = f"{percent(summary.effective)} of wall time was productive"
+    width = f"{100 * summary.effective:.2f}%"
+    return (
+        f'<div class="bar" role="img" aria-label="{said}"><div style="width:{width}"></div></div>'
+    )
+
+
+def figure(plot: Plot) -> str:
+    """Return a plot with its title and caption."""
+    title, caption = escape(plot.title), escape(plot.caption)
+    return (
+        f'<figure>\n<figcaption><strong>{title}</strong> <span class="dim">{caption}</span>'
+        f"</figcaption>\n{plot.svg}\n</figure>"
+    )
+
+
+def section(table: Table) -> str:
+    """Return a table with its newest rows."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        found = zip(map(kind, table.columns), row, strict=True)
+        return "<tr>" + "".join(f"<{tag}{k}>{escape(cell)}</{tag}>" for k, cell in found) + "</tr>"
+
+    def kind(column: str) -> str:
+        names = {"number": column in table.numeric, "prose": column in PROSE}
+        return "".join(f' class="{name}"' for name, applies in names.items() if applies)
+
+    hidden = len(table.rows) - MOST_ROWS
+    more = f'<p class="dim">{hidden:,} before these are left out.</p>' if hidden > 0 else ""
+    rows = "\n".join(cells("td", row) for row in table.rows[-MOST_ROWS:])
+    return (
+        f'<h2>{escape(table.title)}</h2>\n<div class="table"><table>\n<thead>'
+        f"{cells('th', table.columns)}</thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>{more}"
+    )

@@ -1,0 +1,36 @@
+"""`yuzogpt report`: a run's metrics.jsonl -> the terminal, and one HTML file.
+
+In: a run's directory, of a run that ended, was killed or goes on. Out: text and report.html. Reads
+the run and changes nothing of it; needs neither torch nor ray.
+"""
+
+from pathlib import Path
+
+from yuzogpt import runs
+from yuzogpt.errors import UserError
+from yuzogpt.files import write_durably
+from yuzogpt.report import tables, terminal
+from yuzogpt.report.history import History
+from yuzogpt.report.page import page
+from yuzogpt.report.plots import plots
+from yuzogpt.report.summary import summarize
+
+
+def write(run: Path, html: Path | None) -> Path:
+    """Report on a run; return where the page is. UserError if there is no run."""
+    path = html or run / runs.REPORT
+    if html and (html.suffix not in (".html", ".htm") or html.is_dir()):
+        raise UserError(f"--html={html}: not the name of a page; let it end in .html")
+    if html and not html.parent.is_dir():
+        raise UserError(f"--html={html}: {html.parent} is not a directory")
+    metrics = run / runs.METRICS
+    if not metrics.is_file():
+        raise UserError(f"{run}: no run here (no {runs.METRICS}); give the out_dir of a run")
+    history = History.read(metrics)
+    if history is None:
+        raise UserError(f"{run}: no run here (no {runs.METRICS} with a whole record in it)")
+    summary = summarize(run, history)
+    known, found = tables.facts(summary), tables.tables(summary)
+    terminal.show(tables.plain(summary.name), known, found)
+    write_durably(path, page(summary, known, found, plots(history, summary)).encode())
+    return path

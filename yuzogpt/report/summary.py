@@ -1,0 +1,326 @@
+"""What a run's history adds up to: its state, its restarts, and the time that was productive.
+
+In: a History. Out: `Summary`, plain numbers. Next on the line: tables.py and plots.py.
+
+Wall time is from the first `start` to the last record. A restart loses the time from the last train
+or evaluation record before it that was kept to the first train record after it, less what those
+steps usually take: the death, the wait, the start, and the steps that were done again. The start-up
+before the first step is lost likewise. All other time is productive, evaluations and checkpoints
+included.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from yuzogpt.report.history import Column, Event, History, number
+from yuzogpt.runs import SETTINGS
+
+START_UP = "start-up"
+RESUMING = "resuming at step "  # how versions without `start` records told of one
+DEAD_WORKER = "!!! worker"  # how versions without `failure` records told of one
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one (re)start of the loop cost."""
+
+    started: float  # when
+    trains: int  # train records before it
+    step: int  # from which it went on
+    causes: list[Event]  # failures and stops since the attempt before
+    redone_steps: int | None  # None: an older version did not say
+    redone_tokens: int | None
+    lost_from: float
+    lost_seconds: float
+
+    @property
+    def cause(self) -> str:
+        """Why there was another attempt, in as few words as causes are added up by."""
+        found = dict.fromkeys(
+            str(event.record.get("reason", "stopped")) if event.kind == "stop" else "worker failed"
+            for event in self.causes
+        )
+        return " + ".join(found) or "started again"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What writing checkpoints cost."""
+
+    count: int
+    median_stall: float  # seconds that training stood still
+    longest_stall: float
+    stalled: float  # seconds in all
+    median_write: float
+    median_bytes: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is to be said of a run."""
+
+    name: str
+    settings: dict[str, Any]  # as in settings.yaml; empty if there is none
+    model: str
+    parallel: str
+    workers: int | None
+    state: str
+    step: int
+    tokens: int
+    begin: float
+    end: float
+    attempts: list[Attempt]  # the first is the start-up
+    tokens_per_second: float  # median
+    clip_rate: float  # share of all steps
+    final: dict[str, float]  # val_loss, best_step, best_val_loss; empty before the end
+    best_estimate: tuple[int, float] | None  # step, val_loss_estimate
+    evaluations: int
+    evaluation_seconds: float
+    checkpoints: Checkpoints | None
+    skips: list[Event]
+    spikes: list[Event]
+
+    @property
+    def restarts(self) -> list[Attempt]:
+        """All attempts but the first."""
+        return self.attempts[1:]
+
+    @property
+    def wall(self) -> float:
+        """Seconds from the first start to the last record."""
+        return max(0.0, self.end - self.begin)
+
+    @property
+    def lost_by_cause(self) -> dict[str, float]:
+        """Seconds that were not productive, start-up first."""
+        lost = {START_UP: self.attempts[0].lost_seconds}
+        for attempt in self.restarts:
+            lost[attempt.cause] = lost.get(attempt.cause, 0.0) + attempt.lost_seconds
+        return lost
+
+    @property
+    def productive(self) -> float:
+        """Seconds of wall time that were not lost."""
+        return max(0.0, self.wall - sum(self.lost_by_cause.values()))
+
+    @property
+    def effective(self) -> float:
+        """Effective training time: the productive share of wall time; NaN of no time at all."""
+        return self.productive / self.wall if self.wall else math.nan
+
+
+def summarize(run: Path, history: History) -> Summary:
+    """Add up a run's history."""
+    train, starts = history.train, starts_of(history)
+    real_starts = history.of_kind("start")
+    last_start = real_starts[-1].record if real_starts else {}
+    pace = seconds_per_step(history, starts)
+    steps_of_each = np.diff(train["step"], prepend=0.0)
+    finals = history.of_kind("final")
+    losses = ("val_loss", "best_step", "best_val_loss")
+    last_steps = [*train["step"][-1:].tolist(), *(event.step for event in finals[-1:])]
+    return Summary(
+        name=run.name,
+        settings=read_settings(run / SETTINGS),
+        model=told(history, "model: "),
+        parallel=str(last_start.get("parallel", "")),
+        workers=last_start.get("workers"),
+        state=state_of(history),
+        step=int(max([0, *last_steps])),
+        tokens=int(np.nansum(steps_of_each * train["tokens_per_step"])),
+        begin=starts[0].time,
+        end=history.end,
+        attempts=attempts_of(history, starts, pace),
+        tokens_per_second=median(train["tokens_per_second"]),
+        clip_rate=weighted_mean(train["clip_rate"], steps_of_each),
+        final={name: number(finals[-1].record, name) for name in losses} if finals else {},
+        best_estimate=best_estimate(history),
+        evaluations=len(history.evaluation["step"]),
+        evaluation_seconds=evaluation_seconds(history, pace),
+        checkpoints=checkpoints_of(history.of_kind("checkpoint")),
+        skips=history.of_kind("skip"),
+        spikes=history.of_kind("spike"),
+    )
+
+
+def starts_of(history: History) -> list[Event]:
+    """Return the event that began each attempt; the first is the run's first record if need be.
+
+    A notice of resuming counts where no `start` record stands beside it, and steps follow.
+    """
+    recorded = {event.trains for event in history.of_kind("start")}
+    starts = [
+        event
+        for event in history.events
+        if event.kind == "start"
+        or (
+            text_of(event).startswith(RESUMING)
+            and event.trains not in recorded
+            and event.trains < len(history.train["step"])
+        )
+    ]
+    if not starts or starts[0].trains:
+        starts.insert(0, Event("start", 0, history.begin, {}, 0))
+    return starts
+
+
+def seconds_per_step(history: History, starts: list[Event]) -> float:
+    """Return what a step usually takes: the median between train records of one attempt."""
+    train = history.train
+    within = np.ones(max(0, len(train["step"]) - 1), dtype=bool)
+    for start in starts:
+        if 0 < start.trains <= len(within):
+            within[start.trains - 1] = False
+    steps = np.diff(train["step"])
+    paces = np.diff(train["time"])[within & (steps > 0)] / steps[within & (steps > 0)]
+    if not len(paces):  # too few records: what the throughput says
+        paces = train["tokens_per_step"] / train["tokens_per_second"]
+    found = median(paces)
+    return 0.0 if math.isnan(found) else found
+
+
+def attempts_of(history: History, starts: list[Event], pace: float) -> list[Attempt]:
+    """Say what each attempt cost until its first train record, or its end if it has none."""
+    train = history.train
+    causes = [[], *(causes_of(history, before, start) for before, start in pairwise(starts))]
+    # Where each attempt's lost time begins: with the last that was kept of the one before.
+    begins = [(starts[0].time, starts[0].step)]
+    for (before, start), found in zip(pairwise(starts), causes[1:], strict=True):
+        last = start.trains - 1
+        if start.trains > before.trains:
+            looked = history.evaluation["time"][history.evaluation["trains"] == start.trains]
+            # Looking at the validation loss after that step was not in vain.
+            done = [time for time in looked if time < start.time]
+            begins.append((float(max([train["time"][last], *done])), int(train["step"][last])))
+        else:  # that one did not get as far
+            begins.append((found[0].time if found else start.time, start.step))
+    ends = [*(begin for begin, _ in begins[1:]), history.end]
+    counts = [*(start.trains for start in starts[1:]), len(train["step"])]
+    attempts = []
+    for start, found, (begin, step), end, count in zip(
+        starts, causes, begins, ends, counts, strict=True
+    ):
+        lost = end - begin
+        if start.trains < count:
+            first = start.trains
+            lost = train["time"][first] - begin - (train["step"][first] - step) * pace
+        redone = start.record.get("redone_steps")
+        tokens = start.record.get("tokens_per_step")
+        attempts.append(
+            Attempt(
+                started=start.time,
+                trains=start.trains,
+                step=start.step,
+                causes=found,
+                redone_steps=redone,
+                redone_tokens=None if redone is None or tokens is None else redone * tokens,
+                lost_from=begin,
+                lost_seconds=max(0.0, float(lost)),
+            )
+        )
+    return attempts
+
+
+def causes_of(history: History, before: Event, start: Event) -> list[Event]:
+    """Return the failures and stops since the attempt before, and since its last train record."""
+    causes: list[Event] = []
+    for event in history.events:
+        if event is start:
+            break
+        if event is before:
+            causes = []
+        is_failure = event.kind == "failure" or text_of(event).startswith(DEAD_WORKER)
+        if event.trains == start.trains and (is_failure or event.kind == "stop"):
+            causes.append(event)
+    return causes
+
+
+def state_of(history: History) -> str:
+    """Say how a run ended, if it did: by what stands after its last step and start."""
+    for event in reversed(history.events):
+        if event.trains < len(history.train["step"]) or event.kind == "start":
+            break
+        if event.kind == "final":
+            return "finished"
+        if event.kind == "stop":
+            return f"stopped ({event.record.get('reason', 'no reason given')})"
+    return "not finished"
+
+
+def evaluation_seconds(history: History, pace: float) -> float:
+    """Return about how long evaluations took: from the train record before to their own."""
+    train, evaluation = history.train, history.evaluation
+    seconds = 0.0
+    for step, time, trains in zip(
+        evaluation["step"], evaluation["time"], evaluation["trains"].astype(int), strict=True
+    ):
+        if trains > 0:
+            steps = step - train["step"][trains - 1]
+            seconds += max(0.0, time - train["time"][trains - 1] - steps * pace)
+    return float(seconds)
+
+
+def checkpoints_of(events: list[Event]) -> Checkpoints | None:
+    """Add up checkpoints; None if there is no record of one."""
+    if not events:
+        return None
+    stall, write, size = (
+        np.array([number(event.record, name) for event in events])
+        for name in ("stall_seconds", "write_seconds", "bytes")
+    )
+    return Checkpoints(
+        count=len(events),
+        median_stall=median(stall),
+        longest_stall=float(np.nanmax(stall)) if np.isfinite(stall).any() else math.nan,
+        stalled=float(np.nansum(stall)),
+        median_write=median(write),
+        median_bytes=median(size),
+    )
+
+
+def best_estimate(history: History) -> tuple[int, float] | None:
+    """Return the step and value of the lowest val_loss_estimate."""
+    losses = history.evaluation["val_loss_estimate"]
+    if not np.isfinite(losses).any():
+        return None
+    best = int(np.nanargmin(losses))
+    return int(history.evaluation["step"][best]), float(losses[best])
+
+
+def text_of(event: Event) -> str:
+    """Return what a notice says; nothing for other events."""
+    return str(event.record.get("text", "")) if event.kind == "notice" else ""
+
+
+def told(history: History, beginning: str) -> str:
+    """Return the rest of the last notice that begins like this."""
+    texts = [text_of(event) for event in history.events]
+    found = [text.removeprefix(beginning) for text in texts if text.startswith(beginning)]
+    return found[-1] if found else ""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read settings.yaml; nothing if it is not there or damaged."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def median(values: Column) -> float:
+    """Return the median of what is there; NaN of nothing."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def weighted_mean(values: Column, weights: Column) -> float:
+    """Return the mean of what is there; NaN of nothing."""
+    there = np.isfinite(values) & (weights > 0)
+    return float(np.average(values[there], weights=weights[there])) if there.any() else math.nan

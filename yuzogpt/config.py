@@ -17,6 +17,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # of a corpus, and its directory
 Auto = Literal["auto"]
+Span = Annotated[str, Field(pattern=r"^[1-9]\d*\.\.[1-9]\d*$")]  # least..most
 
 
 def setting(default: Any, meaning: str, unit: str = "", *, frozen: bool = False) -> Any:
@@ -204,14 +205,38 @@ class ParallelSettings(Section):
 class WorkerSettings(Section):
     """Who does the work."""
 
-    num_workers: Auto | Count = setting(
-        "auto", "Ray Train workers; auto: one per GPU, or one; 0: this process, without Ray"
+    num_workers: Auto | Count | Span = setting(
+        "auto",
+        "Ray Train workers; auto: one per GPU, or one; 1..4: as many of them as there is room for, "
+        "while it runs; 0: this process, without Ray",
     )
     ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
     max_failures: Count = setting(3, "worker crashes that a command survives", "restarts")
+    max_preemptions: Annotated[int, Field(ge=-1)] = setting(
+        -1, "preempted nodes that a command survives, apart from crashes; -1: any", "restarts"
+    )
+    spare_workers: bool = setting(
+        True, "on embedded Ray, keep as many idle processes ready: a dead worker is replaced sooner"
+    )
     hang_timeout: Annotated[float, Field(gt=0)] = setting(
         100.0, "workers that stand still for so long are named and started again", "seconds"
     )
+
+    def span(self, auto: int) -> tuple[int, int]:
+        """Return the least and the most workers; `auto`: how many that is."""
+        wanted = auto if self.num_workers == "auto" else self.num_workers
+        if isinstance(wanted, int):
+            return wanted, wanted
+        least, most = wanted.split("..")
+        return int(least), int(most)
+
+    @model_validator(mode="after")
+    def least_comes_first(self) -> Self:
+        """1..4, not 4..1."""
+        least, most = self.span(1)
+        if least > most:
+            raise ValueError(f"num_workers={self.num_workers}: write {most}..{least}")
+        return self
 
 
 class TrainSettings(Section):

@@ -46,8 +46,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     settings = check_vocabulary(settings, corpus)
     for split in ("train", "val"):
         refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size)
-    if isinstance(settings.workers.num_workers, int):
-        check_world(settings, settings.workers.num_workers)
+    check_world(settings, settings.workers.span(auto=1)[1])
     check_wandb(settings)
     check_out_dir(settings)
     check_space(settings)

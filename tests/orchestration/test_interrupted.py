@@ -2,37 +2,37 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, TINY
-from tests.training.worlds import losses
+from tests.conftest import REPOSITORY, TINY, tiny_settings
+from tests.training.worlds import losses, records, run_world, wait_for_step, weights
+from yuzogpt import checkpoints, runs
 from yuzogpt.orchestration import cluster
 
 pytestmark = pytest.mark.slow
 
 
+STEPS = 700
+FLAGS = ("--dropout=0.1", "--eval_interval=25", f"--max_iters={STEPS}")
+
+
 def start(corpus_dir: Path, out_dir: Path) -> "subprocess.Popen[str]":
-    """Start a long run, and wait until it has a checkpoint."""
-    flags = ["train", *TINY, f"--data_dir={corpus_dir}", f"--out_dir={out_dir}", "--num_workers=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "yuzogpt", *flags, "--max_iters=100000", "--eval_interval=10"],
+    """Start the run, or go on with it."""
+    flags = ["train", *TINY, *FLAGS, f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "yuzogpt", *flags, "--num_workers=2"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout
-    assert process.stdout.readline() == "starting Ray ...\n"
-    for line in process.stdout:
-        if line.startswith("step 2"):
-            break
-    return process
 
 
 def rays_of(process: "subprocess.Popen[str]") -> list[Path]:
@@ -43,25 +43,47 @@ def rays_of(process: "subprocess.Popen[str]") -> list[Path]:
     ]
 
 
-def test_ctrl_c_is_one_line_and_a_kill_is_swept_up(corpus_dir, tmp_path):
-    process = start(corpus_dir, tmp_path / "run")
+def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_path):
+    out_dir, generator = tmp_path / "run", random.Random()
+    process = start(corpus_dir, out_dir)
+    made = wait_for_step(out_dir, 30)
     (directory,) = rays_of(process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # Ctrl-C
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "yuzogpt: interrupted; the same command goes on"
     assert not directory.exists()
     assert cluster.processes_of(directory) == []
 
-    process = start(corpus_dir, tmp_path / "run")  # goes on
+    process = start(corpus_dir, out_dir)
+    made = wait_for_step(out_dir, made + generator.randrange(1, 30))
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)  # what a scheduler sends
+    output, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 30
+    assert process.returncode == 143, errors
+    assert "yuzogpt: stopped (SIGTERM) with a checkpoint" in errors
+    (stop,) = records(out_dir, "stop")
+    assert checkpoints.newest(out_dir, pytest.fail).state.step == stop["step"]
+    assert not (out_dir / runs.STOP).exists()
+
+    process = start(corpus_dir, out_dir)
+    made = wait_for_step(out_dir, stop["step"] + generator.randrange(1, 60))
     (directory,) = rays_of(process)
     process.kill()
     process.communicate(timeout=60)
     assert cluster.processes_of(directory)  # Ray's agents outlive a killed driver
-    cluster.sweep()  # what the next command does first
+    # What a crash may leave of Ray Train's own state hinders nothing.
+    (out_dir / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_res')
+
+    process = start(corpus_dir, out_dir)  # and first of all sweeps up
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
     assert not directory.exists()
-    wait = threading.Event()
-    while cluster.processes_of(directory):  # a killed process takes a moment to go
-        wait.wait(0.05)
-    steps = losses(tmp_path / "run")
-    assert sorted(steps) == list(range(1, len(steps) + 1))
+    undisturbed = runs.check(tiny_settings(corpus_dir, tmp_path / "plain", *FLAGS))[0]
+    run_world(2, undisturbed)
+    assert losses(out_dir) == losses(tmp_path / "plain")
+    assert weights(out_dir, STEPS) == weights(tmp_path / "plain", STEPS)
+    starts = [start["redone_steps"] for start in records(out_dir, "start")]
+    assert len(starts) == 4
+    assert starts[2] == 0  # SIGTERM lost nothing

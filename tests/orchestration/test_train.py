@@ -5,21 +5,24 @@ That one worker gives the bits of one process, check_quickstart.py holds.
 
 import contextlib
 import os
+import random
+import signal
 import stat
 import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.conftest import tiny_settings
-from tests.training.worlds import losses, records, run_world, weights
+from tests.training.worlds import losses, records, run_world, wait_for_step, weights
 from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.orchestration.train import FASTER_START, train_connected
+from yuzogpt.orchestration.train import FASTER, train_connected
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def embedded_ray():
     """One embedded Ray for the module."""
-    os.environ.update(FASTER_START)
+    os.environ.update(FASTER)
     with connected("", 3):
         yield
 
@@ -48,39 +51,59 @@ def test_the_token_is_private(embedded_ray):
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_two_workers_one_killed_give_the_same_bits(embedded_ray, corpus_dir, tmp_path, capfd):
-    flags = ("--max_iters=200", "--eval_interval=20", "--num_workers=2")
+def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
+    embedded_ray, corpus_dir, tmp_path, capfd
+):
+    flags = ("--max_iters=500", "--eval_interval=25", "--num_workers=2", "--hang_timeout=5")
     on_ray = settings_for(corpus_dir, tmp_path / "ray", *flags)
-    killed = threading.Event()
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "ray", killed), daemon=True)
-    killer.start()
+    seconds: dict[str, float] = {}
+    faults = threading.Thread(target=disturb, args=(tmp_path / "ray", seconds), daemon=True)
+    faults.start()
     train_on_ray(on_ray)
-    killer.join(60)
-    assert killed.is_set()
+    faults.join(60)
+    print(f"\nseconds from a fault to the next step: {seconds}")
+    assert seconds["SIGKILL"] < 14
+    assert seconds["SIGSTOP"] < 5 + 14
     run_world(2, settings_for(corpus_dir, tmp_path / "plain", *flags))
     assert losses(tmp_path / "ray") == losses(tmp_path / "plain")
-    assert weights(tmp_path / "ray", 200) == weights(tmp_path / "plain", 200)
+    assert weights(tmp_path / "ray", 500) == weights(tmp_path / "plain", 500)
     printed = capfd.readouterr().out
     assert printed.count("weights: scratch") == 1  # nothing is printed twice
     assert "best checkpoint: " in printed
     left = {path.name for path in (tmp_path / "ray").iterdir()}
     assert left == {"checkpoints", "errors.log", "loss.png", "metrics.jsonl", "settings.yaml"}
-    notices = [record["text"] for record in records(tmp_path / "ray", "notice")]
-    assert any("failed" in text for text in notices)
-    assert any(text.startswith("resuming at step") for text in notices)
+    killed, stopped = records(tmp_path / "ray", "failure")
+    assert killed["text"].startswith("!!! worker 1 failed")
+    assert stopped["text"].startswith("!!! worker 1 on ")
+    assert "gives no sign of life" in stopped["text"]
+    assert len(records(tmp_path / "ray", "start")) == 3
 
 
-def kill_a_worker(run: Path, killed: threading.Event) -> None:
-    """Send SIGKILL to a training worker once the run has a checkpoint."""
-    wait = threading.Event()
-    while not list((run / "checkpoints").glob("step-*")):
-        wait.wait(0.02)
+def disturb(run: Path, seconds: dict[str, float]) -> None:
+    """Kill the second worker at a random step, then stop its successor; take the time."""
+    made = 0
+    for sign in (signal.SIGKILL, signal.SIGSTOP):
+        wait_for_step(run, made + random.randrange(10, 100))
+        starts = len(records(run, "start"))
+        began = time.time()
+        os.kill(newest_worker(), sign)
+        wait = threading.Event()
+        while len(records(run, "start")) == starts:
+            wait.wait(0.02)
+        made = records(run, "start")[-1]["step"]
+        wait_for_step(run, made + 1)
+        first = next(record for record in records(run, "train") if record["step"] == made + 1)
+        seconds[sign.name] = first["time"] - began
+
+
+def newest_worker() -> int:
+    """Return the process of the training worker that started last: rank 1 of two."""
+    found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
-                killed.set()
-                return
+                found[process.create_time()] = process.pid
+    return found[max(found)]
 
 
 def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, tmp_path):

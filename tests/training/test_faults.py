@@ -3,7 +3,6 @@
 Real ranks, connected by gloo; the faults are signals, limits of the system, and NaN in the losses.
 """
 
-import contextlib
 import math
 import os
 import resource
@@ -15,7 +14,15 @@ import time
 import pytest
 
 from tests.conftest import tiny_settings
-from tests.training.worlds import exit_codes, losses, records, run_world, start_world, weights
+from tests.training.worlds import (
+    exit_codes,
+    losses,
+    records,
+    run_world,
+    start_world,
+    wait_for_step,
+    weights,
+)
 from yuzogpt import checkpoints, runs
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
@@ -25,18 +32,6 @@ from yuzogpt.training.watchdog import EXIT_STATUS
 from yuzogpt.world import World
 
 DROPOUT = "--dropout=0.1"
-
-
-def wait_for_step(run, step):
-    """Wait until a run has written of a step."""
-    wait = threading.Event()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            if f'"kind": "train", "step": {step},' in (run / "metrics.jsonl").read_text():
-                return
-        wait.wait(0.01)
-    raise AssertionError(f"no step {step} within a minute")
 
 
 # --- a process dies

@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,3 +89,14 @@ def weights(run: Path, step: int) -> dict[str, bytes]:
     """Return the content of the tensor files of a checkpoint: equal bytes are equal bits."""
     files = (run / "checkpoints" / f"step-{step}").glob("*.safetensors")
     return {path.name: path.read_bytes() for path in files}
+
+
+def wait_for_step(run: Path, step: int) -> int:
+    """Wait until a run has made a step; return how far it is."""
+    wait, deadline = threading.Event(), time.monotonic() + 120
+    while time.monotonic() < deadline:
+        made = [record["step"] for record in records(run, "train")]
+        if made and made[-1] >= step:
+            return int(made[-1])
+        wait.wait(0.02)
+    raise AssertionError(f"{run}: no step {step} within two minutes")

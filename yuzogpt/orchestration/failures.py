@@ -1,37 +1,89 @@
-"""What Ray Train's controller does when a worker dies: it tells the user, then starts again.
+"""What Ray Train's controller does when a worker dies: it tells the user, and loses no time.
 
-In: the exceptions of the workers. Out: a notice in metrics.jsonl, and the rest in errors.log.
+In: what the controller sees of the workers. Out: a `failure` record in metrics.jsonl, the rest in
+errors.log, and workers that are gone at once, so that others can start. Runs in the controller's
+process; Ray calls everything here by keyword, and an exception here would end the run.
 """
 
 import contextlib
+import time
 from pathlib import Path
+from typing import Any
 
+import ray
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from yuzogpt import runs
-from yuzogpt.metrics import append_record
+from yuzogpt.metrics import append_record, read_records
+
+JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
 
 
 class FailureNotice(UserCallback):  # type: ignore[misc]
-    """Runs in the controller's process; Ray calls it by keyword."""
+    """Tells the user which worker failed, and why."""
 
     def __init__(self, run: Path) -> None:
         """`run`: the out_dir."""
         self.run = run
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Write down which worker failed, and why."""
-        rank, first = min(worker_exceptions.items(), key=lambda item: item[0])
-        text = f"!!! worker {rank} failed ({summary(first)}); see {self.run / runs.ERRORS}"
-        whom = rank
-        with contextlib.suppress(OSError):  # an exception here would end the run
+        """Write down which worker failed, and why, unless the workers told it themselves."""
+        if are_preempted(worker_exceptions):
+            return
+        rank, error = first_to_fail(worker_exceptions)
+        with contextlib.suppress(OSError):
             with (self.run / runs.ERRORS).open("a", encoding="utf-8") as file:
-                for rank, error in sorted(worker_exceptions.items()):
-                    file.write(f"rank {rank}: {error}\n")
-            append_record(self.run / runs.METRICS, "failure", text, rank=whom)
+                for number, found in sorted(worker_exceptions.items()):
+                    file.write(f"rank {number}: {found}\n")
+            if not was_just_told(self.run / runs.METRICS):
+                text = f"!!! worker {rank} failed ({summary(error)}); see {self.run / runs.ERRORS}"
+                append_record(self.run / runs.METRICS, "failure", text, rank=rank)
+
+
+def first_to_fail(errors: dict[int, Exception]) -> tuple[int, Exception]:
+    """Return the worker that is to blame: one that is gone, rather than those that missed it."""
+    gone = {rank: error for rank, error in errors.items() if "WorkerHealth" in type(error).__name__}
+    return min((gone or errors).items(), key=lambda item: item[0])
+
+
+def are_preempted(errors: dict[int, Exception]) -> bool:
+    """Tell whether workers left because a node is about to go: no failure, and all leave."""
+    return any(getattr(error, "preempted", False) for error in errors.values())
+
+
+def was_just_told(metrics: Path) -> bool:
+    """Tell whether the last thing that a run wrote is a failure, of some seconds ago."""
+    records = read_records(metrics)
+    is_failure = bool(records) and records[-1]["kind"] == "failure"
+    return is_failure and time.time() - float(records[-1]["time"]) < JUST_NOW
 
 
 def summary(error: Exception) -> str:
     """Return the sentence of an error that says what happened: its last line's first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].split(". ")[0] if lines else type(error).__name__
+
+
+class NoPatience(WorkerGroupCallback):  # type: ignore[misc]
+    """Ends all workers once one of them failed.
+
+    The others only wait for it in a collective. Ray would ask each to leave, and wait 35 s for one
+    that is stopped.
+    """
+
+    def __init__(self) -> None:
+        """There are no workers yet."""
+        self.workers: list[Any] = []
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Remember the workers."""
+        self.workers = [worker.actor for worker in worker_group.get_workers()]
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Look at what the controller heard of the workers."""
+        errors = worker_group_status.errors
+        if errors and not are_preempted(errors):
+            for worker in self.workers:
+                ray.kill(worker)
+            self.workers = []

@@ -16,10 +16,16 @@ from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.training.display import Display, take_wandb_key
 
 # Set before ray is imported.
-FASTER_START = {
+FASTER = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # workers that wait for a dead one never leave
 }
+# Seconds to find a place for all of an elastic run's workers: when a node is lost, Ray asks for the
+# old number first.
+PLACED_WITHIN = "5"
+SECOND_LINE = 10.0  # seconds that Ray waits longer than our own watchdog for a worker that hangs
 # What a worker may end in, besides its end.
 ENDS_IN: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
 HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset", "matplotlib.pyplot")
@@ -27,14 +33,20 @@ HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset", "matplotlib.pyplot")
 
 def run_on_ray(settings: TrainSettings) -> None:
     """Train with Ray Train on an embedded Ray, or on the cluster that the settings name."""
-    for name, value in FASTER_START.items():
+    for name, value in FASTER.items():
         os.environ.setdefault(name, value)
     key = take_wandb_key(settings.log)
-    wanted = settings.workers.num_workers
-    cores = max(os.cpu_count() or 1, wanted if isinstance(wanted, int) else 1)
+    least, most = settings.workers.span(auto=1)
+    timeout = settings.workers.hang_timeout + SECOND_LINE
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout))
+    if least < most:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
     refuse_unreachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
     print("starting Ray ...", flush=True)
-    with runs.writing(settings), connected(settings.workers.ray_address, cores, HEAVY_IMPORTS):
+    with (
+        runs.writing(settings),
+        connected(settings.workers.ray_address, max(os.cpu_count() or 1, most), HEAVY_IMPORTS),
+    ):
         train_connected(settings, key)
 
 
@@ -58,39 +70,56 @@ def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> No
 def fit(settings: TrainSettings, run: Path) -> str | None:
     """Run the workers to their end; return why they stopped before it, if they were asked to."""
     import ray
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    from yuzogpt.orchestration.failures import FailureNotice, summary
+    from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
+    from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
+    from yuzogpt.orchestration.spares import HOOK, Spares
+    from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     use_gpu = settings.device.device == "cuda" or (settings.device.device == "auto" and gpus > 0)
-    num_workers = settings.workers.num_workers
-    if num_workers == "auto":
-        num_workers = max(1, gpus) if use_gpu else 1
-    assert isinstance(num_workers, int)
+    least, most = settings.workers.span(auto=max(1, gpus) if use_gpu else 1)
     what = "GPU" if use_gpu else "CPU"
-    check_room(settings, num_workers, what, int(resources.get(what, 0)))
+    check_room(settings, least, what, int(resources.get(what, 0)))
+    callbacks: list[Any] = [FailureNotice(run), NoPatience()]
+    if least < most:
+        callbacks.append(Elastic(run))
+    runtime_env = {}
+    if settings.workers.spare_workers and is_embedded(settings):
+        callbacks.append(Spares())
+        runtime_env = {"env_vars": HOOK}
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings.model_dump()},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        torch_config=TorchConfig(timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
+        scaling_config=ScalingConfig(
+            num_workers=least if least == most else (least, most),
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=LOOK_EVERY,
+        ),
         run_config=RunConfig(
             name=run.name,
             storage_path=str(run.parent),
-            failure_config=FailureConfig(max_failures=settings.workers.max_failures),
-            callbacks=[FailureNotice(run)],
+            failure_config=FailureConfig(
+                max_failures=settings.workers.max_failures,
+                max_preemption_failures=settings.workers.max_preemptions,
+            ),
+            callbacks=callbacks,
+            worker_runtime_env=runtime_env,
         ),
     )
     try:
         result = trainer.fit()
     except SystemExit:  # how Ray Train's handler of Ctrl-C ends
         raise KeyboardInterrupt from None
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayActorError) as error:  # the latter: the controller is gone
         raise RunFailed(
             f"the run failed ({summary(error)}); see {run / runs.ERRORS}; the same command goes on "
             "from the newest checkpoint"
@@ -107,10 +136,15 @@ def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> N
     """Say so if not all workers find a place: Ray would wait for one without a word."""
     if workers <= have:
         return
-    if settings.workers.ray_address or os.environ.get("RAY_ADDRESS"):
+    if not is_embedded(settings):
         print(f"{workers} workers want a {what} each, the cluster has {have}: waiting", flush=True)
     else:
         raise UserError(f"--num_workers={workers}: this machine has {have} {what}(s), one each")
+
+
+def is_embedded(settings: TrainSettings) -> bool:
+    """Tell whether Ray is this command's own."""
+    return not (settings.workers.ray_address or os.environ.get("RAY_ADDRESS"))
 
 
 def forget(run: Path) -> None:
@@ -127,6 +161,7 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
 
+    from yuzogpt.orchestration.elastic import PAUSES, preemption, wait_for_the_end
     from yuzogpt.training.launch import work
     from yuzogpt.training.stopping import StopRequest, read_request
     from yuzogpt.world import World
@@ -145,8 +180,11 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
 
     settings = TrainSettings.model_validate(config["settings"])
     run = Path(settings.run.out_dir)
-    stop = StopRequest(*([lambda: read_request(run)] if world.rank == 0 else []))
+    stop = StopRequest(preemption, *([lambda: read_request(run)] if world.rank == 0 else []))
     try:
-        return "ended", work(settings, world, report, None, stop)
+        reason = work(settings, world, report, None, stop)
     except tuple(ENDS_IN.values()) as error:
         return type(error).__name__, str(error)
+    if reason in PAUSES:
+        wait_for_the_end(run, reason, world.rank)
+    return "ended", reason

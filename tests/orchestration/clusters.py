@@ -1,0 +1,82 @@
+"""Ray clusters of several nodes on this machine: nodes are added, lost and drained on request."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+# In a process of its own: what Ray knows of authentication, it learns once a process.
+# Commands come in as lines; each is answered with one.
+CLUSTER = """
+import sys, time
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+options = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+head = {**options, "num_cpus": int(sys.argv[2]), "temp_dir": sys.argv[1]}
+cluster = Cluster(True, head_node_args=head)
+nodes = []
+def add():
+    nodes.append(cluster.add_node(num_cpus=1, **options))
+    return nodes[-1].node_id
+def lose():  # the newest; its processes get SIGKILL
+    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    return "lost"
+def drain(number, seconds):
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int((time.time() + float(seconds)) * 1000)
+    gcs = GcsClient(address=cluster.address)
+    return str(gcs.drain_node(nodes[int(number)].node_id, reason, "a test", deadline)[0])
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    command, *arguments = line.split()
+    print({"add": add, "lose": lose, "drain": drain}[command](*arguments), flush=True)
+cluster.shutdown()
+"""
+# So that the loss of a node is noticed after 2 s, not after 15.
+QUICK_TO_NOTICE = {
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+}
+
+
+class Cluster:
+    """A cluster that is told what to do."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        """Wait until it stands."""
+        self.process = process
+        assert process.stdout
+        self.address = process.stdout.readline().strip()
+
+    def do(self, command: str) -> str:
+        """Run a command: add, lose, `drain NODE SECONDS`; return what it says."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def started(head_cpus: int, nodes: int) -> Iterator[Cluster]:
+    """Start a cluster: a head with so many CPUs, and nodes of one CPU each."""
+    with tempfile.TemporaryDirectory(prefix="yuzogpt-test-", dir="/tmp") as directory:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, directory, str(head_cpus)],
+            env={**os.environ, **QUICK_TO_NOTICE, "RAY_AUTH_MODE": "disabled"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        cluster = Cluster(process)
+        for _ in range(nodes):
+            cluster.do("add")
+        yield cluster
+        process.communicate(timeout=60)

@@ -1,0 +1,115 @@
+"""Workers that come and go, and nodes that are lost: the order of data stays, nothing is lost."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY, TINY, tiny_settings
+from tests.orchestration.clusters import started
+from tests.training.worlds import losses, records, run_world
+from yuzogpt import runs
+from yuzogpt.metrics import read_records
+
+pytestmark = pytest.mark.slow
+
+FLAGS = ("--dropout=0.1", "--eval_interval=1000", "--checkpoint_interval=50")
+
+
+def start(cluster, corpus_dir, out_dir, *flags):
+    """Start a run on a cluster."""
+    places = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
+    places += [f"--ray_address={cluster.address}", "--max_iters=100000"]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "yuzogpt",
+            "train",
+            *TINY,
+            *FLAGS,
+            *places,
+            "--max_iters=100000",
+            *flags,
+        ],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process, out_dir, what, seconds=120):
+    """Wait until the records of a run satisfy `what`; return them."""
+    wait, deadline = threading.Event(), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = read_records(out_dir / "metrics.jsonl")
+        if what(found):
+            return found
+        assert process.poll() is None, process.communicate()[0]
+        wait.wait(0.05)
+    raise AssertionError(f"not within {seconds} s; the last records: {found[-5:]}")
+
+
+def trains_with(workers, steps):
+    """Tell, of records, whether the last start is of so many workers, and has made `steps`."""
+
+    def check(found):
+        starts = [index for index, record in enumerate(found) if record["kind"] == "start"]
+        if not starts or found[starts[-1]]["workers"] != workers:
+            return False
+        return sum(record["kind"] == "train" for record in found[starts[-1] :]) >= steps
+
+    return check
+
+
+def test_two_one_two_workers_and_the_loss_of_a_raylet(corpus_dir, tmp_path):
+    out_dir = tmp_path / "run"
+    with started(head_cpus=0, nodes=2) as cluster:
+        process = start(cluster, corpus_dir, out_dir, "--num_workers=1..2")
+        wait_for(process, out_dir, trains_with(2, 300))
+        cluster.do("lose")  # without a word, as in a power cut
+        wait_for(process, out_dir, trains_with(1, 100))
+        cluster.do("add")
+        wait_for(process, out_dir, trains_with(2, 50))
+        (out_dir / runs.STOP).touch()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    starts = records(out_dir, "start")
+    assert [start["workers"] for start in starts] == [2, 1, 2]
+    assert starts[1]["redone_steps"] < starts[1]["step"]  # back to the newest checkpoint
+    assert starts[2]["redone_steps"] == 0  # that change was announced
+    assert output.count("!!! worker") == 1
+    by_step = losses(out_dir)
+    assert sorted(by_step) == list(range(1, len(by_step) + 1))
+    rows = [record["rows_seen"] for record in records(out_dir, "train")]
+    assert rows == [12 * step for step in by_step]  # the order of data is the undisturbed run's
+
+    steps = f"--max_iters={len(by_step)}"
+    run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", *FLAGS, steps))
+    for step, loss in losses(tmp_path / "whole").items():
+        assert by_step[step] == pytest.approx(loss, abs=1e-4), step
+
+
+def test_a_node_that_will_go_is_left_with_a_checkpoint(corpus_dir, tmp_path):
+    out_dir = tmp_path / "run"
+    with started(head_cpus=0, nodes=2) as cluster:
+        process = start(cluster, corpus_dir, out_dir, "--num_workers=2", "--max_failures=0")
+        wait_for(process, out_dir, trains_with(2, 100))
+        cluster.do("add")
+        asked = time.time()
+        assert cluster.do("drain 0 60") == "True"
+        wait_for(process, out_dir, lambda found: found[-1]["kind"] == "train", seconds=1)
+        wait_for(process, out_dir, lambda found: any(r["kind"] == "stop" for r in found))
+        wait_for(process, out_dir, trains_with(2, 50))
+        (out_dir / runs.STOP).touch()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    stop, _ = records(out_dir, "stop")
+    assert stop["reason"] == "preemption of a node"
+    assert stop["time"] - asked < 30
+    assert [start["redone_steps"] for start in records(out_dir, "start")] == [0, 0]
+    assert sorted(losses(out_dir)) == list(range(1, len(losses(out_dir)) + 1))

@@ -1,0 +1,97 @@
+"""A run whose workers come and go (`--num_workers=1..4`), and nodes that are about to go.
+
+In: what Ray Train's controller decides. Out: workers that write a checkpoint before they are taken
+away, so that no step is done twice, and a controller that knows at once which nodes there are.
+"""
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.context import get_train_context
+
+from yuzogpt import runs
+from yuzogpt.training.stopping import ask_to_stop
+
+# Why workers stop for a while: they wait for their end then, where others would return, because a
+# worker that returns has finished the run.
+RESIZE, PREEMPTION = "other workers", "preemption of a node"
+PAUSES = (RESIZE, PREEMPTION)
+ENDED_WITHIN = 600.0  # seconds, after which a waiting worker gives up waiting
+
+LOOK_EVERY = 2.0  # seconds, for nodes that came or went; Ray by itself looks every 20
+SAVED_WITHIN = 60.0  # seconds that a change of workers waits for their checkpoint
+COORDINATOR = "AutoscalingCoordinator"  # Ray's actor that knows which nodes there are
+
+
+class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Runs in the controller's process; Ray calls it by keyword."""
+
+    def __init__(self, run: Path) -> None:
+        """`run`: the out_dir."""
+        self.run = run
+        self.requester = ""
+        self.are_training = False
+        self.looked = 0.0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Remember under which name the controller asks for resources."""
+        self.requester = f"train-{train_run_context.run_id}"
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """There are workers that train."""
+        self.are_training = True
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """There are none any more."""
+        self.are_training = False
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Look for nodes now and then."""
+        if worker_group_status.errors:
+            self.are_training = False
+        if time.monotonic() - self.looked >= LOOK_EVERY:
+            self.looked = time.monotonic()
+            self._look()
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Look for nodes before it is decided how many workers there can be."""
+        with contextlib.suppress(Exception):  # the old count will do, after some futile attempts
+            ray.get(self._look(), timeout=5)
+
+    def _look(self) -> Any:
+        with contextlib.suppress(Exception):
+            coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+            return coordinator.get_reserved_resources.remote(self.requester, True)
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Let workers that train write a checkpoint before they end."""
+        if not self.are_training:
+            return
+        ask_to_stop(self.run, RESIZE)
+        deadline = time.monotonic() + SAVED_WITHIN
+        while (self.run / runs.STOP).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (self.run / runs.STOP).unlink(missing_ok=True)
+
+
+def preemption() -> str | None:
+    """Tell whether a node of this run's workers is about to go; for a StopRequest."""
+    return PREEMPTION if get_train_context().preemption_context.preemption_info else None
+
+
+def wait_for_the_end(run: Path, reason: str, rank: int) -> NoReturn:
+    """Wait, the checkpoint being written, until the controller ends this worker."""
+    if rank == 0:
+        (run / runs.STOP).unlink(missing_ok=True)  # which tells the controller that it is written
+    if reason == PREEMPTION:
+        # What Ray sees of a worker whose node is gone: counted as a preemption, not as a failure.
+        # Without it the controller would wait until the node goes.
+        raise RayActorError(error_msg=reason, preempted=True)
+    threading.Event().wait(ENDED_WITHIN)
+    raise RuntimeError(f"paused for {reason}, and not ended within {ENDED_WITHIN:.0f} s")

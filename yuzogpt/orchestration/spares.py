@@ -1,0 +1,81 @@
+"""Spare workers: processes that stand ready, so that a worker that died is replaced in seconds.
+
+In: the workers of a run that trains. Out: as many idle processes beside them, with everything
+imported that takes its time (torch, FSDP, Ray Train), which is most of what a new worker waits for.
+Ray has no public way for this, so nothing depends on it: if it fails, workers start as they always
+do.
+"""
+
+import contextlib
+import time
+from collections import Counter
+from importlib import import_module
+from typing import Any
+
+import ray
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down
+KEPT_FOR = 10**7  # seconds
+NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
+
+# Ray calls a function of this name in each new worker process, before it has work.
+HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.import_what_is_needed"}
+
+
+def import_what_is_needed() -> None:
+    """Import what every training worker imports."""
+    for name in NEEDED:
+        with contextlib.suppress(ImportError):
+            import_module(name)
+
+
+class Spares(WorkerGroupCallback):  # type: ignore[misc]
+    """Runs in the controller's process; Ray calls it by keyword."""
+
+    def __init__(self) -> None:
+        """There are no workers yet."""
+        self.group: Any = None
+        self.trains_since = 0.0
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Remember the workers, and since when they train."""
+        self.group, self.trains_since = worker_group, time.monotonic()
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Forget them."""
+        self.group = None
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Start spares once the workers have trained for a while."""
+        if worker_group_status.errors:
+            self.group = None
+        if self.group and time.monotonic() - self.trains_since > READY_AFTER:
+            with contextlib.suppress(Exception):
+                start_spares(self.group)
+            self.group = None
+
+
+def start_spares(group: Any) -> None:
+    """Ask each node for as many processes as it has workers, made like them."""
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
+
+    # A process serves only work with the very runtime environment that it was made for.
+    made_for = group.execute_single(0, lambda: ray.get_runtime_context().get_runtime_env_string())
+    nodes = {node["NodeID"]: node for node in ray.nodes()}
+    for node_id, count in Counter(w.metadata.node_id for w in group.get_workers()).items():
+        request = node_manager_pb2.PrestartWorkersRequest(
+            language=common_pb2.PYTHON,
+            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+            keep_alive_duration_secs=KEPT_FOR,
+            num_workers=count,
+        )
+        request.runtime_env_info.serialized_runtime_env = made_for
+        request.runtime_env_info.runtime_env_config.setup_timeout_seconds = 600
+        request.runtime_env_info.runtime_env_config.eager_install = True
+        node = nodes[node_id]
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        with init_grpc_channel(address) as channel:
+            stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
+            stub.PrestartWorkers(request, timeout=10)

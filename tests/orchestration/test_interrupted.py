@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, TINY, tiny_settings
-from tests.training.worlds import losses, records, run_world, wait_for_step, weights
+from tests.training.worlds import losses, records, run_world, wait_for_start, weights
 from yuzogpt import checkpoints, runs
 from yuzogpt.orchestration import cluster
 
@@ -46,7 +46,7 @@ def rays_of(process: "subprocess.Popen[str]") -> list[Path]:
 def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_path):
     out_dir, generator = tmp_path / "run", random.Random()
     process = start(corpus_dir, out_dir)
-    made = wait_for_step(out_dir, 30)
+    wait_for_start(out_dir, 1, 30)
     (directory,) = rays_of(process)
     process.send_signal(signal.SIGINT)  # Ctrl-C
     _, errors = process.communicate(timeout=60)
@@ -56,10 +56,10 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     assert cluster.processes_of(directory) == []
 
     process = start(corpus_dir, out_dir)
-    made = wait_for_step(out_dir, made + generator.randrange(1, 30))
+    wait_for_start(out_dir, 2, generator.randrange(1, 40))
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)  # what a scheduler sends
-    output, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert time.monotonic() - asked < 30
     assert process.returncode == 143, errors
     assert "yuzogpt: stopped (SIGTERM) with a checkpoint" in errors
@@ -68,7 +68,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     assert not (out_dir / runs.STOP).exists()
 
     process = start(corpus_dir, out_dir)
-    made = wait_for_step(out_dir, stop["step"] + generator.randrange(1, 60))
+    wait_for_start(out_dir, 3, generator.randrange(1, 60))
     (directory,) = rays_of(process)
     process.kill()
     process.communicate(timeout=60)
@@ -77,7 +77,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     (out_dir / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_res')
 
     process = start(corpus_dir, out_dir)  # and first of all sweeps up
-    output, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert not directory.exists()
     undisturbed = runs.check(tiny_settings(corpus_dir, tmp_path / "plain", *FLAGS))[0]

@@ -100,3 +100,17 @@ def wait_for_step(run: Path, step: int) -> int:
             return int(made[-1])
         wait.wait(0.02)
     raise AssertionError(f"{run}: no step {step} within two minutes")
+
+
+def wait_for_start(run: Path, number: int, steps: int) -> int:
+    """Wait until the loop of a run was started so often, and made so many steps since."""
+    wait, deadline = threading.Event(), time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = read_records(run / "metrics.jsonl")
+        starts = [index for index, record in enumerate(found) if record["kind"] == "start"]
+        if len(starts) >= number:
+            made = [r["step"] for r in found[starts[number - 1] :] if r["kind"] == "train"]
+            if len(made) >= steps:
+                return int(made[-1])
+        wait.wait(0.02)
+    raise AssertionError(f"{run}: start {number} has not made {steps} steps within two minutes")

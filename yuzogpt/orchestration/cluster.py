@@ -52,7 +52,8 @@ def joined(address: str) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        with own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -96,19 +97,31 @@ def embedded(cores: int) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(
-            address="local",
-            num_cpus=cores,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level="WARNING",
-            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all users
-        )
+        with own_sigterm():
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="WARNING",
+                _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all users
+            )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Keep what this process does on SIGTERM: `ray.init` sets a handler of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def sweep() -> None:

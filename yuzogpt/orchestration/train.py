@@ -11,9 +11,10 @@ from typing import Any
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.training.display import Display, take_wandb_key
+from yuzogpt.training.stopping import ask_to_stop, on_sigterm
 
 # Set before ray is imported.
 FASTER = {
@@ -44,17 +45,22 @@ def run_on_ray(settings: TrainSettings) -> None:
     refuse_unreachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
     print("starting Ray ...", flush=True)
     with (
+        on_sigterm(leave),
         runs.writing(settings),
         connected(settings.workers.ray_address, max(os.cpu_count() or 1, most), HEAVY_IMPORTS),
     ):
         train_connected(settings, key)
 
 
+def leave() -> None:
+    """Leave what is not training yet, or not any more."""
+    raise Stopped("stopped (SIGTERM); the same command goes on")
+
+
 def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> None:
     """Train on the Ray that this process is connected to, in an out_dir that it holds."""
     from yuzogpt.metrics import Follower
     from yuzogpt.training.launch import conclude
-    from yuzogpt.training.stopping import ask_to_stop, on_sigterm
 
     run = Path(settings.run.out_dir)
     with (

@@ -9,6 +9,7 @@ this rank, as it is trained. The model itself knows nothing of this.
 """
 
 import contextlib
+import ctypes
 import datetime
 import functools
 import warnings
@@ -33,6 +34,7 @@ from yuzogpt.world import World
 
 # For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+M_MMAP_THRESHOLD, RETURNED_FROM = -3, 2**20  # of glibc's malloc.h; bytes
 BYTES_PER_WEIGHT = 16  # float32 weight, gradient and AdamW's two moments
 
 Kind = Literal["none", "ddp", "fsdp"]
@@ -128,6 +130,8 @@ def shard(model: GPT, hardware: Hardware) -> None:
     Under autocast the layers' weights travel as bfloat16, which is what autocast makes of them
     anyway; gradients are summed in float32, and embeddings and the residual stream stay float32.
     """
+    if hardware.device.type == "cpu":
+        return_freed_memory()
     mesh = init_device_mesh(hardware.device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(
         param_dtype=hardware.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -139,6 +143,16 @@ def shard(model: GPT, hardware: Hardware) -> None:
             layer.compile()
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
+
+
+def return_freed_memory() -> None:
+    """Have glibc give large blocks back to the system when they are freed.
+
+    Else it learns from the first gathered layers that such blocks come and go, and keeps them: a
+    rank would hold on to most of what sharding saves. A GPU has an allocator of its own.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, RETURNED_FROM)
 
 
 def wrap(model: GPT, kind: Kind, settings: ParallelSettings, hardware: Hardware) -> nn.Module:

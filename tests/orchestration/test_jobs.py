@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from tests.conftest import REPOSITORY, TINY
-from tests.training.worlds import losses
+from tests.training.worlds import losses, records, wait_for_start
+from yuzogpt import checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -31,15 +32,16 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@pytest.fixture
-def head(tmp_path_factory):
-    """A Ray head of its own; yields the address of its jobs API, and the client's environment."""
+@contextlib.contextmanager
+def started_head():
+    """Start a Ray head; yield the address of its jobs API, and the client's environment."""
     port, dashboard = free_port(), free_port()
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
         # So that the job's `python` is the one with the project's packages.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -67,23 +69,24 @@ def head(tmp_path_factory):
         except OSError:
             assert process.poll() is None, "the head did not start"
             wait.wait(0.1)
-    yield address, environment
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.kill()
-    process.wait(30)
-    shutil.rmtree(directory)
+    try:
+        yield address, environment
+    finally:  # as when the machine loses power
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+        process.wait(30)
+        shutil.rmtree(directory)
 
 
-def test_a_submitted_job_trains_and_keeps_its_run(head, corpus_dir, tmp_path):
-    address, environment = head
-    job = ["python", "jobs/train_gpt2.py", "shakespeare_char_cpu", *TINY]
-    job += [f"--data_dir={corpus_dir}", "--out_dir=run", f"--storage={tmp_path}"]
-    submit = [RAY, "job", "submit", f"--address={address}", "--working-dir", str(REPOSITORY)]
+def submit(address, environment, flags, *options):
+    """Submit the training job as README gives it."""
+    command = [RAY, "job", "submit", f"--address={address}", "--working-dir", str(REPOSITORY)]
+    command += [*options, "--", "python", "jobs/train_gpt2.py", "shakespeare_char_cpu", *TINY]
     for _ in range(10):  # the API answers some seconds before the agent that starts jobs is there
         result = subprocess.run(
-            [*submit, "--", *job, "--num_workers=1", "--max_iters=10", "--log_interval=1"],
+            [*command, *flags, "--num_workers=1", "--log_interval=1"],
             env=environment,
             capture_output=True,
             text=True,
@@ -93,6 +96,26 @@ def test_a_submitted_job_trains_and_keeps_its_run(head, corpus_dir, tmp_path):
         if "No available agent to submit job" not in result.stderr:
             break
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "best checkpoint: " in result.stdout
-    assert result.stdout.count("model: ") == 1
-    assert sorted(losses(tmp_path / "run")) == list(range(1, 11))
+    return result.stdout
+
+
+def test_a_job_is_stopped_loses_its_head_and_is_submitted_again(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    flags = [f"--data_dir={corpus_dir}", "--out_dir=run", f"--storage={tmp_path}"]
+    flags += ["--eval_interval=100"]
+    with started_head() as (address, environment):
+        named = ("--no-wait", "--submission-id=first")
+        submit(address, environment, [*flags, "--max_iters=100000"], *named)
+        wait_for_start(run, 1, 20)
+        stop = [RAY, "job", "stop", f"--address={address}", "first"]
+        subprocess.run(stop, env=environment, check=True, capture_output=True, timeout=60)
+        (stopped,) = records(run, "stop")
+        assert checkpoints.newest(run, pytest.fail).state.step == stopped["step"]
+        submit(address, environment, [*flags, "--max_iters=100000"], "--no-wait")
+        made = wait_for_start(run, 2, 120)
+    with started_head() as (address, environment):
+        output = submit(address, environment, [*flags, f"--max_iters={made + 50}"])
+    assert "best checkpoint: " in output
+    assert output.count("model: ") == 1
+    assert sorted(losses(run)) == list(range(1, made + 51))
+    assert [start["redone_steps"] > 0 for start in records(run, "start")] == [False, False, True]

@@ -101,6 +101,7 @@ def train(
     first_batch = next(micro_batches(data, settings, world, hardware, rows_seen))
     settle_buckets(trainee.trained, hardware, *first_batch)
 
+    records.clock()
     reason: str | None = None
     while step < schedule.max_iters and reason is None:
         lr = lr_at(step, settings.optimizer, schedule)

@@ -62,6 +62,10 @@ class Records:
             tokens_per_step=self.tokens_per_step,
         )
 
+    def clock(self) -> None:
+        """Begin to measure tokens_per_second here."""
+        self.started = time.perf_counter()
+
     @contextlib.contextmanager
     def not_timed(self) -> Iterator[None]:
         """Leave what happens meanwhile out of tokens_per_second."""

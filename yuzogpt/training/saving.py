@@ -9,8 +9,10 @@ a group of their own, so that their collectives do not mix with the loop's.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -33,6 +35,7 @@ from yuzogpt.training.optimizers import state_tensors
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT, Trainee, local, rows_of_rank
 from yuzogpt.world import World
 
+LOWEST_PRIORITY = 19  # of the thread that writes, as `nice` counts
 MOST_FAILURES = 3  # checkpoints in a row that could not be written, before the run ends
 
 # The seam to the outside: called by every rank, equally often, for each checkpoint, with its
@@ -121,6 +124,10 @@ class Saver:
 
     def _write(self, state: State, stall: float, waited: float) -> None:
         """Write a checkpoint of the copies, agree on how it went, and report it."""
+        with contextlib.suppress(OSError, AttributeError):
+            # Linux: of this thread alone. Cores that train have no time for it; while the loop
+            # waits for it, it has all the time of the machine.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         started = time.perf_counter()
         is_first = self.world.rank == 0
         problem: Exception | None = None

@@ -290,3 +290,38 @@ def test_too_little_room_is_said_before_anything_starts(corpus_dir, tmp_path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(runs.UserError, match="a checkpoint takes"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run"))
+
+
+class Slow:
+    """Makes each forward pass of a rank take a while."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, rank):
+        from yuzogpt.training import loop
+
+        loop.LONG_STEP = self.seconds
+        real = GPT.forward
+
+        def forward(model, *arguments):
+            time.sleep(self.seconds * model.training)
+            return real(model, *arguments)
+
+        GPT.forward = forward
+
+
+def test_a_long_step_is_not_waited_for(corpus_dir, tmp_path):
+    # Two micro-steps of 0.3 s on one rank, one on the other; the bound is 0.3 s here.
+    flags = ("--max_iters=40", "--eval_interval=40", "--num_workers=2")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", DROPOUT, *flags)
+    ranks = start_world(2, settings, Slow(0.3))
+    made = wait_for_step(tmp_path / "run", 3)
+    os.kill(ranks[0].pid, signal.SIGTERM)
+    exit_codes(ranks)
+    (stop,) = records(tmp_path / "run", "stop")
+    assert made <= stop["step"] <= made + 1
+    run_world(2, settings)
+    run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", DROPOUT, *flags))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "run", 40) == weights(tmp_path / "whole", 40)

@@ -5,6 +5,7 @@ metrics.jsonl in out_dir. Plain PyTorch: who started it (this process, torchrun 
 only in `world` and `outside`.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ from yuzogpt.training.schedules import lr_at
 from yuzogpt.training.stopping import StopRequest
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
+
+LONG_STEP = 5.0  # seconds; a longer one is not waited for when the run is asked to stop
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,21 @@ def train(
     first_batch = next(micro_batches(data, settings, world, hardware, rows_seen))
     settle_buckets(trainee.trained, hardware, *first_batch)
 
+    def save(metrics: dict[str, float]) -> None:
+        saver.save(
+            State(
+                step=step,
+                rows_seen=rows_seen,
+                settings=settings.model_dump(),
+                dataset=corpus.fingerprint,
+                tokenizer=corpus.manifest.tokenizer["fingerprint"],
+                metrics=metrics,
+                guard=guard.memory(),
+            )
+        )
+
     records.clock()
-    reason: str | None = None
+    reason, seconds, is_long = None, 0.0, False
     while step < schedule.max_iters and reason is None:
         lr = lr_at(step, settings.optimizer, schedule)
         for group in optimizer.param_groups:
@@ -110,7 +126,7 @@ def train(
 
         # Forward and backward, in micro-steps that fit into memory. Gradients are averaged over
         # ranks; the scale turns that into the mean over the global batch, however it is shared.
-        tokens = global_rows * data.block_size
+        began, tokens = time.perf_counter(), global_rows * data.block_size
         loss_sum = torch.zeros((), device=hardware.device)
         micro_steps = len(world.batches(global_rows, settings.batch.batch_size))
         batches = micro_batches(data, settings, world, hardware, rows_seen)
@@ -121,9 +137,17 @@ def train(
                 (losses.sum() * (world.size / tokens)).backward()
             loss_sum += losses.detach().sum()
             moves(f"step {step + 1}")
+            if is_long and (reason := asked_to_stop(outside.stop, world)):
+                break
+        if reason:  # in the middle of a long step, which is done again
+            save({})
+            break
 
         # Is the step fit to be taken? All ranks come to the same answer.
-        totals = add_up(trainee, loss_sum, tokens, outside.stop.look() is not None, world)
+        is_asked = outside.stop.look() is not None
+        totals = add_up(trainee, loss_sum, tokens, is_asked, seconds, world)
+        seconds = time.perf_counter() - began
+        is_long = totals.seconds > LONG_STEP
         verdict = guard.judge(totals)
         is_clipped, health = False, None
         if guard.takes(verdict):
@@ -143,7 +167,7 @@ def train(
         # Look at the validation loss, and write a checkpoint, when it is time for them.
         is_last = step == schedule.max_iters
         if totals.stopping and not is_last:
-            reason = next(why for why in world.gather(outside.stop.reason) if why)
+            reason = asked_to_stop(outside.stop, world)
         metrics: dict[str, float] = {}
         if is_last or (is_due(step, settings.evaluation.eval_interval) and not reason):
             with records.not_timed():
@@ -151,17 +175,7 @@ def train(
             metrics = {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
             records.evaluation(rows_seen, estimate)
         if metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval):
-            saver.save(
-                State(
-                    step=step,
-                    rows_seen=rows_seen,
-                    settings=settings.model_dump(),
-                    dataset=corpus.fingerprint,
-                    tokenizer=corpus.manifest.tokenizer["fingerprint"],
-                    metrics=metrics,
-                    guard=guard.memory(),
-                )
-            )
+            save(metrics)
 
     saver.finish()
     if reason:
@@ -169,6 +183,11 @@ def train(
     else:
         finish(run, world, trainee, validation, records)
     return reason
+
+
+def asked_to_stop(stop: StopRequest, world: World) -> str | None:
+    """Return why any rank was asked to stop, on every rank."""
+    return next((reason for reason in world.gather(stop.look()) if reason), None)
 
 
 def is_due(step: int, interval: int) -> bool:

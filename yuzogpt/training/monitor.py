@@ -29,6 +29,7 @@ class StepTotals:
 
     loss: float  # the mean over the global batch, nats a token
     stopping: bool  # whether any rank was asked to stop
+    seconds: float  # of the step before, the mean over ranks
     gradient_norms: list[float]  # of each parameter, in the model's order
 
     @property
@@ -38,7 +39,7 @@ class StepTotals:
 
 
 def add_up(
-    trainee: Trainee, loss_sum: Tensor, tokens: int, stopping: bool, world: World
+    trainee: Trainee, loss_sum: Tensor, tokens: int, stopping: bool, seconds: float, world: World
 ) -> StepTotals:
     """Add up over ranks what one of them knows: its part of the loss, and of sharded gradients.
 
@@ -46,13 +47,14 @@ def add_up(
     """
     norms = torch.stack(torch._foreach_norm(trainee.gradients()))
     squares = norms.double() ** 2 if norms.device.type != "mps" else norms**2
-    own = torch.stack([loss_sum, loss_sum.new_tensor(float(stopping))]).to(squares.dtype)
+    own = torch.cat([loss_sum[None], loss_sum.new_tensor([stopping, seconds])]).to(squares.dtype)
     if trainee.kind == "fsdp":
         totals = world.sum(torch.cat([own, squares]))
     else:
         totals = torch.cat([world.sum(own), squares])
-    loss, wishes, *squared = totals.tolist()
-    return StepTotals(loss / tokens, wishes > 0, [math.sqrt(value) for value in squared])
+    loss, wishes, seconds, *squared = totals.tolist()
+    norms_of_all = [math.sqrt(value) for value in squared]
+    return StepTotals(loss / tokens, wishes > 0, seconds / world.size, norms_of_all)
 
 
 def clip(trainee: Trainee, norm: float, limit: float) -> bool:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from yuzogpt.errors import UserError
 from yuzogpt.lease import holder_lives, this_process
@@ -25,6 +26,11 @@ PREFIX = "yuzogpt-ray-"
 ONLY_HERE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no node drains here: a process of 3 s less
     "RAY_worker_niceness": "0",  # else Ray's own processes go before the work
+}
+# Set before ray is imported, wherever it runs.
+QUIET = {
+    # A paragraph of advice for each worker that dies; we say so in a line.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
 }
 ANSWER_WITHIN = 5.0  # seconds
 OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
@@ -40,6 +46,8 @@ def connected(address: str, cores: int, heavy_imports: Sequence[str] = ()) -> It
     address = address or os.environ.get("RAY_ADDRESS", "")
     importing = threading.Thread(target=lambda: [import_module(name) for name in heavy_imports])
     importing.start()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     with joined(address) if address else embedded(cores):
         importing.join()
         yield
@@ -52,8 +60,7 @@ def joined(address: str) -> Iterator[None]:
     import ray
 
     try:
-        with own_sigterm():
-            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        connect(address=address)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -97,31 +104,27 @@ def embedded(cores: int) -> Iterator[None]:
     import ray
 
     try:
-        with own_sigterm():
-            ray.init(
-                address="local",
-                num_cpus=cores,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level="WARNING",
-                _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all users
-            )
+        connect(
+            address="local",
+            num_cpus=cores,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all users
+        )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def own_sigterm() -> Iterator[None]:
-    """Keep what this process does on SIGTERM: `ray.init` sets a handler of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+def connect(**options: Any) -> None:
+    """Call `ray.init`, and keep what this command does on SIGTERM: Ray sets its own handler."""
+    import ray
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level="WARNING", **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def sweep() -> None:

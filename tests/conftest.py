@@ -4,13 +4,17 @@ import os
 import random
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # Two test processes share the cores: torch's threads of one would spin against the other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from yuzogpt import filesystems
 from yuzogpt.config import CorpusSettings, PrepareSettings, TrainSettings
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.prepare import ThisProcess, prepare
@@ -74,7 +78,29 @@ def corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return prepare_char_corpus(text_file, tmp_path_factory.mktemp("corpus"))
 
 
-def tiny_settings(corpus: Path, out_dir: Path, *flags: str) -> TrainSettings:
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 server of the test's own, which this process and its children find; yields a client."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    # What it stores is of the process: without this, a test would find what others left.
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    filesystems.store.cache_clear()
+    yield boto3.client("s3")
+    filesystems.store.cache_clear()
+    server.stop()
+
+
+def tiny_settings(corpus: Path, out_dir: Path | str, *flags: str) -> TrainSettings:
     """Return the settings of a tiny run."""
     places = [f"--data_dir={corpus}", f"--out_dir={out_dir}"]
     return resolve(TrainSettings, [], [*TINY, *places, *flags])

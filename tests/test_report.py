@@ -284,7 +284,7 @@ def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
         ("{tmp}/none", "no run here (no metrics.jsonl)"),
         ("{tmp}", "no run here (no metrics.jsonl)"),
         ("{tmp}/empty", "no run here (no metrics.jsonl with a whole record in it)"),
-        ("s3://bucket/run", "s3:// is not supported"),
+        ("hf://bucket/run", "hf:// is not supported"),
         ("{run} --html={tmp}/none/r.html", "is not a directory"),
         ("{run} --html={run}/metrics.jsonl", "let it end in .html"),
         ("{run} --htm=x.html", "did you mean html?"),

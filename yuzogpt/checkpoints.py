@@ -12,7 +12,7 @@ In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
 
 Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
 written under another name, synced, then renamed. The directory is the only truth: which checkpoint
-is newest or best is read off what is there.
+is newest or best is read off what is there. stored_checkpoints.py: the same in an object store.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yuzogpt import mirrors
 from yuzogpt.errors import UserError
 from yuzogpt.files import sha256, sync_directory, sync_file, to_json, write_durably
 from yuzogpt.tensor_files import read_tensors, write_tensors
@@ -127,7 +128,7 @@ def commit(
     remove(final)
     temporary.rename(final)
     sync_directory(final.parent)
-    return verify(final)
+    return verify(final, head_only=mirrors.uri_of(final) is not None)
 
 
 def indices(places: Mapping[str, list[str]]) -> dict[str, bytes]:
@@ -142,11 +143,12 @@ def indices(places: Mapping[str, list[str]]) -> dict[str, bytes]:
     return found
 
 
-def verify(directory: Path, *, optimizer: bool = True) -> Checkpoint:
+def verify(directory: Path, *, optimizer: bool = True, head_only: bool = False) -> Checkpoint:
     """Compare files with the manifest; CorruptCheckpoint says what is wrong.
 
-    `optimizer`: whether the reader needs its tensors. UserError for what another version wrote, or
-    what may not be read: such a checkpoint is not corrupt.
+    `optimizer`: whether the reader needs its tensors; `head_only`: the state alone. A mirror gets
+    from its store what it lacks. UserError for what another version wrote, or what may not be read:
+    such a checkpoint is not corrupt.
     """
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
@@ -156,9 +158,9 @@ def verify(directory: Path, *, optimizer: bool = True) -> Checkpoint:
                 f"YuzoGPT; this one reads {', '.join(map(str, READABLE))}"
             )
         for name, expected in manifest["files"].items():
-            if name.startswith(OPTIMIZER) and not optimizer:
+            if (name.startswith(OPTIMIZER) and not optimizer) or (head_only and name != STATE):
                 continue
-            if sha256(directory / name) != expected:
+            if not is_whole(directory / name, expected):
                 raise CorruptCheckpoint(f"{name} does not have the SHA-256 of the manifest")
         return read(directory)
     except FileNotFoundError as error:
@@ -166,7 +168,16 @@ def verify(directory: Path, *, optimizer: bool = True) -> Checkpoint:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"unreadable: {error!r}") from None
     except OSError as error:
+        if mirrors.uri_of(directory):  # it may be within reach again soon
+            raise
         raise UserError(f"{directory}: not readable: {error.strerror}") from None
+
+
+def is_whole(path: Path, expected: str) -> bool:
+    """Compare a file with its SHA-256; a copy that is missing, or another, is fetched anew."""
+    if not path.exists():
+        mirrors.pull(path)
+    return sha256(path) == expected or (mirrors.pull(path) and sha256(path) == expected)
 
 
 def read(directory: Path) -> Checkpoint:
@@ -176,14 +187,16 @@ def read(directory: Path) -> Checkpoint:
     return Checkpoint(directory, State(**known))
 
 
-def newest(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
+def newest(
+    run: Path, on_corrupt: Callable[[Path, str], None], *, head_only: bool = False
+) -> Checkpoint | None:
     """Return the newest checkpoint that a run can go on from, whole.
 
-    `on_corrupt` is told of each newer one that is not whole.
+    `on_corrupt` is told of each newer one that is not whole; `head_only`: as far as states tell.
     """
     for directory in reversed(resumable(run)):
         try:
-            return verify(directory)
+            return verify(directory, head_only=head_only)
         except CorruptCheckpoint as error:
             on_corrupt(directory, str(error))
     return None
@@ -204,23 +217,23 @@ def find(reference: str) -> Checkpoint | None:
 
     None if it is neither; UserError if it holds checkpoints and none is whole.
     """
-    directory = Path(reference)
+    directory, name = Path(reference), mirrors.name_of(Path(reference))
     try:
         if (directory / STATE).exists() or (directory / MANIFEST).exists():
             return verify(directory, optimizer=False)
     except CorruptCheckpoint as error:
-        raise UserError(f"{directory}: corrupt checkpoint: {error}") from None
+        raise UserError(f"{name}: corrupt checkpoint: {error}") from None
     broken: list[str] = []
 
     def tell(path: Path, reason: str) -> None:
         broken.append(f"{path.name}: {reason}")
-        print(f"!!! checkpoint {path} is corrupt ({reason})", file=sys.stderr)
+        print(f"!!! checkpoint {mirrors.name_of(path)} is corrupt ({reason})", file=sys.stderr)
 
     found = best(directory, tell)
     if found is None and broken:
-        raise UserError(f"{directory}: no checkpoint is whole: {'; '.join(broken)}")
-    if found is None and (directory / "metrics.jsonl").exists():
-        raise UserError(f"{directory}: this run has no checkpoint yet")
+        raise UserError(f"{name}: no checkpoint is whole: {'; '.join(broken)}")
+    if found is None and mirrors.exists(directory / "metrics.jsonl"):
+        raise UserError(f"{name}: this run has no checkpoint yet")
     return found
 
 
@@ -301,6 +314,7 @@ def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> N
         if directory in best:
             drop_optimizer(directory)
         else:
+            mirrors.delete_folder(directory, first=MANIFEST)
             remove(directory)
 
 
@@ -311,8 +325,11 @@ def drop_optimizer(directory: Path) -> None:
     if gone:
         kept = {name: hash for name, hash in manifest["files"].items() if name not in gone}
         write_durably(directory / MANIFEST, to_json({**manifest, "files": kept}))
-    for path in directory.glob(f"{OPTIMIZER}*"):
-        path.unlink()
+        mirrors.push(directory / MANIFEST)
+    here = [path.name for path in directory.iterdir()]
+    for name in {*here, *mirrors.listing(directory)}:
+        if name.startswith(OPTIMIZER):
+            mirrors.delete(directory / name)
 
 
 def sweep(run: Path) -> None:

@@ -21,7 +21,7 @@ from yuzogpt.config import (
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.overrides import help_text, nearest, preset_names, resolve, to_yaml
-from yuzogpt.paths import absolute, absolute_or_remote
+from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ def train(settings: Section) -> None:
 
 
 def locate_train(settings: TrainSettings) -> TrainSettings:
-    """Make every path absolute."""
+    """Make every path absolute; one in an object store stays a URI."""
     from yuzogpt.references import PUBLISHED_NAMES
 
     run, data = settings.run, settings.data
     named = data.data_dir or f"data/{data.dataset}"
     data_dir = absolute_or_remote(named, run.storage, "data_dir")
-    changes = {"out_dir": str(absolute(run.out_dir, run.storage, "out_dir"))}
+    changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
     if run.init_from not in ("scratch", "resume", *PUBLISHED_NAMES):
-        changes["init_from"] = str(absolute(run.init_from, run.storage, "init_from"))
+        changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
@@ -125,12 +125,13 @@ def inspect(settings: Section) -> None:
 def report(settings: Section) -> None:
     """Say what a run did: here, and in a page of its own."""
     assert isinstance(settings, ReportSettings)
+    from yuzogpt import runs
     from yuzogpt.report.report import write
 
     wanted = settings.report
-    run = absolute(wanted.out_dir, wanted.storage, "out_dir")
+    run = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
     html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
-    print(f"\npage: {write(run, html)}")
+    print(f"\npage: {write(runs.directory_of_reader(run), html)}")
 
 
 def sample(settings: Section) -> None:
@@ -139,8 +140,8 @@ def sample(settings: Section) -> None:
     from yuzogpt.sampling.sample import sample as draw_samples
 
     wanted = settings.sampling
-    out_dir = absolute(wanted.out_dir, wanted.storage, "out_dir")
-    located = wanted.model_copy(update={"out_dir": str(out_dir)})
+    out_dir = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
+    located = wanted.model_copy(update={"out_dir": out_dir})
     for text in draw_samples(settings.model_copy(update={"sampling": located})):
         print(text)
         print("---------------", flush=True)
@@ -155,7 +156,7 @@ def export(settings: Section) -> None:
     folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")
     if folder.exists():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
-    reference = resolve_model(str(absolute(wanted.out_dir, wanted.storage, "out_dir")))
+    reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
     tokenizer = reference.tokenizer()
 
     from yuzogpt.loading import load_model

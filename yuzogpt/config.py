@@ -158,7 +158,7 @@ class LogSettings(Section):
 class RunSettings(Section):
     """One run is one out_dir: the same command again resumes it."""
 
-    out_dir: str = setting("out", "everything that the run writes")
+    out_dir: str = setting("out", "everything that the run writes; s3://bucket/folder works, too")
     init_from: str = setting(
         "scratch",
         "where weights start: scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a "

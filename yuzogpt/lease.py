@@ -5,6 +5,9 @@ finds a lease asks, if its holder runs on this machine, whether that process liv
 another machine is watched: its holder rewrites it every few seconds, and one that does not change
 for EXPIRES_AFTER seconds of the watcher's own clock has no living holder. No clocks are compared
 between machines.
+
+In an object store, which has no hard links, the last writer wins: whoever wrote a lease waits, and
+holds it if it is still there.
 """
 
 import contextlib
@@ -19,12 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from yuzogpt import mirrors
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.files import write_durably
 
 LEASE = ".lease.json"
 HEARTBEAT = 2.0  # seconds
 EXPIRES_AFTER = 10.0  # seconds without a heartbeat
+SETTLES_IN = 1.0  # seconds, in a store: more than another needs from its look to its writing
 
 Holder = dict[str, Any]
 
@@ -33,8 +37,8 @@ class Lease:
     """Held from `with Lease(directory):` to the end of the block."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` is made if missing."""
-        self.path = directory / LEASE
+        """`directory` is made if missing; that of a mirror stands for its folder in the store."""
+        self.path, self.name = directory / LEASE, mirrors.name_of(directory)
         self.holder: Holder = {"id": uuid.uuid4().hex, **this_process(os.getpid())}
         self.beat = 0
         self.lost = threading.Event()
@@ -48,7 +52,7 @@ class Lease:
             while not self._create():
                 self._remove_or_refuse()
         except OSError as error:
-            raise UserError(f"{self.path.parent}: not writable: {error.strerror}") from None
+            raise UserError(f"{self.name}: not writable: {error.strerror}") from None
         self.heart.start()
         return self
 
@@ -63,16 +67,19 @@ class Lease:
         self.heart.join()
         if self.lost.is_set():
             raise RunFailed(
-                f"{self.path.parent}: another command took over, because this process stood still "
+                f"{self.name}: another command took over, because this process stood still "
                 f"for more than {EXPIRES_AFTER:.0f} s; it ends here"
             ) from None
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it will be found stale
+            mirrors.delete(self.path)
 
     def _content(self) -> bytes:
         return json.dumps({**self.holder, "beat": self.beat}).encode()
 
     def _create(self) -> bool:
         """Write the lease if there is none: a hard link, atomic on network file systems too."""
+        if mirrors.uri_of(self.path):
+            return self._create_stored()
         mine = self.path.with_name(f"{LEASE}.{self.holder['id']}")
         mine.write_bytes(self._content())
         try:
@@ -93,10 +100,20 @@ class Lease:
             return False
         return True
 
+    def _create_stored(self) -> bool:
+        if mirrors.exists(self.path):
+            return False
+        mirrors.write(self.path, self._content())
+        time.sleep(SETTLES_IN)
+        try:
+            return mirrors.read(self.path) == self._content()
+        except FileNotFoundError:
+            return False
+
     def _remove_or_refuse(self) -> None:
         """Deal with the lease that is there: remove it if its holder is gone, else UserError."""
         try:
-            content = self.path.read_bytes()
+            content = mirrors.read(self.path)
         except FileNotFoundError:
             return  # given back just now
         found = parse(content)
@@ -105,9 +122,9 @@ class Lease:
             lives = self._changes(content)
         if not lives:
             self._remove(content)
-        elif found and self.path.exists():
+        elif found and mirrors.exists(self.path):
             raise UserError(
-                f"{self.path.parent}: in use by process {found['process']} on {found['host']}; "
+                f"{self.name}: in use by process {found['process']} on {found['host']}; "
                 "wait for it to end, or use another directory"
             )
 
@@ -116,7 +133,7 @@ class Lease:
         deadline = time.monotonic() + EXPIRES_AFTER
         while time.monotonic() < deadline:
             try:
-                if self.path.read_bytes() != content:
+                if mirrors.read(self.path) != content:
                     return True
             except FileNotFoundError:
                 return True
@@ -124,7 +141,15 @@ class Lease:
         return False
 
     def _remove(self, stale: bytes) -> None:
-        """Remove the lease that was found stale, and no newer one that took its place."""
+        """Remove the lease that was found stale, and no newer one that took its place.
+
+        A newer one in a store may be removed: its writer reads back, and tries again.
+        """
+        if mirrors.uri_of(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                if mirrors.read(self.path) == stale:
+                    mirrors.delete(self.path)
+            return
         aside = self.path.with_name(f"{LEASE}.stale.{self.holder['id']}")
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)
@@ -136,14 +161,14 @@ class Lease:
     def _keep_beating(self) -> None:
         while not self.released.wait(HEARTBEAT):
             with contextlib.suppress(OSError):  # a full disk must not end the run here
-                found = parse(self.path.read_bytes())
+                found = parse(mirrors.read(self.path))
                 if found is not None and found["id"] != self.holder["id"]:
                     self.lost.set()
                     # As Ctrl-C would: two writers would be worse than none.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 self.beat += 1
-                write_durably(self.path, self._content())
+                mirrors.write(self.path, self._content())
 
 
 def parse(content: bytes) -> Holder | None:
@@ -156,10 +181,17 @@ def parse(content: bytes) -> Holder | None:
 
 
 def holder_of(directory: Path) -> str | None:
-    """Return the id of whoever holds a directory; None if nobody does."""
+    """Return the id of whoever holds a directory; None if nobody does.
+
+    OSError if a store does not answer.
+    """
     try:
-        found = parse((directory / LEASE).read_bytes())
+        found = parse(mirrors.read(directory / LEASE))
+    except FileNotFoundError:
+        return None
     except OSError:
+        if mirrors.uri_of(directory):
+            raise
         return None
     return str(found["id"]) if found else None
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from yuzogpt import mirrors
 from yuzogpt.files import write_durably
 
 Record = dict[str, Any]
@@ -39,7 +40,7 @@ class MetricsLog:
     """Appends records to the file and hands them to a listener in this process, if there is one.
 
     Threads may write at the same time. A full disk stops no run: what could not be written is
-    written with a later record.
+    written with a later record. In a mirror the file is copied to its store every few seconds.
     """
 
     def __init__(self, path: Path, step: int, listener: Listener | None) -> None:
@@ -59,6 +60,7 @@ class MetricsLog:
         self.listener = listener
         self.unwritten = b""
         self.lock = threading.Lock()
+        self.copy = mirrors.Pushing(path)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one record."""
@@ -69,6 +71,12 @@ class MetricsLog:
                 self._flush()
             if self.listener:
                 self.listener(record)
+        if kind in HISTORY:
+            self.copy.soon()
+
+    def push(self) -> None:
+        """Have everything in the store, if the file is in a mirror; OSError if it cannot be."""
+        self.copy.push()
 
     def _flush(self) -> None:
         while self.unwritten:
@@ -76,16 +84,17 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file; OSError if some of it could not be written."""
-        with self.lock, self.file:
-            self._flush()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.copy.close)
+            with self.lock, self.file:
+                self._flush()
 
 
 def append_record(path: Path, kind: str, text: str, **values: Any) -> None:
     """Append a record from outside the loop: when its workers are gone, or about to go."""
     record = {"kind": kind, "step": 0, "text": text, **values, "time": round(time.time(), 3)}
-    with path.open("a", encoding="utf-8") as file:
-        # On a line of its own, even if the writer died in the middle of one.
-        file.write("\n" + json.dumps(record) + "\n")
+    # On a line of its own, even if the writer died in the middle of one.
+    mirrors.append(path, f"\n{json.dumps(record)}\n".encode())
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
@@ -112,7 +121,10 @@ def read_records(path: Path) -> list[Record]:
 
 
 class Follower:
-    """Hands a run's new records to a listener, from another process than the one that writes."""
+    """Hands a run's new records to a listener, from another process than the one that writes.
+
+    In a mirror the file is copied from its store now and then.
+    """
 
     POLL = 0.1  # seconds
 
@@ -124,6 +136,7 @@ class Follower:
         self.offset = 0
         self.inode = 0
         self.done = threading.Event()
+        self.is_copied = mirrors.uri_of(path) is not None
         self.thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
 
     def __enter__(self) -> "Follower":
@@ -137,11 +150,18 @@ class Follower:
         self.thread.join()
 
     def _follow(self) -> None:
-        while not self.done.wait(self.POLL):
+        pause = self.POLL
+        while not self.done.wait(pause):
+            started = time.monotonic()
             self._read_on()
+            if self.is_copied:
+                pause = mirrors.pause_after(time.monotonic() - started)
         self._read_on()
 
     def _read_on(self) -> None:
+        if self.is_copied:
+            with contextlib.suppress(OSError):  # tried again
+                mirrors.pull(self.path, if_changed=True)
         try:
             file = self.path.open("rb")
         except FileNotFoundError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import scheme_of
+from yuzogpt.mirrors import SCHEMES
 
 # Set by Ray for the entrypoint of `ray job submit`.
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -21,14 +22,16 @@ def absolute(path: str, storage: str, key: str) -> Path:
     """
     if not path:
         raise UserError(f"--{key}=: empty; give a path")
+    plain = Path(local_path(path, key)).expanduser()
+    if plain.is_absolute():
+        return plain
     base = Path(local_path(storage, "storage")) if storage else Path.cwd()
     if not base.is_absolute():
         raise UserError(f"--storage={storage}: not absolute; give a directory that all nodes share")
-    plain = Path(local_path(path, key)).expanduser()
-    if SUBMITTED_JOB in os.environ and not storage and not plain.is_absolute():
+    if SUBMITTED_JOB in os.environ and not storage:
         raise UserError(
             f"--{key}={path}: relative, and a submitted job's directory vanishes with it; "
-            "give an absolute path, or --storage=/a/directory/that/all/nodes/share"
+            "give an absolute path, or --storage=/a/directory/that/all/nodes/share (or s3://bucket)"
         )
     return base / plain
 
@@ -40,6 +43,20 @@ def absolute_or_remote(path: str, storage: str, key: str) -> str:
     if scheme_of(storage) and path and not Path(path).is_absolute():
         return f"{storage.rstrip('/')}/{path}"
     return str(absolute(path, storage, key))
+
+
+def directory_or_store(path: str, storage: str, key: str) -> str:
+    """Return where a run is: an absolute local path, or the URI of a folder in a store."""
+    place = absolute_or_remote(path, storage, key).rstrip("/")
+    scheme = scheme_of(place)
+    if scheme and scheme not in SCHEMES:
+        raise UserError(
+            f"--{key}={path}: {scheme}:// is not supported here; give a directory, "
+            f"{' or '.join(f'{known}://bucket/folder' for known in SCHEMES)}"
+        )
+    if scheme and "/" not in place.removeprefix(f"{scheme}://"):
+        raise UserError(f"--{key}={path}: a whole bucket; give a folder in it: {place}/run")
+    return place
 
 
 def local_path(path: str, key: str) -> str:

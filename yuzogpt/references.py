@@ -1,8 +1,9 @@
 """What the name of a model means: one resolver for sampling, finetuning, export and evaluation.
 
-In: a run directory (its best checkpoint), a checkpoint directory, a Hugging Face folder, or gpt2,
-gpt2-medium, gpt2-large, gpt2-xl. Out: where the weights are, how large the vocabulary is, and the
-tokenizer. Needs no torch, so that mistakes show at once; loading.py makes the model of it.
+In: a run directory (its best checkpoint) or a checkpoint directory, also in an object store, a
+Hugging Face folder, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. Out: where the weights are, how
+large the vocabulary is, and the tokenizer. Needs no torch, so that mistakes show at once;
+loading.py makes the model of it.
 """
 
 import json
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from yuzogpt import checkpoints, tokenizers
+from yuzogpt import checkpoints, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
+from yuzogpt.filesystems import scheme_of
 from yuzogpt.tokenizers import Tokenizer
 
 PUBLISHED_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -54,7 +56,8 @@ def resolve_model(name: str) -> ModelReference:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{config}: not the config of a GPT-2: {error!r}") from None
         return ModelReference(name, *sizes, None)
-    checkpoint = checkpoints.find(name)
+    place = str(stored_checkpoints.pull_reference(name)) if scheme_of(name) else name
+    checkpoint = checkpoints.find(place)
     if checkpoint is None:
         raise UserError(
             f"{name}: no model here; give a run or checkpoint directory, a Hugging Face folder, "

@@ -12,14 +12,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from yuzogpt import checkpoints, tokenizers
+from yuzogpt import checkpoints, mirrors, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
+from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import Lease
 from yuzogpt.metrics import read_records
 from yuzogpt.overrides import changed_frozen, to_yaml
@@ -48,21 +48,54 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
         refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size)
     check_world(settings, settings.workers.span(auto=1)[1])
     check_wandb(settings)
-    check_out_dir(settings)
-    check_space(settings)
+    run = directory_of(settings)
+    try:
+        pull(run)
+    except OSError as error:
+        raise UserError(f"--out_dir={error.filename}: not within reach: {error.strerror}") from None
+    check_out_dir(settings, run)
+    check_space(settings, run)
     resume = None
     if not settings.run.overwrite:
-        resume = find_resume(settings, corpus, lambda *_: None)
+        resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
     if resume is None:
         check_start(settings, corpus)
     return settings, resume
+
+
+def directory_of(settings: TrainSettings) -> Path:
+    """Return where the process that the user started finds out_dir."""
+    return mirrors.directory_of(settings.run.out_dir, mirrors.DRIVER)
+
+
+def directory_of_reader(out_dir: str) -> Path:
+    """Return where a process that only reads finds a run: what was asked for, and what it says."""
+    directory = mirrors.directory_of(out_dir, mirrors.READER)
+    try:
+        for name in (METRICS, SETTINGS):
+            mirrors.pull(directory / name, if_changed=True)
+    except OSError as error:
+        raise UserError(f"{out_dir}: not within reach: {error.strerror}") from None
+    return directory
+
+
+def is_stored(settings: TrainSettings) -> bool:
+    """Tell whether out_dir is in an object store."""
+    return bool(scheme_of(settings.run.out_dir))
+
+
+def pull(run: Path) -> None:
+    """Bring what a mirror needs of its run: all but tensors."""
+    for name in (SETTINGS, METRICS, WANDB_ID):
+        mirrors.pull(run / name, if_changed=True)
+    stored_checkpoints.pull_heads(run)
 
 
 def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
     """Tell whether an earlier command already did all of this."""
     if resume is None or resume.state.step < settings.schedule.max_iters:
         return False
-    records = read_records(Path(settings.run.out_dir) / METRICS)
+    records = read_records(directory_of(settings) / METRICS)
     return any(r["kind"] == "final" and r["step"] == resume.state.step for r in records)
 
 
@@ -74,21 +107,27 @@ def finished_line(settings: TrainSettings) -> str:
 
 
 def find_resume(
-    settings: TrainSettings, corpus: PreparedCorpus, on_corrupt: Callable[[Path, str], None]
+    settings: TrainSettings,
+    corpus: PreparedCorpus,
+    run: Path,
+    on_corrupt: Callable[[Path, str], None],
+    *,
+    head_only: bool = False,
 ) -> Checkpoint | None:
     """Return the checkpoint that a run goes on from; None for a new run. Changes nothing.
 
-    Raises UserError if settings that decide what the run computes were changed, if every
-    checkpoint is corrupt, or if `--init_from=resume` finds nothing.
+    `run`: where this process finds out_dir; `head_only`: not to look at tensors. Raises UserError
+    if settings that decide what the run computes were changed, if every checkpoint is corrupt, or
+    if `--init_from=resume` finds nothing.
     """
-    run = Path(settings.run.out_dir)
     existed = bool(checkpoints.candidates(run))
-    checkpoint = checkpoints.newest(run, on_corrupt)
+    checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only)
     if checkpoint is None:
+        name = settings.run.out_dir
         if existed:
-            raise UserError(f"{run}: no checkpoint is whole any more; --overwrite starts anew")
+            raise UserError(f"{name}: no checkpoint is whole any more; --overwrite starts anew")
         if settings.run.init_from == "resume":
-            raise UserError(f"--init_from=resume: no checkpoint in {run}")
+            raise UserError(f"--init_from=resume: no checkpoint in {name}")
         return None
     refuse_changes(settings, corpus, checkpoint)
     return checkpoint
@@ -137,32 +176,32 @@ def check_world(settings: TrainSettings, workers: int) -> None:
         )
 
 
-def check_out_dir(settings: TrainSettings) -> None:
+def check_out_dir(settings: TrainSettings, run: Path) -> None:
     """Raise UserError if the run would replace the user's files, or what it is to start from."""
-    run, start = Path(settings.run.out_dir), settings.run.init_from
+    name, start = settings.run.out_dir, settings.run.init_from
     there = next(path for path in (run, *run.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "not writable" if there.is_dir() else "not a directory"
-        raise UserError(f"--out_dir={run}: {there} is {why}; choose another")
+        raise UserError(f"--out_dir={name}: {there} is {why}; choose another")
     found = run / SETTINGS
     if found.exists() and not found.read_bytes().startswith(SIGNATURE.encode()):
-        raise UserError(f"--out_dir={run}: its {SETTINGS} is not of a run; choose another")
-    if settings.run.overwrite and (start == "resume" or run in [Path(start), *Path(start).parents]):
+        raise UserError(f"--out_dir={name}: its {SETTINGS} is not of a run; choose another")
+    inside = [Path(start), *Path(start).parents]
+    if settings.run.overwrite and (start == "resume" or Path(name) in inside):
         raise UserError(
             f"--overwrite would delete what --init_from={start} starts from; choose another "
             "--out_dir"
         )
 
 
-def check_space(settings: TrainSettings) -> None:
+def check_space(settings: TrainSettings, run: Path) -> None:
     """Raise UserError if not even one checkpoint fits on the disk: weights and two moments."""
-    run = Path(settings.run.out_dir)
     there = next(path for path in (run, *run.parents) if path.exists())
     need, free = 12 * settings.model.count_weights(), shutil.disk_usage(there).free
     if need > free:
         raise UserError(
-            f"--out_dir={run}: a checkpoint takes {need / 1e9:.1f} GB, {free / 1e9:.1f} are free; "
-            "choose a larger disk"
+            f"--out_dir={settings.run.out_dir}: a checkpoint takes {need / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} are free in {there}; choose a larger disk"
         )
 
 
@@ -220,27 +259,25 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> None:
 @contextlib.contextmanager
 def writing(settings: TrainSettings) -> Iterator[Path]:
     """Hold out_dir for this command alone; with `--overwrite`, empty it first."""
-    run = Path(settings.run.out_dir)
+    run = directory_of(settings)
     with Lease(run):
         if settings.run.overwrite:
             clear(run)
-        checkpoints.sweep(run)
-        (run / STOP).unlink(missing_ok=True)
+        stored_checkpoints.sweep(run)
+        mirrors.delete(run / STOP)
         # Without `overwrite`: to train from this file again must not delete the run.
         kept = settings.run.model_copy(update={"overwrite": False})
         content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
-        write_durably(run / SETTINGS, content.encode())
+        mirrors.write(run / SETTINGS, content.encode())
         try:
             yield run
         finally:
-            (run / STOP).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                mirrors.delete(run / STOP)
 
 
 def clear(run: Path) -> None:
     """Delete what earlier runs wrote in out_dir (`--overwrite`), and nothing else."""
-    for checkpoint in checkpoints.candidates(run):
-        checkpoints.remove(checkpoint)
-    for broken in (run / "checkpoints").glob("broken-step-*"):
-        shutil.rmtree(broken)
+    stored_checkpoints.clear(run)
     for name in (METRICS, CURVE, REPORT, SETTINGS, ERRORS, WANDB_ID):
-        (run / name).unlink(missing_ok=True)
+        mirrors.delete(run / name)

@@ -10,17 +10,14 @@ import sys
 import threading
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from moto.server import ThreadedMotoServer
 
 from tests.conftest import REPOSITORY, TINY, make_text, yuzogpt
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
-from yuzogpt import filesystems
 from yuzogpt.config import PrepareSettings
 from yuzogpt.data import sources
 from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
@@ -370,22 +367,6 @@ def test_a_killed_command_goes_on(tmp_path):
         content = (tmp_path / "killed" / block["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == block["sha256"]
     assert not staging.exists()
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """An S3 server of its own; yields a client."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    filesystems.store.cache_clear()
-    yield boto3.client("s3")
-    filesystems.store.cache_clear()
-    server.stop()
 
 
 def test_a_corpus_in_an_object_store_is_copied_once(s3, tmp_path):

@@ -1,4 +1,4 @@
-"""Ray clusters of several nodes on this machine: nodes are added, lost and drained on request."""
+"""Ray on this machine: clusters whose nodes are added, lost and drained on request; its workers."""
 
 import contextlib
 import os
@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+
+import psutil
 
 # In a process of its own: what Ray knows of authentication, it learns once a process.
 # Commands come in as lines; each is answered with one.
@@ -80,3 +82,13 @@ def started(head_cpus: int, nodes: int) -> Iterator[Cluster]:
             cluster.do("add")
         yield cluster
         process.communicate(timeout=60)
+
+
+def newest_worker() -> int:
+    """Return the process of the training worker that started last: rank 1 of two."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found[process.create_time()] = process.pid
+    return found[max(found)]

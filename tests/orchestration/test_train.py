@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import tiny_settings
+from tests.orchestration.clusters import newest_worker
 from tests.training.worlds import losses, records, run_world, wait_for_step, weights
 from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
@@ -97,16 +97,6 @@ def disturb(run: Path, seconds: dict[str, float]) -> None:
         wait_for_step(run, made + 1)
         first = next(record for record in records(run, "train") if record["step"] == made + 1)
         seconds[sign.name] = first["time"] - began
-
-
-def newest_worker() -> int:
-    """Return the process of the training worker that started last: rank 1 of two."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found[process.create_time()] = process.pid
-    return found[max(found)]
 
 
 def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, tmp_path):

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
-from yuzogpt import runs
+from yuzogpt import mirrors, runs
 from yuzogpt.training.stopping import ask_to_stop
 
 # Why workers stop for a while: they wait for their end then, where others would return, because a
@@ -75,9 +75,11 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             return
         ask_to_stop(self.run, RESIZE)
         deadline = time.monotonic() + SAVED_WITHIN
-        while (self.run / runs.STOP).exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        (self.run / runs.STOP).unlink(missing_ok=True)
+        pause = 0.5 if mirrors.uri_of(self.run) else 0.05
+        with contextlib.suppress(OSError):
+            while mirrors.exists(self.run / runs.STOP) and time.monotonic() < deadline:
+                time.sleep(pause)
+            mirrors.delete(self.run / runs.STOP)
 
 
 def preemption() -> str | None:
@@ -88,7 +90,7 @@ def preemption() -> str | None:
 def wait_for_the_end(run: Path, reason: str, rank: int) -> NoReturn:
     """Wait, the checkpoint being written, until the controller ends this worker."""
     if rank == 0:
-        (run / runs.STOP).unlink(missing_ok=True)  # which tells the controller that it is written
+        mirrors.delete(run / runs.STOP)  # which tells the controller that it is written
     if reason == PREEMPTION:
         # What Ray sees of a worker whose node is gone: counted as a preemption, not as a failure.
         # Without it the controller would wait until the node goes.

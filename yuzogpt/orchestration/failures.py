@@ -14,8 +14,8 @@ import ray
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from yuzogpt import runs
-from yuzogpt.metrics import append_record, read_records
+from yuzogpt import mirrors, runs
+from yuzogpt.metrics import append_record, parse
 
 JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
 
@@ -33,11 +33,12 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
             return
         rank, error = first_to_fail(worker_exceptions)
         with contextlib.suppress(OSError):
-            with (self.run / runs.ERRORS).open("a", encoding="utf-8") as file:
-                for number, found in sorted(worker_exceptions.items()):
-                    file.write(f"rank {number}: {found}\n")
+            errors = self.run / runs.ERRORS
+            lines = [f"rank {number}: {e}\n" for number, e in sorted(worker_exceptions.items())]
+            mirrors.append(errors, "".join(lines).encode())
             if not was_just_told(self.run / runs.METRICS):
-                text = f"!!! worker {rank} failed ({summary(error)}); see {self.run / runs.ERRORS}"
+                see = mirrors.name_of(errors)
+                text = f"!!! worker {rank} failed ({summary(error)}); see {see}"
                 append_record(self.run / runs.METRICS, "failure", text, rank=rank)
 
 
@@ -54,9 +55,13 @@ def are_preempted(errors: dict[int, Exception]) -> bool:
 
 def was_just_told(metrics: Path) -> bool:
     """Tell whether the last thing that a run wrote is a failure, of some seconds ago."""
-    records = read_records(metrics)
-    is_failure = bool(records) and records[-1]["kind"] == "failure"
-    return is_failure and time.time() - float(records[-1]["time"]) < JUST_NOW
+    lines: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        lines = mirrors.read(metrics).decode(errors="replace").splitlines()
+    last = next((record for line in reversed(lines) if (record := parse(line))), None)
+    if last is None or last["kind"] != "failure":
+        return False
+    return time.time() - float(last["time"]) < JUST_NOW
 
 
 def summary(error: Exception) -> str:

@@ -5,13 +5,15 @@ workers, connects them, and starts them again when one dies; which checkpoint th
 read off out_dir by the workers themselves.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from yuzogpt import runs
+from yuzogpt import mirrors, runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.filesystems import open_filesystem
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.stopping import ask_to_stop, on_sigterm
@@ -43,13 +45,11 @@ def run_on_ray(settings: TrainSettings) -> None:
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
     refuse_unreachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
-    print("starting Ray ...", flush=True)
-    with (
-        on_sigterm(leave),
-        runs.writing(settings),
-        connected(settings.workers.ray_address, max(os.cpu_count() or 1, most), HEAVY_IMPORTS),
-    ):
-        train_connected(settings, key)
+    with on_sigterm(leave), runs.writing(settings):
+        print("starting Ray ...", flush=True)
+        cores = max(os.cpu_count() or 1, most)
+        with connected(settings.workers.ray_address, cores, HEAVY_IMPORTS):
+            train_connected(settings, key)
 
 
 def leave() -> None:
@@ -62,7 +62,7 @@ def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> No
     from yuzogpt.metrics import Follower
     from yuzogpt.training.launch import conclude
 
-    run = Path(settings.run.out_dir)
+    run = runs.directory_of(settings)
     with (
         Display(settings, wandb_key) as display,
         Follower(run / runs.METRICS, display),
@@ -101,6 +101,7 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
+    filesystem, storage = storage_of(run)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings.model_dump()},
@@ -112,7 +113,8 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
         ),
         run_config=RunConfig(
             name=run.name,
-            storage_path=str(run.parent),
+            storage_path=storage.rpartition("/")[0],
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(
                 max_failures=settings.workers.max_failures,
                 max_preemption_failures=settings.workers.max_preemptions,
@@ -127,8 +129,8 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
         raise KeyboardInterrupt from None
     except (TrainingFailedError, RayActorError) as error:  # the latter: the controller is gone
         raise RunFailed(
-            f"the run failed ({summary(error)}); see {run / runs.ERRORS}; the same command goes on "
-            "from the newest checkpoint"
+            f"the run failed ({summary(error)}); see {mirrors.name_of(run / runs.ERRORS)}; the "
+            "same command goes on from the newest checkpoint"
         ) from None
     finally:
         forget(run)
@@ -153,10 +155,17 @@ def is_embedded(settings: TrainSettings) -> bool:
     return not (settings.workers.ray_address or os.environ.get("RAY_ADDRESS"))
 
 
+def storage_of(run: Path) -> tuple[Any, str]:
+    """Return the filesystem (None: this machine's) and the path in it that out_dir has for Ray."""
+    uri = mirrors.uri_of(run)
+    return open_filesystem(uri) if uri else (None, str(run))
+
+
 def forget(run: Path) -> None:
     """Delete what Ray Train wrote into out_dir for itself."""
     for name in (".validate_storage_marker", "checkpoint_manager_snapshot.json"):
-        (run / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mirrors.delete(run / name)
 
 
 def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
@@ -169,7 +178,7 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
 
     from yuzogpt.orchestration.elastic import PAUSES, preemption, wait_for_the_end
     from yuzogpt.training.launch import work
-    from yuzogpt.training.stopping import StopRequest, read_request
+    from yuzogpt.training.stopping import StopRequest, request_in
     from yuzogpt.world import World
 
     context = ray.train.get_context()
@@ -181,12 +190,13 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     )
 
     def report(metrics: dict[str, float], checkpoint: Path) -> None:
-        reference = Checkpoint.from_directory(str(checkpoint))
+        filesystem, path = storage_of(checkpoint)
+        reference = Checkpoint(path, filesystem)
         ray.train.report(metrics, reference, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     settings = TrainSettings.model_validate(config["settings"])
-    run = Path(settings.run.out_dir)
-    stop = StopRequest(preemption, *([lambda: read_request(run)] if world.rank == 0 else []))
+    run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
+    stop = StopRequest(preemption, *([request_in(run)] if world.rank == 0 else []))
     try:
         reason = work(settings, world, report, None, stop)
     except tuple(ENDS_IN.values()) as error:

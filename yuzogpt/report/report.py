@@ -6,7 +6,7 @@ the run and changes nothing of it; needs neither torch nor ray.
 
 from pathlib import Path
 
-from yuzogpt import runs
+from yuzogpt import mirrors, runs
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.report import tables, terminal
@@ -16,8 +16,9 @@ from yuzogpt.report.plots import plots
 from yuzogpt.report.summary import summarize
 
 
-def write(run: Path, html: Path | None) -> Path:
+def write(run: Path, html: Path | None) -> str:
     """Report on a run; return where the page is. UserError if there is no run."""
+    name = mirrors.name_of(run)
     path = html or run / runs.REPORT
     if html and (html.suffix not in (".html", ".htm") or html.is_dir()):
         raise UserError(f"--html={html}: not the name of a page; let it end in .html")
@@ -25,12 +26,13 @@ def write(run: Path, html: Path | None) -> Path:
         raise UserError(f"--html={html}: {html.parent} is not a directory")
     metrics = run / runs.METRICS
     if not metrics.is_file():
-        raise UserError(f"{run}: no run here (no {runs.METRICS}); give the out_dir of a run")
+        raise UserError(f"{name}: no run here (no {runs.METRICS}); give the out_dir of a run")
     history = History.read(metrics)
     if history is None:
-        raise UserError(f"{run}: no run here (no {runs.METRICS} with a whole record in it)")
+        raise UserError(f"{name}: no run here (no {runs.METRICS} with a whole record in it)")
     summary = summarize(run, history)
     known, found = tables.facts(summary), tables.tables(summary)
     terminal.show(tables.plain(summary.name), known, found)
     write_durably(path, page(summary, known, found, plots(history, summary)).encode())
-    return path
+    mirrors.push(path)
+    return mirrors.name_of(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from yuzogpt import runs
+from yuzogpt import mirrors, runs
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.metrics import Record
 
@@ -97,7 +97,7 @@ class WandbSink:
         """Start, or go on with, the W&B run of this out_dir."""
         import wandb
 
-        run = Path(settings.run.out_dir)
+        run = runs.directory_of(settings)
         memory = run / runs.WANDB_ID
         known = memory.read_text().strip() if memory.exists() else None
         self.run = wandb.init(
@@ -110,6 +110,7 @@ class WandbSink:
             settings=wandb.Settings(silent=True, api_key=key),
         )
         memory.write_text(self.run.id)
+        mirrors.push(memory)
 
     def send(self, record: Record) -> None:
         """Log one record at its step."""

@@ -7,15 +7,16 @@ torchrun started.
 """
 
 import contextlib
+import hashlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from yuzogpt import checkpoints, runs
+from yuzogpt import mirrors, runs, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.files import sha256
 from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
@@ -24,9 +25,11 @@ from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.loop import Outside, train
 from yuzogpt.training.parallel import process_group
 from yuzogpt.training.saving import Report
-from yuzogpt.training.stopping import StopRequest, on_sigterm, read_request
+from yuzogpt.training.stopping import StopRequest, on_sigterm, request_in
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
+
+TOLD_WITHIN = 5.0  # seconds; storage that does not answer must not keep a hung process alive
 
 
 def work(
@@ -41,7 +44,7 @@ def work(
     Returns why the run stopped before its end, if it was asked to. A UserError of any rank is
     raised on all.
     """
-    run = Path(settings.run.out_dir)
+    run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
     with world.all_or_none():
         runs.check_world(settings, world.size)
     for turn in (world.local_rank == 0, world.local_rank > 0):  # copied and hashed once a node
@@ -54,17 +57,18 @@ def work(
     broken: list[str] = []
 
     def set_aside(directory: Path, reason: str) -> None:
-        moved = checkpoints.quarantine(directory)
-        broken.append(f"!!! checkpoint {directory.name} is corrupt ({reason}): now {moved.name}")
+        now = stored_checkpoints.set_aside(directory)
+        broken.append(f"!!! checkpoint {directory.name} is corrupt ({reason}): now {now}")
 
     resume: Checkpoint | None = None
     with world.all_or_none():
         if world.rank == 0:
-            checkpoints.sweep(run)
-            resume = runs.find_resume(settings, corpus, set_aside)
-    place = world.from_rank_0(str(resume.directory) if resume else None)
-    if place:
-        resume = checkpoints.read(Path(place))
+            runs.pull(run)
+            stored_checkpoints.sweep(run)
+            resume = runs.find_resume(settings, corpus, run, set_aside)
+    newest = world.from_rank_0(resume.directory.name if resume else None)
+    if newest:
+        resume = stored_checkpoints.on_every_node(run / "checkpoints" / newest, world)
         settings = runs.as_started(settings, resume)
     log: MetricsLog | None = None
     holder = holder_of(run)
@@ -75,21 +79,31 @@ def work(
             log.write("notice", max(step, 0), text=line)
 
     def tell(line: str) -> None:
-        append_record(run / runs.METRICS, "failure", f"!!! {line}")
+        telling = threading.Thread(target=tell_of_stall, args=(run, line), daemon=True)
+        telling.start()
+        telling.join(TOLD_WITHIN)
 
     with Watchdog(world, settings.workers.hang_timeout, tell) as watchdog:
         try:
-            outside = Outside(report, lambda: refuse_other(run, holder), stop, watchdog)
+            outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
             return train(settings, world, corpus, resume, log, outside)
         finally:
+            if world.local_rank == 0:
+                stored_checkpoints.keep_heads(run)
             if log:
                 log.close()
+
+
+def tell_of_stall(run: Path, line: str) -> None:
+    """Write down which rank stands still, if that can be written."""
+    with contextlib.suppress(OSError):
+        append_record(run / runs.METRICS, "failure", f"!!! {line}")
 
 
 def refuse_other(run: Path, holder: str | None) -> None:
     """Raise RunFailed if out_dir has another writer now: this one's command was killed."""
     if holder_of(run) != holder:
-        raise RunFailed(f"{run}: another command has taken over")
+        raise RunFailed(f"{mirrors.name_of(run)}: another command has taken over")
 
 
 def refuse_private_directory(run: Path, world: World) -> None:
@@ -97,13 +111,15 @@ def refuse_private_directory(run: Path, world: World) -> None:
 
     They will read checkpoints there, and the launcher the metrics.
     """
-    seen = sha256(run / runs.SETTINGS) if (run / runs.SETTINGS).exists() else None
+    seen = None
+    with contextlib.suppress(FileNotFoundError):
+        seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
     expected = world.from_rank_0(seen)
     with world.all_or_none():
         if seen is None or seen != expected:
             raise UserError(
-                f"--out_dir={run}: not the same directory on every node; choose one on storage "
-                "that all nodes share"
+                f"--out_dir={mirrors.name_of(run)}: not the same directory on every node; choose "
+                "one on storage that all nodes share"
             )
 
 
@@ -138,7 +154,7 @@ def run_as_rank(settings: TrainSettings) -> None:
             if world.rank == 0:
                 stack.enter_context(runs.writing(settings))
                 listener = stack.enter_context(Display(settings, key))
-        stop = stack.enter_context(stopping(Path(settings.run.out_dir), world))
+        stop = stack.enter_context(stopping(runs.directory_of(settings), world))
         reason = work(settings, world, lambda *_: None, listener, stop)
     if world.rank == 0:
         conclude(settings, reason)
@@ -147,7 +163,7 @@ def run_as_rank(settings: TrainSettings) -> None:
 @contextlib.contextmanager
 def stopping(run: Path, world: World) -> Iterator[StopRequest]:
     """Yield what asks this rank's loop to stop: SIGTERM, and on rank 0 a file in out_dir."""
-    stop = StopRequest(*([lambda: read_request(run)] if world.rank == 0 else []))
+    stop = StopRequest(*([request_in(run)] if world.rank == 0 else []))
     with on_sigterm(lambda: stop.set("SIGTERM")):
         yield stop
 
@@ -159,17 +175,19 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     """
     if reason:
         raise Stopped(f"stopped ({reason}) with a checkpoint; the same command goes on")
-    run = Path(settings.run.out_dir)
+    run, name = runs.directory_of(settings), settings.run.out_dir
+    mirrors.pull(run / runs.METRICS, if_changed=True)
     records = read_records(run / runs.METRICS)
     if settings.evaluation.eval_only:
         print(f"val loss {records[-1]['val_loss']:.4f} over the whole split")
         return
     final = [record for record in records if record["kind"] == "final"][-1]
     curves.draw(records, run / runs.CURVE)
+    mirrors.push(run / runs.CURVE)
     print(f"step {final['step']}: val loss {final['val_loss']:.4f} over the whole split")
-    print(f"curves: {run / runs.CURVE}")
-    best = run / "checkpoints" / f"step-{final['best_step']}"
+    print(f"curves: {name}/{runs.CURVE}")
+    best = f"{name}/checkpoints/step-{final['best_step']}"
     print(
         f"best checkpoint: {best} (val loss {final['best_val_loss']:.4f}); "
-        f"sample from it: yuzogpt sample --out_dir={run}"
+        f"sample from it: yuzogpt sample --out_dir={name}"
     )

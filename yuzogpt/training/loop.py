@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from yuzogpt import checkpoints, loading
+from yuzogpt import checkpoints, loading, stored_checkpoints
 from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
@@ -48,6 +48,7 @@ LONG_STEP = 5.0  # seconds; a longer one is not waited for when the run is asked
 class Outside:
     """What connects the loop to whoever started it."""
 
+    run: Path  # where this process finds out_dir
     report: Report
     refuse_to_write: Callable[[], None]  # raises RunFailed if out_dir is another command's by now
     stop: StopRequest
@@ -66,7 +67,7 @@ def train(
 
     `log`: on rank 0 only. RunFailed if the run cannot go on.
     """
-    schedule, run = settings.schedule, Path(settings.run.out_dir)
+    schedule, run = settings.schedule, outside.run
     seed, global_rows = settings.run.seed, settings.batch.global_rows
     moves = outside.watchdog.moves
 
@@ -260,9 +261,10 @@ def finish(
     step, last_loss = records.step, validation.whole(trainee.model)
     best_step, best_loss = step, last_loss
     found = checkpoints.best(run, lambda *_: None) if world.rank == 0 else None
-    place = world.from_rank_0(str(found.directory) if found else None)
-    if place and checkpoints.step_of(Path(place)) != step:
-        best = checkpoints.read(Path(place))
+    name = world.from_rank_0(found.directory.name if found else None)
+    if name and name != f"step-{step}":
+        directory = run / "checkpoints" / name
+        best = stored_checkpoints.on_every_node(directory, world, optimizer=False)
         trainee.load(best.tensors(MODEL))
         best_step, best_loss = best.state.step, validation.whole(trainee.model)
     records.write("final", val_loss=last_loss, best_step=best_step, best_val_loss=best_loss)

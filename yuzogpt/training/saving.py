@@ -6,6 +6,8 @@ a group of their own, so that their collectives do not mix with the loop's.
 
     ddp     rank 0 holds everything, and writes it
     fsdp    each rank writes one file of whole tensors, gathered from all ranks one by one
+
+Where out_dir is in a store, each rank then sends what it wrote (stored_checkpoints.py).
 """
 
 import concurrent.futures
@@ -25,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from yuzogpt import checkpoints
+from yuzogpt import checkpoints, mirrors, stored_checkpoints
 from yuzogpt.checkpoints import MODEL, OPTIMIZER, CorruptCheckpoint, State, tensor_file
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed
@@ -72,7 +74,7 @@ class Saver:
             OPTIMIZER: state_tensors(trainee.model, optimizer),
         }
         self.parts = share_out(weights, world.size if trainee.kind == "fsdp" else 1)
-        self.failures = 0
+        self.failures, self.bytes = 0, 0
         self.copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}
         holds_something = trainee.kind == "fsdp" or world.rank == 0
         self.writing: Future[None] = in_thread(self._allocate if holds_something else lambda: None)
@@ -109,8 +111,8 @@ class Saver:
         self.wait()
         if self.failures:
             raise RunFailed(
-                f"{self.run}: the last checkpoint could not be written; the same command goes on "
-                "from the one before"
+                f"{mirrors.name_of(self.run)}: the last checkpoint could not be written; the same "
+                "command goes on from the one before"
             )
 
     def _allocate(self) -> None:
@@ -135,13 +137,14 @@ class Saver:
         if is_first:
             try:
                 self.refuse_to_write()
-                place = str(checkpoints.begin(self.run, state.step))
+                mirrors.delete_folder(self._directory(state), first=checkpoints.MANIFEST)
+                place = checkpoints.begin(self.run, state.step).name
             except (OSError, RunFailed) as error:
                 problem = error
         place = self.world.from_rank_0(place)
         if place is not None:
-            temporary = Path(place)
-            hashes, failed = self._write_tensors(temporary)
+            temporary = self.run / "checkpoints" / place
+            hashes, failed = self._write_tensors(temporary, self._directory(state))
             found = self.world.gather((hashes, failed))
             if is_first:
                 problem = self._commit(temporary, state, found)
@@ -151,7 +154,6 @@ class Saver:
             self._note_failure(state, text, is_fatal is not None)
             return
         self.failures = 0
-        directory = self.run / "checkpoints" / f"step-{state.step}"
         if self.log:
             self.log.write(
                 "checkpoint",
@@ -159,9 +161,12 @@ class Saver:
                 stall_seconds=round(stall, 4),
                 waited_seconds=round(waited, 4),
                 write_seconds=round(time.perf_counter() - started, 3),
-                bytes=sum(path.stat().st_size for path in directory.iterdir()),
+                bytes=self.bytes,
             )
-        self.report(state.metrics, directory)
+        self.report(state.metrics, self._directory(state))
+
+    def _directory(self, state: State) -> Path:
+        return self.run / "checkpoints" / f"step-{state.step}"
 
     def _note_failure(self, state: State, text: str, is_fatal: bool) -> None:
         self.failures += 1
@@ -174,14 +179,15 @@ class Saver:
             self.log.write("notice", state.step, text=line)
         if self.failures >= MOST_FAILURES:
             raise RunFailed(
-                f"{self.run}: {self.failures} checkpoints in a row could not be written ({text}); "
-                "mend that, and the same command goes on from the newest one"
+                f"{mirrors.name_of(self.run)}: {self.failures} checkpoints in a row could not be "
+                f"written ({text}); mend that, and the same command goes on from the newest one"
             )
 
-    def _write_tensors(self, temporary: Path) -> tuple[dict[str, str], str | None]:
+    def _write_tensors(self, temporary: Path, directory: Path) -> tuple[dict[str, str], str | None]:
         """Write this rank's files; return their hashes, and what went wrong."""
         hashes: dict[str, str] = {}
         failed = None
+        room = stored_checkpoints.room_of(temporary, self.world.rank)
         for kind in (MODEL, OPTIMIZER):
             tensors = self._whole_tensors(kind)
             try:
@@ -189,11 +195,16 @@ class Saver:
                     file = tensor_file(kind, self.world.rank, len(self.parts))
                     names = self._names(kind, self.world.rank)
                     shapes = {name: self.live[kind][name] for name in names}
-                    hashes[file] = write_tensors(temporary / file, shapes, tensors)
+                    room.mkdir(parents=True, exist_ok=True)
+                    hashes[file] = write_tensors(room / file, shapes, tensors)
             except OSError as error:
                 failed = error.strerror or str(error)
             for _ in tensors:  # the other ranks count on this one's part
                 pass
+        try:
+            stored_checkpoints.send(room, directory, {} if failed else hashes)
+        except OSError as error:
+            failed = error.strerror or str(error)
         return hashes, failed
 
     def _names(self, kind: str, part: int) -> list[str]:
@@ -250,6 +261,10 @@ class Saver:
             }
             self.refuse_to_write()
             written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
+            if self.log:
+                self.log.push()  # a run that goes on from this checkpoint has its records, too
+            stored_checkpoints.publish(written.directory)
+            self.bytes = stored_checkpoints.size_of(written.directory)
             checkpoints.prune(self.run, written, self.settings.keep_last, self.settings.keep_best)
         except (OSError, RunFailed, CorruptCheckpoint) as error:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from yuzogpt import mirrors
 from yuzogpt.runs import STOP
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
@@ -44,15 +45,44 @@ class StopRequest:
 def ask_to_stop(run: Path, reason: str) -> None:
     """Ask the run in out_dir to stop, from any process that sees it."""
     with contextlib.suppress(OSError):
-        (run / STOP).write_text(reason)
+        mirrors.write(run / STOP, reason.encode())
 
 
 def read_request(run: Path) -> str | None:
     """Return why the run in out_dir was asked to stop; None if it was not."""
     try:
-        return (run / STOP).read_text(errors="replace").strip()[:200] or f"the file {STOP}"
+        content = mirrors.read(run / STOP).decode(errors="replace")
+        return content.strip()[:200] or f"the file {STOP}"
     except OSError:
         return None
+
+
+def request_in(run: Path) -> Place:
+    """Return where a StopRequest looks for a request in out_dir."""
+    return StoredRequest(run) if mirrors.uri_of(run) else lambda: read_request(run)
+
+
+class StoredRequest:
+    """Looks in a store, beside the loop: no step waits for the answer."""
+
+    def __init__(self, run: Path) -> None:
+        """Nothing is known before the first look."""
+        self.run = run
+        self.answer: str | None = None
+        self.looked = -mirrors.EVERY
+        self.thread = threading.Thread()
+
+    def __call__(self) -> str | None:
+        """Return the last answer, and look again when it is time."""
+        now = time.monotonic()
+        if now - self.looked >= mirrors.EVERY and not self.thread.is_alive():
+            self.looked = now
+            self.thread = threading.Thread(target=self._look, name="stop", daemon=True)
+            self.thread.start()
+        return self.answer
+
+    def _look(self) -> None:
+        self.answer = read_request(self.run)
 
 
 @contextlib.contextmanager

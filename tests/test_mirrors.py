@@ -1,0 +1,365 @@
+"""Runs in an object store, against a real S3 server: what they leave, lose and refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, TINY, tiny_settings, yuzogpt
+from tests.training.worlds import exit_codes, losses, records, run_world, start_world, weights
+from yuzogpt import checkpoints, cli, lease, mirrors, runs
+from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.lease import LEASE, Lease
+from yuzogpt.metrics import Follower, MetricsLog, append_record
+from yuzogpt.mirrors import directory_of
+from yuzogpt.training import launch
+
+URI = "s3://runs/team/run"
+OF_AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+
+
+class Environment:
+    """Gives a rank, which is forked off an older server, what its store needs; a cache, too."""
+
+    def __init__(self, cache):
+        self.values = {name: os.environ[name] for name in OF_AWS} | {"XDG_CACHE_HOME": str(cache)}
+
+    def __call__(self, rank):
+        os.environ.update(self.values)
+
+
+@pytest.fixture
+def store(s3, tmp_path, monkeypatch):
+    """A bucket named `runs`, seen from a machine that knows nothing yet."""
+    s3.create_bucket(Bucket="runs")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(lease, "SETTLES_IN", 0.05)
+    monkeypatch.setattr(mirrors, "EVERY", 0.2)
+    return s3
+
+
+def names(s3, prefix="team/run/"):
+    """Return the files below a folder of the bucket, without the marks of empty folders."""
+    found = s3.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])
+    return {item["Key"].removeprefix(prefix) for item in found if not item["Key"].endswith("/")}
+
+
+def download(s3, directory):
+    """Copy the run to a directory, past the code that is tested."""
+    for name in names(s3):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        s3.download_file("runs", f"team/run/{name}", str(directory / name))
+    return directory
+
+
+def put(s3, name, content):
+    s3.put_object(Bucket="runs", Key=f"team/run/{name}", Body=content)
+
+
+def get(s3, name):
+    return s3.get_object(Bucket="runs", Key=f"team/run/{name}")["Body"].read()
+
+
+def train(corpus_dir, out_dir, *flags):
+    """Train in this process, as the command does."""
+    settings, _ = runs.check(tiny_settings(corpus_dir, out_dir, "--dropout=0.1", *flags))
+    launch.run_here(settings)
+
+
+def files_below(directory):
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*")} - {
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_dir()
+    }
+
+
+def test_a_run_in_a_store_leaves_what_a_local_one_leaves(store, corpus_dir, tmp_path):
+    flags = ("--max_iters=30", "--eval_interval=5", "--keep_last=1")
+    train(corpus_dir, URI, *flags)
+    train(corpus_dir, tmp_path / "local", *flags)
+    copy = download(store, tmp_path / "copy")
+    assert files_below(copy) == files_below(tmp_path / "local")
+    assert losses(copy) == losses(tmp_path / "local")
+    assert (
+        records(copy, "final")[0]["val_loss"] == records(tmp_path / "local", "final")[0]["val_loss"]
+    )
+    for directory in checkpoints.candidates(tmp_path / "local"):
+        assert weights(copy, checkpoints.step_of(directory)) == weights(
+            tmp_path / "local", checkpoints.step_of(directory)
+        )
+        checkpoints.verify(copy / "checkpoints" / directory.name)
+    here = {path.name for path in (tmp_path / "cache" / "yuzogpt" / "runs").rglob("*.safetensors")}
+    assert not here  # a mirror keeps heads alone
+
+
+def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corpus_dir, tmp_path):
+    flags = [*TINY, "--dropout=0.1", f"--data_dir={corpus_dir}", "--num_workers=0"]
+    flags += ["--max_iters=400"]
+    command = [sys.executable, "-m", "yuzogpt", "train", *flags]
+    process = subprocess.Popen(
+        [*command, "--out_dir=team/run", "--storage=s3://runs"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+    )
+    wait, deadline = threading.Event(), time.monotonic() + 120
+    while "checkpoints/step-100/manifest.json" not in names(store):
+        assert time.monotonic() < deadline
+        wait.wait(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert records(download(store, tmp_path / "killed"), "final") == []
+    settings = tmp_path / "killed" / runs.SETTINGS
+    again = yuzogpt("train", str(settings), XDG_CACHE_HOME=str(tmp_path / "another"))
+    assert again.returncode == 0, again.stderr
+    assert f"sample from it: yuzogpt sample --out_dir={URI}" in again.stdout
+    whole = yuzogpt("train", *flags, f"--out_dir={tmp_path / 'local'}")
+    assert whole.returncode == 0, whole.stderr
+    copy = download(store, tmp_path / "copy")
+    assert len(records(copy, "start")) == 2
+    assert losses(copy) == losses(tmp_path / "local")
+    assert weights(copy, 400) == weights(tmp_path / "local", 400)
+    finished = yuzogpt("train", str(settings))
+    assert f"{URI}: finished" in finished.stdout
+
+
+def test_each_rank_sends_its_part_and_fetches_the_whole(store, corpus_dir, tmp_path):
+    flags = ("--dropout=0.1", "--parallel=fsdp", "--eval_interval=5")
+    for max_iters in (5, 10):
+        settings = tiny_settings(corpus_dir, URI, *flags, f"--max_iters={max_iters}")
+        ranks = start_world(2, settings, Environment(tmp_path / f"cache-{max_iters}"))
+        assert exit_codes(ranks) == [0, 0]
+    run_world(2, tiny_settings(corpus_dir, tmp_path / "local", *flags, "--max_iters=10"))
+    copy = download(store, tmp_path / "copy")
+    assert losses(copy) == losses(tmp_path / "local")
+    assert len(weights(copy, 10)) == 4
+    assert weights(copy, 10) == weights(tmp_path / "local", 10)
+
+
+def test_what_was_not_committed_is_not_there(store, corpus_dir):
+    train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
+    store.delete_object(Bucket="runs", Key="team/run/checkpoints/step-10/manifest.json")
+    put(store, "checkpoints/step-7/model.safetensors", b"of a killed writer")
+    train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5")
+    run = directory_of(URI, mirrors.WORKER)
+    assert [start["step"] for start in records(run, "start")] == [0, 5]
+    folders = {name.split("/")[1] for name in names(store) if name.startswith("checkpoints/")}
+    assert "step-7" not in folders
+
+
+def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_used(store, corpus_dir, capfd):
+    train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
+    name = "checkpoints/step-10/model.safetensors"
+    content = get(store, name)
+    put(store, name, content[:-1] + bytes([content[-1] ^ 1]))
+    train(corpus_dir, URI, "--max_iters=12", "--eval_interval=6")
+    assert "!!! checkpoint step-10 is corrupt (model.safetensors does not" in capfd.readouterr().out
+    run = directory_of(URI, mirrors.WORKER)
+    assert [start["step"] for start in records(run, "start")] == [0, 5]
+    left = names(store, "team/run/checkpoints/step-10/")
+    assert {"manifest.broken.json", "model.safetensors", "optimizer.safetensors"} <= left
+    assert "manifest.json" not in left
+
+
+def test_a_damaged_copy_is_fetched_anew(store, corpus_dir):
+    train(corpus_dir, URI, "--max_iters=5", "--eval_interval=5")
+    for name in ("model.safetensors", "state.json"):
+        copy = directory_of(URI, mirrors.WORKER) / "checkpoints" / "step-5" / name
+        copy.write_bytes(b"not what was stored")
+    train(corpus_dir, URI, "--max_iters=6", "--eval_interval=6")
+    run = directory_of(URI, mirrors.WORKER)
+    assert [start["step"] for start in records(run, "start")] == [0, 5]
+
+
+def test_uploads_that_fail_end_the_run_after_three(store, corpus_dir, monkeypatch):
+    real, failing = mirrors.push, set()
+
+    def push(path, to=None):
+        if path.name == "optimizer.safetensors" and to.parent.name in failing:
+            raise OSError(5, "no route to the store", str(to))
+        return real(path, to)
+
+    monkeypatch.setattr(mirrors, "push", push)
+    failing |= {"step-10"}
+    train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5")
+    run = directory_of(URI, mirrors.WORKER)
+    notices = [record["text"] for record in records(run, "notice")]
+    assert any("step-10 could not be written (no route to the store)" in text for text in notices)
+    failing |= {"step-20", "step-25", "step-30"}
+    with pytest.raises(RunFailed, match=f"{URI}: 3 checkpoints in a row"):
+        train(corpus_dir, URI, "--max_iters=40", "--eval_interval=5")
+    assert checkpoints.step_of(checkpoints.resumable(run)[-1]) == 15
+
+
+def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch):
+    made = []
+
+    class Watching(launch.Display):
+        def __call__(self, record):
+            made.append(record["step"])
+            if record["kind"] == "train" and record["step"] == 20:
+                put(store, runs.STOP, b"enough for today")
+
+    monkeypatch.setattr(launch, "Display", Watching)
+    with pytest.raises(Stopped, match="enough for today"):
+        train(corpus_dir, URI, "--max_iters=100000", "--eval_interval=100000")
+    assert f"checkpoints/step-{made[-1]}/manifest.json" in names(store)
+    assert runs.STOP not in names(store)
+
+
+def test_overwrite_deletes_the_runs_own_files_only(store, corpus_dir):
+    train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
+    put(store, "notes.txt", b"mine")
+    put(store, "checkpoints/step-3/manifest.broken.json", b"{}")
+    train(corpus_dir, URI, "--max_iters=3", "--eval_interval=3", "--overwrite", "--seed=2")
+    left = names(store)
+    assert get(store, "notes.txt") == b"mine"
+    folders = {name.split("/")[1] for name in left if name.startswith("checkpoints/")}
+    assert folders == {"step-3"}
+    assert "checkpoints/step-3/manifest.broken.json" not in left
+    changed = b"overwrite: true" in get(store, runs.SETTINGS)
+    assert not changed  # to train from this file again must not delete the run
+
+
+def test_changed_settings_are_refused_without_a_download(store, corpus_dir, monkeypatch):
+    train(corpus_dir, URI, "--max_iters=5", "--eval_interval=5")
+    fetched = []
+    real = mirrors.pull
+    monkeypatch.setattr(
+        mirrors, "pull", lambda path, **o: fetched.append(path.name) or real(path, **o)
+    )
+    with pytest.raises(UserError, match=f"{URI}: holds a run with other settings"):
+        train(corpus_dir, URI, "--max_iters=9", "--learning_rate=1")
+    assert not [name for name in fetched if name.endswith(".safetensors")]
+
+
+# --- readers
+
+
+def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, tmp_path, capsys):
+    train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
+    cli.main(["report", URI])
+    assert f"page: {URI}/report.html" in capsys.readouterr().out
+    assert b"<html" in get(store, "report.html")
+    flags = ["--num_samples=1", "--max_new_tokens=5", "--device=cpu"]
+    for place in (
+        ["--out_dir=team/run", "--storage=s3://runs"],
+        [f"--out_dir={URI}/checkpoints/step-10"],
+    ):
+        cli.main(["sample", *place, *flags])
+        assert capsys.readouterr().out.strip()
+    reader = tmp_path / "cache" / "yuzogpt" / "runs" / "s3%3A%2F%2Fruns%2Fteam" / "reader" / "run"
+    assert {path.name for path in reader.rglob("*.safetensors")} == {"model.safetensors"}
+    cli.main(["export", f"--out_dir={URI}", f"--hf_dir={tmp_path / 'hf'}"])
+    assert (tmp_path / "hf" / "config.json").is_file()
+    train(corpus_dir, tmp_path / "tuned", f"--init_from={URI}", "--max_iters=2")
+    assert sorted(losses(tmp_path / "tuned")) == [1, 2]
+
+
+@pytest.mark.parametrize("place", ["s3://nobucket/run", "s3://runs/no/run"])
+def test_nothing_to_read_is_one_line(store, place):
+    for verb, why in (("report", "no run here"), ("sample", "no model here")):
+        with pytest.raises(UserError, match=f"{place}: {why}"):
+            cli.main([verb, f"--out_dir={place}"])
+
+
+# --- who may write
+
+
+def test_a_bucket_that_is_not_there_is_one_line_before_ray_starts(store, corpus_dir, tmp_path):
+    flags = [*TINY, f"--data_dir={corpus_dir}"]
+    missing = yuzogpt("train", *flags, "--out_dir=s3://nobucket/run")
+    nobody = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    silent = yuzogpt("train", *flags, f"--out_dir={URI}", **nobody)
+    for result in (missing, silent):
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert "s3://" in result.stderr
+        assert "Ray" not in result.stdout
+
+
+def test_a_second_command_is_refused(store, corpus_dir):
+    with Lease(directory_of(URI, mirrors.DRIVER)):
+        result = yuzogpt(
+            "train", *TINY, f"--data_dir={corpus_dir}", f"--out_dir={URI}", "--num_workers=0"
+        )
+        assert result.returncode == 2
+        assert f"{URI}: in use by process {os.getpid()}" in result.stderr
+    assert LEASE not in names(store)
+
+
+def test_of_two_that_come_at_once_one_holds_the_lease(store, monkeypatch):
+    monkeypatch.setattr(lease, "SETTLES_IN", 0.5)
+    held, refused, done = [], [], threading.Event()
+
+    def take(number):
+        try:
+            with Lease(directory_of(URI, mirrors.DRIVER)) as mine:
+                held.append(mine.holder["id"])
+                done.wait(20)
+        except UserError:
+            refused.append(number)
+            done.set()
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (len(held), len(refused)) == (1, 1)
+
+
+def test_a_lease_of_another_machine_expires(store, monkeypatch):
+    monkeypatch.setattr(lease, "EXPIRES_AFTER", 0.5)
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.2)
+    stale = {"id": "x", "process": 1, "host": "gone", "boot": "", "namespace": "", "beat": 3}
+    for left in (json.dumps(stale).encode(), b'{"id": '):
+        put(store, LEASE, left)
+        with Lease(directory_of(URI, mirrors.DRIVER)) as mine:
+            assert json.loads(get(store, LEASE))["id"] == mine.holder["id"]
+        assert LEASE not in names(store)
+
+
+def test_a_holder_that_lost_its_lease_ends(store, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    directory = directory_of(URI, mirrors.DRIVER)
+    with (
+        pytest.raises(RunFailed, match=f"{URI}: another command took over"),
+        Lease(directory) as mine,
+    ):
+        put(store, LEASE, json.dumps({**mine.holder, "id": "another"}).encode())
+        threading.Event().wait(60)  # its work, which is interrupted
+
+
+# --- what a run says, from one process to another
+
+
+def test_records_are_followed_through_the_store(store):
+    seen = []
+    log = MetricsLog(directory_of(URI, mirrors.WORKER) / runs.METRICS, -1, None)
+    followed = directory_of(URI, mirrors.DRIVER) / runs.METRICS
+    with Follower(followed, seen.append):
+        log.write("train", 1, loss=2.0)
+        log.write("start", 1)
+        deadline = time.monotonic() + 20
+        while len(seen) < 2 and time.monotonic() < deadline:
+            threading.Event().wait(0.05)
+        assert [record["kind"] for record in seen] == ["train", "start"]
+        log.write("train", 2, loss=1.0)
+        log.close()
+        append_record(followed, "failure", "worker 0 failed")
+    assert [record["kind"] for record in seen] == ["train", "start", "train", "failure"]
+
+
+def test_paths_say_what_they_are_copies_of(store, tmp_path):
+    directory = directory_of(URI, mirrors.WORKER)
+    assert mirrors.uri_of(directory / "checkpoints" / "step-1") == f"{URI}/checkpoints/step-1"
+    assert mirrors.uri_of(Path("/home/s3/run")) is None
+    assert directory_of(str(tmp_path), mirrors.WORKER) == tmp_path
+    with pytest.raises(UserError, match="too long"):
+        directory_of(f"s3://runs/{'x' * 300}/run", mirrors.WORKER)

@@ -284,6 +284,11 @@ def by_validation_loss(run: Path) -> list[Path]:
     return [newest_first[index] for index in sorted(range(len(metrics)), key=loss)]
 
 
+def is_evaluated(directory: Path) -> bool:
+    """Tell whether a checkpoint has a validation loss that is a number."""
+    return math.isfinite(read_metrics(directory).get("val_loss_estimate", math.nan))
+
+
 def read_metrics(directory: Path) -> dict[str, float]:
     """Return the metrics of a checkpoint that may be broken: none, then."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -307,7 +312,7 @@ def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> N
     Kept are the `keep_last` newest, to go on from, and the weights of the `keep_best` best.
     """
     last = {successor.directory, *resumable(run)[-keep_last:]}
-    best = by_validation_loss(run)[:keep_best]
+    best = [path for path in by_validation_loss(run) if is_evaluated(path)][:keep_best]
     for directory in candidates(run):
         if directory in last:
             continue
@@ -320,8 +325,11 @@ def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> N
 
 def drop_optimizer(directory: Path) -> None:
     """Keep only the weights of a checkpoint; its manifest says so before anything is deleted."""
-    manifest = json.loads((directory / MANIFEST).read_bytes())
-    gone = [name for name in manifest["files"] if name.startswith(OPTIMIZER)]
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        gone = [name for name in manifest["files"] if name.startswith(OPTIMIZER)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # damaged since it was verified: whoever wants to read it will say so
     if gone:
         kept = {name: hash for name, hash in manifest["files"].items() if name not in gone}
         write_durably(directory / MANIFEST, to_json({**manifest, "files": kept}))

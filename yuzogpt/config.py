@@ -8,7 +8,7 @@ within a verb, so that `--n_layer=4` needs no section. How values get in (defaul
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -17,7 +17,6 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # of a corpus, and its directory
 Auto = Literal["auto"]
-Span = Annotated[str, Field(pattern=r"^[1-9]\d*\.\.[1-9]\d*$")]  # least..most
 
 
 def setting(default: Any, meaning: str, unit: str = "", *, frozen: bool = False) -> Any:
@@ -26,6 +25,16 @@ def setting(default: Any, meaning: str, unit: str = "", *, frozen: bool = False)
     `frozen` settings decide what a run computes: they may not change when the run is resumed.
     """
     return Field(default, description=meaning, json_schema_extra={"unit": unit, "frozen": frozen})
+
+
+def read_workers(value: Any) -> Any:
+    """Read how many workers: auto, a number, or least..most."""
+    least, dots, most = str(value).partition("..")
+    if value == "auto" or (least.isdigit() and not dots):
+        return value if value == "auto" else int(least)
+    if least.isdigit() and most.isdigit() and 0 < int(least) <= int(most):
+        return f"{int(least)}..{int(most)}"
+    raise ValueError("write auto, a number, or least..most such as 1..4")
 
 
 class Section(BaseModel):
@@ -205,7 +214,7 @@ class ParallelSettings(Section):
 class WorkerSettings(Section):
     """Who does the work."""
 
-    num_workers: Auto | Count | Span = setting(
+    num_workers: Annotated[int | str, BeforeValidator(read_workers)] = setting(
         "auto",
         "Ray Train workers; auto: one per GPU, or one; 1..4: as many of them as there is room for, "
         "while it runs; 0: this process, without Ray",
@@ -229,14 +238,6 @@ class WorkerSettings(Section):
             return wanted, wanted
         least, most = wanted.split("..")
         return int(least), int(most)
-
-    @model_validator(mode="after")
-    def least_comes_first(self) -> Self:
-        """1..4, not 4..1."""
-        least, most = self.span(1)
-        if least > most:
-            raise ValueError(f"num_workers={self.num_workers}: write {most}..{least}")
-        return self
 
 
 class TrainSettings(Section):

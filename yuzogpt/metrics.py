@@ -20,6 +20,7 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ class MetricsLog:
     def __init__(self, path: Path, step: int, listener: Listener | None) -> None:
         """Open the file for a run that goes on from `step`: later records are undone.
 
-        `step` is -1 for a run that starts anew: all of them are.
+        `step` is -1 for a run that starts anew: all of them are, but for HISTORY.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.undone_steps = 0
@@ -83,11 +84,13 @@ class MetricsLog:
             self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
     def close(self) -> None:
-        """Close the file; OSError if some of it could not be written."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.copy.close)
-            with self.lock, self.file:
-                self._flush()
+        """Close the file; what could not be written is said."""
+        for end in (self._flush, self.file.close, self.copy.close):
+            try:
+                with self.lock:
+                    end()
+            except OSError as error:  # what the run is about is in its checkpoints
+                print(f"!!! {error.filename or 'metrics'}: {error.strerror}", file=sys.stderr)
 
 
 def append_record(path: Path, kind: str, text: str, **values: Any) -> None:

@@ -137,7 +137,8 @@ def describe_invalid(
     dotted = ".".join(location[:2])
     # A union complains once for each member: the last is the general one ("auto" or a number).
     same_place = [item for item in error.errors() if item["loc"][:2] == first["loc"][:2]]
-    message = " or ".join(dict.fromkeys(item["msg"] for item in same_place))
+    messages = (item["msg"].removeprefix("Value error, ") for item in same_place)
+    message = " or ".join(dict.fromkeys(messages))
     return f"{origins[dotted]}: {message} (default: {known[dotted].default!r})"
 
 

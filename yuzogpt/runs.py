@@ -33,6 +33,7 @@ ERRORS = "errors.log"
 SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
 WANDB_ID = "wandb-id.txt"
 STOP = "stop"  # a file that asks the run to stop; may hold the reason
+PAUSE = ".pause"  # the same, of the launcher, which will start the workers again
 
 
 def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
@@ -124,6 +125,12 @@ def find_resume(
     checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only)
     if checkpoint is None:
         name = settings.run.out_dir
+        weights = [path.name for path in checkpoints.candidates(run)]
+        if weights and not checkpoints.resumable(run):
+            raise UserError(
+                f"{name}: only weights are left, {weights[-1]}; start from them with "
+                f"--init_from={name} and another --out_dir"
+            )
         if existed:
             raise UserError(f"{name}: no checkpoint is whole any more; --overwrite starts anew")
         if settings.run.init_from == "resume":
@@ -264,7 +271,8 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
         if settings.run.overwrite:
             clear(run)
         stored_checkpoints.sweep(run)
-        mirrors.delete(run / STOP)
+        for name in (STOP, PAUSE):
+            mirrors.delete(run / name)
         # Without `overwrite`: to train from this file again must not delete the run.
         kept = settings.run.model_copy(update={"overwrite": False})
         content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))

@@ -25,7 +25,7 @@ PAUSES = (RESIZE, PREEMPTION)
 ENDED_WITHIN = 600.0  # seconds, after which a waiting worker gives up waiting
 
 LOOK_EVERY = 2.0  # seconds, for nodes that came or went; Ray by itself looks every 20
-SAVED_WITHIN = 60.0  # seconds that a change of workers waits for their checkpoint
+SAVED_WITHIN = 600.0  # seconds that a change of workers waits for their checkpoint
 COORDINATOR = "AutoscalingCoordinator"  # Ray's actor that knows which nodes there are
 
 
@@ -73,13 +73,14 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         """Let workers that train write a checkpoint before they end."""
         if not self.are_training:
             return
-        ask_to_stop(self.run, RESIZE)
+        pause_file = self.run / runs.PAUSE
+        ask_to_stop(self.run, RESIZE, runs.PAUSE)
         deadline = time.monotonic() + SAVED_WITHIN
         pause = 0.5 if mirrors.uri_of(self.run) else 0.05
         with contextlib.suppress(OSError):
-            while mirrors.exists(self.run / runs.STOP) and time.monotonic() < deadline:
+            while mirrors.exists(pause_file) and time.monotonic() < deadline:
                 time.sleep(pause)
-            mirrors.delete(self.run / runs.STOP)
+            mirrors.delete(pause_file)
 
 
 def preemption() -> str | None:
@@ -87,10 +88,16 @@ def preemption() -> str | None:
     return PREEMPTION if get_train_context().preemption_context.preemption_info else None
 
 
+def answer_pause(run: Path, rank: int) -> None:
+    """Tell a controller that waits for it that the checkpoint is written."""
+    if rank == 0:
+        with contextlib.suppress(OSError):
+            mirrors.delete(run / runs.PAUSE)
+
+
 def wait_for_the_end(run: Path, reason: str, rank: int) -> NoReturn:
     """Wait, the checkpoint being written, until the controller ends this worker."""
-    if rank == 0:
-        mirrors.delete(run / runs.STOP)  # which tells the controller that it is written
+    answer_pause(run, rank)
     if reason == PREEMPTION:
         # What Ray sees of a worker whose node is gone: counted as a preemption, not as a failure.
         # Without it the controller would wait until the node goes.

@@ -176,7 +176,12 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
 
-    from yuzogpt.orchestration.elastic import PAUSES, preemption, wait_for_the_end
+    from yuzogpt.orchestration.elastic import (
+        PAUSES,
+        answer_pause,
+        preemption,
+        wait_for_the_end,
+    )
     from yuzogpt.training.launch import work
     from yuzogpt.training.stopping import StopRequest, request_in
     from yuzogpt.world import World
@@ -196,11 +201,13 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
 
     settings = TrainSettings.model_validate(config["settings"])
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
-    stop = StopRequest(preemption, *([request_in(run)] if world.rank == 0 else []))
+    # A user's wish comes before the launcher's.
+    stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)
     try:
         reason = work(settings, world, report, None, stop)
     except tuple(ENDS_IN.values()) as error:
         return type(error).__name__, str(error)
     if reason in PAUSES:
         wait_for_the_end(run, reason, world.rank)
+    answer_pause(run, world.rank)
     return "ended", reason

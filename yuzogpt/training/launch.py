@@ -8,6 +8,7 @@ torchrun started.
 
 import contextlib
 import hashlib
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.training import curves
-from yuzogpt.training.display import Display, take_wandb_key
+from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import Outside, train
 from yuzogpt.training.parallel import process_group
 from yuzogpt.training.saving import Report
@@ -95,7 +96,8 @@ def work(
 
 
 def tell_of_stall(run: Path, line: str) -> None:
-    """Write down which rank stands still, if that can be written."""
+    """Say which rank stands still, and write it down, if that can be written."""
+    print(f"!!! {line}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):
         append_record(run / runs.METRICS, "failure", f"!!! {line}")
 
@@ -179,15 +181,18 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     mirrors.pull(run / runs.METRICS, if_changed=True)
     records = read_records(run / runs.METRICS)
     if settings.evaluation.eval_only:
-        print(f"val loss {records[-1]['val_loss']:.4f} over the whole split")
+        print(f"val loss {number(records[-1]['val_loss'])} over the whole split")
         return
-    final = [record for record in records if record["kind"] == "final"][-1]
+    finals = [record for record in records if record["kind"] == "final"]
+    if not finals:
+        raise RunFailed(f"{name}: trained to its end, but {runs.METRICS} was removed meanwhile")
+    final = finals[-1]
     curves.draw(records, run / runs.CURVE)
     mirrors.push(run / runs.CURVE)
-    print(f"step {final['step']}: val loss {final['val_loss']:.4f} over the whole split")
+    print(f"step {final['step']}: val loss {number(final['val_loss'])} over the whole split")
     print(f"curves: {name}/{runs.CURVE}")
     best = f"{name}/checkpoints/step-{final['best_step']}"
     print(
-        f"best checkpoint: {best} (val loss {final['best_val_loss']:.4f}); "
+        f"best checkpoint: {best} (val loss {number(final['best_val_loss'])}); "
         f"sample from it: yuzogpt sample --out_dir={name}"
     )

@@ -5,6 +5,7 @@ metrics.jsonl in out_dir. Plain PyTorch: who started it (this process, torchrun 
 only in `world` and `outside`.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
-from yuzogpt.errors import RunFailed
+from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.evaluation.loss import mean_loss
 from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.metrics import MetricsLog
@@ -34,7 +35,7 @@ from yuzogpt.training.monitor import (
 )
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
 from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
-from yuzogpt.training.records import Records
+from yuzogpt.training.records import Records, finite
 from yuzogpt.training.saving import Report, Saver
 from yuzogpt.training.schedules import lr_at
 from yuzogpt.training.stopping import StopRequest
@@ -92,7 +93,7 @@ def train(
     records.introduce(world, hardware, model, data, rows_seen, why)
 
     if settings.evaluation.eval_only:
-        records.write("eval_only", val_loss=validation.whole(model))
+        records.write("eval_only", val_loss=finite(validation.whole(model)))
         return None
     tokenizer = (corpus.directory / TOKENIZER).read_bytes()
     saver = Saver(
@@ -118,6 +119,7 @@ def train(
             )
         )
 
+    saver.wait()  # for its memory: better none here than none at the first checkpoint
     records.clock()
     reason, seconds, is_long = None, 0.0, False
     while step < schedule.max_iters and reason is None:
@@ -150,18 +152,21 @@ def train(
         seconds = time.perf_counter() - began
         is_long = totals.seconds > LONG_STEP
         verdict = guard.judge(totals)
-        is_clipped, health = False, None
-        if guard.takes(verdict):
+        is_clipped, health, expected = False, None, guard.mean
+        if is_taken := guard.takes(verdict):
             if is_due(step + 1, settings.log.health_interval):
                 health = Health(trainee)
             is_clipped = clip(trainee, totals.gradient_norm, settings.optimizer.grad_clip)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step, rows_seen = step + 1, rows_seen + global_rows
-        records.after_step(rows_seen, lr, totals, verdict, clipped=is_clipped, guard=guard)
+        records.after_step(
+            rows_seen, lr, totals, verdict, taken=is_taken, clipped=is_clipped, expected=expected
+        )
         if health:
             records.write("health", layers=health.layers(totals, world))
         if guard.gives_up():
+            saver.wait()
             raise RunFailed(why_given_up(settings, trainee, totals, guard, step))
         outside.watchdog.is_running()
 
@@ -175,10 +180,13 @@ def train(
                 estimate = validation.estimate(model)
             metrics = {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
             records.evaluation(rows_seen, estimate)
-        if metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval):
+        # Weights that may be spoilt push no good ones out.
+        is_fit = is_last or reason or not guard.not_finite_in_a_row
+        if is_fit and (metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval)):
             save(metrics)
 
     saver.finish()
+    outside.watchdog.is_concluding()
     if reason:
         records.stop(reason)
     else:
@@ -187,7 +195,7 @@ def train(
 
 
 def asked_to_stop(stop: StopRequest, world: World) -> str | None:
-    """Return why any rank was asked to stop, on every rank."""
+    """Return why any rank was asked to stop, on every rank; the first rank's reason counts."""
     return next((reason for reason in world.gather(stop.look()) if reason), None)
 
 
@@ -247,9 +255,9 @@ def why_given_up(
     where = f", not finite in {', '.join(layers[:3])}" if layers else ""
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     return (
-        f"{settings.run.out_dir}: step {step} is the {guard.skipped_in_a_row}th in a row to be "
+        f"{settings.run.out_dir}: step {step} is the {guard.not_finite_in_a_row}th in a row to be "
         f"skipped: loss {totals.loss}, gradient norm {totals.gradient_norm}{where}{more}; weights "
-        f"are those of step {step - guard.skipped_in_a_row}. Try a lower --learning_rate, more "
+        f"are those of step {step - guard.not_finite_in_a_row}. Try a lower --learning_rate, more "
         "--warmup_iters, or --dtype=float32, in another --out_dir"
     )
 
@@ -260,11 +268,14 @@ def finish(
     """Evaluate the last and the best checkpoint over the whole split, and say so."""
     step, last_loss = records.step, validation.whole(trainee.model)
     best_step, best_loss = step, last_loss
-    found = checkpoints.best(run, lambda *_: None) if world.rank == 0 else None
+    found = None
+    with contextlib.suppress(UserError, OSError):  # of another version, say
+        found = checkpoints.best(run, lambda *_: None) if world.rank == 0 else None
     name = world.from_rank_0(found.directory.name if found else None)
     if name and name != f"step-{step}":
         directory = run / "checkpoints" / name
         best = stored_checkpoints.on_every_node(directory, world, optimizer=False)
         trainee.load(best.tensors(MODEL))
         best_step, best_loss = best.state.step, validation.whole(trainee.model)
-    records.write("final", val_loss=last_loss, best_step=best_step, best_val_loss=best_loss)
+    losses = {"val_loss": finite(last_loss), "best_val_loss": finite(best_loss)}
+    records.write("final", best_step=best_step, **losses)

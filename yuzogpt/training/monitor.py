@@ -74,7 +74,7 @@ class Guard:
     variance: float = 0.0
     seen: int = 0  # healthy steps
     skipped: int = 0  # steps, since the run began
-    skipped_in_a_row: int = 0
+    not_finite_in_a_row: int = 0
 
     def judge(self, totals: StepTotals) -> Verdict:
         """Judge a step, and remember its loss if it is a number."""
@@ -104,12 +104,12 @@ class Guard:
         """Tell whether a step so judged is taken; count it if not."""
         is_taken = verdict == "healthy" or (verdict == "spike" and not self.settings.skip_spikes)
         self.skipped += not is_taken
-        self.skipped_in_a_row = 0 if is_taken else self.skipped_in_a_row + 1
+        self.not_finite_in_a_row = (self.not_finite_in_a_row + 1) * (verdict == "not finite")
         return is_taken
 
     def gives_up(self) -> bool:
-        """Tell whether so many steps in a row were skipped that the run should end."""
-        return self.skipped_in_a_row >= self.settings.max_skipped
+        """Tell whether so many steps in a row were not finite that the run should end."""
+        return self.not_finite_in_a_row >= self.settings.max_skipped
 
     @classmethod
     def remembering(cls, settings: GuardSettings, memory: dict[str, float]) -> "Guard":
@@ -138,7 +138,7 @@ def not_finite_layers(trainee: Trainee, totals: StepTotals) -> list[str]:
 class Health:
     """Looks at one step closely: gradient, weights and update of each layer.
 
-    It holds a second copy of the weights for the length of the step.
+    For the length of the step it holds the weights of before, then the updates, too.
     """
 
     def __init__(self, trainee: Trainee) -> None:

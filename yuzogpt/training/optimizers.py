@@ -50,5 +50,8 @@ def load_state_tensors(
 ) -> None:
     """Put back what `state_tensors` named: this rank's part of each whole tensor, bit for bit."""
     own = state_tensors(model, optimizer)
+    missing = set(own)
     for name, whole in tensors:
         local(own[name]).copy_(part_of(whole, own[name]))
+        missing.remove(name)
+    assert not missing, f"no state for {sorted(missing)}"

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -68,6 +68,8 @@ class Trainee:
     @torch.no_grad()
     def load(self, tensors: NamedTensors) -> None:
         """Take this rank's part of each whole tensor."""
+        if isinstance(self.trained, FSDPModule):
+            self.trained.reshard()  # after an evaluation, embeddings are still gathered
         missing = {name for name, _ in self.model.named_parameters()}
         for name, whole in tensors:
             parameter = self.model.get_parameter(name)
@@ -87,7 +89,8 @@ def choose_kind(
         return settings.parallel, f"{settings.parallel}, as asked"
     if device.type != "cuda":
         return "ddp", "ddp: it is the faster one, and memory is not a GPU's"
-    room = torch.cuda.get_device_properties(device).total_memory
+    # The smallest GPU decides, on all ranks.
+    room = min(world.gather(torch.cuda.get_device_properties(device).total_memory))
     need = shape.count_weights() * BYTES_PER_WEIGHT
     kind: Kind = "fsdp" if need > room / 2 else "ddp"
     return kind, f"{kind}: ddp would take {need / 2**30:.1f} of {room / 2**30:.1f} GiB a GPU"

@@ -13,7 +13,7 @@ from yuzogpt.data.batches import Rows
 from yuzogpt.hardware import Hardware
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.gpt import GPT
-from yuzogpt.training.monitor import Guard, StepTotals, Verdict
+from yuzogpt.training.monitor import StepTotals, Verdict
 from yuzogpt.world import World
 
 
@@ -80,17 +80,19 @@ class Records:
         totals: StepTotals,
         verdict: Verdict,
         *,
+        taken: bool,
         clipped: bool,
-        guard: Guard,
+        expected: float,
     ) -> None:
         """Count a step; write of it what is due."""
         self.step += 1
         self.steps += 1
         self.clipped += clipped
-        self.skipped += guard.skipped_in_a_row > 0
+        self.skipped += not taken
         if verdict != "healthy":
-            self._odd_step(totals, verdict, guard)
-        if self.step % self.settings.log.log_interval:
+            self._odd_step(totals, verdict, taken, expected)
+        is_last = totals.stopping or self.step == self.settings.schedule.max_iters
+        if self.step % self.settings.log.log_interval and not is_last:
             return
         now = time.perf_counter()
         self.write(
@@ -106,10 +108,11 @@ class Records:
         )
         self.started, self.steps, self.clipped, self.skipped = now, 0, 0, 0
 
-    def _odd_step(self, totals: StepTotals, verdict: Verdict, guard: Guard) -> None:
-        taken = "" if guard.skipped_in_a_row == 0 else "; skipped"
+    def _odd_step(
+        self, totals: StepTotals, verdict: Verdict, is_taken: bool, expected: float
+    ) -> None:
+        taken = "" if is_taken else "; skipped"
         if verdict == "spike":
-            expected = guard.mean
             text = f"!!! step {self.step}: loss {totals.loss:.4f}, about {expected:.4f} expected"
             self.write("spike", text=text + taken, loss=totals.loss, expected=expected)
         else:

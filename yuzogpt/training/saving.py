@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from yuzogpt import checkpoints, mirrors, stored_checkpoints
-from yuzogpt.checkpoints import MODEL, OPTIMIZER, CorruptCheckpoint, State, tensor_file
+from yuzogpt.checkpoints import MODEL, OPTIMIZER, State, tensor_file
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.metrics import MetricsLog
@@ -69,6 +69,7 @@ class Saver:
             group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
             self.world = dataclasses.replace(world, group=group)
         weights = dict(trainee.model.named_parameters())
+        self.is_on_gpu = next(iter(weights.values())).device.type == "cuda"
         self.live: dict[str, Mapping[str, Tensor]] = {
             MODEL: weights,
             OPTIMIZER: state_tensors(trainee.model, optimizer),
@@ -90,8 +91,8 @@ class Saver:
         waited = time.perf_counter() - started
         for kind, copies in self.copies.items():
             for name, copy in copies.items():
-                copy.copy_(local(self.live[kind][name].detach()), non_blocking=True)
-        if torch.cuda.is_available():
+                copy.copy_(local(self.live[kind][name].detach()), non_blocking=self.is_on_gpu)
+        if self.is_on_gpu:
             torch.cuda.synchronize()
         stall = time.perf_counter() - started
         self.writing = in_thread(lambda: self._write(state, stall, waited))
@@ -117,11 +118,12 @@ class Saver:
 
     def _allocate(self) -> None:
         """Make room for the copies, and touch it: fresh memory takes longer than the copy."""
-        pinned = torch.cuda.is_available()
         for kind, tensors in self.live.items():
             for name, tensor in tensors.items():
                 like = local(tensor.detach())
-                room = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=pinned)
+                room = torch.empty(
+                    like.shape, dtype=like.dtype, device="cpu", pin_memory=self.is_on_gpu
+                )
                 self.copies[kind][name] = room.zero_()
 
     def _write(self, state: State, stall: float, waited: float) -> None:
@@ -139,7 +141,7 @@ class Saver:
                 self.refuse_to_write()
                 mirrors.delete_folder(self._directory(state), first=checkpoints.MANIFEST)
                 place = checkpoints.begin(self.run, state.step).name
-            except (OSError, RunFailed) as error:
+            except Exception as error:  # whatever it is, the other ranks wait for an answer
                 problem = error
         place = self.world.from_rank_0(place)
         if place is not None:
@@ -148,7 +150,7 @@ class Saver:
             found = self.world.gather((hashes, failed))
             if is_first:
                 problem = self._commit(temporary, state, found)
-        text = self.world.from_rank_0(str(problem) if problem else None)
+        text = self.world.from_rank_0(reason_of(problem) if problem else None)
         is_fatal = self.world.from_rank_0("fatal" if isinstance(problem, RunFailed) else None)
         if text is not None:
             self._note_failure(state, text, is_fatal is not None)
@@ -197,14 +199,14 @@ class Saver:
                     shapes = {name: self.live[kind][name] for name in names}
                     room.mkdir(parents=True, exist_ok=True)
                     hashes[file] = write_tensors(room / file, shapes, tensors)
-            except OSError as error:
-                failed = error.strerror or str(error)
+            except Exception as error:  # whatever it is, the other ranks wait for an answer
+                failed = reason_of(error)
             for _ in tensors:  # the other ranks count on this one's part
                 pass
         try:
             stored_checkpoints.send(room, directory, {} if failed else hashes)
-        except OSError as error:
-            failed = error.strerror or str(error)
+        except Exception as error:
+            failed = reason_of(error)
         return hashes, failed
 
     def _names(self, kind: str, part: int) -> list[str]:
@@ -265,11 +267,21 @@ class Saver:
                 self.log.push()  # a run that goes on from this checkpoint has its records, too
             stored_checkpoints.publish(written.directory)
             self.bytes = stored_checkpoints.size_of(written.directory)
-            checkpoints.prune(self.run, written, self.settings.keep_last, self.settings.keep_best)
-        except (OSError, RunFailed, CorruptCheckpoint) as error:
+        except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             return error
+        try:
+            checkpoints.prune(self.run, written, self.settings.keep_last, self.settings.keep_best)
+        except Exception as error:  # the new one is whole, whatever is the matter with old ones
+            text = f"!!! old checkpoints could not be deleted ({reason_of(error)})"
+            if self.log:
+                self.log.write("notice", state.step, text=text)
         return None
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a few words what an error says."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
 
 
 def share_out(tensors: Mapping[str, Tensor], parts: int) -> list[list[str]]:

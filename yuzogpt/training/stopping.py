@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from yuzogpt import mirrors
-from yuzogpt.runs import STOP
+from yuzogpt.runs import PAUSE, STOP
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
 
@@ -42,19 +42,19 @@ class StopRequest:
         return self.reason
 
 
-def ask_to_stop(run: Path, reason: str) -> None:
-    """Ask the run in out_dir to stop, from any process that sees it."""
+def ask_to_stop(run: Path, reason: str, file: str = STOP) -> None:
+    """Ask the run in out_dir to stop, or to pause, from any process that sees it."""
     with contextlib.suppress(OSError):
-        mirrors.write(run / STOP, reason.encode())
+        mirrors.write(run / file, reason.encode())
 
 
 def read_request(run: Path) -> str | None:
-    """Return why the run in out_dir was asked to stop; None if it was not."""
-    try:
-        content = mirrors.read(run / STOP).decode(errors="replace")
-        return content.strip()[:200] or f"the file {STOP}"
-    except OSError:
-        return None
+    """Return why the run in out_dir was asked to stop, or else to pause; None if it was not."""
+    for file in (STOP, PAUSE):
+        with contextlib.suppress(OSError):
+            content = mirrors.read(run / file).decode(errors="replace")
+            return content.strip()[:200] or f"the file {file}"
+    return None
 
 
 def request_in(run: Path) -> Place:

@@ -74,6 +74,10 @@ class Watchdog:
         """Say that start-up is over: from now on the bound is the bound."""
         self.patience = self.timeout
 
+    def is_concluding(self) -> None:
+        """Say that one rank will read checkpoints for long, while the others wait for it."""
+        self.patience = START_UP * self.timeout
+
     def _talk(self) -> None:
         """Tell the other ranks how far this one is, and listen to them."""
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
@@ -100,12 +104,15 @@ class Watchdog:
     def _end(self) -> None:
         """Name the rank that stands still, on the first of those that live, and end here."""
         silent = self.blame(self.peers)
-        living = min({self.world.rank, *self.peers} - silent.keys(), default=self.world.rank)
-        if living == self.world.rank:
-            self.on_stall(f"{'; '.join(silent.values())}; all workers start again")
-        else:
-            time.sleep(self.pause)  # let that one say it first
-        os._exit(EXIT_STATUS)
+        everyone = {self.world.rank, *self.peers}
+        speaker = min(everyone - silent.keys(), default=min(everyone))
+        try:
+            if speaker == self.world.rank:
+                self.on_stall("; ".join(silent.values()))
+            else:
+                time.sleep(self.pause)  # let that one say it first
+        finally:
+            os._exit(EXIT_STATUS)
 
     def blame(self, peers: dict[int, Peer]) -> dict[int, str]:
         """Return the ranks that hold up the others, and what to say of each."""

@@ -25,13 +25,15 @@ OF_AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS
 
 
 class Environment:
-    """Gives a rank, which is forked off an older server, what its store needs; a cache, too."""
+    """Makes each rank a node of its own, that knows nothing yet, and how to reach the store."""
 
-    def __init__(self, cache):
-        self.values = {name: os.environ[name] for name in OF_AWS} | {"XDG_CACHE_HOME": str(cache)}
+    def __init__(self, caches):
+        self.caches = caches
+        self.values = {name: os.environ[name] for name in OF_AWS}
 
     def __call__(self, rank):
-        os.environ.update(self.values)
+        os.environ.update(self.values, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        os.environ["XDG_CACHE_HOME"] = str(self.caches / str(rank))
 
 
 @pytest.fixture
@@ -131,13 +133,15 @@ def test_each_rank_sends_its_part_and_fetches_the_whole(store, corpus_dir, tmp_p
     flags = ("--dropout=0.1", "--parallel=fsdp", "--eval_interval=5")
     for max_iters in (5, 10):
         settings = tiny_settings(corpus_dir, URI, *flags, f"--max_iters={max_iters}")
-        ranks = start_world(2, settings, Environment(tmp_path / f"cache-{max_iters}"))
+        ranks = start_world(2, settings, Environment(tmp_path / f"caches-{max_iters}"))
         assert exit_codes(ranks) == [0, 0]
     run_world(2, tiny_settings(corpus_dir, tmp_path / "local", *flags, "--max_iters=10"))
     copy = download(store, tmp_path / "copy")
     assert losses(copy) == losses(tmp_path / "local")
     assert len(weights(copy, 10)) == 4
     assert weights(copy, 10) == weights(tmp_path / "local", 10)
+    for rank in (0, 1):
+        assert not list((tmp_path / "caches-10" / str(rank)).rglob("*.safetensors"))
 
 
 def test_what_was_not_committed_is_not_there(store, corpus_dir):

@@ -53,7 +53,8 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     try:
         pull(run)
     except OSError as error:
-        raise UserError(f"--out_dir={error.filename}: not within reach: {error.strerror}") from None
+        name = settings.run.out_dir
+        raise UserError(f"--out_dir={name}: not within reach: {error.strerror}") from None
     check_out_dir(settings, run)
     check_space(settings, run)
     resume = None

@@ -166,8 +166,11 @@ def run_as_rank(settings: TrainSettings) -> None:
 def stopping(run: Path, world: World) -> Iterator[StopRequest]:
     """Yield what asks this rank's loop to stop: SIGTERM, and on rank 0 a file in out_dir."""
     stop = StopRequest(*([request_in(run)] if world.rank == 0 else []))
-    with on_sigterm(lambda: stop.set("SIGTERM")):
-        yield stop
+    try:
+        with on_sigterm(lambda: stop.set("SIGTERM")):
+            yield stop
+    finally:
+        stop.close()
 
 
 def conclude(settings: TrainSettings, reason: str | None) -> None:

@@ -33,6 +33,12 @@ class StopRequest:
         """Ask for it in this process; the first reason stays."""
         self.reason = self.reason or reason
 
+    def close(self) -> None:
+        """End what the places began."""
+        for place in self.places:
+            if isinstance(place, StoredRequest):
+                place.close()
+
     def look(self) -> str | None:
         """Return the reason to stop, if there is one."""
         now = time.monotonic()
@@ -80,6 +86,11 @@ class StoredRequest:
             self.thread = threading.Thread(target=self._look, name="stop", daemon=True)
             self.thread.start()
         return self.answer
+
+    def close(self) -> None:
+        """Wait for a look that is going on: a process must not end in the middle of it."""
+        if self.thread.is_alive():
+            self.thread.join()
 
     def _look(self) -> None:
         self.answer = read_request(self.run)

@@ -5,6 +5,7 @@ Real ranks, connected by gloo; the faults are signals, limits of the system, and
 
 import math
 import os
+import random
 import resource
 import shutil
 import signal
@@ -24,9 +25,11 @@ from tests.training.worlds import (
     weights,
 )
 from yuzogpt import checkpoints, runs
+from yuzogpt.config import GuardSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
 from yuzogpt.training.launch import work
+from yuzogpt.training.monitor import Guard, StepTotals
 from yuzogpt.training.stopping import StopRequest, read_request
 from yuzogpt.training.watchdog import EXIT_STATUS
 from yuzogpt.world import World
@@ -254,9 +257,9 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(corpus_dir,
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(record):
-        if record["kind"] == "train" and record["step"] == 12:
+        if record["kind"] == "checkpoint" and record["step"] == 10:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        if record["kind"] == "train" and record["step"] == 28:
+        if record["kind"] == "notice" and "could not be written" in record["text"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     try:
@@ -325,3 +328,122 @@ def test_a_long_step_is_not_waited_for(corpus_dir, tmp_path):
     run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", DROPOUT, *flags))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert weights(tmp_path / "run", 40) == weights(tmp_path / "whole", 40)
+
+
+# --- one rank alone is in trouble
+
+
+class Full:
+    """Lets the files of one rank not grow past a limit, from its nth checkpoint on."""
+
+    def __init__(self, rank, checkpoint):
+        self.rank, self.checkpoint = rank, checkpoint
+
+    def __call__(self, rank):
+        if rank != self.rank:
+            return
+        from yuzogpt.training import saving
+
+        real, calls = saving.write_tensors, []
+
+        def write_tensors(*arguments):
+            calls.append(None)
+            is_full = math.ceil(len(calls) / 2) == self.checkpoint  # two files a checkpoint
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000 if is_full else hard, hard))
+            return real(*arguments)
+
+        saving.write_tensors = write_tensors
+
+
+def test_the_full_disk_of_one_rank_holds_up_no_other(corpus_dir, tmp_path):
+    flags = ("--parallel=fsdp", "--max_iters=40", "--eval_interval=10")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
+    assert exit_codes(start_world(2, settings, Full(1, 2))) == [0, 0]
+    (notice,) = [r["text"] for r in records(tmp_path / "run", "notice") if "!!!" in r["text"]]
+    assert notice.startswith("!!! checkpoint step-20 could not be written (File too large)")
+    kept = [checkpoints.step_of(path) for path in checkpoints.candidates(tmp_path / "run")]
+    assert kept == [30, 40]
+
+
+def test_a_damaged_old_checkpoint_does_not_end_the_run(corpus_dir, tmp_path):
+    settings, _ = runs.check(
+        tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=50", "--eval_interval=10")
+    )
+
+    def damage(record):
+        if record["kind"] == "train" and record["step"] == 25:
+            for path in (tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"):
+                path.write_text('{"format": 2, "fi')
+
+    with runs.writing(settings):
+        work(settings, World(), lambda *_: None, damage, StopRequest())
+    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step == 50
+    assert records(tmp_path / "run", "final")
+
+
+def test_a_stall_that_cannot_be_written_down_ends_the_others_too(corpus_dir, tmp_path):
+    settings = tiny_settings(
+        corpus_dir, tmp_path / "run", "--max_iters=100000", "--eval_interval=100000",
+        "--hang_timeout=3",
+    )  # fmt: skip
+    ranks = start_world(2, settings)
+    wait_for_step(tmp_path / "run", 20)
+    os.kill(ranks[1].pid, signal.SIGSTOP)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").mkdir()
+    ranks[0].join(30)
+    ranks[1].kill()
+    assert ranks[0].exitcode == EXIT_STATUS
+
+
+def test_what_only_the_weights_are_left_of_says_so(corpus_dir, tmp_path):
+    train(corpus_dir, tmp_path / "run", "--max_iters=5")
+    checkpoints.drop_optimizer(tmp_path / "run" / "checkpoints" / "step-5")
+    with pytest.raises(runs.UserError, match="only weights are left, step-5; start from them"):
+        runs.check(tiny_settings(corpus_dir, tmp_path / "run", DROPOUT, "--max_iters=9"))
+
+
+# --- what the guards make of losses
+
+
+def judged(losses_of_steps, **settings):
+    guard = Guard(GuardSettings(**settings))
+    found = []
+    for loss in losses_of_steps:
+        verdict = guard.judge(StepTotals(loss, False, 0.0, [1.0]))
+        found.append((verdict, guard.takes(verdict), guard.gives_up()))
+    return found
+
+
+def test_a_spike_is_noticed_and_skipped_if_asked_for():
+    noise = random.Random(1)
+    calm = [3 + noise.uniform(-0.05, 0.05) for _ in range(100)]
+    assert {verdict for verdict, _, _ in judged(calm)} == {"healthy"}
+    assert judged([*calm, 8.0, 3.0])[-2:] == [("spike", True, False), ("healthy", True, False)]
+    skipping = judged([*calm, 8.0, 3.0], skip_spikes=True)
+    assert skipping[-2:] == [("spike", False, False), ("healthy", True, False)]
+    assert judged([*calm, 8.0], spike_sigmas=0)[-1][0] == "healthy"
+
+
+def test_a_loss_that_stays_high_stops_being_a_spike_and_ends_nothing():
+    noise = random.Random(1)
+    calm = [3 + noise.uniform(-0.05, 0.05) for _ in range(100)]
+    shifted = judged([*calm, *[8.0] * 60], skip_spikes=True)[100:]
+    assert shifted[0][0] == "spike"
+    assert shifted[-1][0] == "healthy"
+    assert not any(gives_up for _, _, gives_up in shifted)
+
+
+def test_a_guard_remembers_finite_numbers_only():
+    guard = Guard(GuardSettings())
+    for loss in (3.0, math.nan, math.inf, 2.0):
+        guard.takes(guard.judge(StepTotals(loss, False, 0.0, [1.0])))
+    assert guard.mean == 2.5
+    assert Guard.remembering(guard.settings, guard.memory()) == guard
+    assert guard.judge(StepTotals(2.0, False, 0.0, [math.nan])) == "not finite"
+
+
+def test_the_last_steps_are_in_the_metrics(corpus_dir, tmp_path):
+    train(corpus_dir, tmp_path / "run", "--max_iters=20", "--log_interval=7")
+    assert list(losses(tmp_path / "run")) == [7, 14, 20]

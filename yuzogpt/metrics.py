@@ -81,7 +81,14 @@ class MetricsLog:
 
     def _flush(self) -> None:
         while self.unwritten:
-            self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+            # Ctrl-C may come after the write: rather lose a line then than have it twice.
+            line, self.unwritten = self.unwritten, b""
+            try:
+                written = self.file.write(line)
+            except OSError:
+                self.unwritten = line
+                raise
+            self.unwritten = line[written:]
 
     def close(self) -> None:
         """Close the file; what could not be written is said."""

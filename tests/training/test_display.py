@@ -66,6 +66,23 @@ def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
     assert [record.get("loss") for record in kept] == [1, 2, 3, None, 40]
 
 
+def test_ctrl_c_in_the_middle_of_a_write_leaves_no_line_twice(tmp_path):
+    class Interrupted(io.FileIO):
+        def write(self, content):
+            written = super().write(content)
+            if b'"step": 2' in content:
+                raise KeyboardInterrupt
+            return written
+
+    log = MetricsLog(tmp_path / "metrics.jsonl", -1, None)
+    log.file = Interrupted(tmp_path / "metrics.jsonl", "ab")
+    log.write("train", 1)
+    with pytest.raises(KeyboardInterrupt):
+        log.write("train", 2)
+    log.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 1}\n{"kind": "tra')

@@ -36,6 +36,25 @@ class Environment:
         os.environ["XDG_CACHE_HOME"] = str(self.caches / str(rank))
 
 
+class KillAt(Environment):
+    """Kills a rank when it is about to send a file of a checkpoint."""
+
+    def __init__(self, caches, place):
+        super().__init__(caches)
+        self.place = place
+
+    def __call__(self, rank):
+        super().__call__(rank)
+        real = mirrors.push
+
+        def push(path, to=None):
+            if (to or path).as_posix().endswith(self.place):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(path, to)
+
+        mirrors.push = push
+
+
 @pytest.fixture
 def store(s3, tmp_path, monkeypatch):
     """A bucket named `runs`, seen from a machine that knows nothing yet."""
@@ -101,7 +120,7 @@ def test_a_run_in_a_store_leaves_what_a_local_one_leaves(store, corpus_dir, tmp_
 
 def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corpus_dir, tmp_path):
     flags = [*TINY, "--dropout=0.1", f"--data_dir={corpus_dir}", "--num_workers=0"]
-    flags += ["--max_iters=400"]
+    flags += ["--max_iters=200"]
     command = [sys.executable, "-m", "yuzogpt", "train", *flags]
     process = subprocess.Popen(
         [*command, "--out_dir=team/run", "--storage=s3://runs"],
@@ -109,7 +128,7 @@ def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corp
         stdout=subprocess.DEVNULL,
     )
     wait, deadline = threading.Event(), time.monotonic() + 120
-    while "checkpoints/step-100/manifest.json" not in names(store):
+    while "checkpoints/step-50/manifest.json" not in names(store):
         assert time.monotonic() < deadline
         wait.wait(0.1)
     process.send_signal(signal.SIGKILL)
@@ -124,7 +143,7 @@ def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corp
     copy = download(store, tmp_path / "copy")
     assert len(records(copy, "start")) == 2
     assert losses(copy) == losses(tmp_path / "local")
-    assert weights(copy, 400) == weights(tmp_path / "local", 400)
+    assert weights(copy, 200) == weights(tmp_path / "local", 200)
     finished = yuzogpt("train", str(settings))
     assert f"{URI}: finished" in finished.stdout
 
@@ -142,6 +161,23 @@ def test_each_rank_sends_its_part_and_fetches_the_whole(store, corpus_dir, tmp_p
     assert weights(copy, 10) == weights(tmp_path / "local", 10)
     for rank in (0, 1):
         assert not list((tmp_path / "caches-10" / str(rank)).rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_killed_while_it_sends_a_checkpoint(store, corpus_dir, tmp_path, name):
+    flags = ("--dropout=0.1", "--eval_interval=5", "--max_iters=10")
+    settings = tiny_settings(corpus_dir, URI, *flags)
+    killed = start_world(1, settings, KillAt(tmp_path / "caches", f"step-10/{name}"))
+    assert exit_codes(killed) == [-signal.SIGKILL]
+    left = download(store, tmp_path / "left")
+    assert (left / "checkpoints" / "step-10" / "state.json").exists() == (name == "manifest.json")
+    assert not (left / "checkpoints" / "step-10" / "manifest.json").exists()
+    assert checkpoints.newest(left, lambda *_: None).state.step == 5
+    assert exit_codes(start_world(1, settings, Environment(tmp_path / "others"))) == [0]
+    run_world(1, tiny_settings(corpus_dir, tmp_path / "local", *flags))
+    copy = download(store, tmp_path / "copy")
+    assert losses(copy) == losses(tmp_path / "local")
+    assert weights(copy, 10) == weights(tmp_path / "local", 10)
 
 
 def test_what_was_not_committed_is_not_there(store, corpus_dir):

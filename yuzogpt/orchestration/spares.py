@@ -16,6 +16,7 @@ import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down
+ANSWERED_WITHIN = 0.5  # seconds, and READY_AFTER
 KEPT_FOR = 10**7  # seconds
 NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
 
@@ -36,11 +37,14 @@ class Spares(WorkerGroupCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         """There are no workers yet."""
         self.group: Any = None
+        self.made_for: Any = None  # the answer that the first worker owes us
         self.trains_since = 0.0
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """Remember the workers, and since when they train."""
         self.group, self.trains_since = worker_group, time.monotonic()
+        with contextlib.suppress(Exception):
+            self.made_for = worker_group.execute_single_async(0, runtime_environment)
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Forget them."""
@@ -52,17 +56,21 @@ class Spares(WorkerGroupCallback):  # type: ignore[misc]
             self.group = None
         if self.group and time.monotonic() - self.trains_since > READY_AFTER:
             with contextlib.suppress(Exception):
-                start_spares(self.group)
+                # Not waited for: a worker that stands still would hold up the controller for ever.
+                start_spares(self.group, ray.get(self.made_for, timeout=ANSWERED_WITHIN))
             self.group = None
 
 
-def start_spares(group: Any) -> None:
+def runtime_environment() -> str:
+    """Return what this process was made for: it serves no work with another."""
+    return str(ray.get_runtime_context().get_runtime_env_string())
+
+
+def start_spares(group: Any, made_for: str) -> None:
     """Ask each node for as many processes as it has workers, made like them."""
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
-    # A process serves only work with the very runtime environment that it was made for.
-    made_for = group.execute_single(0, lambda: ray.get_runtime_context().get_runtime_env_string())
     nodes = {node["NodeID"]: node for node in ray.nodes()}
     for node_id, count in Counter(w.metadata.node_id for w in group.get_workers()).items():
         request = node_manager_pb2.PrestartWorkersRequest(

@@ -80,12 +80,14 @@ def started(head_cpus: int, nodes: int) -> Iterator[Cluster]:
         cluster = Cluster(process)
         for _ in range(nodes):
             cluster.do("add")
-        yield cluster
-        process.communicate(timeout=60)
+        try:
+            yield cluster
+        finally:
+            process.communicate(timeout=60)
 
 
 def newest_worker() -> int:
-    """Return the process of the training worker that started last: rank 1 of two."""
+    """Return the process of a training worker: of the one that started last, whatever its rank."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -16,7 +16,7 @@ from yuzogpt.metrics import read_records
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("--dropout=0.1", "--eval_interval=1000", "--checkpoint_interval=50")
+FLAGS = ("--dropout=0.1", "--eval_interval=1000", "--checkpoint_interval=3")
 
 
 def start(cluster, corpus_dir, out_dir, *flags):

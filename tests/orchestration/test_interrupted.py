@@ -19,7 +19,7 @@ from yuzogpt.orchestration import cluster
 pytestmark = pytest.mark.slow
 
 
-STEPS = 700
+STEPS = 400
 FLAGS = ("--dropout=0.1", "--eval_interval=25", f"--max_iters={STEPS}")
 
 

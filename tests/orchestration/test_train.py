@@ -6,6 +6,7 @@ That one worker gives the bits of one process, check_quickstart.py holds.
 import contextlib
 import os
 import random
+import re
 import signal
 import stat
 import threading
@@ -22,7 +23,7 @@ from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.orchestration.train import FASTER, train_connected
+from yuzogpt.orchestration.train import ENVIRONMENT, train_connected
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def embedded_ray():
     """One embedded Ray for the module."""
-    os.environ.update(FASTER)
+    os.environ.update(ENVIRONMENT)
     with connected("", 3):
         yield
 
@@ -54,20 +55,24 @@ def test_the_token_is_private(embedded_ray):
 def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     embedded_ray, corpus_dir, tmp_path, capfd
 ):
-    flags = ("--max_iters=500", "--eval_interval=25", "--num_workers=2", "--hang_timeout=5")
+    flags = ("--max_iters=300", "--eval_interval=25", "--num_workers=2", "--hang_timeout=5")
     on_ray = settings_for(corpus_dir, tmp_path / "ray", *flags)
     seconds: dict[str, float] = {}
-    faults = threading.Thread(target=disturb, args=(tmp_path / "ray", seconds), daemon=True)
+    victims: dict[str, int] = {}
+    faults = threading.Thread(
+        target=disturb, args=(tmp_path / "ray", seconds, victims), daemon=True
+    )
     faults.start()
     train_on_ray(on_ray)
     faults.join(60)
     print(f"\nseconds from a fault to the next step: {seconds}")
-    # Tests share the cores: benchmarks/soak.py measures the seconds. This holds that Ray's patience
-    # with a silent worker (600 s) is not ours.
-    assert max(seconds.values()) < 120
+    # Tests share the cores: benchmarks/soak.py measures the seconds. This holds that none is lost
+    # to Ray's patience with a dead worker (35 s), or with a silent one (600 s).
+    assert seconds["SIGKILL"] < 30
+    assert seconds["SIGSTOP"] < 5 + 30
     run_world(2, settings_for(corpus_dir, tmp_path / "plain", *flags))
     assert losses(tmp_path / "ray") == losses(tmp_path / "plain")
-    assert weights(tmp_path / "ray", 500) == weights(tmp_path / "plain", 500)
+    assert weights(tmp_path / "ray", 300) == weights(tmp_path / "plain", 300)
     printed = capfd.readouterr().out
     started_anew = [start for start in records(tmp_path / "ray", "start") if start["step"] == 0]
     assert printed.count("weights: scratch") == len(started_anew)  # nothing is printed twice
@@ -75,20 +80,24 @@ def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     left = {path.name for path in (tmp_path / "ray").iterdir()}
     assert left == {"checkpoints", "errors.log", "loss.png", "metrics.jsonl", "settings.yaml"}
     killed, stopped = records(tmp_path / "ray", "failure")
-    assert killed["text"].startswith("!!! worker 1 failed")
-    assert stopped["text"].startswith("!!! worker 1 on ")
-    assert "gives no sign of life" in stopped["text"]
+    assert killed["text"].startswith(f"!!! worker {killed['rank']} failed")
+    errors = (tmp_path / "ray" / "errors.log").read_text()
+    dead = re.search(r"rank (\d): A worker health check failed.*?pid=(\d+)", errors, re.DOTALL)
+    assert dead
+    assert dead.groups() == (str(killed["rank"]), str(victims["SIGKILL"]))
+    assert re.match(r"!!! worker [01] on .* gives no sign of life", stopped["text"])
     assert len(records(tmp_path / "ray", "start")) == 3
 
 
-def disturb(run: Path, seconds: dict[str, float]) -> None:
-    """Kill the second worker at a random step, then stop its successor; take the time."""
+def disturb(run: Path, seconds: dict[str, float], victims: dict[str, int]) -> None:
+    """Kill a worker at a random step, then stop one of the next; note which, and take the time."""
     made = 0
     for sign in (signal.SIGKILL, signal.SIGSTOP):
         wait_for_step(run, made + random.randrange(10, 100))
         starts = len(records(run, "start"))
         began = time.time()
-        os.kill(newest_worker(), sign)
+        victims[sign.name] = newest_worker()
+        os.kill(victims[sign.name], sign)
         wait = threading.Event()
         while len(records(run, "start")) == starts:
             wait.wait(0.02)
@@ -96,6 +105,42 @@ def disturb(run: Path, seconds: dict[str, float]) -> None:
         wait_for_step(run, made + 1)
         first = next(record for record in records(run, "train") if record["step"] == made + 1)
         seconds[sign.name] = first["time"] - began
+
+
+def test_spares_wait_for_no_worker_that_stands_still(embedded_ray):
+    """The controller calls this, and must not be held up by it."""
+    import ray
+
+    from yuzogpt.orchestration.spares import READY_AFTER, Spares
+
+    class Worker:
+        def process(self):
+            return os.getpid()
+
+    worker = ray.remote(num_cpus=0)(Worker).remote()
+    process = ray.get(worker.process.remote(), timeout=60)
+
+    class Group:
+        def execute_single_async(self, rank, fn):
+            return worker.process.remote()
+
+    class Status:
+        errors = {}  # noqa: RUF012
+
+    spares = Spares()
+    os.kill(process, signal.SIGSTOP)
+    try:
+        spares.after_worker_group_training_start(Group())
+        spares.trains_since -= READY_AFTER + 1
+        poll = threading.Thread(
+            target=spares.after_worker_group_poll_status, args=(Status(),), daemon=True
+        )
+        poll.start()
+        poll.join(10)
+        assert not poll.is_alive()
+        assert spares.group is None  # it does not try for ever
+    finally:
+        ray.kill(worker)
 
 
 def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, tmp_path):

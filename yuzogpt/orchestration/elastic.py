@@ -25,16 +25,18 @@ PAUSES = (RESIZE, PREEMPTION)
 ENDED_WITHIN = 600.0  # seconds, after which a waiting worker gives up waiting
 
 LOOK_EVERY = 2.0  # seconds, for nodes that came or went; Ray by itself looks every 20
-SAVED_WITHIN = 600.0  # seconds that a change of workers waits for their checkpoint
 COORDINATOR = "AutoscalingCoordinator"  # Ray's actor that knows which nodes there are
 
 
 class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Runs in the controller's process; Ray calls it by keyword."""
 
-    def __init__(self, run: Path) -> None:
-        """`run`: the out_dir."""
-        self.run = run
+    def __init__(self, run: Path, hang_timeout: float) -> None:
+        """`run`: the out_dir; `hang_timeout`: seconds after which workers do not answer any more.
+
+        The controller sees nothing of them while it waits for their checkpoint.
+        """
+        self.run, self.hang_timeout = run, hang_timeout
         self.requester = ""
         self.are_training = False
         self.looked = 0.0
@@ -75,7 +77,7 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             return
         pause_file = self.run / runs.PAUSE
         ask_to_stop(self.run, RESIZE, runs.PAUSE)
-        deadline = time.monotonic() + SAVED_WITHIN
+        deadline = time.monotonic() + self.hang_timeout
         pause = 0.5 if mirrors.uri_of(self.run) else 0.05
         with contextlib.suppress(OSError):
             while mirrors.exists(pause_file) and time.monotonic() < deadline:

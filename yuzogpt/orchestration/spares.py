@@ -16,7 +16,7 @@ import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down
-ANSWERED_WITHIN = 0.5  # seconds, and READY_AFTER
+ANSWERED_WITHIN = 0.5  # seconds; the first worker was asked READY_AFTER seconds before
 KEPT_FOR = 10**7  # seconds
 NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
 

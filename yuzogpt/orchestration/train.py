@@ -19,7 +19,7 @@ from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.stopping import ask_to_stop, on_sigterm
 
 # Set before ray is imported.
-FASTER = {
+ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
@@ -36,7 +36,7 @@ HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset", "matplotlib.pyplot")
 
 def run_on_ray(settings: TrainSettings) -> None:
     """Train with Ray Train on an embedded Ray, or on the cluster that the settings name."""
-    for name, value in FASTER.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     key = take_wandb_key(settings.log)
     least, most = settings.workers.span(auto=1)
@@ -93,7 +93,7 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
     check_room(settings, least, what, int(resources.get(what, 0)))
     callbacks: list[Any] = [FailureNotice(run), NoPatience()]
     if least < most:
-        callbacks.append(Elastic(run))
+        callbacks.append(Elastic(run, settings.workers.hang_timeout))
     runtime_env = {}
     if settings.workers.spare_workers and is_embedded(settings):
         callbacks.append(Spares())
@@ -101,7 +101,7 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
-    filesystem, storage = storage_of(run)
+    filesystem, storage = open_filesystem(mirrors.name_of(run))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings.model_dump()},
@@ -155,12 +155,6 @@ def is_embedded(settings: TrainSettings) -> bool:
     return not (settings.workers.ray_address or os.environ.get("RAY_ADDRESS"))
 
 
-def storage_of(run: Path) -> tuple[Any, str]:
-    """Return the filesystem (None: this machine's) and the path in it that out_dir has for Ray."""
-    uri = mirrors.uri_of(run)
-    return open_filesystem(uri) if uri else (None, str(run))
-
-
 def forget(run: Path) -> None:
     """Delete what Ray Train wrote into out_dir for itself."""
     for name in (".validate_storage_marker", "checkpoint_manager_snapshot.json"):
@@ -174,7 +168,6 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     What would only come again is returned, not raised: Ray would start the workers again.
     """
     import ray.train
-    from ray.train import Checkpoint, CheckpointUploadMode
 
     from yuzogpt.orchestration.elastic import (
         PAUSES,
@@ -182,6 +175,7 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         preemption,
         wait_for_the_end,
     )
+    from yuzogpt.orchestration.reports import Reports
     from yuzogpt.training.launch import work
     from yuzogpt.training.stopping import StopRequest, request_in
     from yuzogpt.world import World
@@ -193,21 +187,17 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         local_rank=context.get_local_rank(),
         local_size=context.get_local_world_size(),
     )
-
-    def report(metrics: dict[str, float], checkpoint: Path) -> None:
-        filesystem, path = storage_of(checkpoint)
-        reference = Checkpoint(path, filesystem)
-        ray.train.report(metrics, reference, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-
+    reports = Reports()
     settings = TrainSettings.model_validate(config["settings"])
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
     # A user's wish comes before the launcher's.
     stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)
     try:
-        reason = work(settings, world, report, None, stop)
+        reason = work(settings, world, reports, None, stop)
     except tuple(ENDS_IN.values()) as error:
         return type(error).__name__, str(error)
     if reason in PAUSES:
         wait_for_the_end(run, reason, world.rank)
     answer_pause(run, world.rank)
+    reports.finish()
     return "ended", reason

@@ -1,0 +1,51 @@
+"""Tells Ray Train of checkpoints, so that a Ray result knows the newest one.
+
+In: checkpoints that are whole, in each worker equally many. Out: reports, in their order. Ray's
+controller takes one after the other, and takes none while it waits for the workers to pause; so a
+thread hands them over, and neither the loop nor a checkpoint waits for it.
+"""
+
+import queue
+import threading
+from pathlib import Path
+
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from yuzogpt import mirrors
+from yuzogpt.filesystems import open_filesystem
+
+
+class Reports:
+    """What a worker has to report; call it with metrics and a checkpoint's directory."""
+
+    def __init__(self) -> None:
+        """Start the thread; it keeps no process from ending."""
+        self.pending: queue.SimpleQueue[tuple[dict[str, float], Path] | None] = queue.SimpleQueue()
+        self.problem: Exception | None = None
+        self.thread = threading.Thread(target=self._hand_over, name="reports", daemon=True)
+        self.thread.start()
+
+    def __call__(self, metrics: dict[str, float], checkpoint: Path) -> None:
+        """Report a checkpoint, soon."""
+        self.pending.put((metrics, checkpoint))
+
+    def finish(self) -> None:
+        """Wait until all is reported; raise what went wrong."""
+        self.pending.put(None)
+        self.thread.join()
+        if self.problem:
+            raise self.problem
+
+    def _hand_over(self) -> None:
+        try:
+            while (report := self.pending.get()) is not None:
+                metrics, checkpoint = report
+                filesystem, path = open_filesystem(mirrors.name_of(checkpoint))
+                ray.train.report(
+                    metrics,
+                    Checkpoint(path, filesystem),
+                    checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+                )
+        except Exception as problem:
+            self.problem = problem

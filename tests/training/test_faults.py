@@ -145,14 +145,17 @@ def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
 # --- a rank stands still
 
 
+def start_long_run(corpus_dir, run):
+    """Start two ranks that notice a hang after 3 s, and wait until they train."""
+    flags = ("--max_iters=100000", "--eval_interval=100000", "--hang_timeout=3")
+    ranks = start_world(2, tiny_settings(corpus_dir, run, *flags))
+    wait_for_step(run, 20)
+    return ranks
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_is_named_and_the_others_end(corpus_dir, tmp_path, victim):
-    settings = tiny_settings(
-        corpus_dir, tmp_path / "run", "--max_iters=100000", "--eval_interval=100000",
-        "--hang_timeout=3",
-    )  # fmt: skip
-    ranks = start_world(2, settings)
-    wait_for_step(tmp_path / "run", 20)
+    ranks = start_long_run(corpus_dir, tmp_path / "run")
     stopped = time.monotonic()
     os.kill(ranks[victim].pid, signal.SIGSTOP)
     ranks[1 - victim].join(30)
@@ -383,12 +386,7 @@ def test_a_damaged_old_checkpoint_does_not_end_the_run(corpus_dir, tmp_path):
 
 
 def test_a_stall_that_cannot_be_written_down_ends_the_others_too(corpus_dir, tmp_path):
-    settings = tiny_settings(
-        corpus_dir, tmp_path / "run", "--max_iters=100000", "--eval_interval=100000",
-        "--hang_timeout=3",
-    )  # fmt: skip
-    ranks = start_world(2, settings)
-    wait_for_step(tmp_path / "run", 20)
+    ranks = start_long_run(corpus_dir, tmp_path / "run")
     os.kill(ranks[1].pid, signal.SIGSTOP)
     (tmp_path / "run" / "metrics.jsonl").unlink()
     (tmp_path / "run" / "metrics.jsonl").mkdir()

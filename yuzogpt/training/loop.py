@@ -151,8 +151,8 @@ def train(
         totals = add_up(trainee, loss_sum, tokens, is_asked, seconds, world)
         seconds = time.perf_counter() - began
         is_long = totals.seconds > LONG_STEP
-        verdict = guard.judge(totals)
-        is_clipped, health, expected = False, None, guard.mean
+        expected, verdict = guard.mean, guard.judge(totals)
+        is_clipped, health = False, None
         if is_taken := guard.takes(verdict):
             if is_due(step + 1, settings.log.health_interval):
                 health = Health(trainee)

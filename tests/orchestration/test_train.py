@@ -143,6 +143,35 @@ def test_spares_wait_for_no_worker_that_stands_still(embedded_ray):
         ray.kill(worker)
 
 
+def test_a_worker_that_dies_while_workers_start_leaves_room_for_the_next(
+    embedded_ray, corpus_dir, tmp_path, monkeypatch
+):
+    """Two of three CPUs are held by the first workers: if they stay, the next find no place."""
+    import ray
+
+    from yuzogpt.orchestration import failures
+
+    class Killer(failures.NoPatience):
+        deaths = 1
+
+        def after_worker_group_start(self, worker_group):
+            super().after_worker_group_start(worker_group)
+            if self.deaths:
+                self.deaths -= 1
+                worker = worker_group.get_workers()[1]
+                os.kill(worker.metadata.pid, signal.SIGKILL)
+                ray.get(worker.actor.get_metadata.remote())  # raises: as in Ray's own callbacks
+
+    monkeypatch.setattr(failures, "NoPatience", Killer)
+    flags = ("--max_iters=3", "--num_workers=2")
+    settings = settings_for(corpus_dir, tmp_path / "run", *flags)
+    training = threading.Thread(target=train_on_ray, args=(settings,), daemon=True)
+    training.start()
+    training.join(90)
+    assert not training.is_alive()
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
+
+
 def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, tmp_path):
     chosen = settings_for(
         corpus_dir,

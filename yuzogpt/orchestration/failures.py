@@ -70,6 +70,35 @@ def summary(error: Exception) -> str:
     return lines[-1].split(". ")[0] if lines else type(error).__name__
 
 
+class NothingLeft(WorkerGroupCallback):  # type: ignore[misc]
+    """Ends workers that Ray forgets, so that the next ones find room.
+
+    When one dies while the process group is made, Ray 2.60 tries again without ending the others:
+    they hold their CPUs or GPUs, for which the next ones then wait for ever.
+    """
+
+    def __init__(self) -> None:
+        """There are no workers yet."""
+        self.group: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Remember the workers. The process group is made next: this callback is the first."""
+        self.group = worker_group
+
+    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+        """Ray ended them itself."""
+        self.group = None
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """End them before others start."""
+        if self.group:
+            with contextlib.suppress(Exception):
+                for worker in self.group.get_workers():
+                    ray.kill(worker.actor)
+                self.group.abort()
+        self.group = None
+
+
 class NoPatience(WorkerGroupCallback):  # type: ignore[misc]
     """Ends all workers once one of them failed.
 

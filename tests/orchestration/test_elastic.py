@@ -19,6 +19,13 @@ pytestmark = pytest.mark.slow
 FLAGS = ("--dropout=0.1", "--eval_interval=1000", "--checkpoint_interval=3")
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without CPUs, and two nodes of one each; a test leaves as many as it found."""
+    with started(head_cpus=0, nodes=2) as cluster:
+        yield cluster
+
+
 def start(cluster, corpus_dir, out_dir, *flags):
     """Start a run on a cluster."""
     places = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
@@ -51,6 +58,7 @@ def wait_for(process, out_dir, what, seconds=120):
             return found
         assert process.poll() is None, process.communicate()[0]
         wait.wait(0.05)
+    process.kill()
     raise AssertionError(f"not within {seconds} s; the last records: {found[-5:]}")
 
 
@@ -66,17 +74,16 @@ def trains_with(workers, steps):
     return check
 
 
-def test_two_one_two_workers_and_the_loss_of_a_raylet(corpus_dir, tmp_path):
+def test_two_one_two_workers_and_the_loss_of_a_raylet(cluster, corpus_dir, tmp_path):
     out_dir = tmp_path / "run"
-    with started(head_cpus=0, nodes=2) as cluster:
-        process = start(cluster, corpus_dir, out_dir, "--num_workers=1..2")
-        wait_for(process, out_dir, trains_with(2, 300))
-        cluster.do("lose")  # without a word, as in a power cut
-        wait_for(process, out_dir, trains_with(1, 100))
-        cluster.do("add")
-        wait_for(process, out_dir, trains_with(2, 50))
-        (out_dir / runs.STOP).touch()
-        output, _ = process.communicate(timeout=60)
+    process = start(cluster, corpus_dir, out_dir, "--num_workers=1..2")
+    wait_for(process, out_dir, trains_with(2, 100))
+    cluster.do("lose")  # without a word, as in a power cut
+    wait_for(process, out_dir, trains_with(1, 100))
+    cluster.do("add")
+    wait_for(process, out_dir, trains_with(2, 50))
+    (out_dir / runs.STOP).touch()
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     starts = records(out_dir, "start")
     assert [start["workers"] for start in starts] == [2, 1, 2]
@@ -94,19 +101,17 @@ def test_two_one_two_workers_and_the_loss_of_a_raylet(corpus_dir, tmp_path):
         assert by_step[step] == pytest.approx(loss, abs=1e-4), step
 
 
-def test_a_node_that_will_go_is_left_with_a_checkpoint(corpus_dir, tmp_path):
+def test_a_node_that_will_go_is_left_with_a_checkpoint(cluster, corpus_dir, tmp_path):
     out_dir = tmp_path / "run"
-    with started(head_cpus=0, nodes=2) as cluster:
-        process = start(cluster, corpus_dir, out_dir, "--num_workers=2", "--max_failures=0")
-        wait_for(process, out_dir, trains_with(2, 100))
-        cluster.do("add")
-        asked = time.time()
-        assert cluster.do("drain 0 60") == "True"
-        wait_for(process, out_dir, lambda found: found[-1]["kind"] == "train", seconds=1)
-        wait_for(process, out_dir, lambda found: any(r["kind"] == "stop" for r in found))
-        wait_for(process, out_dir, trains_with(2, 50))
-        (out_dir / runs.STOP).touch()
-        output, _ = process.communicate(timeout=60)
+    process = start(cluster, corpus_dir, out_dir, "--num_workers=2", "--max_failures=0")
+    wait_for(process, out_dir, trains_with(2, 50))
+    cluster.do("add")
+    asked = time.time()
+    assert cluster.do("drain 0 60") == "True"
+    wait_for(process, out_dir, lambda found: any(r["kind"] == "stop" for r in found))
+    wait_for(process, out_dir, trains_with(2, 50))
+    (out_dir / runs.STOP).touch()
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     stop, _ = records(out_dir, "stop")
     assert stop["reason"] == "preemption of a node"

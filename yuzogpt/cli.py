@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from yuzogpt.config import (
+    DoctorSettings,
     ExportSettings,
     InspectSettings,
     PrepareSettings,
@@ -166,12 +167,34 @@ def export(settings: Section) -> None:
     print(f"{reference.name} -> {folder}")
 
 
+def doctor(settings: Section) -> None:
+    """Examine a cluster; RunFailed if it is not sound."""
+    assert isinstance(settings, DoctorSettings)
+    from yuzogpt.doctor.findings import judge
+    from yuzogpt.doctor.verdict import show, to_json, verdict
+    from yuzogpt.orchestration.doctor import survey_cluster
+
+    wanted = settings.doctor
+    if wanted.storage:
+        place = absolute_or_remote(wanted.storage, "", "storage").rstrip("/")
+        wanted = wanted.model_copy(update={"storage": place})
+    survey = survey_cluster(wanted)
+    findings = judge(survey, wanted)
+    if wanted.output == "json":
+        print(to_json(survey, findings))
+    else:
+        show(survey, findings)
+    if any(finding.level == "fault" for finding in findings):
+        raise RunFailed(verdict(survey, findings))
+
+
 VERBS = {
     "prepare": Verb("CORPUS", "text -> Arrow blocks", PrepareSettings, prepare),
     "inspect": Verb("DIR", "what is in a prepared corpus", InspectSettings, inspect),
     "train": Verb("[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, train),
     "report": Verb("OUT_DIR", "what a run did -> report.html", ReportSettings, report),
     "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
+    "doctor": Verb("", "is a cluster sound?", DoctorSettings, doctor),
     "export": Verb("", "checkpoint -> Hugging Face folder", ExportSettings, export),
 }
 
@@ -208,6 +231,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"{name} {' '.join(files)}: one {what} at a time")
         flags = [f"--{key}={file}" for file in files] + flags
         files = []
+    flags = ["--output=json" if flag == "--json" else flag for flag in flags]
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):

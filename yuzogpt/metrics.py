@@ -7,6 +7,7 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
     train        a step: loss, lr, grad_norm; since the train record before: the share of steps
                  whose gradient was clipped (clip_rate), and how many were skipped
     health       of each layer: norm of gradient and weights, and of the update over the weights
+    network      how fast the ranks reach each other: an all-reduce, and the slowest hop of a ring
     evaluation   the estimate of the validation loss
     checkpoint   one was written: how long the loop waited, how long it took, bytes
     skip, spike  a step whose numbers were not finite, or whose loss was far too high

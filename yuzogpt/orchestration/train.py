@@ -23,8 +23,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    # The callback that comes before Ray's own; others are handed over below.
-    "RAY_TRAIN_CALLBACKS": "yuzogpt.orchestration.failures.NothingLeft",
+    # Callbacks that come before Ray's own; the others are handed over below.
+    "RAY_TRAIN_CALLBACKS": "yuzogpt.orchestration.failures.NothingLeft,"
+    "yuzogpt.orchestration.interfaces.ChosenInterface",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # workers that wait for a dead one never leave
 }
 # Seconds to find a place for all of an elastic run's workers: when a node is lost, Ray asks for the

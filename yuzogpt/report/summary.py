@@ -85,6 +85,7 @@ class Summary:
     checkpoints: Checkpoints | None
     skips: list[Event]
     spikes: list[Event]
+    network: list[Event]  # measurements between the ranks
 
     @property
     def restarts(self) -> list[Attempt]:
@@ -146,6 +147,7 @@ def summarize(run: Path, history: History) -> Summary:
         checkpoints=checkpoints_of(history.of_kind("checkpoint")),
         skips=history.of_kind("skip"),
         spikes=history.of_kind("spike"),
+        network=history.of_kind("network"),
     )
 
 

@@ -4,11 +4,12 @@ In: a Summary. Out: `Facts` and `Table`s, of plain text that either escapes in i
 """
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from yuzogpt.report.history import Event
+from yuzogpt.report.history import Event, number
 from yuzogpt.report.summary import START_UP, Attempt, Summary
 
 LONGEST_TEXT = 300  # characters of a cause: an error may be a page long
@@ -45,6 +46,7 @@ def facts(summary: Summary) -> Facts:
         ("wall time", duration(summary.wall)),
         ("effective training time", effective(summary)),
         ("throughput", f"{quantity(summary.tokens_per_second)} tokens/s (median)"),
+        ("network", network(summary)),
         ("val loss, whole split", final_loss(summary)),
         ("best checkpoint", best(summary)),
         ("steps with clipped gradient", percent(summary.clip_rate)),
@@ -66,6 +68,18 @@ def tables(summary: Summary) -> list[Table]:
         incidents("Spikes", summary.spikes),
     ]
     return [table for table in found if table.rows]
+
+
+def network(summary: Summary) -> str:
+    """Say how fast the slowest hop between ranks was, usually and at worst."""
+    found = [(number(event.record, "slowest_mbit_per_second"), event) for event in summary.network]
+    known = [(speed, event) for speed, event in found if not math.isnan(speed)]
+    if not known:
+        return NONE
+    usual = statistics.median(speed for speed, _ in known)
+    worst, event = min(known, key=lambda pair: pair[0])
+    where = f"{event.record.get('slowest_hop')} at step {event.step:,}"
+    return f"{quantity(usual)} Mbit/s on the slowest hop (median); worst {quantity(worst)}: {where}"
 
 
 def lost_time(summary: Summary) -> Table:

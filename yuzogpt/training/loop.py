@@ -25,6 +25,7 @@ from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
+from yuzogpt.network import measure
 from yuzogpt.training.monitor import (
     Guard,
     Health,
@@ -165,6 +166,10 @@ def train(
         )
         if health:
             records.write("health", layers=health.layers(totals, world))
+        if world.size > 1 and is_due(step, settings.log.network_interval):
+            with records.not_timed():
+                network = measure(world, hardware.device)
+            records.network(network)
         if guard.gives_up():
             saver.wait()
             raise RunFailed(why_given_up(settings, trainee, totals, guard, step))

@@ -13,6 +13,7 @@ from yuzogpt.data.batches import Rows
 from yuzogpt.hardware import Hardware
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.gpt import GPT
+from yuzogpt.network import Network
 from yuzogpt.training.monitor import StepTotals, Verdict
 from yuzogpt.world import World
 
@@ -123,6 +124,17 @@ class Records:
     def evaluation(self, rows_seen: int, estimate: float) -> None:
         """Write the estimate of the validation loss."""
         self.write("evaluation", rows_seen=rows_seen, val_loss_estimate=finite(estimate))
+
+    def network(self, network: Network) -> None:
+        """Write how fast the ranks reach each other."""
+        source, target = network.slowest
+        self.write(
+            "network",
+            latency_ms=round(1000 * network.latency, 3),
+            mbit_per_second=round(network.bandwidth / 1e6, 1),
+            slowest_hop=f"rank {source} to {target}",
+            slowest_mbit_per_second=round(network.slowest_bandwidth / 1e6, 1),
+        )
 
     def stop(self, reason: str) -> None:
         """Say that the run stops here, as it was asked to."""

@@ -1,0 +1,7 @@
+"""Is this cluster sound? `ray job submit --working-dir . -- python jobs/doctor.py --key=value`."""
+
+import sys
+
+from yuzogpt.cli import run
+
+run(["doctor", *sys.argv[1:]])

@@ -1,0 +1,173 @@
+"""From a survey to what is wrong: each fault is found, named, and the only one."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from yuzogpt.config import SoundnessSettings
+from yuzogpt.doctor.findings import judge
+from yuzogpt.doctor.links import Link
+from yuzogpt.doctor.node import Gpu, Node, Storage
+from yuzogpt.doctor.survey import Head, Survey
+
+WANTED = SoundnessSettings(num_nodes=4, storage="/shared")
+NAMES = ("head", "a", "b", "c")
+
+
+def sound():
+    """A survey of four nodes without a fault."""
+    nodes = {
+        name: Node(
+            name=name,
+            address=f"10.0.0.{number}",
+            versions={"python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0", "cuda": "12.8"},
+            cores=8,
+            load=0.3,
+            memory=64 * 10**9,
+            temporary=200 * 10**9,
+            interface="eth0",
+            interfaces=["lo", "eth0"],
+            choices={},
+            gpus=[Gpu("H100", 80 * 10**9, 10**9, 0.0, 0)],
+        )
+        for number, name in enumerate(NAMES)
+    }
+    return Survey(
+        nodes=nodes,
+        clocks={name: (0.01 * number, 0.002) for number, name in enumerate(NAMES)},
+        storage={name: Storage(written=500e6, free=10**12) for name in NAMES},
+        unseen={name: [] for name in NAMES},
+        links=[Link(a, b, 1e-4, 9e9) for a in NAMES for b in NAMES if a != b],
+        head=Head("head", jobs_status=401, token_mode=True, stop_wait=60.0),
+        is_shared=True,
+    )
+
+
+def change(survey, name, **changes):
+    """Change facts of a node."""
+    survey.nodes[name] = dataclasses.replace(survey.nodes[name], **changes)
+
+
+def change_versions(survey, name, **versions):
+    change(survey, name, versions={**survey.nodes[name].versions, **versions})
+
+
+def change_links(survey, is_meant, **changes):
+    survey.links = [
+        dataclasses.replace(link, **changes) if is_meant(link) else link for link in survey.links
+    ]
+
+
+def test_a_sound_cluster_has_no_findings():
+    assert judge(sound(), WANTED) == []
+
+
+FAULTS = {
+    "another torch": (
+        lambda s: change_versions(s, "b", torch="2.10.0"), "b", "torch 2.10.0, where others have"
+    ),
+    "no torch": (lambda s: change_versions(s, "b", torch="none"), "b", "torch none"),
+    "a node is missing": (lambda s: s.nodes.pop("c"), "cluster", "3 of 4 nodes"),
+    "a node is silent": (
+        lambda s: (s.nodes.pop("c"), s.silent.update(c="not within 30 s")), "c", "does not answer"
+    ),
+    "no memory": (lambda s: change(s, "a", memory=10**9), "a", "memory: 1.0 GB free"),
+    "no disk": (lambda s: change(s, "a", temporary=10**9), "a", "(/tmp): 1.0 GB free"),
+    "storage is full": (
+        lambda s: s.storage.update(a=Storage(5e8, 10**9)), "a", "/shared: 1.0 GB free"
+    ),
+    "storage is read-only": (
+        lambda s: s.storage.update(a=Storage(problem="Read-only file system")),
+        "a",
+        "cannot be written (Read-only file system)",
+    ),
+    "storage is not shared": (
+        lambda s: s.unseen.update(a=["b", "c"]), "a", "what b, c wrote is not there"
+    ),
+    "a clock is ahead": (lambda s: s.clocks.update(c=(90.0, 0.1)), "c", "90.0 s ahead of"),
+    "a clock is behind": (lambda s: s.clocks.update(c=(-3.0, 0.1)), "c", "3.0 s behind"),
+    "a closed port": (
+        lambda s: change_links(
+            s, lambda link: (link.source, link.target) == ("a", "b"), problem="port 4711: no answer"
+        ),
+        "b",
+        "cannot be reached from a (port 4711",
+    ),
+    "a slow node": (
+        lambda s: change_links(s, lambda link: "c" in (link.source, link.target), bandwidth=1e7),
+        "c",
+        "slow link: 10 Mbit/s",
+    ),
+    "no such interface": (
+        lambda s: change(s, "b", choices={"NCCL_SOCKET_IFNAME": "ib0"}), "b", "no such interface"
+    ),
+    "the loopback": (lambda s: change(s, "b", address="127.0.0.1"), "b", "joined as 127.0.0.1"),
+    "no token": (
+        lambda s: setattr(s.head, "jobs_status", 200), "head", "token authentication is off"
+    ),
+    "no token, and no dashboard": (
+        lambda s: (setattr(s.head, "jobs_status", None), setattr(s.head, "token_mode", False)),
+        "head",
+        "token authentication is off",
+    ),
+    "no time to stop": (lambda s: setattr(s.head, "stop_wait", None), "head", "not set: 3 s"),
+    "memory errors": (
+        lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 0, 0.0, 2)]), "a", "2 memory errors"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_and_named(name):
+    break_it, where, what = FAULTS[name]
+    survey = sound()
+    break_it(survey)
+    (found,) = judge(survey, WANTED)
+    assert (found.level, found.where) == ("fault", where)
+    assert what in found.what
+    assert found.remedy
+
+
+WARNINGS = {
+    "a link below a quarter of the others": (
+        lambda s: change_links(s, lambda link: "c" in (link.source, link.target), bandwidth=2e9),
+        "c",
+    ),
+    "far away": (
+        lambda s: change_links(
+            s, lambda link: (link.source, link.target) == ("a", "b"), latency=0.05
+        ),
+        "a",
+    ),
+    "an open dashboard": (lambda s: s.head.seen_by.append("b"), "head"),
+    "a busy node": (lambda s: change(s, "a", load=7.5), "a"),
+    "a busy GPU": (
+        lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 60 * 10**9, 99.0, 0)]), "a"
+    ),
+    "slow storage": (lambda s: s.storage.update(a=Storage(1e6, 10**12)), "a"),
+    "another driver": (lambda s: change_versions(s, "b", driver="550"), "b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_what_makes_it_slow_is_a_warning(name):
+    break_it, where = WARNINGS[name]
+    survey = sound()
+    for node in NAMES:
+        change_versions(survey, node, driver="570")
+    break_it(survey)
+    assert [(found.level, found.where) for found in judge(survey, WANTED)] == [("warning", where)]
+
+
+def test_faults_come_first():
+    survey = sound()
+    change(survey, "a", load=7.5)
+    survey.storage["b"] = Storage(problem="Permission denied")
+    assert [found.level for found in judge(survey, WANTED)] == ["fault", "warning"]
+
+
+def test_a_ray_of_ones_own_needs_no_lock():
+    survey = copy.deepcopy(sound())
+    survey.is_shared, survey.head = False, Head("head")
+    assert judge(survey, WANTED) == []

@@ -1,0 +1,45 @@
+"""What README says exists: files, settings, verbs. And no file is left half merged."""
+
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from yuzogpt.cli import VERBS
+from yuzogpt.overrides import leaves
+
+README = (REPOSITORY / "README.md").read_text()
+FOREIGN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"}
+OWN = {"help", "dry_run", "json", "key"}  # of the command itself, or short for a setting
+OTHERS = {"working-dir", "address", "node-ip-address", "minutes"}  # Ray's, benchmarks'
+
+
+def test_every_module_has_its_place_in_the_tree():
+    tree = README[README.index("## The tree") : README.index("## Tests")]
+    missing = [
+        path.relative_to(REPOSITORY).as_posix()
+        for path in (REPOSITORY / "yuzogpt").rglob("*.py")
+        if path.name != "__init__.py" and path.name not in tree
+    ]
+    assert missing == []
+
+
+def test_every_flag_is_a_setting():
+    known = {name for verb in VERBS.values() for dotted, _ in leaves(verb.schema)
+             for name in (dotted, dotted.split(".")[1])}  # fmt: skip
+    named = set(re.findall(r"--([a-zA-Z][\w.-]*\w)", README))
+    assert named - known - FOREIGN - OWN - OTHERS == set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_explained(verb):
+    assert f"yuzogpt {verb}" in README
+
+
+def test_no_file_is_half_merged():
+    command = ["git", "grep", "-nE", "^(<<<<<<<|>>>>>>>) "]
+    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if found.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert found.stdout == ""

@@ -1,0 +1,177 @@
+"""What a node knows of itself: versions, room, load, clock, devices, the way out to the others.
+
+In: nothing, or a directory that all nodes share. Out: facts, of plain types. Runs on every node.
+"""
+
+import contextlib
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from yuzogpt.filesystems import is_store_error, open_filesystem
+from yuzogpt.network import interface_of
+
+COMPARED = ("torch", "ray", "numpy", "pyarrow", "tiktoken")  # what a run's bits or protocol hang on
+CHOICES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE")  # users' own
+FOLDER = ".yuzogpt-doctor"
+PIECE = 2**22  # bytes
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, as nvidia-smi sees it."""
+
+    name: str
+    memory: int  # bytes
+    used: int  # bytes
+    busy: float  # percent
+    errors: int | None  # of memory, not corrected, since it was reset; None: it does not count them
+
+
+@dataclass(frozen=True)
+class Node:
+    """The facts of one node."""
+
+    name: str
+    address: str
+    versions: dict[str, str]
+    cores: int
+    load: float  # processes that want a core, last minute
+    memory: int  # bytes free
+    temporary: int  # bytes free where Ray keeps its files
+    interface: str  # that has `address`; empty: none has
+    interfaces: list[str]
+    choices: dict[str, str]  # network settings that the user made
+    gpus: list[Gpu] = field(default_factory=list)
+
+
+def examine(address: str) -> Node:
+    """Return the facts of this node, which others reach at `address`."""
+    return Node(
+        name=socket.gethostname(),
+        address=address,
+        versions=versions(),
+        cores=os.cpu_count() or 1,
+        load=os.getloadavg()[0],
+        memory=psutil.virtual_memory().available,
+        temporary=shutil.disk_usage(tempfile.gettempdir()).free,
+        interface=interface_of(address) or "",
+        interfaces=list(psutil.net_if_addrs()),
+        choices={name: os.environ[name] for name in CHOICES if name in os.environ},
+        gpus=gpus(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return what must agree between nodes."""
+    found = {"python": platform.python_version()}
+    for name in COMPARED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    import torch
+
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    if driver := ask_nvidia("driver_version"):
+        found["driver"] = driver[0][0]
+    return found
+
+
+def gpus() -> list[Gpu]:
+    """Return this node's GPUs; none where nvidia-smi is not there."""
+    fields = "name,memory.total,memory.used,utilization.gpu,ecc.errors.uncorrected.volatile.total"
+    return [
+        Gpu(
+            name=name,
+            memory=int(number(memory) * 2**20),
+            used=int(number(used) * 2**20),
+            busy=number(busy),
+            errors=int(number(errors)) if math.isfinite(number(errors)) else None,
+        )
+        for name, memory, used, busy, errors in ask_nvidia(fields)
+    ]
+
+
+def ask_nvidia(fields: str) -> list[list[str]]:
+    """Return what nvidia-smi says of each GPU; nothing if it is not there or does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return [[value.strip() for value in line.split(",")] for line in text.stdout.splitlines()]
+    return []
+
+
+def number(text: str) -> float:
+    """Return a number; NaN for what nvidia-smi writes where there is none, such as [N/A]."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+# --- shared storage
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one node does with the storage that all share."""
+
+    written: float = 0.0  # bytes a second, durably
+    free: int | None = None  # bytes; None: the store does not say
+    problem: str = ""
+
+
+def write_mark(storage: str, trial: str, name: str, size: int) -> Storage:
+    """Write a file of `size` bytes to `storage`, for the others to find, and take the time."""
+    piece = os.urandom(PIECE)
+    try:
+        filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}/{name}")
+        filesystem.create_dir(inside.rpartition("/")[0])
+        began = time.perf_counter()
+        with filesystem.open_output_stream(inside) as stream:
+            for _ in range(size // PIECE):
+                stream.write(piece)
+        is_local = Path(inside).is_absolute()
+        if is_local:
+            with Path(inside).open("rb") as file:
+                os.fsync(file.fileno())
+        seconds = time.perf_counter() - began
+        return Storage(size / seconds, shutil.disk_usage(inside).free if is_local else None)
+    except Exception as error:
+        if isinstance(error, OSError) or is_store_error(error):
+            return Storage(problem=reason_of(error))
+        raise
+
+
+def marks(storage: str, trial: str) -> list[str]:
+    """Return the names of the files that this node finds there, whole or not."""
+    with contextlib.suppress(OSError):
+        from pyarrow import fs
+
+        filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}")
+        found = filesystem.get_file_info(fs.FileSelector(inside, allow_not_found=True))
+        return [info.base_name for info in found if info.is_file]
+    return []
+
+
+def remove_marks(storage: str, trial: str) -> None:
+    """Delete the files again."""
+    with contextlib.suppress(OSError):
+        filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}")
+        filesystem.delete_dir(inside)
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a few words what an error says."""
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or str(error).strip().splitlines()[0]

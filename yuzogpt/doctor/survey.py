@@ -1,0 +1,36 @@
+"""All that was found out about a cluster, before anything is concluded from it."""
+
+from dataclasses import dataclass, field
+
+from yuzogpt.doctor.links import Link
+from yuzogpt.doctor.node import Node, Storage
+from yuzogpt.network import Network
+
+
+@dataclass
+class Head:
+    """What only the node with the dashboard and the job server knows."""
+
+    name: str = ""
+    jobs_status: int | None = None  # HTTP status of the jobs API without the token; None: no answer
+    token_mode: bool = False  # whether Ray's processes there demand the token
+    stop_wait: float | None = None  # seconds that a stopped job has; None: not set
+    seen_by: list[str] = field(default_factory=list)  # nodes that reach the dashboard themselves
+
+
+@dataclass
+class Survey:
+    """By the names of nodes; of a node that does not answer, nothing but that is known."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)  # node: why
+    clocks: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # seconds ahead, +- seconds
+    storage: dict[str, Storage] = field(default_factory=dict)
+    unseen: dict[str, list[str]] = field(default_factory=dict)  # node: whose files it does not find
+    links: list[Link] = field(default_factory=list)
+    network: Network | None = None  # of all nodes at once
+    network_problem: str = ""
+    head: Head = field(default_factory=Head)
+    is_shared: bool = False  # whether others than this command use the cluster

@@ -1,0 +1,30 @@
+"""Which network interface the workers of several nodes meet on: the one that Ray itself uses.
+
+In: workers that have just started. Out: GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in each, where
+the user did not set them. Left alone, gloo takes the address that the host's name leads to, often
+the loopback (Debian's 127.0.1.1), and NCCL whatever it finds first, often Docker's.
+"""
+
+import os
+from typing import Any
+
+import ray
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+from yuzogpt.network import interface_of
+
+
+class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]
+    """Comes before Ray's own callbacks, of which one makes the process group."""
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Let every worker choose, if they are on several nodes."""
+        if len({worker.metadata.node_id for worker in worker_group.get_workers()}) > 1:
+            worker_group.execute(choose)
+
+
+def choose() -> None:
+    """Choose in this process; what the user set stays."""
+    if interface := interface_of(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # exactly this one

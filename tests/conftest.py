@@ -1,5 +1,6 @@
 """What the tests share: a small corpus made here, and the command line as a real process."""
 
+import contextlib
 import os
 import random
 import subprocess
@@ -29,6 +30,17 @@ TINY = (
     "--eval_interval=50 --eval_iters=2 --device=cpu --dtype=float32 --threads=1 "
     "--ddp_bucket_mb=0.02"
 ).split()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what the suite takes besides pytest's own options."""
+    parser.addoption(
+        "--crd",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a custom resource definition of KubeRay, to hold cluster/kuberay against; repeatable",
+    )
 
 
 def make_text(characters: int, seed: int = 0) -> str:
@@ -78,10 +90,9 @@ def corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return prepare_char_corpus(text_file, tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 server of the test's own, which this process and its children find; yields a client."""
-    import boto3
+@contextlib.contextmanager
+def aws_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run a server of AWS's APIs that this process and its children find; it forgets at the end."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -94,10 +105,19 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    filesystems.store.cache_clear()
-    yield boto3.client("s3")
-    filesystems.store.cache_clear()
+    yield
     server.stop()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 server of the test's own, which this process and its children find; yields a client."""
+    import boto3
+
+    with aws_server(monkeypatch):
+        filesystems.store.cache_clear()
+        yield boto3.client("s3")
+        filesystems.store.cache_clear()
 
 
 def tiny_settings(corpus: Path, out_dir: Path | str, *flags: str) -> TrainSettings:

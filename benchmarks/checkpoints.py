@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -111,7 +112,7 @@ def first_save(n_layer: int, tokens: int, steps: int, directory: str | None) -> 
     return stall
 
 
-def in_new_process(*arguments: object) -> float:
+def in_new_process(*arguments: Any) -> float:
     """Return what `first_save` does in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -152,7 +153,7 @@ class Rounds:
 
 def torch_save(training: Training, path: Path, *, nanogpt: bool) -> float:
     """Save the blocking way; return the seconds."""
-    content = {
+    content: dict[str, Any] = {
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
     }

@@ -102,7 +102,7 @@ def train(size: Size, way: ParallelSettings, world: World, steps: int) -> dict[s
         started = time.perf_counter()
         losses = trainee.trained(ids, targets, keys)
         (losses.sum() * (world.size / tokens)).backward()
-        totals = add_up(trainee, losses.detach().sum(), tokens, False, world)
+        totals = add_up(trainee, losses.detach().sum(), tokens, False, 0.0, world)
         states = [local(s) for s in state_tensors(trainee.model, optimizer).values()]
         tensors = [*trainee.weights(), *trainee.gradients(), *states]
         held, loss = sum(tensor.nbytes for tensor in tensors), totals.loss

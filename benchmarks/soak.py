@@ -261,7 +261,7 @@ def summary_of(run: Path) -> Summary:
 def pace(run: Path) -> float:
     """Return the seconds of a step, evaluations and checkpoints included."""
     times = [r["time"] for r in read_records(run / runs.METRICS) if r["kind"] == "train"]
-    return (times[-1] - times[0]) / (len(times) - 1)
+    return float((times[-1] - times[0]) / (len(times) - 1))
 
 
 def report(faults: list[Fault], disturbed: Path, step_seconds: float, interval: int) -> None:

@@ -173,5 +173,6 @@ def remove_marks(storage: str, trial: str) -> None:
 
 def reason_of(error: Exception) -> str:
     """Return in a few words what an error says."""
-    strerror = error.strerror if isinstance(error, OSError) else None
-    return strerror or str(error).strip().splitlines()[0]
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).strip().splitlines()[0]

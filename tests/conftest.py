@@ -14,6 +14,8 @@ import pytest
 
 # Two test processes share the cores: torch's threads of one would spin against the other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray learns this once a process, when it is imported; some tests do that, and others start a Ray.
+os.environ["RAY_AUTH_MODE"] = "token"
 
 from yuzogpt import filesystems
 from yuzogpt.config import CorpusSettings, PrepareSettings, TrainSettings

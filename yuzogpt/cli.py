@@ -231,7 +231,8 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"{name} {' '.join(files)}: one {what} at a time")
         flags = [f"--{key}={file}" for file in files] + flags
         files = []
-    flags = ["--output=json" if flag == "--json" else flag for flag in flags]
+    if verb.schema is DoctorSettings:
+        flags = ["--output=json" if flag == "--json" else flag for flag in flags]
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):

@@ -44,7 +44,9 @@ def measure(world: World, device: torch.device) -> Network:
             work.wait()
 
     hop = min(timed(pass_on, device) for _ in range(2))
-    hops = world.gather(hop)  # each rank's, from the one before it
+    # A rank waits for both of its hops. A slow one shows at both of its ends.
+    times = world.gather(hop)
+    hops = [min(times[rank - 1], times[rank]) for rank in range(world.size)]  # to `rank`
     worst = max(range(world.size), key=hops.__getitem__)
     return Network(
         latency=statistics.median(world.gather(latency)),

@@ -111,7 +111,6 @@ FAULTS = {
         "head",
         "token authentication is off",
     ),
-    "no time to stop": (lambda s: setattr(s.head, "stop_wait", None), "head", "not set: 3 s"),
     "memory errors": (
         lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 0, 0.0, 2)]), "a", "2 memory errors"
     ),
@@ -141,6 +140,7 @@ WARNINGS = {
         "a",
     ),
     "an open dashboard": (lambda s: s.head.seen_by.append("b"), "head"),
+    "no time to stop": (lambda s: setattr(s.head, "stop_wait", None), "head"),
     "a busy node": (lambda s: change(s, "a", load=7.5), "a"),
     "a busy GPU": (
         lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 60 * 10**9, 99.0, 0)]), "a"
@@ -158,6 +158,34 @@ def test_what_makes_it_slow_is_a_warning(name):
         change_versions(survey, node, driver="570")
     break_it(survey)
     assert [(found.level, found.where) for found in judge(survey, WANTED)] == [("warning", where)]
+
+
+def test_two_hosts_of_one_name_are_told_apart():
+    survey = sound()
+    for name in ("a", "b"):
+        change(survey, name, name="node")
+    change_versions(survey, "a", torch="2.10.0")
+    assert [found.where for found in judge(survey, WANTED)] == ["a"]
+
+
+def test_two_clocks_are_not_averaged():
+    survey = sound()
+    survey.clocks = {"a": (0.0, 0.01), "b": (1.9, 0.01)}
+    assert [found.where for found in judge(survey, WANTED)] == ["b"]
+
+
+def test_a_head_that_does_not_answer_is_not_called_open():
+    survey = sound()
+    del survey.nodes["head"]
+    survey.silent["head"], survey.head = "not within 40 s", Head("head")
+    assert [found.what for found in judge(survey, WANTED)] == ["does not answer (not within 40 s)"]
+
+
+@pytest.mark.parametrize("choice", ["^docker0", "eth", "=eth0", "eth0,ib0"])
+def test_nccls_ways_to_choose_an_interface_are_known(choice):
+    survey = sound()
+    change(survey, "b", choices={"NCCL_SOCKET_IFNAME": choice})
+    assert judge(survey, WANTED) == []
 
 
 def test_faults_come_first():

@@ -140,8 +140,10 @@ class Host:
         """Let no more leave it than `rate`, such as 10mbit."""
         here = f"ip netns exec {self.namespace} tc qdisc"
         run(f"{here} add dev eth0 root tbf rate {rate} burst 64kb latency 300ms")
-        yield
-        run(f"{here} del dev eth0 root")
+        try:
+            yield
+        finally:
+            run(f"{here} del dev eth0 root")
 
     @contextlib.contextmanager
     def closed_to(self, other: "Host") -> Iterator[None]:
@@ -151,16 +153,20 @@ class Host:
             "{ type filter hook input priority 0; }' && "
             f"nft add rule inet closed input ip saddr {other.address} tcp flags == syn drop"
         )
-        yield
-        self.run("nft delete table inet closed")
+        try:
+            yield
+        finally:
+            self.run("nft delete table inet closed")
 
     @contextlib.contextmanager
     def read_only(self, directory: Path) -> Iterator[None]:
         """Let it read a directory and not write there; the other hosts still may."""
         self.run(f"mount --bind {directory} {directory}")
         self.run(f"mount -o remount,bind,ro {directory}")
-        yield
-        self.run(f"umount {directory}")
+        try:
+            yield
+        finally:
+            self.run(f"umount {directory}")
 
     def partition(self) -> None:
         """Cut its link to all others; it goes on by itself."""

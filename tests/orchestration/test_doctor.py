@@ -31,7 +31,7 @@ def test_a_cluster_that_asks_for_no_token_is_a_fault():
     assert result.returncode == 1
     assert "token authentication is off" in result.stdout
     assert "RAY_JOB_STOP_WAIT_TIME_S: not set: 3 s" in result.stdout
-    assert "2 node(s): 2 fault(s)" in result.stderr
+    assert "2 node(s): 1 fault(s)" in result.stderr
 
 
 def test_storage_that_cannot_be_written_is_a_fault(tmp_path):

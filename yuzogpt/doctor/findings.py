@@ -18,6 +18,7 @@ SLOW_LINK = 0.25  # of what links usually have
 BUSY = 0.5  # of a core each: what a node does although nothing trains
 BUSY_GPU = 10.0  # percent
 MEGABIT, GIGABYTE = 1e6, 1e9
+REFUSED = (401, 403)  # HTTP: no token, a wrong one
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,17 @@ def presence(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
             "see `ray status` and the missing node's log; another Ray or Python version is refused",
         )
     for node, why in survey.silent.items():
-        remedy = "open all TCP ports between the nodes; see the raylet's log there"
+        remedy = "open all TCP ports between the nodes; see the logs of Ray there"
         yield Finding("fault", node, f"does not answer ({why})", remedy)
 
 
 def versions(survey: Survey) -> Iterator[Finding]:
     """Do all nodes have the same?"""
     names = dict.fromkeys(name for node in survey.nodes.values() for name in node.versions)
-    with_gpu = [node for node in survey.nodes.values() if node.gpus]
+    with_gpu = {name: node for name, node in survey.nodes.items() if node.gpus}
     for name in names:
-        those = with_gpu if name in ("cuda", "driver") else survey.nodes.values()
-        have = {node.name: node.versions.get(name, "none") for node in those}
+        those = with_gpu if name in ("cuda", "driver") else survey.nodes
+        have = {node: facts.versions.get(name, "none") for node, facts in those.items()}
         most, _ = Counter(have.values()).most_common(1)[0] if have else ("", 0)
         for node, version in have.items():
             if version != most:
@@ -114,7 +115,7 @@ def clocks(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     """Do all clocks agree? Leases and reports compare their times."""
     if not survey.clocks:
         return
-    middle = statistics.median(ahead for ahead, _ in survey.clocks.values())
+    middle = statistics.median_low(ahead for ahead, _ in survey.clocks.values())
     for node, (ahead, uncertain) in survey.clocks.items():
         skew = ahead - middle
         if abs(skew) - uncertain > wanted.most_skew:
@@ -171,11 +172,8 @@ def interfaces(survey: Survey) -> Iterator[Finding]:
     """Will collectives take the interface that Ray takes?"""
     for name, node in survey.nodes.items():
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            choice = node.choices.get(variable, "").lstrip("^=")
-            known = any(
-                one.startswith(part) for part in choice.split(",") for one in node.interfaces
-            )
-            if choice and not known:
+            choice = node.choices.get(variable, "")
+            if choice and not is_known(choice, node.interfaces, variable == "GLOO_SOCKET_IFNAME"):
                 have = ", ".join(node.interfaces)
                 what = f"{variable}={choice}: no such interface; there are {have}"
                 yield Finding("fault", name, what, "correct or unset it")
@@ -184,12 +182,21 @@ def interfaces(survey: Survey) -> Iterator[Finding]:
             yield Finding("fault", name, what, "ray start --node-ip-address=ITS_ADDRESS")
 
 
+def is_known(choice: str, interfaces: Sequence[str], exactly: bool) -> bool:
+    """Tell whether what a variable names is there; NCCL takes beginnings, =NAME and ^NAME too."""
+    if choice.startswith("^"):
+        return True
+    if exactly or choice.startswith("="):
+        return all(part in interfaces for part in choice.lstrip("=").split(","))
+    return any(one.startswith(part) for part in choice.split(",") for one in interfaces)
+
+
 def security(survey: Survey) -> Iterator[Finding]:
     """Does Ray ask for its token? Who runs jobs runs code. And is a stopped job waited for?"""
-    if not survey.is_shared:
-        return
     head = survey.head
-    is_open = head.jobs_status == 200 or (head.jobs_status is None and not head.token_mode)
+    if not survey.is_shared or head.name not in survey.nodes:
+        return
+    is_open = not head.token_mode if head.jobs_status is None else head.jobs_status not in REFUSED
     if is_open:
         what = "token authentication is off: whoever reaches Ray's ports runs code there"
         remedy = "RAY_AUTH_MODE=token before `ray start` on every node, and ~/.ray/auth_token, 0600"
@@ -200,7 +207,7 @@ def security(survey: Survey) -> Iterator[Finding]:
     if (head.stop_wait or 0.0) < 30:
         have = "not set: 3 s" if head.stop_wait is None else f"{head.stop_wait:g} s"
         what = f"RAY_JOB_STOP_WAIT_TIME_S: {have}; a stopped job needs time for its checkpoint"
-        yield Finding("fault", head.name, what, "RAY_JOB_STOP_WAIT_TIME_S=60 before `ray start`")
+        yield Finding("warning", head.name, what, "RAY_JOB_STOP_WAIT_TIME_S=60 before `ray start`")
 
 
 def gpus(survey: Survey) -> Iterator[Finding]:
@@ -210,8 +217,8 @@ def gpus(survey: Survey) -> Iterator[Finding]:
             if gpu.errors:
                 what = f"GPU {index}: {gpu.errors} memory errors that were not corrected"
                 yield Finding("fault", name, what, "reset or replace it")
-            if gpu.used > 0.1 * gpu.memory or gpu.busy > BUSY_GPU:
-                what = f"GPU {index}: {gpu.used / GIGABYTE:.1f} GB used, {gpu.busy:.0f}% busy"
+            if gpu.used > 0.1 * gpu.memory or (gpu.busy or 0.0) > BUSY_GPU:
+                what = f"GPU {index}: {gpu.used / GIGABYTE:.1f} GB used, {gpu.busy or 0:.0f}% busy"
                 yield Finding("warning", name, what, "end what runs there, or start after it")
 
 

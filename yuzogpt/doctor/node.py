@@ -4,7 +4,6 @@ In: nothing, or a directory that all nodes share. Out: facts, of plain types. Ru
 """
 
 import contextlib
-import math
 import os
 import platform
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from yuzogpt.errors import UserError
 from yuzogpt.filesystems import is_store_error, open_filesystem
 from yuzogpt.network import interface_of
 
@@ -32,9 +32,9 @@ class Gpu:
     """One GPU, as nvidia-smi sees it."""
 
     name: str
-    memory: int  # bytes
+    memory: int  # bytes; 0: it does not say
     used: int  # bytes
-    busy: float  # percent
+    busy: float | None  # percent; None: it does not say
     errors: int | None  # of memory, not corrected, since it was reset; None: it does not count them
 
 
@@ -93,10 +93,10 @@ def gpus() -> list[Gpu]:
     return [
         Gpu(
             name=name,
-            memory=int(number(memory) * 2**20),
-            used=int(number(used) * 2**20),
+            memory=int(number(memory) or 0) * 2**20,
+            used=int(number(used) or 0) * 2**20,
             busy=number(busy),
-            errors=int(number(errors)) if math.isfinite(number(errors)) else None,
+            errors=None if number(errors) is None else int(number(errors) or 0),
         )
         for name, memory, used, busy, errors in ask_nvidia(fields)
     ]
@@ -111,12 +111,12 @@ def ask_nvidia(fields: str) -> list[list[str]]:
     return []
 
 
-def number(text: str) -> float:
-    """Return a number; NaN for what nvidia-smi writes where there is none, such as [N/A]."""
+def number(text: str) -> float | None:
+    """Return a number; None for what nvidia-smi writes where there is none, such as [N/A]."""
     try:
         return float(text)
     except ValueError:
-        return math.nan
+        return None
 
 
 # --- shared storage
@@ -136,19 +136,20 @@ def write_mark(storage: str, trial: str, name: str, size: int) -> Storage:
     piece = os.urandom(PIECE)
     try:
         filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}/{name}")
-        filesystem.create_dir(inside.rpartition("/")[0])
+        is_local = Path(inside).is_absolute()
+        if is_local:  # and not made where nothing is mounted; a store has no directories
+            Path(inside).parent.mkdir(exist_ok=True)
         began = time.perf_counter()
         with filesystem.open_output_stream(inside) as stream:
             for _ in range(size // PIECE):
                 stream.write(piece)
-        is_local = Path(inside).is_absolute()
         if is_local:
             with Path(inside).open("rb") as file:
                 os.fsync(file.fileno())
         seconds = time.perf_counter() - began
         return Storage(size / seconds, shutil.disk_usage(inside).free if is_local else None)
     except Exception as error:
-        if isinstance(error, OSError) or is_store_error(error):
+        if isinstance(error, (OSError, UserError)) or is_store_error(error):
             return Storage(problem=reason_of(error))
         raise
 

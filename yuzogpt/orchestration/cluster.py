@@ -58,10 +58,11 @@ def joined(address: str) -> Iterator[None]:
     """Join a running cluster, and leave it running."""
     refuse_unreachable(address)
     import ray
+    from ray.exceptions import RayError
 
     try:
         connect(address=address)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"--ray_address={address}: no Ray cluster could be joined there ({reason}); leave it "

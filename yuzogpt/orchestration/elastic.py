@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from yuzogpt import mirrors, runs
+from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 from yuzogpt.training.stopping import ask_to_stop
 
 # Why workers stop for a while: they wait for their end then, where others would return, because a
@@ -31,32 +32,34 @@ COORDINATOR = "AutoscalingCoordinator"  # Ray's actor that knows which nodes the
 class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Runs in the controller's process; Ray calls it by keyword."""
 
-    def __init__(self, run: Path, hang_timeout: float) -> None:
-        """`run`: the out_dir; `hang_timeout`: seconds after which workers do not answer any more.
-
-        The controller sees nothing of them while it waits for their checkpoint.
-        """
-        self.run, self.hang_timeout = run, hang_timeout
+    def __init__(self, run: Path) -> None:
+        """`run`: the out_dir."""
+        self.run = run
         self.requester = ""
-        self.are_training = False
+        self.workers: list[Any] = []  # those that train
         self.looked = 0.0
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Remember under which name the controller asks for resources."""
         self.requester = f"train-{train_run_context.run_id}"
 
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Forget a wish that the workers before did not answer: these would wait in vain."""
+        with contextlib.suppress(OSError):
+            mirrors.delete(self.run / runs.PAUSE)
+
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """There are workers that train."""
-        self.are_training = True
+        self.workers = [worker.actor for worker in worker_group.get_workers()]
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """There are none any more."""
-        self.are_training = False
+        self.workers = []
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Look for nodes now and then."""
         if worker_group_status.errors:
-            self.are_training = False
+            self.workers = []
         if time.monotonic() - self.looked >= LOOK_EVERY:
             self.looked = time.monotonic()
             self._look()
@@ -73,16 +76,34 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Let workers that train write a checkpoint before they end."""
-        if not self.are_training:
+        if not self.workers:
             return
-        pause_file = self.run / runs.PAUSE
         ask_to_stop(self.run, RESIZE, runs.PAUSE)
-        deadline = time.monotonic() + self.hang_timeout
-        pause = 0.5 if mirrors.uri_of(self.run) else 0.05
+        deadline = time.monotonic() + COLLECTIVE_TIMEOUT.total_seconds()
+        while not self._is_answered() and self._all_live() and time.monotonic() < deadline:
+            pass
         with contextlib.suppress(OSError):
-            while mirrors.exists(pause_file) and time.monotonic() < deadline:
-                time.sleep(pause)
-            mirrors.delete(pause_file)
+            mirrors.delete(self.run / runs.PAUSE)
+
+    def _is_answered(self) -> bool:
+        """Wait half a second at most for the workers' answer; storage may fail to say it once."""
+        pause = 0.5 if mirrors.uri_of(self.run) else 0.05
+        for _ in range(int(0.5 / pause)):
+            with contextlib.suppress(OSError):
+                if not mirrors.exists(self.run / runs.PAUSE):
+                    return True
+            time.sleep(pause)
+        return False
+
+    def _all_live(self) -> bool:
+        """Tell whether all workers live. One that stands still is ended by its watchdog."""
+        try:
+            ray.get([worker.get_metadata.remote() for worker in self.workers], timeout=1)
+        except GetTimeoutError:
+            return True
+        except RayActorError:
+            return False
+        return True
 
 
 def preemption() -> str | None:

@@ -6,7 +6,9 @@ thread hands them over, and neither the loop nor a checkpoint waits for it.
 """
 
 import queue
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import ray.train
@@ -22,7 +24,6 @@ class Reports:
     def __init__(self) -> None:
         """Start the thread; it keeps no process from ending."""
         self.pending: queue.SimpleQueue[tuple[dict[str, float], Path] | None] = queue.SimpleQueue()
-        self.problem: Exception | None = None
         self.thread = threading.Thread(target=self._hand_over, name="reports", daemon=True)
         self.thread.start()
 
@@ -30,22 +31,22 @@ class Reports:
         """Report a checkpoint, soon."""
         self.pending.put((metrics, checkpoint))
 
-    def finish(self) -> None:
-        """Wait until all is reported; raise what went wrong."""
+    def finish(self, meanwhile: Callable[[], None]) -> None:
+        """Wait until all is reported, and do `meanwhile` again and again."""
         self.pending.put(None)
-        self.thread.join()
-        if self.problem:
-            raise self.problem
+        while self.thread.is_alive():
+            meanwhile()
+            self.thread.join(0.5)
 
     def _hand_over(self) -> None:
-        try:
-            while (report := self.pending.get()) is not None:
-                metrics, checkpoint = report
-                filesystem, path = open_filesystem(mirrors.name_of(checkpoint))
+        while (report := self.pending.get()) is not None:
+            metrics, checkpoint = report
+            filesystem, path = open_filesystem(mirrors.name_of(checkpoint))
+            try:
                 ray.train.report(
                     metrics,
                     Checkpoint(path, filesystem),
                     checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
                 )
-        except Exception as problem:
-            self.problem = problem
+            except Exception as problem:  # what Ray knows decides nothing, so no run ends for it
+                print(f"{checkpoint.name} could not be reported to Ray: {problem}", file=sys.stderr)

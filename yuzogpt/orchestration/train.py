@@ -96,7 +96,7 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
     check_room(settings, least, what, int(resources.get(what, 0)))
     callbacks: list[Any] = [FailureNotice(run), NoPatience()]
     if least < most:
-        callbacks.append(Elastic(run, settings.workers.hang_timeout))
+        callbacks.append(Elastic(run))
     runtime_env = {}
     if settings.workers.spare_workers and is_embedded(settings):
         callbacks.append(Spares())
@@ -201,6 +201,6 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         return type(error).__name__, str(error)
     if reason in PAUSES:
         wait_for_the_end(run, reason, world.rank)
-    answer_pause(run, world.rank)
-    reports.finish()
+    # The controller may ask for a pause still, and takes no report until it has an answer.
+    reports.finish(meanwhile=lambda: answer_pause(run, world.rank))
     return "ended", reason

@@ -1,0 +1,274 @@
+"""Every node of a cluster examines itself, and its ways to the others.
+
+In: a connection to Ray. Out: a survey that is filled in. On each node one actor; what a node does
+not answer in time is noted, and holds up nothing else.
+"""
+
+import http.client
+import os
+import secrets
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from yuzogpt.doctor import links, node
+from yuzogpt.doctor.survey import Head, Survey
+
+STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
+ANSWERED_WITHIN = 30.0  # seconds
+CLOCK_TRIES = 5
+MARK_BYTES = 2**25  # what each node writes to storage
+
+
+class Examiner:
+    """Runs on one node."""
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        """`address`: of this node; `secret`: what the other examiners begin with."""
+        self.address, self.secret = address, secret
+        self.listener: links.Listener | None = None
+
+    def examine(self) -> node.Node:
+        """Return the facts of this node."""
+        return node.examine(self.address)
+
+    def clock(self) -> float:
+        """Return what time it is here."""
+        return time.time()
+
+    def listen(self) -> int:
+        """Listen for the others' measurements; return the port."""
+        self.listener = links.Listener(self.address, self.secret)
+        return self.listener.port
+
+    def free_port(self) -> int:
+        """Return a port of this node that nobody uses."""
+        with socket.socket() as free:
+            free.bind((self.address, 0))
+            return int(free.getsockname()[1])
+
+    def measure(self, source: str, target: str, address: str, port: int) -> links.Link:
+        """Measure the link to a node that listens."""
+        return links.measure(source, target, address, port, self.secret)
+
+    def write(self, storage: str, trial: str, name: str) -> node.Storage:
+        """Write to the shared storage."""
+        return node.write_mark(storage, trial, name, MARK_BYTES)
+
+    def marks(self, storage: str, trial: str) -> list[str]:
+        """Return whose files this node finds there."""
+        return node.marks(storage, trial)
+
+    def remove(self, storage: str, trial: str) -> None:
+        """Delete all files again."""
+        node.remove_marks(storage, trial)
+
+    def reaches(self, address: str, port: int) -> bool:
+        """Tell whether somebody listens there."""
+        return links.is_open(address, port)
+
+    def head(self, dashboard: str) -> Head:
+        """Return what the head knows; call it there. `dashboard`: HOST:PORT, or nothing."""
+        wait = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S")
+        return Head(
+            jobs_status=status_without_token(dashboard) if dashboard else None,
+            token_mode=os.environ.get("RAY_AUTH_MODE") == "token",
+            stop_wait=float(wait) if wait else None,
+        )
+
+    def meet(self, rank: int, size: int, meeting_place: str, interface: str) -> Any:
+        """Measure an all-reduce with all other nodes; the Network that comes out."""
+        return meet(rank, size, meeting_place, interface)
+
+
+def status_without_token(dashboard: str) -> int | None:
+    """Return how the jobs API answers a stranger; None if nobody answers."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the proxy says
+    try:
+        with direct.open(f"http://{dashboard}/api/jobs/", timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return int(error.code)
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def meet(rank: int, size: int, meeting_place: str, interface: str) -> Any:
+    """Join a process group of all nodes, and measure its collectives."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    from yuzogpt.network import measure
+    from yuzogpt.world import World
+
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, interface)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://{meeting_place}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=ANSWERED_WITHIN / 2),
+    )
+    try:
+        return measure(World(rank=rank, size=size), torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+
+
+def last_line(error: Exception) -> str:
+    """Return what an error says in the end: Ray's begin with where it came from."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+class Examination:
+    """One after the other, what there is to find out."""
+
+    def __init__(self, survey: Survey, storage: str) -> None:
+        """Start an examiner on every node that lives."""
+        self.survey, self.storage = survey, storage
+        secret = secrets.token_bytes(links.SECRET)
+        alive = [one for one in ray.nodes() if one["Alive"]]
+        hosts = [one["NodeManagerHostname"] for one in alive]
+        self.examiners: dict[str, Any] = {}
+        self.addresses: dict[str, str] = {}
+        for one in alive:
+            host, address = one["NodeManagerHostname"], one["NodeManagerAddress"]
+            name = host if hosts.count(host) == 1 else f"{host}-{one['NodeID'][:6]}"
+            place = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)
+            examiner = ray.remote(num_cpus=0)(Examiner).options(scheduling_strategy=place)
+            self.examiners[name] = examiner.remote(address, secret)
+            self.addresses[name] = address
+            if "node:__internal_head__" in one["Resources"]:
+                survey.head.name = name
+
+    def run(self) -> None:
+        """Do all of it."""
+        try:
+            facts = self.ask(lambda name, one: one.examine.remote(), STARTED_WITHIN)
+            self.survey.nodes.update(facts)
+            self.look_at_clocks()
+            self.look_at_head()
+            if self.storage:
+                self.look_at_storage()
+            if len(self.examiners) > 1:
+                self.look_at_links()
+                self.look_at_network()
+        finally:
+            for examiner in self.examiners.values():
+                ray.kill(examiner)
+
+    def ask(
+        self, question: Callable[[str, Any], Any], timeout: float = ANSWERED_WITHIN
+    ) -> dict[str, Any]:
+        """Ask every node, all at the same time; one that does not answer is asked no more."""
+        asked = {name: question(name, one) for name, one in self.examiners.items()}
+        deadline, answers = time.monotonic() + timeout, {}
+        for name, reference in asked.items():
+            try:
+                left = max(0.0, deadline - time.monotonic())
+                answers[name] = ray.get(reference, timeout=left)
+            except GetTimeoutError:
+                self.give_up(name, f"not within {timeout:.0f} s")
+            except RayError as error:
+                self.give_up(name, last_line(error))
+        return answers
+
+    def ask_one(self, name: str, question: Callable[[Any], Any]) -> Any:
+        """Ask one node; None if it does not answer, and then it is asked no more."""
+        try:
+            return ray.get(question(self.examiners[name]), timeout=ANSWERED_WITHIN)
+        except GetTimeoutError:
+            self.give_up(name, f"not within {ANSWERED_WITHIN:.0f} s")
+        except RayError as error:
+            self.give_up(name, last_line(error))
+        return None
+
+    def give_up(self, name: str, why: str) -> None:
+        """Note a node that does not answer."""
+        self.survey.silent[name] = why
+        self.survey.nodes.pop(name, None)
+        ray.kill(self.examiners.pop(name))
+
+    def look_at_clocks(self) -> None:
+        """Compare each node's clock with this one's: the quickest answer is the surest."""
+        for name in list(self.examiners):
+            found = []
+            for _ in range(CLOCK_TRIES):
+                sent = time.time()
+                there = self.ask_one(name, lambda one: one.clock.remote())
+                back = time.time()
+                if there is None:
+                    break
+                found.append(((back - sent) / 2, there - (sent + back) / 2))
+            else:
+                uncertain, ahead = min(found)
+                self.survey.clocks[name] = (ahead, uncertain)
+
+    def look_at_head(self) -> None:
+        """See whether the head is closed to strangers."""
+        name = self.survey.head.name
+        if name not in self.examiners:
+            return
+        dashboard = ray._private.worker.get_dashboard_url() or ""
+        head: Head | None = self.ask_one(name, lambda one: one.head.remote(dashboard))
+        if head is None:
+            return
+        head.name = name
+        if dashboard:
+            address, port = self.addresses[name], int(dashboard.rpartition(":")[2])
+            seen = self.ask(lambda _, one: one.reaches.remote(address, port))
+            head.seen_by = [other for other, is_open in seen.items() if is_open and other != name]
+        self.survey.head = head
+
+    def look_at_storage(self) -> None:
+        """Let every node write, and look for what the others wrote."""
+        trial = secrets.token_hex(4)
+        self.survey.storage = self.ask(
+            lambda name, one: one.write.remote(self.storage, trial, name)
+        )
+        written = {name for name, found in self.survey.storage.items() if not found.problem}
+        seen = self.ask(lambda _, one: one.marks.remote(self.storage, trial))
+        self.survey.unseen = {name: sorted(written - set(found)) for name, found in seen.items()}
+        self.ask(lambda _, one: one.remove.remote(self.storage, trial))
+
+    def look_at_links(self) -> None:
+        """Measure every pair, both ways: in rounds, in each of which a node sends to one other."""
+        ports = self.ask(lambda _, one: one.listen.remote())
+        names = list(ports)
+        for distance in range(1, len(names)):
+
+            def measure(name: str, one: Any, distance: int = distance) -> Any:
+                target = names[(names.index(name) + distance) % len(names)]
+                return one.measure.remote(name, target, self.addresses[target], ports[target])
+
+            found = self.ask(measure)
+            self.survey.links += found.values()
+
+    def look_at_network(self) -> None:
+        """Measure an all-reduce of all nodes, if all pairs reach each other."""
+        if self.survey.silent or any(link.problem for link in self.survey.links):
+            return
+        names = list(self.examiners)
+        port = self.ask_one(names[0], lambda one: one.free_port.remote())
+        if port is None:
+            return
+        place = f"{self.addresses[names[0]]}:{port}"
+        interface = {name: self.survey.nodes[name].interface for name in names}
+        met = [
+            one.meet.remote(rank, len(names), place, interface[name])
+            for rank, (name, one) in enumerate(self.examiners.items())
+        ]
+        try:
+            self.survey.network = ray.get(met, timeout=ANSWERED_WITHIN)[0]
+        except (RayError, GetTimeoutError) as error:
+            self.survey.network_problem = last_line(error)

@@ -163,7 +163,7 @@ def test_what_makes_it_slow_is_a_warning(name):
 def test_two_hosts_of_one_name_are_told_apart():
     survey = sound()
     for name in ("a", "b"):
-        change(survey, name, name="node")
+        survey.nodes[name] = dataclasses.replace(survey.nodes[name], name="node")
     change_versions(survey, "a", torch="2.10.0")
     assert [found.where for found in judge(survey, WANTED)] == ["a"]
 

@@ -24,9 +24,8 @@ class Survey:
 
     nodes: dict[str, Node] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)  # node: why
-    clocks: dict[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # seconds ahead, +- seconds
+    # Seconds ahead of the examining node, give or take seconds.
+    clocks: dict[str, tuple[float, float]] = field(default_factory=dict)
     storage: dict[str, Storage] = field(default_factory=dict)
     unseen: dict[str, list[str]] = field(default_factory=dict)  # node: whose files it does not find
     links: list[Link] = field(default_factory=list)

@@ -159,7 +159,9 @@ class LogSettings(Section):
         100, "between looks at each layer's gradient, weights and update; 0: none", "steps"
     )
     network_interval: Count = setting(
-        1_000, "between measurements of the network, with several workers; 0: none", "steps"
+        1_000,
+        "between measurements of the network, with several workers, from the start; 0: none",
+        "steps",
     )
     wandb_log: bool = setting(False, "log to Weights & Biases (WANDB_MODE=offline works)")
     wandb_project: str = setting("yuzogpt", "W&B project")
@@ -371,7 +373,9 @@ class SoundnessSettings(Section):
     most_latency: NonNegative = setting(5.0, "between any two nodes, there and back", "ms")
     most_skew: NonNegative = setting(1.0, "of a node's clock", "s")
     least_storage_speed: NonNegative = setting(20.0, "writing to storage", "MB/s")
-    least_disk: NonNegative = setting(5.0, "free in storage, and in /tmp of each node", "GB")
+    least_disk: NonNegative = setting(
+        5.0, "free in storage, and on each node for Ray's files", "GB"
+    )
     least_memory: NonNegative = setting(2.0, "free on each node", "GB")
     output: Literal["table", "json"] = setting("table", "--json is short for --output=json")
 

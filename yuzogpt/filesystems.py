@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pyarrow import fs
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, first_line
 
 OBJECT_STORES = ("s3", "gs", "hf")
 
@@ -56,11 +56,6 @@ def is_store_error(error: BaseException) -> bool:
     package = type(error).__module__.partition(".")[0]
     is_of_hub = package.startswith(("httpx", "httpcore", "huggingface_hub"))
     return is_of_hub or isinstance(error, OSError | pa.ArrowInvalid)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what a library says, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_pattern(path: str) -> bool:

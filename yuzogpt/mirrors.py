@@ -23,9 +23,9 @@ from urllib.parse import quote, unquote
 
 from pyarrow import fs
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, first_line
 from yuzogpt.files import cache_directory, write_durably
-from yuzogpt.filesystems import first_line, is_store_error, open_filesystem, scheme_of
+from yuzogpt.filesystems import is_store_error, open_filesystem, scheme_of
 
 # Processes of one machine that must not write each other's copies.
 DRIVER, WORKER, READER = "driver", "worker", "reader"

@@ -18,7 +18,6 @@ def sound():
     """A survey of four nodes without a fault."""
     nodes = {
         name: Node(
-            name=name,
             address=f"10.0.0.{number}",
             versions={"python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0", "cuda": "12.8"},
             cores=8,
@@ -71,7 +70,7 @@ FAULTS = {
         lambda s: (s.nodes.pop("c"), s.silent.update(c="not within 30 s")), "c", "does not answer"
     ),
     "no memory": (lambda s: change(s, "a", memory=10**9), "a", "memory: 1.0 GB free"),
-    "no disk": (lambda s: change(s, "a", temporary=10**9), "a", "(/tmp): 1.0 GB free"),
+    "no disk": (lambda s: change(s, "a", temporary=10**9), "a", "Ray's files: 1.0 GB free"),
     "storage is full": (
         lambda s: s.storage.update(a=Storage(5e8, 10**9)), "a", "/shared: 1.0 GB free"
     ),
@@ -108,6 +107,14 @@ FAULTS = {
         lambda s: (setattr(s.head, "jobs_status", None), setattr(s.head, "token_mode", False)),
         "head",
         "token authentication is off",
+    ),
+    "a GPU fell off its bus": (
+        lambda s: change(s, "a", counted_gpus=2), "a", "nvidia-smi finds 1 of the 2 GPUs"
+    ),
+    "storage hangs": (
+        lambda s: s.storage.update(a=Storage(problem="no answer within 30 s")),
+        "a",
+        "/shared cannot be written (no answer",
     ),
     "memory errors": (
         lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 0, 0.0, 2)]), "a", "2 memory errors"
@@ -156,14 +163,6 @@ def test_what_makes_it_slow_is_a_warning(name):
         change_versions(survey, node, driver="570")
     break_it(survey)
     assert [(found.level, found.where) for found in judge(survey, WANTED)] == [("warning", where)]
-
-
-def test_two_hosts_of_one_name_are_told_apart():
-    survey = sound()
-    for name in ("a", "b"):
-        survey.nodes[name] = dataclasses.replace(survey.nodes[name], name="node")
-    change_versions(survey, "a", torch="2.10.0")
-    assert [found.where for found in judge(survey, WANTED)] == ["a"]
 
 
 def test_two_clocks_are_not_averaged():

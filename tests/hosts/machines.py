@@ -230,6 +230,8 @@ def remove_leftovers() -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             run(f"ip netns del {name}")
+    for directory in Path("/etc/netns").glob("yz-*"):
+        shutil.rmtree(directory, ignore_errors=True)
     for line in run("ip -brief link").splitlines():
         name = line.split()[0].partition("@")[0]
         if name == BRIDGE or name.startswith("yz-"):

@@ -14,9 +14,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus, parse_manifest
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, first_line
 from yuzogpt.files import cache_directory, write_durably
-from yuzogpt.filesystems import first_line, open_filesystem, scheme_of
+from yuzogpt.filesystems import open_filesystem, scheme_of
 
 COPY_BYTES = 2**22  # at a time
 

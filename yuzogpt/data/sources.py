@@ -15,9 +15,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, first_line
 from yuzogpt.filesystems import (
-    first_line,
     is_store_error,
     list_files,
     open_filesystem,

@@ -60,8 +60,9 @@ def presence(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
             "see `ray status` and the missing node's log; another Ray or Python version is refused",
         )
     for node, why in survey.silent.items():
-        remedy = "open all TCP ports between the nodes; see the logs of Ray there"
-        yield Finding("fault", node, f"does not answer ({why})", remedy)
+        is_slow = why.startswith("not within")
+        remedy = "open all TCP ports between the nodes" if is_slow else "install the project there"
+        yield Finding("fault", node, f"does not answer ({why})", f"{remedy}; see Ray's logs there")
 
 
 def versions(survey: Survey) -> Iterator[Finding]:
@@ -84,7 +85,7 @@ def room(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     for name, node in survey.nodes.items():
         for what, free, least, remedy in (
             ("memory", node.memory, wanted.least_memory, "end what uses it"),
-            ("disk for Ray's files (/tmp)", node.temporary, wanted.least_disk, "make room"),
+            ("disk for Ray's files", node.temporary, wanted.least_disk, "make room"),
         ):
             if free < least * GIGABYTE:
                 text = f"{what}: {free / GIGABYTE:.1f} GB free, {least:g} wanted"
@@ -98,7 +99,7 @@ def storage(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
         if found.problem:
             remedy = "mount it for writing there, as the user that Ray runs as"
             yield Finding("fault", node, f"{place} cannot be written ({found.problem})", remedy)
-        elif found.written < wanted.least_storage_speed * 1e6:
+        elif found.written is not None and found.written < wanted.least_storage_speed * 1e6:
             speed = f"{found.written / 1e6:.1f} MB/s"
             what = f"{place} takes {speed}, {wanted.least_storage_speed:g} wanted"
             yield Finding("warning", node, what, "checkpoints will be slow; see the way to it")
@@ -213,6 +214,9 @@ def security(survey: Survey) -> Iterator[Finding]:
 def gpus(survey: Survey) -> Iterator[Finding]:
     """Are the GPUs sound, and free?"""
     for name, node in survey.nodes.items():
+        if len(node.gpus) < node.counted_gpus:
+            what = f"nvidia-smi finds {len(node.gpus)} of the {node.counted_gpus} GPUs Ray counts"
+            yield Finding("fault", name, what, "see `nvidia-smi` and `dmesg` there")
         for index, gpu in enumerate(node.gpus):
             if gpu.errors:
                 what = f"GPU {index}: {gpu.errors} memory errors that were not corrected"

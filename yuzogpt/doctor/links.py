@@ -6,17 +6,19 @@ second. Each measurement begins with a secret, so that a stranger's connection i
 
 import contextlib
 import secrets
+import select
 import socket
 import socketserver
 import statistics
+import struct
 import threading
 import time
 from dataclasses import dataclass
 
 SECRET = 16  # bytes
 ROUND_TRIPS = 20
-SENDING = 0.25  # seconds
-BUFFER = 2**20  # bytes on the way: what a slow link still has to swallow after SENDING
+WARM_UP = 0.1  # seconds, in which TCP learns how much the link takes
+COUNTED = 0.2  # seconds after these
 PIECE = bytes(2**16)
 PATIENCE = 5.0  # seconds
 
@@ -38,14 +40,17 @@ class Listener:
     def __init__(self, address: str, secret: bytes) -> None:
         """Listen at `address`, on a port that the system chooses."""
 
+        class Server(socketserver.ThreadingTCPServer):
+            address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            daemon_threads = True
+
         class Answer(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 with contextlib.suppress(OSError):
                     self.request.settimeout(PATIENCE)
                     answer(self.request, secret)
 
-        self.server = socketserver.ThreadingTCPServer((address, 0), Answer)
-        self.server.daemon_threads = True
+        self.server = Server((address, 0), Answer)
         self.port = int(self.server.server_address[1])
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -56,19 +61,24 @@ class Listener:
 
 
 def answer(connection: socket.socket, secret: bytes) -> None:
-    """Send back single bytes, then take in all that comes, and say how fast it came."""
+    """Send back single bytes, then take in what comes, and say how fast it came."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not secrets.compare_digest(receive(connection, SECRET), secret):
         return
     for _ in range(ROUND_TRIPS):
         connection.sendall(receive(connection, 1))
-    count, began = 0, time.perf_counter()
-    while piece := connection.recv(2**18):
-        if count == 0:
-            began = time.perf_counter()
-        count += len(piece)
-    seconds = max(time.perf_counter() - began, 1e-6)
-    connection.sendall(f"{8 * count / seconds:.0f}\n".encode())
+    receive(connection, 1)
+    first = time.perf_counter()
+    since, now, count = first, first, 0
+    while now < first + WARM_UP + COUNTED and (piece := connection.recv(2**18)):
+        now = time.perf_counter()
+        if now < first + WARM_UP:
+            since = now
+        else:
+            count += len(piece)
+    connection.sendall(f"{8 * count / max(now - since, 1e-6):.0f}\n".encode())
+    while connection.recv(2**18):  # until the other side has read that
+        pass
 
 
 def receive(connection: socket.socket, count: int) -> bytes:
@@ -87,7 +97,6 @@ def measure(source: str, target: str, address: str, port: int, secret: bytes) ->
     try:
         with socket.create_connection((address, port), timeout=PATIENCE) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
             connection.sendall(secret)
             trips = []
             for _ in range(ROUND_TRIPS):
@@ -95,10 +104,10 @@ def measure(source: str, target: str, address: str, port: int, secret: bytes) ->
                 connection.sendall(b"?")
                 receive(connection, 1)
                 trips.append(time.perf_counter() - began)
-            deadline = time.perf_counter() + SENDING
-            while time.perf_counter() < deadline:
+            while not select.select([connection], [], [], 0)[0]:
                 connection.sendall(PIECE)
-            connection.shutdown(socket.SHUT_WR)
+            # What is on the way is thrown away: a slow link would need seconds for it.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             with connection.makefile() as lines:
                 return Link(source, target, statistics.median(trips), float(lines.readline()))
     except (OSError, ValueError) as error:

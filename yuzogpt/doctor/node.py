@@ -7,9 +7,7 @@ import contextlib
 import os
 import platform
 import shutil
-import socket
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -17,14 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, reason_of
 from yuzogpt.filesystems import is_store_error, open_filesystem
 from yuzogpt.network import interface_of
 
 COMPARED = ("torch", "ray", "numpy", "pyarrow", "tiktoken")  # what a run's bits or protocol hang on
-CHOICES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE")  # users' own
+CHOICES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # users' own
 FOLDER = ".yuzogpt-doctor"
-PIECE = 2**22  # bytes
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,6 @@ class Gpu:
 class Node:
     """The facts of one node."""
 
-    name: str
     address: str
     versions: dict[str, str]
     cores: int
@@ -53,22 +49,23 @@ class Node:
     interfaces: list[str]
     choices: dict[str, str]  # network settings that the user made
     gpus: list[Gpu] = field(default_factory=list)
+    counted_gpus: int = 0  # that Ray has work for
 
 
-def examine(address: str) -> Node:
-    """Return the facts of this node, which others reach at `address`."""
+def examine(address: str, directory: str, counted_gpus: int) -> Node:
+    """Return the facts of this node, which others reach at `address`; `directory`: Ray's own."""
     return Node(
-        name=socket.gethostname(),
         address=address,
         versions=versions(),
         cores=os.cpu_count() or 1,
         load=os.getloadavg()[0],
         memory=psutil.virtual_memory().available,
-        temporary=shutil.disk_usage(tempfile.gettempdir()).free,
+        temporary=shutil.disk_usage(directory).free,
         interface=interface_of(address) or "",
         interfaces=list(psutil.net_if_addrs()),
         choices={name: os.environ[name] for name in CHOICES if name in os.environ},
         gpus=gpus(),
+        counted_gpus=counted_gpus,
     )
 
 
@@ -77,7 +74,8 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in COMPARED:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            # Without +cpu or +cu128: a head without GPUs may have another build than the workers.
+            found[name] = metadata.version(name).partition("+")[0]
     import torch
 
     if torch.version.cuda:
@@ -126,32 +124,50 @@ def number(text: str) -> float | None:
 class Storage:
     """How one node does with the storage that all share."""
 
-    written: float = 0.0  # bytes a second, durably
+    written: float | None = None  # bytes a second, durably; None: not measured
     free: int | None = None  # bytes; None: the store does not say
     problem: str = ""
 
 
-def write_mark(storage: str, trial: str, name: str, size: int) -> Storage:
-    """Write a file of `size` bytes to `storage`, for the others to find, and take the time."""
-    piece = os.urandom(PIECE)
+def write_mark(storage: str, trial: str, name: str) -> Storage:
+    """Leave a mark in `storage`, for the others to find."""
     try:
-        filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}/{name}")
-        is_local = Path(inside).is_absolute()
-        if is_local:  # and not made where nothing is mounted; a store has no directories
-            Path(inside).parent.mkdir(exist_ok=True)
-        began = time.perf_counter()
-        with filesystem.open_output_stream(inside) as stream:
-            for _ in range(size // PIECE):
-                stream.write(piece)
-        if is_local:
-            with Path(inside).open("rb") as file:
-                os.fsync(file.fileno())
-        seconds = time.perf_counter() - began
-        return Storage(size / seconds, shutil.disk_usage(inside).free if is_local else None)
+        return Storage(free=write(storage, trial, name, b"here"))
     except Exception as error:
-        if isinstance(error, (OSError, UserError)) or is_store_error(error):
-            return Storage(problem=reason_of(error))
-        raise
+        return Storage(problem=why_not(error))
+
+
+def measure_storage(storage: str, trial: str, name: str, size: int) -> Storage:
+    """Write a file of `size` bytes to `storage`, and take the time."""
+    content = os.urandom(size)
+    began = time.perf_counter()
+    try:
+        free = write(storage, trial, f"{name}.trial", content)
+    except Exception as error:
+        return Storage(problem=why_not(error))
+    return Storage(size / (time.perf_counter() - began), free)
+
+
+def write(storage: str, trial: str, name: str, content: bytes) -> int | None:
+    """Write a file, durably; return how many bytes are free then, if the storage says it."""
+    filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}/{name}")
+    is_local = Path(inside).is_absolute()
+    if is_local:  # and not made where nothing is mounted; a store has no directories
+        Path(inside).parent.mkdir(exist_ok=True)
+    with filesystem.open_output_stream(inside) as stream:
+        stream.write(content)
+    if not is_local:
+        return None
+    with Path(inside).open("rb") as file:
+        os.fsync(file.fileno())
+    return shutil.disk_usage(inside).free
+
+
+def why_not(error: Exception) -> str:
+    """Return why the storage cannot be written; any other error goes on."""
+    if isinstance(error, (OSError, UserError)) or is_store_error(error):
+        return reason_of(error)
+    raise error
 
 
 def marks(storage: str, trial: str) -> list[str]:
@@ -170,10 +186,3 @@ def remove_marks(storage: str, trial: str) -> None:
     with contextlib.suppress(OSError):
         filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}")
         filesystem.delete_dir(inside)
-
-
-def reason_of(error: Exception) -> str:
-    """Return in a few words what an error says."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return str(error).strip().splitlines()[0]

@@ -65,7 +65,7 @@ def nodes_table(survey: Survey) -> Table:
             *(node.versions.get(what, "none") for what in ("python", "torch", "ray")),
             str(node.cores), f"{node.load:.1f}", str(len(node.gpus)),
             f"{node.memory / GIGABYTE:.1f}", f"{node.temporary / GIGABYTE:.1f}",
-            f"{stored.written / 1e6:.0f}" if stored and not stored.problem else "-",
+            f"{stored.written / 1e6:.0f}" if stored and stored.written else "-",
             f"{ahead[0]:+.2f}" if ahead else "-",
         )  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells))

@@ -76,6 +76,11 @@ def joined(address: str) -> Iterator[None]:
 
 def refuse_unreachable(address: str) -> None:
     """Raise UserError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--ray_address={address}: Ray's client protocol holds no run; `ray job submit` from "
+            "outside of the cluster, or the head's HOST:6379 on one of its nodes"
+        )
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():  # auto, local, ray://...
         return

@@ -11,7 +11,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
@@ -20,24 +20,27 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from yuzogpt.doctor import links, node
 from yuzogpt.doctor.survey import Head, Survey
+from yuzogpt.errors import last_line
 
 STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
 ANSWERED_WITHIN = 30.0  # seconds
+REMOVED_WITHIN = 5.0  # seconds, for what was written to storage
 CLOCK_TRIES = 5
-MARK_BYTES = 2**25  # what each node writes to storage
+STORED_BYTES = 2**24  # what each node writes to storage, to take the time
 
 
 class Examiner:
     """Runs on one node."""
 
-    def __init__(self, address: str, secret: bytes) -> None:
+    def __init__(self, address: str, secret: bytes, counted_gpus: int) -> None:
         """`address`: of this node; `secret`: what the other examiners begin with."""
-        self.address, self.secret = address, secret
+        self.address, self.secret, self.counted_gpus = address, secret, counted_gpus
         self.listener: links.Listener | None = None
 
     def examine(self) -> node.Node:
         """Return the facts of this node."""
-        return node.examine(self.address)
+        directory = ray._private.worker._global_node.get_temp_dir_path()
+        return node.examine(self.address, directory, self.counted_gpus)
 
     def clock(self) -> float:
         """Return what time it is here."""
@@ -50,7 +53,7 @@ class Examiner:
 
     def free_port(self) -> int:
         """Return a port of this node that nobody uses."""
-        with socket.socket() as free:
+        with socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET) as free:
             free.bind((self.address, 0))
             return int(free.getsockname()[1])
 
@@ -58,9 +61,13 @@ class Examiner:
         """Measure the link to a node that listens."""
         return links.measure(source, target, address, port, self.secret)
 
-    def write(self, storage: str, trial: str, name: str) -> node.Storage:
+    def write_mark(self, storage: str, trial: str, name: str) -> node.Storage:
         """Write to the shared storage."""
-        return node.write_mark(storage, trial, name, MARK_BYTES)
+        return node.write_mark(storage, trial, name)
+
+    def measure_storage(self, storage: str, trial: str, name: str) -> node.Storage:
+        """Take the time of writing to the shared storage."""
+        return node.measure_storage(storage, trial, name, STORED_BYTES)
 
     def marks(self, storage: str, trial: str) -> list[str]:
         """Return whose files this node finds there."""
@@ -76,11 +83,11 @@ class Examiner:
 
     def head(self, dashboard: str) -> Head:
         """Return what the head knows; call it there. `dashboard`: HOST:PORT, or nothing."""
-        wait = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S")
+        wait = node.number(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", ""))
         return Head(
             jobs_status=status_without_token(dashboard) if dashboard else None,
             token_mode=os.environ.get("RAY_AUTH_MODE") == "token",
-            stop_wait=float(wait) if wait else None,
+            stop_wait=wait,
         )
 
     def meet(self, rank: int, size: int, meeting_place: str, interface: str) -> Any:
@@ -125,11 +132,6 @@ def meet(rank: int, size: int, meeting_place: str, interface: str) -> Any:
         dist.destroy_process_group()
 
 
-def last_line(error: Exception) -> str:
-    """Return what an error says in the end: Ray's begin with where it came from."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
 class Examination:
     """One after the other, what there is to find out."""
 
@@ -145,8 +147,11 @@ class Examination:
             host, address = one["NodeManagerHostname"], one["NodeManagerAddress"]
             name = host if hosts.count(host) == 1 else f"{host}-{one['NodeID'][:6]}"
             place = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)
-            examiner = ray.remote(num_cpus=0)(Examiner).options(scheduling_strategy=place)
-            self.examiners[name] = examiner.remote(address, secret)
+            # Several threads: a storage that hangs holds up one of them.
+            examiner = ray.remote(num_cpus=0, max_concurrency=4)(Examiner)
+            gpus = int(one["Resources"].get("GPU", 0))
+            started = examiner.options(scheduling_strategy=place).remote(address, secret, gpus)
+            self.examiners[name] = started
             self.addresses[name] = address
             if "node:__internal_head__" in one["Resources"]:
                 survey.head.name = name
@@ -168,10 +173,14 @@ class Examination:
                 ray.kill(examiner)
 
     def ask(
-        self, question: Callable[[str, Any], Any], timeout: float = ANSWERED_WITHIN
+        self,
+        question: Callable[[str, Any], Any],
+        timeout: float = ANSWERED_WITHIN,
+        but_not: Collection[str] = (),
     ) -> dict[str, Any]:
         """Ask every node, all at the same time; one that does not answer is asked no more."""
-        asked = {name: question(name, one) for name, one in self.examiners.items()}
+        those = {name: one for name, one in self.examiners.items() if name not in but_not}
+        asked = {name: question(name, one) for name, one in those.items()}
         deadline, answers = time.monotonic() + timeout, {}
         for name, reference in asked.items():
             try:
@@ -231,15 +240,43 @@ class Examination:
         self.survey.head = head
 
     def look_at_storage(self) -> None:
-        """Let every node write, and look for what the others wrote."""
-        trial = secrets.token_hex(4)
-        self.survey.storage = self.ask(
-            lambda name, one: one.write.remote(self.storage, trial, name)
-        )
-        written = {name for name, found in self.survey.storage.items() if not found.problem}
-        seen = self.ask(lambda _, one: one.marks.remote(self.storage, trial))
-        self.survey.unseen = {name: sorted(written - set(found)) for name, found in seen.items()}
-        self.ask(lambda _, one: one.remove.remote(self.storage, trial))
+        """Let every node leave a mark, look for those of the others, and take each one's time.
+
+        A node whose storage hangs is no silent node: that is what is found out of it.
+        """
+        place, trial = self.storage, secrets.token_hex(4)
+        try:
+            found = self.stored(lambda name, one: one.write_mark.remote(place, trial, name))
+            failed = {name for name, storage in found.items() if storage.problem}
+            written = found.keys() - failed
+            seen = self.ask(lambda _, one: one.marks.remote(place, trial), but_not=failed)
+            self.survey.unseen = {name: sorted(written - set(got)) for name, got in seen.items()}
+            for alone in seen:  # one after the other: it is each node's own speed
+                found |= self.stored(
+                    lambda name, one: one.measure_storage.remote(place, trial, name), [alone]
+                )
+            self.survey.storage = found
+        finally:
+            removed = [one.remove.remote(place, trial) for one in self.examiners.values()]
+            if removed:
+                ray.wait(removed, num_returns=len(removed), timeout=REMOVED_WITHIN)
+
+    def stored(
+        self, question: Callable[[str, Any], Any], names: Collection[str] | None = None
+    ) -> dict[str, node.Storage]:
+        """Ask nodes to write, all if none are named; that one does not answer is an answer."""
+        those = self.examiners.keys() if names is None else names
+        asked = {name: question(name, self.examiners[name]) for name in those}
+        deadline, found = time.monotonic() + ANSWERED_WITHIN, {}
+        for name, reference in asked.items():
+            try:
+                left = max(0.0, deadline - time.monotonic())
+                found[name] = ray.get(reference, timeout=left)
+            except GetTimeoutError:
+                found[name] = node.Storage(problem=f"no answer within {ANSWERED_WITHIN:.0f} s")
+            except RayError as error:
+                self.give_up(name, last_line(error))
+        return found
 
     def look_at_links(self) -> None:
         """Measure every pair, both ways: in rounds, in each of which a node sends to one other."""
@@ -262,7 +299,8 @@ class Examination:
         port = self.ask_one(names[0], lambda one: one.free_port.remote())
         if port is None:
             return
-        place = f"{self.addresses[names[0]]}:{port}"
+        address = self.addresses[names[0]]
+        place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         interface = {name: self.survey.nodes[name].interface for name in names}
         met = [
             one.meet.remote(rank, len(names), place, interface[name])

@@ -21,8 +21,7 @@ from yuzogpt.data.plan import Plan
 from yuzogpt.data.prepare import prepare
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import Recipe
-from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.filesystems import first_line
+from yuzogpt.errors import RunFailed, UserError, first_line, last_line
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 
 # Set before ray is imported and starts; its workers inherit them.
@@ -148,8 +147,3 @@ def user_errors() -> Iterator[None]:
         raise RunFailed(
             f"the preparation failed: {last_line(error)}; the same command goes on"
         ) from error
-
-
-def last_line(error: BaseException) -> str:
-    """Return the last line of what Ray says: that of the exception itself."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -120,6 +120,8 @@ def train(
             )
         )
 
+    if world.size > 1 and settings.log.network_interval:  # also makes NCCL's connections in time
+        records.network(measure(world, hardware.device))
     saver.wait()  # for its memory: better none here than none at the first checkpoint
     records.clock()
     reason, seconds, is_long = None, 0.0, False

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from yuzogpt import checkpoints, mirrors, stored_checkpoints
 from yuzogpt.checkpoints import MODEL, OPTIMIZER, State, tensor_file
 from yuzogpt.config import CheckpointSettings
-from yuzogpt.errors import RunFailed
+from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.tensor_files import write_tensors
 from yuzogpt.training.optimizers import state_tensors
@@ -277,11 +277,6 @@ class Saver:
             if self.log:
                 self.log.write("notice", state.step, text=text)
         return None
-
-
-def reason_of(error: Exception) -> str:
-    """Return in a few words what an error says."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
 
 
 def share_out(tensors: Mapping[str, Tensor], parts: int) -> list[list[str]]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.orchestration.clusters import started
-from tests.training.worlds import losses, records, run_world
+from tests.training.worlds import losses, records, run_world, wait_for_start
 from yuzogpt import runs
 from yuzogpt.metrics import read_records
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 FLAGS = ("--dropout=0.1", "--eval_interval=1000", "--checkpoint_interval=3")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster():
-    """A head without CPUs, and two nodes of one each; a test leaves as many as it found."""
+    """A head without CPUs, and two nodes of one each."""
     with started(head_cpus=0, nodes=2) as cluster:
         yield cluster
 
@@ -31,17 +31,7 @@ def start(cluster, corpus_dir, out_dir, *flags):
     places = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
     places += [f"--ray_address={cluster.address}", "--max_iters=100000"]
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "yuzogpt",
-            "train",
-            *TINY,
-            *FLAGS,
-            *places,
-            "--max_iters=100000",
-            *flags,
-        ],
+        [sys.executable, "-m", "yuzogpt", "train", *TINY, *FLAGS, *places, *flags],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_AUTH_MODE": "disabled"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -74,22 +64,42 @@ def trains_with(workers, steps):
     return check
 
 
-def test_two_one_two_workers_and_the_loss_of_a_raylet(cluster, corpus_dir, tmp_path):
+def was_left_for(reason):
+    """Tell, of records, whether workers have stopped for a reason."""
+
+    def check(found):
+        return any(r["kind"] == "stop" and r["reason"] == reason for r in found)
+
+    return check
+
+
+def test_workers_come_and_go_and_a_node_that_will_go_is_left_with_a_checkpoint(
+    cluster, corpus_dir, tmp_path
+):
     out_dir = tmp_path / "run"
-    process = start(cluster, corpus_dir, out_dir, "--num_workers=1..2")
+    # One failure is survived: that a node will go is none.
+    process = start(cluster, corpus_dir, out_dir, "--num_workers=1..2", "--max_failures=1")
     wait_for(process, out_dir, trains_with(2, 100))
     cluster.do("lose")  # without a word, as in a power cut
     wait_for(process, out_dir, trains_with(1, 100))
     cluster.do("add")
     wait_for(process, out_dir, trains_with(2, 50))
+    cluster.do("add")
+    asked = time.time()
+    assert cluster.do("drain 0 60") == "True"
+    wait_for(process, out_dir, was_left_for("preemption of a node"))
+    wait_for_start(out_dir, 4, 50)
     (out_dir / runs.STOP).touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
+
     starts = records(out_dir, "start")
-    assert [start["workers"] for start in starts] == [2, 1, 2]
+    assert [start["workers"] for start in starts] == [2, 1, 2, 2]
     assert starts[1]["redone_steps"] < starts[1]["step"]  # back to the newest checkpoint
-    assert starts[2]["redone_steps"] == 0  # that change was announced
+    assert [start["redone_steps"] for start in starts[2:]] == [0, 0]  # these were announced
     assert output.count("!!! worker") == 1
+    _, drained, _ = records(out_dir, "stop")  # after the pause for other workers
+    assert drained["time"] - asked < 30
     by_step = losses(out_dir)
     assert sorted(by_step) == list(range(1, len(by_step) + 1))
     rows = [record["rows_seen"] for record in records(out_dir, "train")]
@@ -99,22 +109,3 @@ def test_two_one_two_workers_and_the_loss_of_a_raylet(cluster, corpus_dir, tmp_p
     run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", *FLAGS, steps))
     for step, loss in losses(tmp_path / "whole").items():
         assert by_step[step] == pytest.approx(loss, abs=1e-4), step
-
-
-def test_a_node_that_will_go_is_left_with_a_checkpoint(cluster, corpus_dir, tmp_path):
-    out_dir = tmp_path / "run"
-    process = start(cluster, corpus_dir, out_dir, "--num_workers=2", "--max_failures=0")
-    wait_for(process, out_dir, trains_with(2, 50))
-    cluster.do("add")
-    asked = time.time()
-    assert cluster.do("drain 0 60") == "True"
-    wait_for(process, out_dir, lambda found: any(r["kind"] == "stop" for r in found))
-    wait_for(process, out_dir, trains_with(2, 50))
-    (out_dir / runs.STOP).touch()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
-    stop, _ = records(out_dir, "stop")
-    assert stop["reason"] == "preemption of a node"
-    assert stop["time"] - asked < 30
-    assert [start["redone_steps"] for start in records(out_dir, "start")] == [0, 0]
-    assert sorted(losses(out_dir)) == list(range(1, len(losses(out_dir)) + 1))

@@ -1,4 +1,7 @@
-"""A command on an embedded Ray, interrupted: what it says, and that nothing stays behind."""
+"""A command on an embedded Ray, interrupted: what it says, and that nothing stays behind.
+
+What SIGTERM does to it, test_jobs.py holds: `ray job stop` sends it.
+"""
 
 import json
 import os
@@ -6,20 +9,19 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import losses, records, run_world, wait_for_start, weights
-from yuzogpt import checkpoints, runs
+from yuzogpt import runs
 from yuzogpt.orchestration import cluster
 
 pytestmark = pytest.mark.slow
 
 
-STEPS = 400
+STEPS = 250
 FLAGS = ("--dropout=0.1", "--eval_interval=25", f"--max_iters={STEPS}")
 
 
@@ -44,7 +46,7 @@ def rays_of(process: "subprocess.Popen[str]") -> list[Path]:
 
 
 def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_path):
-    out_dir, generator = tmp_path / "run", random.Random()
+    out_dir = tmp_path / "run"
     process = start(corpus_dir, out_dir)
     wait_for_start(out_dir, 1, 30)
     (directory,) = rays_of(process)
@@ -56,19 +58,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     assert cluster.processes_of(directory) == []
 
     process = start(corpus_dir, out_dir)
-    wait_for_start(out_dir, 2, generator.randrange(1, 40))
-    asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)  # what a scheduler sends
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 30
-    assert process.returncode == 143, errors
-    assert "yuzogpt: stopped (SIGTERM) with a checkpoint" in errors
-    (stop,) = records(out_dir, "stop")
-    assert checkpoints.newest(out_dir, pytest.fail).state.step == stop["step"]
-    assert not (out_dir / runs.STOP).exists()
-
-    process = start(corpus_dir, out_dir)
-    wait_for_start(out_dir, 3, generator.randrange(1, 60))
+    wait_for_start(out_dir, 2, random.randrange(30, 120))
     (directory,) = rays_of(process)
     process.kill()
     process.communicate(timeout=60)
@@ -84,6 +74,4 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     run_world(2, undisturbed)
     assert losses(out_dir) == losses(tmp_path / "plain")
     assert weights(out_dir, STEPS) == weights(tmp_path / "plain", STEPS)
-    starts = [start["redone_steps"] for start in records(out_dir, "start")]
-    assert len(starts) == 4
-    assert starts[2] == 0  # SIGTERM lost nothing
+    assert len(records(out_dir, "start")) == 3

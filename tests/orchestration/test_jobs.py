@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, TINY
 from tests.training.worlds import losses, records, wait_for_start
-from yuzogpt import checkpoints
+from yuzogpt import checkpoints, runs
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +35,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started_head():
-    """Start a Ray head; yield the address of its jobs API, and the client's environment."""
+    """Start a Ray head; yield the address of its jobs API, the client's environment, its logs."""
     port, dashboard = free_port(), free_port()
+    directory = tempfile.mkdtemp(prefix="yuzogpt-test-", dir="/tmp")  # short, for socket paths
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -49,7 +51,6 @@ def started_head():
     command = [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     command += [f"--dashboard-port={dashboard}", "--object-store-memory=100000000"]
     command += [f"--dashboard-agent-listen-port={free_port()}"]
-    directory = tempfile.mkdtemp(prefix="yuzogpt-test-", dir="/tmp")  # short, for socket paths
     command += [f"--temp-dir={directory}"]
     process = subprocess.Popen(
         command,
@@ -70,7 +71,7 @@ def started_head():
             assert process.poll() is None, "the head did not start"
             wait.wait(0.1)
     try:
-        yield address, environment
+        yield address, environment, Path(directory, "session_latest", "logs")
     finally:  # as when the machine loses power
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -103,17 +104,22 @@ def test_a_job_is_stopped_loses_its_head_and_is_submitted_again(corpus_dir, tmp_
     run = tmp_path / "run"
     flags = [f"--data_dir={corpus_dir}", "--out_dir=run", f"--storage={tmp_path}"]
     flags += ["--eval_interval=100"]
-    with started_head() as (address, environment):
+    with started_head() as (address, environment, logs):
         named = ("--no-wait", "--submission-id=first")
         submit(address, environment, [*flags, "--max_iters=100000"], *named)
         wait_for_start(run, 1, 20)
         stop = [RAY, "job", "stop", f"--address={address}", "first"]
+        asked = time.monotonic()  # it sends SIGTERM
         subprocess.run(stop, env=environment, check=True, capture_output=True, timeout=60)
+        assert time.monotonic() - asked < 30
         (stopped,) = records(run, "stop")
         assert checkpoints.newest(run, pytest.fail).state.step == stopped["step"]
+        assert not (run / runs.STOP).exists()
+        printed = (logs / "job-driver-first.log").read_text()
+        assert "yuzogpt: stopped (SIGTERM) with a checkpoint" in printed
         submit(address, environment, [*flags, "--max_iters=100000"], "--no-wait")
         made = wait_for_start(run, 2, 120)
-    with started_head() as (address, environment):
+    with started_head() as (address, environment, _):
         output = submit(address, environment, [*flags, f"--max_iters={made + 50}"])
     assert "best checkpoint: " in output
     assert output.count("model: ") == 1

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import tiny_settings
@@ -23,7 +24,7 @@ from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.orchestration.train import ENVIRONMENT, train_connected
+from yuzogpt.orchestration.train import set_environment, train_connected
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def embedded_ray():
     """One embedded Ray for the module."""
-    os.environ.update(ENVIRONMENT)
+    set_environment()
     with connected("", 3):
         yield
 
@@ -107,40 +108,64 @@ def disturb(run: Path, seconds: dict[str, float], victims: dict[str, int]) -> No
         seconds[sign.name] = first["time"] - began
 
 
-def test_spares_wait_for_no_worker_that_stands_still(embedded_ray):
-    """The controller calls this, and must not be held up by it."""
+@pytest.fixture
+def worker_that_stands_still(embedded_ray):
+    """A worker that has answered once, and then got SIGSTOP."""
     import ray
 
-    from yuzogpt.orchestration.spares import READY_AFTER, Spares
-
     class Worker:
-        def process(self):
+        def get_metadata(self):
             return os.getpid()
 
     worker = ray.remote(num_cpus=0)(Worker).remote()
-    process = ray.get(worker.process.remote(), timeout=60)
+    process = psutil.Process(ray.get(worker.get_metadata.remote(), timeout=60))
+    process.suspend()
+    yield worker, process
+    ray.kill(worker)
+
+
+def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
+    """The controller calls this, and must not be held up by it."""
+    from yuzogpt.orchestration.spares import READY_AFTER, Spares
+
+    worker, _ = worker_that_stands_still
 
     class Group:
         def execute_single_async(self, rank, fn):
-            return worker.process.remote()
+            return worker.get_metadata.remote()
 
     class Status:
         errors = {}  # noqa: RUF012
 
     spares = Spares()
-    os.kill(process, signal.SIGSTOP)
-    try:
-        spares.after_worker_group_training_start(Group())
-        spares.trains_since -= READY_AFTER + 1
-        poll = threading.Thread(
-            target=spares.after_worker_group_poll_status, args=(Status(),), daemon=True
-        )
-        poll.start()
-        poll.join(10)
-        assert not poll.is_alive()
-        assert spares.group is None  # it does not try for ever
-    finally:
-        ray.kill(worker)
+    spares.after_worker_group_training_start(Group())
+    spares.trains_since -= READY_AFTER + 1
+    poll = threading.Thread(
+        target=spares.after_worker_group_poll_status, args=(Status(),), daemon=True
+    )
+    poll.start()
+    poll.join(10)
+    assert not poll.is_alive()
+    assert spares.group is None  # it does not try for ever
+
+
+def test_a_resize_waits_for_no_worker_that_stands_still(worker_that_stands_still, tmp_path):
+    """An only worker: no other names it, and none ends it."""
+    from yuzogpt.orchestration.elastic import Elastic
+
+    worker, process = worker_that_stands_still
+    elastic = Elastic(tmp_path, patience=2)
+    elastic.workers = [worker]
+    resize = threading.Thread(
+        target=elastic.before_controller_execute_resize_decision, args=(None,), daemon=True
+    )
+    resize.start()
+    resize.join(30)
+    assert not resize.is_alive()
+    (told,) = records(tmp_path, "failure")
+    assert told["text"].startswith("!!! worker 0 gives no sign of life for ")
+    assert not (tmp_path / runs.PAUSE).exists()
+    process.wait(30)  # its CPU is free for the next
 
 
 def test_a_worker_that_dies_while_workers_start_leaves_room_for_the_next(

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from yuzogpt import mirrors, runs
+from yuzogpt.metrics import append_record
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 from yuzogpt.training.stopping import ask_to_stop
 
@@ -32,12 +33,13 @@ COORDINATOR = "AutoscalingCoordinator"  # Ray's actor that knows which nodes the
 class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Runs in the controller's process; Ray calls it by keyword."""
 
-    def __init__(self, run: Path) -> None:
-        """`run`: the out_dir."""
-        self.run = run
+    def __init__(self, run: Path, patience: float) -> None:
+        """`run`: the out_dir; `patience`: seconds for a worker that gives no sign of life."""
+        self.run, self.patience = run, patience
         self.requester = ""
         self.workers: list[Any] = []  # those that train
         self.looked = 0.0
+        self.heard = 0.0  # when all workers answered last
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Remember under which name the controller asks for resources."""
@@ -79,7 +81,8 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         if not self.workers:
             return
         ask_to_stop(self.run, RESIZE, runs.PAUSE)
-        deadline = time.monotonic() + COLLECTIVE_TIMEOUT.total_seconds()
+        self.heard = time.monotonic()
+        deadline = self.heard + COLLECTIVE_TIMEOUT.total_seconds()
         while not self._is_answered() and self._all_live() and time.monotonic() < deadline:
             pass
         with contextlib.suppress(OSError):
@@ -96,14 +99,28 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         return False
 
     def _all_live(self) -> bool:
-        """Tell whether all workers live. One that stands still is ended by its watchdog."""
+        """Tell whether all workers live; one that writes for long still answers.
+
+        One of several that stands still is ended by its watchdog, the only one by nobody but us.
+        """
+        asked = [worker.get_metadata.remote() for worker in self.workers]
+        answered, silent = ray.wait(asked, num_returns=len(asked), timeout=1)
         try:
-            ray.get([worker.get_metadata.remote() for worker in self.workers], timeout=1)
-        except GetTimeoutError:
-            return True
+            ray.get(answered)
         except RayActorError:
             return False
-        return True
+        now = time.monotonic()
+        if not silent:
+            self.heard = now
+        if now - self.heard < self.patience:
+            return True
+        rank = asked.index(silent[0])
+        text = f"!!! worker {rank} gives no sign of life for {now - self.heard:.0f} s (to resize)"
+        with contextlib.suppress(OSError):
+            append_record(self.run / runs.METRICS, "failure", text, rank=rank)
+        for worker in self.workers:  # Ray would ask each to leave, and wait 35 s
+            ray.kill(worker)
+        return False
 
 
 def preemption() -> str | None:

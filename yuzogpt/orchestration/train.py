@@ -23,11 +23,13 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    # Callbacks that come before Ray's own; the others are handed over below.
-    "RAY_TRAIN_CALLBACKS": "yuzogpt.orchestration.failures.NothingLeft,"
-    "yuzogpt.orchestration.interfaces.ChosenInterface",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # workers that wait for a dead one never leave
 }
+# Callbacks that come before Ray's own; the others are handed over below.
+FIRST_CALLBACKS = (
+    "yuzogpt.orchestration.failures.NothingLeft",
+    "yuzogpt.orchestration.interfaces.ChosenInterface",
+)
 # Seconds to find a place for all of an elastic run's workers: when a node is lost, Ray asks for the
 # old number first.
 PLACED_WITHIN = "5"
@@ -39,8 +41,7 @@ HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset", "matplotlib.pyplot")
 
 def run_on_ray(settings: TrainSettings) -> None:
     """Train with Ray Train on an embedded Ray, or on the cluster that the settings name."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     key = take_wandb_key(settings.log)
     least, most = settings.workers.span(auto=1)
     timeout = settings.workers.hang_timeout + SECOND_LINE
@@ -53,6 +54,15 @@ def run_on_ray(settings: TrainSettings) -> None:
         cores = max(os.cpu_count() or 1, most)
         with connected(settings.workers.ray_address, cores, HEAVY_IMPORTS):
             train_connected(settings, key)
+
+
+def set_environment() -> None:
+    """Tell Ray what it reads when it is imported; what the user set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    theirs = os.environ.get("RAY_TRAIN_CALLBACKS", "").split(",")
+    all_of_them = dict.fromkeys((*FIRST_CALLBACKS, *filter(None, theirs)))
+    os.environ["RAY_TRAIN_CALLBACKS"] = ",".join(all_of_them)
 
 
 def leave() -> None:
@@ -96,7 +106,7 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
     check_room(settings, least, what, int(resources.get(what, 0)))
     callbacks: list[Any] = [FailureNotice(run), NoPatience()]
     if least < most:
-        callbacks.append(Elastic(run))
+        callbacks.append(Elastic(run, settings.workers.hang_timeout))
     runtime_env = {}
     if settings.workers.spare_workers and is_embedded(settings):
         callbacks.append(Spares())

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from yuzogpt.config import (
     DoctorSettings,
@@ -19,10 +20,13 @@ from yuzogpt.config import (
     SampleSettings,
     Section,
     TrainSettings,
+    TuneSettings,
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.overrides import help_text, nearest, preset_names, resolve, to_yaml
+from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
 from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
+
+T = TypeVar("T", bound=TrainSettings)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Verb:
     usage: str
     summary: str
     schema: type[Section]
-    run: Callable[[Section], None]
+    run: Callable[..., None]
 
 
 def train(settings: Section) -> None:
@@ -61,7 +65,7 @@ def train(settings: Section) -> None:
         run_on_ray(settings)
 
 
-def locate_train(settings: TrainSettings) -> TrainSettings:
+def locate_train(settings: T) -> T:
     """Make every path absolute; one in an object store stays a URI."""
     from yuzogpt.references import PUBLISHED_NAMES
 
@@ -77,6 +81,31 @@ def locate_train(settings: TrainSettings) -> TrainSettings:
             "data": data.model_copy(update={"data_dir": data_dir}),
         }
     )
+
+
+def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
+    """Search for the best settings: a sweep of trainings, on Ray Tune."""
+    assert isinstance(settings, TuneSettings)
+    from yuzogpt.tuning.space import read_space
+    from yuzogpt.tuning.sweep import Sweep
+
+    settings = locate_train(settings)
+    sweep = Sweep(settings, read_space(settings, files, searched)).checked()
+
+    from yuzogpt.tuning.search import is_over
+    from yuzogpt.tuning.sweep import write_outcome
+    from yuzogpt.tuning.verdict import show
+
+    with sweep.writing():
+        if is_over(sweep):
+            print(f"{settings.run.out_dir}: finished; raise --num_samples to go on")
+            found = write_outcome(sweep)
+        else:
+            from yuzogpt.orchestration.tune import on_ray, search
+
+            with on_ray(sweep.base):
+                found = search(sweep)
+        show(sweep, found)
 
 
 def prepare(settings: Section) -> None:
@@ -192,6 +221,7 @@ VERBS = {
     "prepare": Verb("CORPUS", "text -> Arrow blocks", PrepareSettings, prepare),
     "inspect": Verb("DIR", "what is in a prepared corpus", InspectSettings, inspect),
     "train": Verb("[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, train),
+    "tune": Verb("[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, tune),
     "report": Verb("OUT_DIR", "what a run did -> report.html", ReportSettings, report),
     "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
     "doctor": Verb("", "is a cluster sound?", DoctorSettings, doctor),
@@ -220,7 +250,7 @@ def main(arguments: Sequence[str]) -> None:
     if "--help" in rest or "-h" in rest:
         print(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
         print(help_text(verb.schema))
-        if verb.schema is TrainSettings:
+        if issubclass(verb.schema, TrainSettings):
             print(f"\npresets: {', '.join(preset_names())}")
         return
     files = [argument for argument in rest if not argument.startswith("-")]
@@ -233,12 +263,18 @@ def main(arguments: Sequence[str]) -> None:
         files = []
     if verb.schema is DoctorSettings:
         flags = ["--output=json" if flag == "--json" else flag for flag in flags]
+    searched = [flag for flag in flags if flag.startswith(f"--{SEARCH}.")]
+    if verb.schema is TuneSettings:
+        flags = [flag for flag in flags if flag not in searched]
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
         print(to_yaml(settings), end="")
         return
-    verb.run(settings)
+    if verb.schema is TuneSettings:
+        verb.run(settings, files, searched)
+    else:
+        verb.run(settings)
 
 
 def overview() -> str:

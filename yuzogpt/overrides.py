@@ -19,6 +19,7 @@ from yuzogpt.config import Section
 from yuzogpt.errors import UserError
 
 PRESETS = Path(__file__).parent / "configs"
+SEARCH = "search"  # a section of YAML files: what `yuzogpt tune` varies
 
 S = TypeVar("S", bound=Section)
 
@@ -74,6 +75,12 @@ def parse_flag(flag: str) -> Override:
 
 
 def read_yaml(name: str) -> list[Override]:
+    """Read the settings of a preset or a YAML file."""
+    content = {key: value for key, value in read_mapping(name).items() if key != SEARCH}
+    return list(flatten(content, name))
+
+
+def read_mapping(name: str) -> Mapping[Any, Any]:
     """Read a preset by its name, or a YAML file by its path."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
@@ -85,11 +92,9 @@ def read_yaml(name: str) -> list[Override]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not readable as YAML: {reason}") from None
-    if content is None:
-        return []
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise UserError(f"{path}: expected `key: value` lines, found a {type(content).__name__}")
-    return list(flatten(content, str(path)))
+    return content or {}
 
 
 def flatten(content: Mapping[Any, Any], file: str, prefix: str = "") -> Iterator[Override]:

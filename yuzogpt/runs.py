@@ -14,7 +14,7 @@ from pathlib import Path
 
 from yuzogpt import checkpoints, mirrors, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import Part, TrainSettings
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
@@ -45,8 +45,9 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    for split in ("train", "val"):
-        refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size)
+    parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
+    for split, part in parts.items():
+        refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
     check_world(settings, settings.workers.span(auto=1)[1])
     check_wandb(settings)
     run = directory_of(settings)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from yuzogpt.config import Part
 from yuzogpt.data.blocks import TokenStream
 from yuzogpt.errors import UserError
 
@@ -92,16 +93,18 @@ class Rows:
         return permute(np.arange(self.block_size), self.block_size, self.seed, -1 - cycle)
 
 
-def refuse_short(split: str, tokens: int, block_size: int) -> None:
-    """Raise UserError if a split has fewer tokens than one row."""
+def refuse_short(split: str, tokens: int, block_size: int, part: Part = "whole") -> None:
+    """Raise UserError if a split has fewer tokens than one row, or than one for each half."""
     if not tokens:
         raise UserError(
             f"the {split} split is empty; prepare the corpus with a larger --val_fraction"
         )
-    if tokens < block_size + 1:
+    rows, needs = ("a row needs", "") if part == "whole" else ("its two halves need", "2 * ")
+    least = block_size * (1 if part == "whole" else 2) + 1
+    if tokens < least:
         raise UserError(
-            f"the {split} split has {tokens:,} tokens, a row needs "
-            f"block_size + 1 = {block_size + 1:,}; lower --block_size"
+            f"the {split} split has {tokens:,} tokens, {rows} "
+            f"{needs}block_size + 1 = {least:,}; lower --block_size"
         )
 
 
@@ -152,20 +155,29 @@ class FixedWindows:
 
     stream: TokenStream
     block_size: int
+    part: Part = "whole"
 
     def __post_init__(self) -> None:
         """Refuse a split that has not even one window."""
-        refuse_short("val", len(self.stream), self.block_size)
+        refuse_short("val", len(self.stream), self.block_size, self.part)
+
+    @property
+    def numbers(self) -> range:
+        """Which windows of the split these are."""
+        count = (len(self.stream) - 1) // self.block_size
+        parts = {"whole": (0, count), "first": (0, count // 2), "second": (count // 2, count)}
+        return range(*parts[self.part])
 
     def __len__(self) -> int:
         """Count the windows."""
-        return (len(self.stream) - 1) // self.block_size
+        return len(self.numbers)
 
     def read(self, indices: Int64s) -> Int64s:
         """Return the windows of these numbers, shape (len(indices), block_size + 1)."""
         out = np.empty((len(indices), self.block_size + 1), np.int64)
         for row, index in enumerate(indices.tolist()):
-            out[row] = self.stream.read(index * self.block_size, self.block_size + 1)
+            first = self.numbers[index] * self.block_size
+            out[row] = self.stream.read(first, self.block_size + 1)
         return out
 
     def spread(self, count: int) -> Int64s:

@@ -86,8 +86,11 @@ def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> No
     conclude(settings, reason)
 
 
-def fit(settings: TrainSettings, run: Path) -> str | None:
-    """Run the workers to their end; return why they stopped before it, if they were asked to."""
+def fit(settings: TrainSettings, run: Path, cpus: float | None = None) -> str | None:
+    """Run the workers to their end; return why they stopped before it, if they were asked to.
+
+    `cpus`: of each; None: what Ray Train gives.
+    """
     import ray
     from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -122,6 +125,7 @@ def fit(settings: TrainSettings, run: Path) -> str | None:
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, "GPU": 1 if use_gpu else 0} if cpus else None,
             elastic_resize_monitor_interval_s=LOOK_EVERY,
         ),
         run_config=RunConfig(

@@ -129,13 +129,15 @@ def run_here(settings: TrainSettings) -> None:
     """Train in this process."""
     key = take_wandb_key(settings.log)
     choose_device(settings.device.device, World())  # a mistake here shows before a file is written
-    with (
-        runs.writing(settings) as run,
-        Display(settings, key) as display,
-        stopping(run, World()) as stop,
-    ):
-        reason = work(settings, World(), lambda *_: None, display, stop)
+    with runs.writing(settings) as run, Display(settings, key) as display:
+        reason = work_here(settings, run, display)
     conclude(settings, reason)
+
+
+def work_here(settings: TrainSettings, run: Path, listener: Listener) -> str | None:
+    """Be the only worker, in this process; return why the run stopped before its end, if so."""
+    with stopping(run, World()) as stop:
+        return work(settings, World(), lambda *_: None, listener, stop)
 
 
 def run_as_rank(settings: TrainSettings) -> None:

@@ -88,7 +88,7 @@ def train(
         step, rows_seen = resume.state.step, resume.state.rows_seen
         load_state_tensors(model, optimizer, resume.tensors(OPTIMIZER))
     data = Rows(corpus.stream("train"), shape.block_size, seed)
-    windows = FixedWindows(corpus.stream("val"), shape.block_size)
+    windows = FixedWindows(corpus.stream("val"), shape.block_size, settings.evaluation.val_part)
     validation = Validation(windows, settings, world, hardware, moves)
     records = Records(log, settings, step)
     records.introduce(world, hardware, model, data, rows_seen, why)

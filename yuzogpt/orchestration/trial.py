@@ -1,0 +1,79 @@
+"""One trial, in a process of Ray Tune's: it trains here, or with a TorchTrainer's workers.
+
+In: the trial's directory, as the sweep made it. Out: reports to Tune, and the trial's run.
+"""
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from yuzogpt.config import TrainSettings
+from yuzogpt.metrics import Listener
+from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, workers_of
+from yuzogpt.tuning.sweep import Sweep
+from yuzogpt.tuning.trials import Trial, carry_out, score
+
+WORKER_CPUS = 0.9  # of each of several workers: the rest is left for the trial's own process
+
+
+def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str, Any]], None]:
+    """Return what Tune calls for each trial.
+
+    `threads`: of each worker; `scored`: to look, at the end, at what no search has seen.
+    """
+
+    def run(config: dict[str, Any]) -> None:
+        trial = Trial.read(Path(config["directory"]))
+        assert trial, "the source has written it"
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN)
+        settings = sweep.settings_of(trial)
+        device = settings.device.model_copy(update={"threads": threads})
+        settings = settings.model_copy(update={"device": device})
+        goes_on = carry_out(settings, trial, Reports(), train)
+        if scored:
+            score(settings, trial.directory, train)
+        make_room()
+        if not goes_on:
+            raise SystemExit(0)  # what Tune takes for the end of a trial that it has stopped
+
+    return run
+
+
+class Reports:
+    """Hands the steps and losses of a trial to Tune."""
+
+    def __call__(self, step: int, loss: float) -> bool:
+        """Wait for Tune's decision; tell whether the trial is to go on."""
+        from ray import tune
+
+        try:
+            tune.report({STEP: step, LOSS: loss})
+        except SystemExit:
+            return False
+        return True
+
+
+def train(settings: TrainSettings, listener: Listener) -> str | None:
+    """Train, and return why the run stopped before its end, if it did."""
+    from yuzogpt import runs
+    from yuzogpt.metrics import Follower
+    from yuzogpt.training.launch import work_here
+
+    with runs.writing(settings) as run:
+        if workers_of(settings) == 1:
+            return work_here(settings, run, listener)
+        from yuzogpt.orchestration.train import fit
+
+        with Follower(run / runs.METRICS, listener):
+            return fit(settings, run, WORKER_CPUS)
+
+
+def make_room() -> None:
+    """Give back the memory of a trial: the next one may come in this process."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,121 @@
+"""What Ray Tune asks and tells while a sweep runs; in the process of the command.
+
+In: where trials come from, and a board. Out: Tune's trials, and what becomes of ours.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.search import Searcher
+
+from yuzogpt.errors import UserError
+from yuzogpt.lease import Lease
+from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, Source
+from yuzogpt.tuning.sweep import Result
+from yuzogpt.tuning.table import Board
+from yuzogpt.tuning.trials import State, Trial, conclude
+
+
+class NotWrittenDown:
+    """Tune pickles all that it is given, for a reader that never comes."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave it empty."""
+        return {}
+
+
+class Suggestions(NotWrittenDown, Searcher):  # type: ignore[misc]
+    """Gives our trials to Tune."""
+
+    def __init__(self, source: Source) -> None:
+        """No trial is given out yet."""
+        super().__init__(metric=LOSS, mode="min")
+        self.source = source
+        self.given: dict[str, Path] = {}  # by Tune's names
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial's configuration."""
+        trial = self.source.next()
+        if trial is None:
+            return Searcher.FINISHED
+        self.given[trial_id] = trial.directory
+        return {"directory": str(trial.directory)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Let the source learn from how a trial ended."""
+        trial = read_ours(self.given[trial_id])
+        loss = Result.of(trial).best[0]
+        is_sound = trial.state != "failed" and not error and math.isfinite(loss)
+        self.source.learn(trial.name, loss if is_sound else None)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Keep nothing: the sweep's directory has it all."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The same."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: Tune's state is not read again."""
+        raise NotImplementedError
+
+
+class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
+    """Tells the board of trials, and writes down the ends that they could not write themselves."""
+
+    def __init__(self, board: Board) -> None:
+        """`board`: what a person sees."""
+        self.board = board
+        self.ended: dict[Path, tuple[State, str]] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A process has begun with a trial."""
+        ours = read(trial)
+        self.board.starts(ours.name, ours.values)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A trial was evaluated."""
+        if STEP in result:
+            self.board.moves(read(trial).name, result[STEP], result[LOSS])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial has ended, or the scheduler has stopped it, which then takes a moment."""
+        ours = read(trial)
+        self._end(ours, ours.state if ours.is_over else "stopped", ours.error)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's process has died too often."""
+        self._end(read(trial), "failed", f"its process died {trial.num_failures} times")
+
+    def _end(self, ours: Trial, state: State, error: str) -> None:
+        self.ended[ours.directory] = (state, error)
+        self.board.ends(ours.name, state, error)
+
+    def settle(self) -> None:
+        """Conclude trials whose process was gone before it could; wait for one that still does."""
+        deadline = time.monotonic() + ENDS_WITHIN
+        for directory, (state, error) in self.ended.items():
+            while time.monotonic() < deadline and not read_ours(directory).is_over:
+                try:
+                    with Lease(directory):
+                        conclude(read_ours(directory), state, error)
+                except UserError:  # its process lives
+                    time.sleep(0.2)
+
+
+def read(trial: Any) -> Trial:
+    """Return our trial for Tune's."""
+    return read_ours(Path(trial.config["directory"]))
+
+
+def read_ours(directory: Path) -> Trial:
+    """Return the trial that the source has written there."""
+    found = Trial.read(directory)
+    assert found
+    return found

@@ -1,0 +1,181 @@
+"""The search space: which settings a sweep varies, and over which values.
+
+In: `search:` of YAML files and `--search.KEY=...`, by the keys of the settings themselves:
+
+    search:
+      learning_rate: {loguniform: [1e-5, 1e-3]}
+      dropout: {uniform: [0.0, 0.3]}
+      weight_decay: {choice: [0.0, 0.01, 0.1]}
+      beta2: {grid: [0.95, 0.99]}
+
+Out: a `Space`, every value of which training takes; from it, Optuna's trials draw theirs.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from yuzogpt.config import TrainSettings
+from yuzogpt.errors import UserError
+from yuzogpt.overrides import SEARCH, Override, find_key, leaves, read_mapping
+
+if TYPE_CHECKING:
+    import optuna
+
+RANGES, LISTS = ("uniform", "loguniform"), ("choice", "grid")
+SEARCHABLE = ("model", "optimizer", "schedule", "batch", "guard")  # sections
+BUDGET = "schedule.max_iters"  # equal for all trials: else the longest would win
+
+T = TypeVar("T", bound=TrainSettings)
+Values = dict[str, Any]  # by `section.leaf`
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting that varies."""
+
+    key: str  # section.leaf
+    kind: str  # uniform, loguniform: values are (low, high); choice, grid: all there are
+    values: tuple[Any, ...]
+    is_whole: bool = False  # whole numbers only
+
+    @property
+    def leaf(self) -> str:
+        """The name without its section."""
+        return self.key.partition(".")[2]
+
+    def has(self, value: Any) -> bool:
+        """Tell whether a value can be drawn."""
+        if self.kind in LISTS:
+            return value in self.values
+        return bool(self.values[0] <= value <= self.values[1])
+
+    def distribution(self, *included: Any) -> "optuna.distributions.BaseDistribution":
+        """Return it as Optuna's, widened to the values that are `included`."""
+        from optuna import distributions
+
+        if self.kind in LISTS:
+            return distributions.CategoricalDistribution(
+                tuple(dict.fromkeys((*self.values, *included)))
+            )
+        low, high = min((*self.values, *included)), max((*self.values, *included))
+        kind = distributions.IntDistribution if self.is_whole else distributions.FloatDistribution
+        return kind(low, high, log=self.kind == "loguniform" and low > 0)
+
+
+@dataclass(frozen=True)
+class Space:
+    """All of them."""
+
+    parameters: tuple[Parameter, ...]
+
+    def has(self, values: Values) -> bool:
+        """Tell whether values can be drawn."""
+        return all(one.has(values[one.key]) for one in self.parameters)
+
+    def distributions(self) -> "dict[str, optuna.distributions.BaseDistribution]":
+        """Return it as Optuna's."""
+        return {one.key: one.distribution() for one in self.parameters}
+
+    def defaults(self, settings: TrainSettings) -> Values:
+        """Return what the settings themselves say."""
+        nested = settings.model_dump()
+        return {one.key: nested[one.key.partition(".")[0]][one.leaf] for one in self.parameters}
+
+    def grid(self) -> list[Values]:
+        """Return every combination; UserError if there are not finitely many."""
+        for one in self.parameters:
+            if one.kind not in LISTS:
+                raise UserError(
+                    f"search.{one.leaf}: {one.kind} has no end; --search_algorithm=grid wants "
+                    "choice or grid"
+                )
+        keys = [one.key for one in self.parameters]
+        combinations = itertools.product(*(one.values for one in self.parameters))
+        return [dict(zip(keys, values, strict=True)) for values in combinations]
+
+    def describe(self) -> dict[str, dict[str, list[Any]]]:
+        """Return what `read_space` reads."""
+        return {one.key: {one.kind: list(one.values)} for one in self.parameters}
+
+
+def read_space(settings: TrainSettings, files: Sequence[str], flags: Sequence[str]) -> Space:
+    """Return the space around `settings` that YAML files, left to right, and flags add up to.
+
+    A flag `--search.KEY=` with nothing behind it takes a setting out of the search.
+    """
+    found: dict[str, Parameter] = {}
+    for override in written(files, flags):
+        key = find_key(override, dict(leaves(TrainSettings)))
+        if override.value in (None, ""):
+            found.pop(key, None)
+        else:
+            found[key] = read_parameter(settings, key, override)
+    if not found:
+        raise UserError(
+            "nothing to search: give a preset with `search:`, or "
+            "--search.learning_rate='{loguniform: [1e-5, 1e-3]}'"
+        )
+    return Space(tuple(found.values()))
+
+
+def written(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
+    """Yield what the user wrote, in its order."""
+    for name in files:
+        content = read_mapping(name).get(SEARCH) or {}
+        if not isinstance(content, Mapping):
+            raise UserError(f"{name}: {SEARCH}: expected `setting: {{kind: [...]}}` lines")
+        for key, value in content.items():
+            yield Override(str(key), value, f"{name}: {SEARCH}.{key}: {value}")
+    for flag in flags:
+        key, _, text = flag.removeprefix(f"--{SEARCH}.").partition("=")
+        try:
+            yield Override(key, yaml.safe_load(text), flag)
+        except yaml.YAMLError:
+            raise UserError(f"{flag}: write --search.{key}='{{uniform: [0, 1]}}'") from None
+
+
+def read_parameter(settings: TrainSettings, key: str, override: Override) -> Parameter:
+    """Return a parameter that training takes at its ends, or everywhere; UserError if not."""
+    origin, value = override.origin, override.value
+    kinds = (*RANGES, *LISTS)
+    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in kinds:
+        raise UserError(f"{origin}: write {{KIND: [...]}}; kinds: {', '.join(kinds)}")
+    ((kind, listed),) = value.items()
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"{origin}: {kind} wants a list")
+    section = key.partition(".")[0]
+    if section not in SEARCHABLE or key == BUDGET:
+        raise UserError(f"{origin}: not to be searched; {', '.join(SEARCHABLE)} settings are")
+    field = dict(leaves(TrainSettings))[key]
+    taken = tuple(taken_by_training(settings, key, one, origin) for one in listed)
+    if kind in RANGES:
+        least = 0 if kind == "loguniform" else -float("inf")
+        if len(taken) != 2 or not all(type(one) in (int, float) for one in taken):
+            raise UserError(f"{origin}: {kind} wants [lowest, highest]")
+        if not least < taken[0] < taken[1]:
+            raise UserError(f"{origin}: {kind} wants lowest < highest{', above 0' * (least == 0)}")
+    return Parameter(key, kind, taken, is_whole=field.annotation is int)
+
+
+def taken_by_training(settings: TrainSettings, key: str, value: Any, origin: str) -> Any:
+    """Return a value as training reads it; UserError if it does not take it."""
+    section, _, leaf = key.partition(".")
+    try:
+        return getattr(getattr(with_values(settings, {key: value}), section), leaf)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{origin}: {value}: {reason}") from None
+
+
+def with_values(settings: T, values: Values) -> T:
+    """Return the settings with a trial's values; pydantic's ValidationError if they do not fit."""
+    nested = settings.model_dump()
+    for key, value in values.items():
+        section, _, leaf = key.partition(".")
+        nested[section][leaf] = value
+    return type(settings).model_validate(nested)

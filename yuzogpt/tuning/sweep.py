@@ -1,0 +1,229 @@
+"""A sweep is one directory: the same command goes on with it.
+
+    settings.yaml    what all trials have in common, and the search space
+    trials/0000/     a run for each trial (trials.py); 0000 has the settings' own values
+    final/           default and winner, with fresh seeds, scored on what the search never saw
+    sweep.json       all that came out
+    best.yaml        the winner: `yuzogpt train best.yaml`
+    *.png            plots.py
+
+In: settings, space and directory. Out: the sweep's place on disk, and its outcome.
+"""
+
+import contextlib
+import math
+import shutil
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yuzogpt import runs
+from yuzogpt.config import TrainSettings, TuneSettings
+from yuzogpt.errors import UserError
+from yuzogpt.files import to_json, write_durably
+from yuzogpt.filesystems import scheme_of
+from yuzogpt.lease import Lease
+from yuzogpt.overrides import changed_frozen, to_yaml
+from yuzogpt.tuning.space import Space, Values, with_values
+from yuzogpt.tuning.trials import TRIAL, Trial
+
+SIGNATURE = "# Written by `yuzogpt tune`: what all trials have in common, and the search space.\n"
+TRIALS, FINAL, OUTCOME, BEST = "trials", "final", "sweep.json", "best.yaml"
+Outcome = dict[str, Any]  # what sweep.json holds
+FIRST = "0000"  # the trial with the settings' own values
+PLOTS = ("losses.png", "parameters.png", "importance.png")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched, and where it is written."""
+
+    settings: TuneSettings
+    space: Space
+
+    @property
+    def directory(self) -> Path:
+        """The sweep's out_dir."""
+        return Path(self.settings.run.out_dir)
+
+    @property
+    def base(self) -> TrainSettings:
+        """What all trials have in common."""
+        nested = self.settings.model_dump()
+        del nested["sweep"]
+        return TrainSettings.model_validate(nested)
+
+    def settings_of(self, trial: Trial, **evaluation: Any) -> TrainSettings:
+        """Return what a trial trains with; it sees the first half of the val split alone."""
+        chosen = with_values(self.base, trial.values)
+        run = chosen.run.model_copy(
+            update={"out_dir": str(trial.directory), "overwrite": False, "storage": ""}
+        )
+        look = chosen.evaluation.model_copy(update={"val_part": "first", **evaluation})
+        kept = chosen.checkpoint.model_copy(update={"keep_last": 1, "keep_best": 1})
+        workers = chosen.workers.model_copy(update={"spare_workers": False})
+        return chosen.model_copy(
+            update={"run": run, "evaluation": look, "checkpoint": kept, "workers": workers}
+        )
+
+    def checked(self) -> "Sweep":
+        """Find every mistake that can be found before Ray starts.
+
+        Returns the sweep with the corpus's vocabulary.
+        """
+        if self.settings.log.wandb_log:
+            raise UserError(f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all")
+        if self.settings.sweep.search_algorithm == "grid":
+            self.space.grid()
+        example = self.settings_of(Trial(self.directory / TRIALS / "example", "example"))
+        model = runs.check(example)[0].model
+        sweep = replace(self, settings=self.settings.model_copy(update={"model": model}))
+        sweep.refuse_other()
+        return sweep
+
+    def refuse_other(self) -> None:
+        """Raise UserError if the directory is another sweep's, or a run's."""
+        name, path = self.settings.run.out_dir, self.directory / runs.SETTINGS
+        if scheme_of(name):
+            raise UserError(f"--out_dir={name}: a sweep wants a directory that all nodes share")
+        if not path.exists():
+            if self.directory.exists() and any(self.directory.iterdir()):
+                raise UserError(f"--out_dir={name}: holds something else; choose another")
+            return
+        if not path.read_bytes().startswith(SIGNATURE.encode()):
+            raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
+        if self.settings.run.overwrite:
+            return
+        before = yaml.safe_load(path.read_text())
+        differences = changed_frozen(before, self.settings)
+        for key, now in (
+            ("search", self.space.describe()),
+            ("max_iters", self.settings.schedule.max_iters),
+        ):
+            then = before["schedule"][key] if key == "max_iters" else before.get(key)
+            if then != now:
+                differences.append(f"{key}: {then} -> {now}")
+        if differences:
+            raise UserError(
+                f"{name}: another sweep: {'; '.join(differences)}; choose another --out_dir, or "
+                "--overwrite to start anew"
+            )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the directory for this command alone; with `--overwrite`, empty it first."""
+        with Lease(self.directory):
+            if self.settings.run.overwrite:
+                self.clear()
+            kept = self.settings.run.model_copy(update={"overwrite": False})
+            settings = self.settings.model_copy(update={"run": kept})
+            space = yaml.safe_dump({"search": self.space.describe()}, sort_keys=False)
+            write_durably(
+                self.directory / runs.SETTINGS, (SIGNATURE + to_yaml(settings) + space).encode()
+            )
+            yield
+
+    def clear(self) -> None:
+        """Delete what earlier sweeps wrote here, and nothing else."""
+        for folder in (TRIALS, FINAL):
+            for trial in (self.directory / folder).glob(f"*/{TRIAL}"):
+                shutil.rmtree(trial.parent)
+        for name in (runs.SETTINGS, OUTCOME, BEST, *PLOTS):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def trials(self, folder: str = TRIALS) -> list[Trial]:
+        """Return all trials that were begun, in their order."""
+        found = (Trial.read(path.parent) for path in (self.directory / folder).glob(f"*/{TRIAL}"))
+        return sorted((trial for trial in found if trial), key=lambda trial: trial.name)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a trial."""
+
+    trial: Trial
+    evaluations: list[tuple[int, float]]
+
+    @classmethod
+    def of(cls, trial: Trial) -> "Result":
+        """Read it off the trial's run."""
+        return cls(trial, [(step, loss) for step, loss in trial.evaluations() if step > 0])
+
+    @property
+    def best(self) -> tuple[float, int]:
+        """The lowest loss, and at which step."""
+        return min(((loss, step) for step, loss in self.evaluations), default=(math.inf, 0))
+
+
+def winner(results: list[Result]) -> Result | None:
+    """Return the best of those that did not fail; the first of equals."""
+    sound = [one for one in results if one.trial.state != "failed" and math.isfinite(one.best[0])]
+    return min(sound, key=lambda one: one.best[0], default=None)
+
+
+def best_yaml(sweep: Sweep, values: Values) -> str:
+    """Return the winner as a preset."""
+    chosen = with_values(sweep.base, values)
+    run = chosen.run.model_copy(
+        update={"out_dir": f"{sweep.directory.name}-best", "overwrite": False, "storage": ""}
+    )
+    return "# The winner of a sweep: `yuzogpt train best.yaml`.\n" + to_yaml(
+        chosen.model_copy(update={"run": run})
+    )
+
+
+def comparison(finals: list[Trial], best: str) -> dict[str, dict[str, float]]:
+    """Return for default and tuned: mean and spread (standard deviation) of their scores."""
+    compared = {}
+    for side, name in (("default", FIRST), ("tuned", best)):
+        mine = [trial.score for trial in finals if trial.name.partition("-")[0] == name]
+        scores = [score for score in mine if score is not None]
+        if scores:
+            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+            mean = statistics.fmean(scores)
+            compared[side] = {"mean": mean, "spread": spread, "seeds": len(scores)}
+    return compared
+
+
+def outcome(sweep: Sweep) -> Outcome:
+    """Return all that came out so far, as sweep.json holds it."""
+    results = [Result.of(trial) for trial in sweep.trials()]
+    best, finals = winner(results), sweep.trials(FINAL)
+    return {
+        "search": sweep.space.describe(),
+        "best": best.trial.name if best else None,
+        "trials": [
+            {
+                "name": one.trial.name,
+                "values": one.trial.values,
+                "state": one.trial.state,
+                "error": one.trial.error,
+                "best_val_loss_estimate": finite(one.best[0]),
+                "best_step": one.best[1],
+                "evaluations": [[step, finite(loss)] for step, loss in one.evaluations],
+            }
+            for one in results
+        ],
+        "final": [{"name": one.name, "state": one.state, "score": one.score} for one in finals],
+        "comparison": comparison(finals, best.trial.name) if best else {},
+    }
+
+
+def finite(loss: float) -> float | None:
+    """Return a loss as JSON has it."""
+    return loss if math.isfinite(loss) else None
+
+
+def write_outcome(sweep: Sweep) -> Outcome:
+    """Write sweep.json, and best.yaml once there is a best trial."""
+    found = outcome(sweep)
+    write_durably(sweep.directory / OUTCOME, to_json(found))
+    for one in found["trials"]:
+        if one["name"] == found["best"]:
+            content = best_yaml(sweep, one["values"])
+            write_durably(sweep.directory / BEST, content.encode())
+    return found

@@ -1,0 +1,108 @@
+"""What a person sees while a sweep runs: a table on a terminal, a line a change elsewhere.
+
+In: what is heard of trials. Out: text by rich.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"running": "bold", "failed": "red", "stopped": "dim", "finished": "green"}
+
+
+@dataclass
+class Row:
+    """One trial, as far as it was heard of."""
+
+    values: Mapping[str, Any]
+    state: str = "waiting"
+    step: int = 0
+    loss: float = math.inf  # the best so far
+    error: str = ""
+
+
+class Board:
+    """A context manager that shows trials."""
+
+    def __init__(self, title: str, max_iters: int) -> None:
+        """Nothing is shown before the first trial."""
+        self.title, self.max_iters = title, max_iters
+        self.rows: dict[str, Row] = {}
+        self.console = Console(highlight=False)
+        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2)
+
+    def __enter__(self) -> "Board":
+        """Show the table, where there is a terminal."""
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it as it is now."""
+        if self.console.is_terminal:
+            self.live.stop()
+        elif self.rows:
+            self.console.print(self.table())
+        for name, row in sorted(self.rows.items()):
+            if row.error:
+                self.console.print(Text(f"!!! {name} failed: {row.error}"))
+
+    def starts(self, name: str, values: Mapping[str, Any]) -> None:
+        """A trial trains now, for the first time or again."""
+        row = self.rows.setdefault(name, Row(values))
+        row.state = "running"
+        self._line(f"{name} starts: {in_words(values)}")
+
+    def moves(self, name: str, step: int, loss: float) -> None:
+        """A trial was evaluated; `loss`: its best so far."""
+        row = self.rows[name]
+        row.step, row.loss = max(row.step, step), min(row.loss, loss)
+
+    def ends(self, name: str, state: str, error: str = "") -> None:
+        """A trial is over."""
+        row = self.rows[name]
+        row.state, row.error = state, error
+        why = f" ({error})" if error else ""
+        self._line(f"{name} {state} at step {row.step}: val loss {in_short(row.loss)}{why}")
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            print(text, flush=True)
+
+    def table(self) -> Table:
+        """Return one row a trial, the best one marked."""
+        table = Table(box=SIMPLE_HEAD, show_edge=False, title=self.title, title_justify="left")
+        keys = list(dict.fromkeys(key for row in self.rows.values() for key in row.values))
+        table.add_column("trial", no_wrap=True)
+        for key in keys:
+            table.add_column(key.partition(".")[2] or key, justify="right", overflow="fold")
+        for name in ("step", "val loss"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        best = min((row.loss for row in self.rows.values()), default=math.inf)
+        for name, row in sorted(self.rows.items()):
+            mark = " *" if row.loss == best < math.inf else "  "
+            cells = [name, *(in_short(row.values.get(key)) for key in keys)]
+            cells += [f"{row.step}/{self.max_iters}", in_short(row.loss) + mark]
+            state = Text(row.state, style=STYLES.get(row.state, ""))
+            table.add_row(*(Text(cell) for cell in cells), state)
+        return table
+
+
+def in_short(value: Any) -> str:
+    """Return a value in few characters."""
+    if isinstance(value, float):
+        return "-" if math.isinf(value) else f"{value:.4g}" if value < 1e-2 else f"{value:.4f}"
+    return "-" if value is None else str(value)
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Return a trial's values in a line."""
+    return ", ".join(f"{key.partition('.')[2]} {in_short(value)}" for key, value in values.items())

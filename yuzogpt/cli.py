@@ -63,13 +63,13 @@ def train(settings: Section) -> None:
 
 def locate_train(settings: TrainSettings) -> TrainSettings:
     """Make every path absolute; one in an object store stays a URI."""
-    from yuzogpt.references import PUBLISHED_NAMES
+    from yuzogpt.model.hub import PUBLISHED
 
     run, data = settings.run, settings.data
     named = data.data_dir or f"data/{data.dataset}"
     data_dir = absolute_or_remote(named, run.storage, "data_dir")
     changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
-    if run.init_from not in ("scratch", "resume", *PUBLISHED_NAMES):
+    if run.init_from not in ("scratch", "resume", *PUBLISHED):
         changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
     return settings.model_copy(
         update={

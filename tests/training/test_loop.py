@@ -15,7 +15,6 @@ from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import sha256
 from yuzogpt.lease import LEASE
 from yuzogpt.loading import load_model
-from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.overrides import resolve
@@ -161,21 +160,6 @@ def test_finetuning_starts_from_other_weights_and_resumes(finished, corpus_dir, 
     assert losses(out_dir)[1] < 0.5 * losses(finished)[1]
     train(corpus_dir, out_dir, *flags, "--max_iters=10")
     assert sorted(losses(out_dir)) == list(range(1, 11))
-
-
-def test_finetuning_from_a_hugging_face_folder(corpus_dir, tmp_path):
-    vocab_size = open_corpus(corpus_dir).manifest.tokenizer["vocab_size"]
-    pretrained = GPT(
-        ModelSettings(n_layer=2, n_head=2, n_embd=48, block_size=32, vocab_size=vocab_size)
-    )
-    initialize(pretrained, 3)
-    huggingface.save(pretrained, tmp_path / "hf", None)
-    train(corpus_dir, tmp_path / "run", f"--init_from={tmp_path / 'hf'}", "--max_iters=3")
-    tuned = load_model(resolve_model(str(tmp_path / "run")))
-    assert (tuned.settings.n_embd, tuned.settings.block_size, tuned.settings.bias) == (48, 16, True)
-    with pytest.raises(UserError, match="has positions for 32 tokens"):
-        too_long = [f"--init_from={tmp_path / 'hf'}", "--block_size=64"]
-        runs.check(tiny_settings(corpus_dir, tmp_path / "no", *too_long))
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(corpus_dir, tmp_path):

@@ -76,8 +76,8 @@ def train(
     # What is trained on what.
     with world.all_or_none():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
-        shape, weights = loading.starting_weights(settings, resume)
-        settings = settings.model_copy(update={"model": shape})
+        weights = loading.starting_weights(settings, resume)
+    shape = settings.model
     kind, why = choose_kind(settings.parallel, world, hardware.device, shape)
     trainee = parallelize(shape, weights, kind, settings.parallel, hardware)
     model = trainee.model

@@ -1,0 +1,149 @@
+"""Finetuning: what a pretrained model gives a run, what of it learns, and what cannot fit."""
+
+import pytest
+import torch
+
+from tests.conftest import TINY, yuzogpt
+from tests.training.worlds import losses
+from yuzogpt import runs
+from yuzogpt.config import ModelSettings, TrainSettings
+from yuzogpt.data.blocks import open_corpus
+from yuzogpt.errors import UserError
+from yuzogpt.loading import load_model
+from yuzogpt.model import huggingface
+from yuzogpt.model.gpt import GPT
+from yuzogpt.model.initialization import initialize
+from yuzogpt.overrides import resolve
+from yuzogpt.references import resolve_model
+from yuzogpt.training.launch import work
+from yuzogpt.training.stopping import StopRequest
+from yuzogpt.world import World
+
+# The shape is the pretrained model's.
+SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")
+FLAGS = [flag for flag in TINY if flag.partition("=")[0] not in SHAPE]
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus_dir, tmp_path_factory):
+    """A Hugging Face folder of a GPT-2 of the corpus's vocabulary. Read only."""
+    vocab_size = open_corpus(corpus_dir).manifest.tokenizer["vocab_size"]
+    shape = ModelSettings(n_layer=3, n_head=3, n_embd=48, block_size=32, vocab_size=vocab_size)
+    model = GPT(shape)
+    initialize(model, 3)
+    folder = tmp_path_factory.mktemp("pretrained") / "hf"
+    huggingface.save(model, folder, None)
+    return folder
+
+
+def flags_of(corpus, out_dir, start, *flags):
+    """Return the flags of a run that starts from a pretrained model."""
+    return [*FLAGS, f"--data_dir={corpus}", f"--out_dir={out_dir}", f"--init_from={start}", *flags]
+
+
+def check(*places_and_flags):
+    return runs.check(resolve(TrainSettings, [], flags_of(*places_and_flags)))
+
+
+def train(*places_and_flags):
+    """Check and run as the command line does, in this process."""
+    settings, _ = check(*places_and_flags)
+    with runs.writing(settings):
+        work(settings, World(), lambda *_: None, None, StopRequest())
+
+
+def test_the_shape_is_the_pretrained_models(corpus_dir, pretrained, tmp_path):
+    places = (corpus_dir, tmp_path / "run", pretrained)
+    settings, _ = check(*places, "--dropout=0.1")
+    shape, _ = huggingface.read(str(pretrained))
+    assert settings.model == shape.model_copy(update={"dropout": 0.1})
+    # It stands in the settings that the run leaves, too: they start the same run elsewhere.
+    train(*places, "--max_iters=2", "--block_size=8", "--dropout=0.1")
+    again = resolve(TrainSettings, [str(tmp_path / "run" / "settings.yaml")], [])
+    assert again.model == settings.model.model_copy(update={"block_size": 8})
+    assert load_model(resolve_model(str(tmp_path / "run"))).settings == again.model
+    # The run goes on with its shape, and with no other.
+    train(*places, "--max_iters=3", "--dropout=0.1")
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
+    for flags, difference in (
+        (["--dropout=0.1", "--n_head=4"], "model.n_head: 3 -> 4"),
+        (["--dropout=0.1", "--block_size=16"], "model.block_size: 8 -> 16"),
+        ([], "model.dropout: 0.1 -> 0.0"),
+    ):
+        with pytest.raises(UserError, match=difference):
+            check(*places, *flags)
+
+
+def test_the_first_weights_are_the_pretrained_models(corpus_dir, pretrained, tmp_path):
+    flags = ("--max_iters=1", "--block_size=8", "--learning_rate=0", "--decay_lr=False")
+    train(corpus_dir, tmp_path / "run", pretrained, *flags)
+    before = huggingface.load(str(pretrained)).eval()
+    tuned = load_model(resolve_model(str(tmp_path / "run")))
+    ids = torch.randint(0, before.settings.vocab_size, (4, 8), generator=torch.manual_seed(1))
+    assert torch.equal(before(ids), tuned(ids))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--n_head=4", "its n_head is 3, not 4; leave n_head out"),
+        ("--n_layer=12", "its n_layer is 3, not 12; leave n_layer out"),
+        ("--bias=False", "its bias is True, not False; leave bias out"),
+        ("--block_size=64", "has positions for 32 tokens; lower --block_size=64"),
+    ],
+)
+def test_what_cannot_fit_is_refused(flags, message, corpus_dir, pretrained, tmp_path):
+    places = (corpus_dir, tmp_path / "run", pretrained)
+    result = yuzogpt("train", *flags_of(*places, *flags.split()))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_whole_weights_is_refused(corpus_dir, pretrained, tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_bytes((pretrained / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
+        check(corpus_dir, tmp_path / "run", tmp_path / "hf")
+    weights = (pretrained / "model.safetensors").read_bytes()
+    (tmp_path / "hf" / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(UserError, match="damaged, or not downloaded to its end"):
+        huggingface.load(str(tmp_path / "hf"))
+    (tmp_path / "hf" / "config.json").write_text('{"n_layer": "three"}')
+    with pytest.raises(UserError, match="not the config of a GPT-2"):
+        resolve_model(str(tmp_path / "hf"))
+
+
+@pytest.fixture(scope="module")
+def gpt2_corpus(text_file, tmp_path_factory):
+    """A corpus in GPT-2's tokens."""
+    directory = tmp_path_factory.mktemp("gpt2")
+    result = yuzogpt(
+        "prepare", "mine", "--tokenizer=gpt2", f"--source={text_file}", f"--data_dir={directory}",
+        "--num_workers=0",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+NO_WEB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags"),
+    [
+        (NO_WEB, ["--num_workers=0"]),
+        ({"HF_HUB_OFFLINE": "1"}, ["--num_workers=2"]),
+        (NO_WEB, ["--ray_address=127.0.0.1:9"]),  # a cluster's nodes would find no weights either
+    ],
+    ids=["this process", "embedded Ray, told to be offline", "a cluster"],
+)
+def test_published_weights_out_of_reach(environment, flags, gpt2_corpus, tmp_path):
+    flags = flags_of(gpt2_corpus, tmp_path / "run", "gpt2", "--block_size=64", *flags)
+    result = yuzogpt("train", *flags, HF_HOME=str(tmp_path / "hf"), **environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "gpt2: the weights are neither in Hugging Face's cache nor within reach" in result.stderr
+    assert "hf download openai-community/gpt2 config.json model.safetensors" in result.stderr
+    assert not (tmp_path / "run").exists()

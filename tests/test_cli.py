@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from tests.conftest import REPOSITORY, TINY, prepare_char_corpus, yuzogpt
 from tests.data.test_blocks import flip_a_byte
@@ -111,6 +112,14 @@ def test_dry_run_prints_the_settings_and_does_nothing(tmp_path):
     result = yuzogpt("train", "shakespeare_char_cpu", "--n_layer=7", "--dry_run", cwd=tmp_path)
     assert result.returncode == 0
     assert "n_layer: 7" in result.stdout
+    (tmp_path / "again.yaml").write_text(result.stdout)
+    assert yuzogpt("train", "again.yaml", "--dry_run", cwd=tmp_path).stdout == result.stdout
+
+
+def test_dry_run_leaves_to_a_pretrained_model_what_it_will_give(tmp_path):
+    flags = ["--init_from=gpt2-xl", "--dropout=0.1", "--block_size=512"]
+    result = yuzogpt("train", *flags, "--dry_run", cwd=tmp_path)
+    assert yaml.safe_load(result.stdout)["model"] == {"dropout": 0.1, "block_size": 512}
     (tmp_path / "again.yaml").write_text(result.stdout)
     assert yuzogpt("train", "again.yaml", "--dry_run", cwd=tmp_path).stdout == result.stdout
 

@@ -236,9 +236,17 @@ def main(arguments: Sequence[str]) -> None:
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
-        print(to_yaml(settings), end="")
+        print(preview(settings), end="")
         return
     verb.run(settings)
+
+
+def preview(settings: Section) -> str:
+    """Return the resolved settings as YAML, without the shape that another model will give."""
+    if isinstance(settings, TrainSettings) and settings.run.init_from != "scratch":
+        own = {"dropout", *settings.model.model_fields_set}
+        return to_yaml(settings, {"model": set(type(settings.model).model_fields) - own})
+    return to_yaml(settings)
 
 
 def overview() -> str:

@@ -251,7 +251,13 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
 
     UserError if there is none, or one that does not fit.
     """
+    frozen = settings.finetuning.freeze_layers
     if settings.run.init_from == "scratch":
+        if frozen:
+            raise UserError(
+                f"--freeze_layers={frozen}: new weights must learn; leave it out, or say with "
+                "--init_from where pretrained ones are"
+            )
         return settings
     reference = resolve_model(settings.run.init_from)
     origin, shape = f"--init_from={reference.name}", reference.shape
@@ -278,6 +284,8 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
             f"{origin}: it has positions for {shape.block_size} tokens; lower "
             f"--block_size={fitted.model.block_size}"
         )
+    if frozen > shape.n_layer:
+        raise UserError(f"--freeze_layers={frozen}: the model has {shape.n_layer} layers")
     return fitted
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import TINY, yuzogpt
-from tests.training.worlds import losses
-from yuzogpt import runs
+from tests.training.worlds import losses, records, run_world, weights
+from yuzogpt import checkpoints, runs
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import UserError
@@ -16,6 +16,7 @@ from yuzogpt.model.initialization import initialize
 from yuzogpt.overrides import resolve
 from yuzogpt.references import resolve_model
 from yuzogpt.training.launch import work
+from yuzogpt.training.monitor import layer_of
 from yuzogpt.training.stopping import StopRequest
 from yuzogpt.world import World
 
@@ -83,9 +84,89 @@ def test_the_first_weights_are_the_pretrained_models(corpus_dir, pretrained, tmp
     assert torch.equal(before(ids), tuned(ids))
 
 
+# How a run of 12 steps is made: by how many ranks, to which step, and with which flags.
+WAYS = {
+    "one": [(1, 12)],
+    "ddp": [(2, 12)],
+    "ddp, resumed": [(2, 6), (2, 12)],
+    "fsdp": [(2, 12, "--parallel=fsdp")],
+    "fsdp, resumed": [(2, 6, "--parallel=fsdp"), (2, 12, "--parallel=fsdp")],
+    "mixed": [(2, 4, "--parallel=fsdp"), (1, 12, "--activation_checkpointing=True")],
+}
+FROZEN = ("wte.", "wpe.", "h.0.", "h.1.")
+
+
+@pytest.fixture(scope="module")
+def ways(corpus_dir, pretrained, tmp_path_factory):
+    """Runs with the embeddings and two of three layers frozen, and rates that differ."""
+    root = tmp_path_factory.mktemp("ways")
+    flags = ["--freeze_layers=2", "--layer_lr_decay=0.5", "--dropout=0.1", "--health_interval=6"]
+    # The batch is odd: one rank ends with an empty micro-batch.
+    flags += ["--batch_size=1", "--gradient_accumulation_steps=7", "--grad_clip=0.1"]
+    for way, parts in WAYS.items():
+        for size, max_iters, *more in parts:
+            places = (corpus_dir, root / way, pretrained)
+            every = (*places, *flags, f"--max_iters={max_iters}", *more)
+            if size == 1:
+                train(*every)
+            else:
+                run_world(size, resolve(TrainSettings, [], flags_of(*every)))
+    return root
+
+
+def tensors(run, kind, step=12):
+    directory = run / "checkpoints" / f"step-{step}"
+    return dict(checkpoints.read(directory).tensors(kind))
+
+
+def test_frozen_layers_stay_and_the_rest_learns_in_any_world(ways, pretrained):
+    before = huggingface.read(str(pretrained))[1]
+    one = losses(ways / "one")
+    assert one[12] < one[1]
+    for way in WAYS:
+        after = tensors(ways / way, "model")
+        changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        assert changed == {name for name in before if not name.startswith(FROZEN)}, way
+        state = {name.partition("/")[2] for name in tensors(ways / way, "optimizer")}
+        assert state == changed
+        for step, loss in losses(ways / way).items():
+            assert loss == pytest.approx(one[step], abs=1e-4), way
+
+
+def test_resuming_with_frozen_layers_is_exact(ways):
+    for kind in ("ddp", "fsdp"):
+        assert losses(ways / kind) == losses(ways / f"{kind}, resumed")
+        assert weights(ways / kind, 12) == weights(ways / f"{kind}, resumed", 12)
+
+
+def test_health_is_of_what_learns(ways):
+    for way in ("one", "fsdp"):
+        for record in records(ways / way, "health"):
+            assert list(record["layers"]) == ["h.2", "ln_f"]
+            assert all(found["update_to_weight"] > 0 for found in record["layers"].values())
+        notices = [record["text"] for record in records(ways / way, "notice")]
+        assert any("frozen: embeddings and the first 2 layers" in text for text in notices)
+
+
+def test_a_layers_rate_is_that_of_the_one_above_times_the_decay(corpus_dir, pretrained, tmp_path):
+    # AdamW's first step is the learning rate long, in every direction.
+    flags = ["--layer_lr_decay=0.5", "--decay_lr=False", "--learning_rate=1e-3", "--max_iters=1"]
+    train(corpus_dir, tmp_path / "run", pretrained, *flags, "--weight_decay=0", "--grad_clip=0")
+    before = huggingface.read(str(pretrained))[1]
+    steps = {}
+    for name, after in tensors(tmp_path / "run", "model", step=1).items():
+        step = (after - before[name]).abs().max().item()
+        steps[layer_of(name)] = max(step, steps.get(layer_of(name), 0.0))
+    rates = {"ln_f": 1, "h.2": 0.5, "h.1": 0.25, "h.0": 0.125, "wte": 0.0625, "wpe": 0.0625}
+    assert steps == {layer: pytest.approx(1e-3 * rate, rel=0.01) for layer, rate in rates.items()}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--freeze_layers=4", "--freeze_layers=4: the model has 3 layers"),
+        ("--freeze_layers=1 --init_from=scratch", "new weights must learn"),
+        ("--layer_lr_decay=0", "--layer_lr_decay=0: "),
         ("--n_head=4", "its n_head is 3, not 4; leave n_head out"),
         ("--n_layer=12", "its n_layer is 3, not 12; leave n_layer out"),
         ("--bias=False", "its bias is True, not False; leave bias out"),

@@ -9,7 +9,13 @@ import torch
 from tests.conftest import make_text, prepare_char_corpus, tiny_settings
 from tests.training.worlds import losses, records
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
+from yuzogpt.config import (
+    FinetuningSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import sha256
@@ -305,7 +311,7 @@ def test_schedule_is_nanogpts():
 def test_optimizer_state_round_trips_by_name():
     model = GPT(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5, bias=True))
     initialize(model, 1)
-    optimizer = build_optimizer(model, OptimizerSettings())
+    optimizer = build_optimizer(model, OptimizerSettings(), FinetuningSettings())
     decayed, plain = optimizer.param_groups
     assert all(p.dim() >= 2 for p in decayed["params"])
     assert decayed["weight_decay"] == 0.1
@@ -316,7 +322,7 @@ def test_optimizer_state_round_trips_by_name():
     optimizer.step()
     saved = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
     assert "exp_avg_sq/h.0.mlp.c_fc.weight" in saved
-    fresh = build_optimizer(model, OptimizerSettings())
+    fresh = build_optimizer(model, OptimizerSettings(), FinetuningSettings())
     load_state_tensors(model, fresh, saved.items())
     restored = state_tensors(model, fresh)
     assert all(torch.equal(saved[name], restored[name]) for name in saved)

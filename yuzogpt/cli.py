@@ -151,6 +151,7 @@ def sample(settings: Section) -> None:
 def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
+    from yuzogpt.export import to_huggingface
     from yuzogpt.references import resolve_model
 
     wanted = settings.export
@@ -158,12 +159,7 @@ def export(settings: Section) -> None:
     if folder.exists():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
     reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
-    tokenizer = reference.tokenizer()
-
-    from yuzogpt.loading import load_model
-    from yuzogpt.model import huggingface
-
-    huggingface.save(load_model(reference), folder, tokenizer.end_of_text)
+    to_huggingface(reference, folder)
     print(f"{reference.name} -> {folder}")
 
 
@@ -195,15 +191,16 @@ VERBS = {
     "report": Verb("OUT_DIR", "what a run did -> report.html", ReportSettings, report),
     "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
     "doctor": Verb("", "is a cluster sound?", DoctorSettings, doctor),
-    "export": Verb("", "checkpoint -> Hugging Face folder", ExportSettings, export),
+    "export": Verb("RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, export),
 }
 
 
-# The setting that a verb takes without its name, and what that is.
-POSITIONAL: dict[type[Section], tuple[str, str]] = {
-    PrepareSettings: ("dataset", "corpus"),
-    InspectSettings: ("data_dir", "corpus"),
-    ReportSettings: ("out_dir", "run"),
+# The settings that a verb takes without their names, in this order, and what they are.
+POSITIONAL: dict[type[Section], tuple[tuple[str, ...], str]] = {
+    PrepareSettings: (("dataset",), "one corpus"),
+    InspectSettings: (("data_dir",), "one corpus"),
+    ReportSettings: (("out_dir",), "one run"),
+    ExportSettings: (("out_dir", "hf_dir"), "one run, and one folder,"),
 }
 
 
@@ -226,10 +223,10 @@ def main(arguments: Sequence[str]) -> None:
     files = [argument for argument in rest if not argument.startswith("-")]
     flags = [argument for argument in rest if argument.startswith("-")]
     if verb.schema in POSITIONAL:
-        key, what = POSITIONAL[verb.schema]
-        if len(files) > 1:
-            raise UserError(f"{name} {' '.join(files)}: one {what} at a time")
-        flags = [f"--{key}={file}" for file in files] + flags
+        keys, what = POSITIONAL[verb.schema]
+        if len(files) > len(keys):
+            raise UserError(f"{name} {' '.join(files)}: {what} at a time")
+        flags = [f"--{key}={file}" for key, file in zip(keys, files, strict=False)] + flags
         files = []
     if verb.schema is DoctorSettings:
         flags = ["--output=json" if flag == "--json" else flag for flag in flags]

@@ -400,10 +400,13 @@ class DoctorSettings(Section):
 
 
 class ExportTarget(Section):
-    """From a checkpoint to a folder that `transformers` loads."""
+    """From a checkpoint to a folder that other programs load."""
 
     out_dir: str = setting("out", "the run (its best checkpoint) or checkpoint to export")
-    hf_dir: str = setting("hf", "Hugging Face folder to write; must not exist")
+    to: Literal["huggingface"] = setting(
+        "huggingface", "the format: what transformers, vLLM and lm-evaluation-harness load"
+    )
+    hf_dir: str = setting("hf", "the folder to write; must not exist")
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
 
 

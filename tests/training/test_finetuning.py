@@ -196,18 +196,6 @@ def test_a_folder_without_whole_weights_is_refused(corpus_dir, pretrained, tmp_p
         resolve_model(str(tmp_path / "hf"))
 
 
-@pytest.fixture(scope="module")
-def gpt2_corpus(text_file, tmp_path_factory):
-    """A corpus in GPT-2's tokens."""
-    directory = tmp_path_factory.mktemp("gpt2")
-    result = yuzogpt(
-        "prepare", "mine", "--tokenizer=gpt2", f"--source={text_file}", f"--data_dir={directory}",
-        "--num_workers=0",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return directory
-
-
 NO_WEB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 
 
@@ -220,8 +208,8 @@ NO_WEB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     ],
     ids=["this process", "embedded Ray, told to be offline", "a cluster"],
 )
-def test_published_weights_out_of_reach(environment, flags, gpt2_corpus, tmp_path):
-    flags = flags_of(gpt2_corpus, tmp_path / "run", "gpt2", "--block_size=64", *flags)
+def test_published_weights_out_of_reach(environment, flags, gpt2_corpus_dir, tmp_path):
+    flags = flags_of(gpt2_corpus_dir, tmp_path / "run", "gpt2", "--block_size=64", *flags)
     result = yuzogpt("train", *flags, HF_HOME=str(tmp_path / "hf"), **environment)
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1

@@ -18,11 +18,15 @@ from transformers import (
     pipeline,
 )
 
-from tests.conftest import REPOSITORY, TINY, yuzogpt
+from tests.conftest import REPOSITORY, tiny_settings, yuzogpt
+from yuzogpt import runs
 from yuzogpt.loading import load_model
 from yuzogpt.references import resolve_model
 from yuzogpt.tokenizer_files import files_of
 from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
+from yuzogpt.training.launch import work
+from yuzogpt.training.stopping import StopRequest
+from yuzogpt.world import World
 
 ODD = (
     " Hello  world! It's 2026; naïve café ☕ 日本語 👩‍🔬 é\n\n\n"
@@ -35,9 +39,9 @@ ODD = (
 def run_dir(corpus_dir, tmp_path_factory):
     """A finished run. Read only."""
     out_dir = tmp_path_factory.mktemp("export") / "run"
-    places = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
-    result = yuzogpt("train", *TINY, *places, "--num_workers=0", "--max_iters=20")
-    assert result.returncode == 0, result.stderr
+    settings, _ = runs.check(tiny_settings(corpus_dir, out_dir, "--max_iters=50"))
+    with runs.writing(settings):
+        work(settings, World(), lambda *_: None, None, StopRequest())
     return out_dir
 
 

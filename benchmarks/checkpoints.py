@@ -27,7 +27,13 @@ import torch
 
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import State
-from yuzogpt.config import CheckpointSettings, ModelSettings, OptimizerSettings, ParallelSettings
+from yuzogpt.config import (
+    CheckpointSettings,
+    FinetuningSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ParallelSettings,
+)
 from yuzogpt.hardware import Hardware, available_cores
 from yuzogpt.metrics import MetricsLog, read_records
 from yuzogpt.model.initialization import initial_weights
@@ -52,7 +58,7 @@ class Training:
             self.shape, weights, "none", ParallelSettings(), hardware
         )
         self.model = self.trainee.model
-        self.optimizer = build_optimizer(self.model, OptimizerSettings())
+        self.optimizer = build_optimizer(self.model, OptimizerSettings(), FinetuningSettings())
         self.ids = torch.randint(self.shape.vocab_size, (1, tokens + 1))
 
     def step(self) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from yuzogpt.config import ModelSettings, OptimizerSettings, ParallelSettings
+from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings, ParallelSettings
 from yuzogpt.hardware import Hardware
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.training.monitor import add_up, clip
@@ -91,7 +91,7 @@ def train(size: Size, way: ParallelSettings, world: World, steps: int) -> dict[s
     hardware = Hardware(torch.device("cpu"), None, False, 1, ())
     assert way.parallel != "auto"
     trainee = parallelize(shape, initial_weights(shape, 1), way.parallel, way, hardware)
-    optimizer = build_optimizer(trainee.model, settings)
+    optimizer = build_optimizer(trainee.model, settings, FinetuningSettings())
     generator = torch.Generator().manual_seed(world.rank)
     rows = torch.randint(shape.vocab_size, (size.rows, shape.block_size + 1), generator=generator)
     ids, targets, keys = rows[:, :-1], rows[:, 1:], torch.zeros(size.rows, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Export to a Hugging Face folder: `ray job submit --working-dir . -- python jobs/export.py`."""
+"""Export: `ray job submit --working-dir . -- python jobs/export.py RUN --to=huggingface DIR`."""
 
 import sys
 

@@ -92,6 +92,15 @@ def corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return prepare_char_corpus(text_file, tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="session")
+def gpt2_corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same text in GPT-2's tokens. Read only."""
+    directory = tmp_path_factory.mktemp("gpt2-corpus")
+    settings = CorpusSettings(dataset="mine", source=str(text_file), tokenizer="gpt2")
+    prepare_here(settings, directory)
+    return directory
+
+
 @contextlib.contextmanager
 def aws_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run a server of AWS's APIs that this process and its children find; it forgets at the end."""

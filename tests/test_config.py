@@ -105,6 +105,22 @@ def test_gpt2_presets_have_the_arithmetic_that_they_show(size):
     assert settings.batch.global_rows * settings.model.block_size == 491_520
 
 
+def test_finetuning_on_shakespeare_is_nanogpts():
+    settings = resolve(TrainSettings, ["finetune_shakespeare"], [])
+    assert (settings.run.init_from, settings.data.dataset) == ("gpt2-xl", "shakespeare")
+    assert (settings.batch.batch_size, settings.batch.gradient_accumulation_steps) == (1, 32)
+    assert (settings.optimizer.learning_rate, settings.schedule.decay_lr) == (3e-5, False)
+    assert settings.schedule.max_iters == 20
+    assert (settings.evaluation.eval_interval, settings.evaluation.eval_iters) == (5, 40)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("finetune")])
+def test_finetuning_leaves_the_shape_to_the_pretrained_model(name):
+    settings = resolve(TrainSettings, [name], [])
+    assert settings.run.init_from != "scratch"
+    assert settings.model.model_fields_set <= {"block_size", "dropout"}
+
+
 def test_yaml_cannot_run_code(tmp_path):
     path = tmp_path / "evil.yaml"
     path.write_text("out_dir: !!python/object/apply:os.getcwd []\n")

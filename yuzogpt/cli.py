@@ -67,13 +67,13 @@ def train(settings: Section) -> None:
 
 def locate_train(settings: T) -> T:
     """Make every path absolute; one in an object store stays a URI."""
-    from yuzogpt.references import PUBLISHED_NAMES
+    from yuzogpt.model.hub import PUBLISHED
 
     run, data = settings.run, settings.data
     named = data.data_dir or f"data/{data.dataset}"
     data_dir = absolute_or_remote(named, run.storage, "data_dir")
     changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
-    if run.init_from not in ("scratch", "resume", *PUBLISHED_NAMES):
+    if run.init_from not in ("scratch", "resume", *PUBLISHED):
         changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
     return settings.model_copy(
         update={
@@ -180,6 +180,7 @@ def sample(settings: Section) -> None:
 def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
+    from yuzogpt.export import to_huggingface
     from yuzogpt.references import resolve_model
 
     wanted = settings.export
@@ -187,12 +188,7 @@ def export(settings: Section) -> None:
     if folder.exists():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
     reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
-    tokenizer = reference.tokenizer()
-
-    from yuzogpt.loading import load_model
-    from yuzogpt.model import huggingface
-
-    huggingface.save(load_model(reference), folder, tokenizer.end_of_text)
+    to_huggingface(reference, folder)
     print(f"{reference.name} -> {folder}")
 
 
@@ -225,15 +221,16 @@ VERBS = {
     "report": Verb("OUT_DIR", "what a run did -> report.html", ReportSettings, report),
     "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
     "doctor": Verb("", "is a cluster sound?", DoctorSettings, doctor),
-    "export": Verb("", "checkpoint -> Hugging Face folder", ExportSettings, export),
+    "export": Verb("RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, export),
 }
 
 
-# The setting that a verb takes without its name, and what that is.
-POSITIONAL: dict[type[Section], tuple[str, str]] = {
-    PrepareSettings: ("dataset", "corpus"),
-    InspectSettings: ("data_dir", "corpus"),
-    ReportSettings: ("out_dir", "run"),
+# The settings that a verb takes without their names, in this order, and what they are.
+POSITIONAL: dict[type[Section], tuple[tuple[str, ...], str]] = {
+    PrepareSettings: (("dataset",), "one corpus"),
+    InspectSettings: (("data_dir",), "one corpus"),
+    ReportSettings: (("out_dir",), "one run"),
+    ExportSettings: (("out_dir", "hf_dir"), "one run, and one folder,"),
 }
 
 
@@ -256,10 +253,10 @@ def main(arguments: Sequence[str]) -> None:
     files = [argument for argument in rest if not argument.startswith("-")]
     flags = [argument for argument in rest if argument.startswith("-")]
     if verb.schema in POSITIONAL:
-        key, what = POSITIONAL[verb.schema]
-        if len(files) > 1:
-            raise UserError(f"{name} {' '.join(files)}: one {what} at a time")
-        flags = [f"--{key}={file}" for file in files] + flags
+        keys, what = POSITIONAL[verb.schema]
+        if len(files) > len(keys):
+            raise UserError(f"{name} {' '.join(files)}: {what} at a time")
+        flags = [f"--{key}={file}" for key, file in zip(keys, files, strict=False)] + flags
         files = []
     if verb.schema is DoctorSettings:
         flags = ["--output=json" if flag == "--json" else flag for flag in flags]
@@ -269,12 +266,20 @@ def main(arguments: Sequence[str]) -> None:
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
-        print(to_yaml(settings), end="")
+        print(preview(settings), end="")
         return
     if verb.schema is TuneSettings:
         verb.run(settings, files, searched)
     else:
         verb.run(settings)
+
+
+def preview(settings: Section) -> str:
+    """Return the resolved settings as YAML, without the shape that another model will give."""
+    if isinstance(settings, TrainSettings) and settings.run.init_from != "scratch":
+        own = {"dropout", *settings.model.model_fields_set}
+        return to_yaml(settings, {"model": set(type(settings.model).model_fields) - own})
+    return to_yaml(settings)
 
 
 def overview() -> str:

@@ -92,6 +92,22 @@ class OptimizerSettings(Section):
     grad_clip: NonNegative = setting(1.0, "largest gradient norm; 0: no clipping", frozen=True)
 
 
+class FinetuningSettings(Section):
+    """What of a pretrained model learns, and how fast."""
+
+    freeze_layers: Count = setting(
+        0,
+        "the first n layers and the embeddings (so the output matrix, too) do not learn; 0: all do",
+        "layers",
+        frozen=True,
+    )
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0,
+        "each layer's learning rate over that of the one above; the embeddings' is the lowest",
+        frozen=True,
+    )
+
+
 class ScheduleSettings(Section):
     """How long, and the learning rate on the way."""
 
@@ -256,6 +272,7 @@ class TrainSettings(Section):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    finetuning: FinetuningSettings = FinetuningSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     batch: BatchSettings = BatchSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -427,10 +444,13 @@ class DoctorSettings(Section):
 
 
 class ExportTarget(Section):
-    """From a checkpoint to a folder that `transformers` loads."""
+    """From a checkpoint to a folder that other programs load."""
 
     out_dir: str = setting("out", "the run (its best checkpoint) or checkpoint to export")
-    hf_dir: str = setting("hf", "Hugging Face folder to write; must not exist")
+    to: Literal["huggingface"] = setting(
+        "huggingface", "the format: what transformers, vLLM and lm-evaluation-harness load"
+    )
+    hf_dir: str = setting("hf", "the folder to write; must not exist")
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
 
 

@@ -182,6 +182,6 @@ def help_text(schema: type[Section]) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
-def to_yaml(settings: Section) -> str:
-    """Return the resolved settings as YAML that `resolve` reads back."""
-    return yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
+def to_yaml(settings: Section, without: dict[str, set[str]] | None = None) -> str:
+    """Return the resolved settings as YAML that `resolve` reads back; `without` some leaves."""
+    return yaml.safe_dump(settings.model_dump(exclude=without), sort_keys=False, allow_unicode=True)

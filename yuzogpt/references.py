@@ -1,12 +1,11 @@
 """What the name of a model means: one resolver for sampling, finetuning, export and evaluation.
 
 In: a run directory (its best checkpoint) or a checkpoint directory, also in an object store, a
-Hugging Face folder, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. Out: where the weights are, how
-large the vocabulary is, and the tokenizer. Needs no torch, so that mistakes show at once;
-loading.py makes the model of it.
+Hugging Face folder, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. Out: where the weights are, the
+shape of the model, and the tokenizer. Needs no torch, so that mistakes show at once; loading.py
+makes the model of it.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import scheme_of
+from yuzogpt.model.hub import CONFIG, PUBLISHED, read_config
 from yuzogpt.tokenizers import Tokenizer
 
-PUBLISHED_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 GPT2_VOCABULARY = 50257
 
 
@@ -28,43 +27,35 @@ class ModelReference:
     """A model that exists, as far as can be told without loading it."""
 
     name: str
-    vocab_size: int
-    block_size: int
+    shape: ModelSettings
     checkpoint: Checkpoint | None  # None: a published name or a Hugging Face folder
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that the model speaks."""
         if self.checkpoint:
             return tokenizers.load(self.checkpoint.directory / checkpoints.TOKENIZER)
-        if self.vocab_size == GPT2_VOCABULARY:
+        if self.shape.vocab_size == GPT2_VOCABULARY:
             return tokenizers.gpt2_tokenizer()
         raise UserError(
-            f"{self.name}: its {self.vocab_size} tokens are not GPT-2's, and a Hugging Face "
+            f"{self.name}: its {self.shape.vocab_size} tokens are not GPT-2's, and a Hugging Face "
             "folder brings no tokenizer that is read here; use a checkpoint of ours"
         )
 
 
 def resolve_model(name: str) -> ModelReference:
     """Return what `name` refers to; UserError if there is no model."""
-    if name in PUBLISHED_NAMES:
-        return ModelReference(name, GPT2_VOCABULARY, 1024, None)
-    config = Path(name, "config.json")
-    if config.is_file():
-        try:
-            content = json.loads(config.read_text(encoding="utf-8"))
-            sizes = int(content["vocab_size"]), int(content["n_positions"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{config}: not the config of a GPT-2: {error!r}") from None
-        return ModelReference(name, *sizes, None)
+    if name in PUBLISHED:
+        return ModelReference(name, PUBLISHED[name].shape, None)
+    if Path(name, CONFIG).is_file():
+        return ModelReference(name, read_config(Path(name, CONFIG)), None)
     place = str(stored_checkpoints.pull_reference(name)) if scheme_of(name) else name
     checkpoint = checkpoints.find(place)
     if checkpoint is None:
         raise UserError(
             f"{name}: no model here; give a run or checkpoint directory, a Hugging Face folder, "
-            f"or one of {', '.join(PUBLISHED_NAMES)}"
+            f"or one of {', '.join(PUBLISHED)}"
         )
-    shape = shape_of(checkpoint)
-    return ModelReference(name, shape.vocab_size, shape.block_size, checkpoint)
+    return ModelReference(name, shape_of(checkpoint), checkpoint)
 
 
 def shape_of(checkpoint: Checkpoint) -> ModelSettings:

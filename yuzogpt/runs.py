@@ -14,7 +14,7 @@ from pathlib import Path
 
 from yuzogpt import checkpoints, mirrors, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
-from yuzogpt.config import Part, TrainSettings
+from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
@@ -22,6 +22,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import Lease
 from yuzogpt.metrics import read_records
+from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
 
@@ -39,15 +40,13 @@ PAUSE = ".pause"  # the same, of the launcher, which will start the workers agai
 def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     """Find every mistake that can be found without starting: corpus, vocabulary, an earlier run.
 
-    Returns the settings with the corpus's vocabulary, and the checkpoint that the run would go on
-    from. Reads only. Needs no torch, so mistakes show within a second.
+    Returns the settings with the shape that the corpus, the run or a pretrained model gives them,
+    and the checkpoint that the run would go on from. Reads only, but for weights that come from the
+    hub. Needs no torch, so mistakes show within a second.
     """
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
-    for split, part in parts.items():
-        refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
     check_world(settings, settings.workers.span(auto=1)[1])
     check_wandb(settings)
     run = directory_of(settings)
@@ -57,12 +56,16 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
         name = settings.run.out_dir
         raise UserError(f"--out_dir={name}: not within reach: {error.strerror}") from None
     check_out_dir(settings, run)
-    check_space(settings, run)
     resume = None
     if not settings.run.overwrite:
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
+    settings = as_started(settings, resume) if resume else check_start(settings, corpus)
+    parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
+    for split, part in parts.items():
+        refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
+    check_space(settings, run)
     if resume is None:
-        check_start(settings, corpus)
+        check_weights(settings)
     return settings, resume
 
 
@@ -145,16 +148,21 @@ def find_resume(
 def as_started(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
     """Return the settings with what only the first command of a run knew: where weights started.
 
-    The shape of a pretrained model is its own, but for dropout and block_size.
+    And the shape that a pretrained model gave it.
     """
     first = checkpoint.state.settings["run"]["init_from"]
     wanted = first if settings.run.init_from == "resume" else settings.run.init_from
     run = settings.run.model_copy(update={"init_from": wanted})
-    model = settings.model
     if first != "scratch":
-        own = {"dropout": model.dropout, "block_size": model.block_size}
-        model = shape_of(checkpoint).model_copy(update=own)
-    return settings.model_copy(update={"run": run, "model": model})
+        settings = shaped_like(settings, shape_of(checkpoint))
+    return settings.model_copy(update={"run": run})
+
+
+def shaped_like(settings: TrainSettings, shape: ModelSettings) -> TrainSettings:
+    """Return the settings with another model's shape, but for dropout and what the user set."""
+    own = {name: getattr(settings.model, name) for name in settings.model.model_fields_set}
+    model = shape.model_copy(update={"dropout": settings.model.dropout, **own})
+    return settings.model_copy(update={"model": model})
 
 
 def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: Checkpoint) -> None:
@@ -239,30 +247,71 @@ def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSe
     return settings.model_copy(update={"model": model})
 
 
-def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> None:
-    """Raise UserError if `init_from` names nothing, or a model that does not fit."""
+def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:
+    """Return the settings with the shape of the model that `init_from` names, if it names one.
+
+    UserError if there is none, or one that does not fit.
+    """
+    frozen = settings.finetuning.freeze_layers
     if settings.run.init_from == "scratch":
-        return
+        if frozen:
+            raise UserError(
+                f"--freeze_layers={frozen}: new weights must learn; leave it out, or say with "
+                "--init_from where pretrained ones are"
+            )
+        return settings
     reference = resolve_model(settings.run.init_from)
-    origin = f"--init_from={reference.name}"
-    if reference.vocab_size != settings.model.vocab_size:
+    origin, shape = f"--init_from={reference.name}", reference.shape
+    if shape.vocab_size != settings.model.vocab_size:
         raise UserError(
-            f"{origin}: its vocabulary has {reference.vocab_size} tokens, the corpus "
+            f"{origin}: its vocabulary has {shape.vocab_size} tokens, the corpus "
             f"{corpus.manifest.corpus} {settings.model.vocab_size}; prepare the corpus with the "
             "model's tokenizer"
         )
-    is_known = reference.checkpoint or reference.vocab_size == GPT2_VOCABULARY
+    is_known = reference.checkpoint or shape.vocab_size == GPT2_VOCABULARY
     made_with = corpus.manifest.tokenizer["fingerprint"]
     if is_known and tokenizers.fingerprint(reference.tokenizer()) != made_with:
         raise UserError(
             f"{origin}: its tokenizer is not the one that made the corpus "
-            f"{corpus.manifest.corpus}, though both have {reference.vocab_size} tokens"
+            f"{corpus.manifest.corpus}, though both have {shape.vocab_size} tokens"
         )
-    if reference.block_size < settings.model.block_size:
+    fitted = shaped_like(settings, shape)
+    for name, wanted in fitted.model.model_dump(exclude={"dropout", "block_size"}).items():
+        found = getattr(shape, name)
+        if wanted != found:
+            raise UserError(f"{origin}: its {name} is {found}, not {wanted}; leave {name} out")
+    if shape.block_size < fitted.model.block_size:
         raise UserError(
-            f"{origin}: it has positions for {reference.block_size} tokens; lower "
-            f"--block_size={settings.model.block_size}"
+            f"{origin}: it has positions for {shape.block_size} tokens; lower "
+            f"--block_size={fitted.model.block_size}"
         )
+    if frozen > shape.n_layer:
+        raise UserError(f"--freeze_layers={frozen}: the model has {shape.n_layer} layers")
+    return fitted
+
+
+def check_weights(settings: TrainSettings) -> None:
+    """Raise UserError unless the weights to start from are here, or can be had.
+
+    The published ones are fetched where this machine trains; a cluster's nodes do that themselves.
+    """
+    start = settings.run.init_from
+    if start in PUBLISHED and is_here(settings):
+        download(start)
+    elif start in PUBLISHED:
+        refuse_out_of_reach(start)
+    elif Path(start, CONFIG).is_file():
+        weight_files(Path(start))
+
+
+def is_here(settings: TrainSettings) -> bool:
+    """Tell whether this machine trains: in this process, or on a Ray of this command's own."""
+    return settings.workers.num_workers == 0 or not ray_address(settings)
+
+
+def ray_address(settings: TrainSettings) -> str:
+    """Return the Ray cluster to join; empty: this command starts one."""
+    return settings.workers.ray_address or os.environ.get("RAY_ADDRESS", "")
 
 
 @contextlib.contextmanager

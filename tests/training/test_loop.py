@@ -9,13 +9,18 @@ import torch
 from tests.conftest import make_text, prepare_char_corpus, tiny_settings
 from tests.training.worlds import losses, records
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
+from yuzogpt.config import (
+    FinetuningSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import sha256
 from yuzogpt.lease import LEASE
 from yuzogpt.loading import load_model
-from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.overrides import resolve
@@ -163,21 +168,6 @@ def test_finetuning_starts_from_other_weights_and_resumes(finished, corpus_dir, 
     assert sorted(losses(out_dir)) == list(range(1, 11))
 
 
-def test_finetuning_from_a_hugging_face_folder(corpus_dir, tmp_path):
-    vocab_size = open_corpus(corpus_dir).manifest.tokenizer["vocab_size"]
-    pretrained = GPT(
-        ModelSettings(n_layer=2, n_head=2, n_embd=48, block_size=32, vocab_size=vocab_size)
-    )
-    initialize(pretrained, 3)
-    huggingface.save(pretrained, tmp_path / "hf", None)
-    train(corpus_dir, tmp_path / "run", f"--init_from={tmp_path / 'hf'}", "--max_iters=3")
-    tuned = load_model(resolve_model(str(tmp_path / "run")))
-    assert (tuned.settings.n_embd, tuned.settings.block_size, tuned.settings.bias) == (48, 16, True)
-    with pytest.raises(UserError, match="has positions for 32 tokens"):
-        too_long = [f"--init_from={tmp_path / 'hf'}", "--block_size=64"]
-        runs.check(tiny_settings(corpus_dir, tmp_path / "no", *too_long))
-
-
 def test_a_vocabulary_that_does_not_fit_is_refused(corpus_dir, tmp_path):
     with pytest.raises(UserError, match="the corpus mine has"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--vocab_size=99"))
@@ -321,7 +311,7 @@ def test_schedule_is_nanogpts():
 def test_optimizer_state_round_trips_by_name():
     model = GPT(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5, bias=True))
     initialize(model, 1)
-    optimizer = build_optimizer(model, OptimizerSettings())
+    optimizer = build_optimizer(model, OptimizerSettings(), FinetuningSettings())
     decayed, plain = optimizer.param_groups
     assert all(p.dim() >= 2 for p in decayed["params"])
     assert decayed["weight_decay"] == 0.1
@@ -332,7 +322,7 @@ def test_optimizer_state_round_trips_by_name():
     optimizer.step()
     saved = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
     assert "exp_avg_sq/h.0.mlp.c_fc.weight" in saved
-    fresh = build_optimizer(model, OptimizerSettings())
+    fresh = build_optimizer(model, OptimizerSettings(), FinetuningSettings())
     load_state_tensors(model, fresh, saved.items())
     restored = state_tensors(model, fresh)
     assert all(torch.equal(saved[name], restored[name]) for name in saved)

@@ -113,7 +113,7 @@ class Measure:
                 trainee = parallelize(
                     shape, initial_weights(shape, 1), "fsdp", settings.parallel, hardware
                 )
-                optimizer = build_optimizer(trainee.model, settings.optimizer)
+                optimizer = build_optimizer(trainee.model, settings.optimizer, settings.finetuning)
                 ids = torch.zeros(1, 16, dtype=torch.long)
                 trainee.trained(ids, ids).sum().backward()
                 states = state_tensors(trainee.model, optimizer).values()

@@ -41,8 +41,9 @@ def start_world(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    said = settings.model_dump(exclude_unset=True)  # as flags would say it
     ranks = [
-        FORKSERVER.Process(target=run_rank, args=(rank, size, port, settings.model_dump(), fault))
+        FORKSERVER.Process(target=run_rank, args=(rank, size, port, said, fault))
         for rank in range(size)
     ]
     for process in ranks:

@@ -48,7 +48,7 @@ def run_on_ray(settings: TrainSettings) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout))
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
-    refuse_unreachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
+    refuse_unreachable(runs.ray_address(settings))
     with on_sigterm(leave), runs.writing(settings):
         print("starting Ray ...", flush=True)
         cores = max(os.cpu_count() or 1, most)
@@ -169,7 +169,7 @@ def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> N
 
 def is_embedded(settings: TrainSettings) -> bool:
     """Tell whether Ray is this command's own."""
-    return not (settings.workers.ray_address or os.environ.get("RAY_ADDRESS"))
+    return not runs.ray_address(settings)
 
 
 def forget(run: Path) -> None:

@@ -21,6 +21,7 @@ from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
+from yuzogpt.model.hub import PUBLISHED, download
 from yuzogpt.training import curves
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import Outside, train
@@ -71,6 +72,10 @@ def work(
     if newest:
         resume = stored_checkpoints.on_every_node(run / "checkpoints" / newest, world)
         settings = runs.as_started(settings, resume)
+    elif settings.run.init_from in PUBLISHED:
+        with world.all_or_none():  # once a node, before the watchdog counts the seconds
+            if world.local_rank == 0:
+                download(settings.run.init_from)
     log: MetricsLog | None = None
     holder = holder_of(run)
     if world.rank == 0:

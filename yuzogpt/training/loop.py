@@ -34,7 +34,7 @@ from yuzogpt.training.monitor import (
     clip,
     not_finite_layers,
 )
-from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
+from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, set_learning_rate
 from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
 from yuzogpt.training.records import Records, finite
 from yuzogpt.training.saving import Report, Saver
@@ -76,12 +76,14 @@ def train(
     # What is trained on what.
     with world.all_or_none():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
-        shape, weights = loading.starting_weights(settings, resume)
-        settings = settings.model_copy(update={"model": shape})
+        weights = loading.starting_weights(settings, resume)
+    shape = settings.model
     kind, why = choose_kind(settings.parallel, world, hardware.device, shape)
-    trainee = parallelize(shape, weights, kind, settings.parallel, hardware)
+    trainee = parallelize(
+        shape, weights, kind, settings.parallel, hardware, settings.finetuning.freeze_layers
+    )
     model = trainee.model
-    optimizer = build_optimizer(model, settings.optimizer)
+    optimizer = build_optimizer(model, settings.optimizer, settings.finetuning)
     guard = Guard.remembering(settings.guard, resume.state.guard if resume else {})
     step, rows_seen = 0, 0
     if resume:
@@ -127,8 +129,7 @@ def train(
     reason, seconds, is_long = None, 0.0, False
     while step < schedule.max_iters and reason is None:
         lr = lr_at(step, settings.optimizer, schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(optimizer, lr)
 
         # Forward and backward, in micro-steps that fit into memory. Gradients are averaged over
         # ranks; the scale turns that into the mean over the global batch, however it is shared.

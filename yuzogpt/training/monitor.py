@@ -30,7 +30,7 @@ class StepTotals:
     loss: float  # the mean over the global batch, nats a token
     stopping: bool  # whether any rank was asked to stop
     seconds: float  # of the step before, the mean over ranks
-    gradient_norms: list[float]  # of each parameter, in the model's order
+    gradient_norms: list[float]  # of each parameter that learns, in the model's order
 
     @property
     def gradient_norm(self) -> float:
@@ -130,8 +130,7 @@ def layer_of(name: str) -> str:
 
 def not_finite_layers(trainee: Trainee, totals: StepTotals) -> list[str]:
     """Return the layers whose gradient is not finite, in the model's order."""
-    names = (name for name, _ in trainee.model.named_parameters())
-    pairs = zip(names, totals.gradient_norms, strict=True)
+    pairs = zip(trainee.learning(), totals.gradient_norms, strict=True)
     return list(dict.fromkeys(layer_of(name) for name, norm in pairs if not math.isfinite(norm)))
 
 
@@ -147,7 +146,7 @@ class Health:
         self.before = [weight.clone() for weight in trainee.weights()]
 
     def layers(self, totals: StepTotals, world: World) -> dict[str, dict[str, float]]:
-        """Return each layer's gradient norm, weight norm, and norm of the update over the latter.
+        """Return of each layer that learns gradient norm, weight norm, update over the latter.
 
         Call it after the optimizer's step, on every rank.
         """
@@ -158,7 +157,7 @@ class Health:
             world.sum(squares)
         values = squares.tolist()
         sums: dict[str, list[float]] = {}
-        for index, (name, _) in enumerate(self.trainee.model.named_parameters()):
+        for index, name in enumerate(self.trainee.learning()):
             gradient = totals.gradient_norms[index] ** 2
             layer = sums.setdefault(layer_of(name), [0.0, 0.0, 0.0])
             for place, value in enumerate((gradient, values[index], values[len(weights) + index])):

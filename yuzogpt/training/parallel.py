@@ -30,6 +30,7 @@ from yuzogpt.config import ModelSettings, ParallelSettings
 from yuzogpt.hardware import Hardware, choose_device
 from yuzogpt.loading import NamedTensors
 from yuzogpt.model.gpt import GPT
+from yuzogpt.training.finetuning import freeze
 from yuzogpt.world import World
 
 # For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
@@ -57,13 +58,17 @@ class Trainee:
             return self.trained.no_sync()
         return contextlib.nullcontext()
 
+    def learning(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that learn, by name, in the model's order."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
     def gradients(self) -> list[Tensor]:
-        """Return what this rank holds of each parameter's gradient, in the parameters' order."""
-        return [local(cast(Tensor, p.grad)) for p in self.model.parameters()]
+        """Return what this rank holds of the gradient of each parameter that learns."""
+        return [local(cast(Tensor, p.grad)) for p in self.learning().values()]
 
     def weights(self) -> list[Tensor]:
-        """Return what this rank holds of each parameter."""
-        return [local(p.detach()) for p in self.model.parameters()]
+        """Return what this rank holds of each parameter that learns."""
+        return [local(p.detach()) for p in self.learning().values()]
 
     @torch.no_grad()
     def load(self, tensors: NamedTensors) -> None:
@@ -102,10 +107,12 @@ def parallelize(
     kind: Kind,
     settings: ParallelSettings,
     hardware: Hardware,
+    frozen_layers: int = 0,
 ) -> Trainee:
     """Build the model, give each rank its part of `weights`, and connect the ranks."""
     with torch.device("meta"):  # no memory yet: under fsdp no rank ever holds all
         model = GPT(shape)
+    freeze(model, frozen_layers)
     if settings.activation_checkpointing:
         recompute_layers(model)
     if kind == "fsdp":

@@ -50,8 +50,20 @@ class Records:
             f"resuming at step {self.step}"
             if self.step
             else f"weights: {self.settings.run.init_from}",
+            *self._what_learns(model),
         ):
             self.write("notice", text=line)
+
+    def _what_learns(self, model: GPT) -> list[str]:
+        """Say how much of a model learns, if not all of it."""
+        if not self.settings.finetuning.freeze_layers:
+            return []
+        sizes = [(p.numel() / 1e6, p.requires_grad) for p in model.parameters()]
+        learning = sum(size for size, learns in sizes if learns)
+        return [
+            f"frozen: embeddings and the first {self.settings.finetuning.freeze_layers} layers; "
+            f"{learning:.2f}M of {sum(size for size, _ in sizes):.2f}M parameters learn"
+        ]
 
     def start(self, world: World, parallel: str) -> None:
         """Say that the loop begins, or goes on, and what was lost for it."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
 RANGES, LISTS = ("uniform", "loguniform"), ("choice", "grid")
-SEARCHABLE = ("model", "optimizer", "schedule", "batch", "guard")  # sections
+SEARCHABLE = ("model", "optimizer", "schedule", "batch", "finetuning", "guard")  # sections
 BUDGET = "schedule.max_iters"  # equal for all trials: else the longest would win
 
 T = TypeVar("T", bound=TrainSettings)
@@ -174,8 +174,8 @@ def taken_by_training(settings: TrainSettings, key: str, value: Any, origin: str
 
 def with_values(settings: T, values: Values) -> T:
     """Return the settings with a trial's values; pydantic's ValidationError if they do not fit."""
-    nested = settings.model_dump()
+    nested = settings.model_dump(exclude_unset=True)
     for key, value in values.items():
         section, _, leaf = key.partition(".")
-        nested[section][leaf] = value
+        nested.setdefault(section, {})[leaf] = value
     return type(settings).model_validate(nested)

@@ -53,8 +53,8 @@ class Sweep:
     @property
     def base(self) -> TrainSettings:
         """What all trials have in common."""
-        nested = self.settings.model_dump()
-        del nested["sweep"]
+        # What the user did not set is not set: a pretrained model's shape is its own.
+        nested = self.settings.model_dump(exclude_unset=True, exclude={"sweep"})
         return TrainSettings.model_validate(nested)
 
     def settings_of(self, trial: Trial, **evaluation: Any) -> TrainSettings:

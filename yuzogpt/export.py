@@ -1,0 +1,41 @@
+"""`yuzogpt export`: from a run to a folder that other programs load.
+
+In: what references.py found, and a folder that does not exist. Out: that folder, whole or not at
+all, in Hugging Face's format: weights, config, and the tokenizer's files.
+"""
+
+import shutil
+import uuid
+from pathlib import Path
+
+from yuzogpt import tokenizer_files
+from yuzogpt.errors import RunFailed
+from yuzogpt.files import sync_directory, sync_file
+from yuzogpt.references import ModelReference
+
+
+def to_huggingface(reference: ModelReference, folder: Path) -> None:
+    """Write a model and its tokenizer; the folder gets its name when it is whole."""
+    tokenizer = reference.tokenizer()
+    files = tokenizer_files.files_of(tokenizer, reference.shape.block_size)
+
+    # Only now torch, which takes seconds to import: mistakes have shown by here.
+    from safetensors import SafetensorError
+
+    from yuzogpt.loading import load_model
+    from yuzogpt.model import huggingface
+
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        huggingface.save(load_model(reference), temporary, tokenizer.end_of_text)
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        for path in temporary.iterdir():
+            sync_file(path)
+        sync_directory(temporary)
+        temporary.rename(folder)
+    except SafetensorError as error:  # the disk is full, say
+        raise RunFailed(f"{folder}: not written: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_directory(folder.parent)

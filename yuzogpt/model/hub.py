@@ -1,0 +1,164 @@
+"""GPT-2's published checkpoints and Hugging Face folders, as far as can be told without torch.
+
+In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or a local folder. Out: the shape of its model,
+and where its weights are, so that mistakes show before anything starts. huggingface.py reads them.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yuzogpt.config import ModelSettings
+from yuzogpt.errors import UserError
+from yuzogpt.files import sha256
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# What decides the arithmetic, with its default first: another value would be another model.
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "tie_word_embeddings": (True,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One of OpenAI's checkpoints on the hub, pinned to a revision."""
+
+    revision: str
+    sha256: str | None  # of model.safetensors; None: what the hub says of the revision
+    n_layer: int
+    n_head: int
+    n_embd: int
+
+    @property
+    def shape(self) -> ModelSettings:
+        """The shape of the model; all four have GPT-2's vocabulary and context."""
+        return ModelSettings(
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+            block_size=1024,
+            vocab_size=50257,
+            bias=True,
+        )
+
+
+PUBLISHED = {
+    "gpt2": Published(
+        "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        *(12, 12, 768),
+    ),
+    "gpt2-medium": Published("6dcaa7a952f72f9298047fd5137cd6e4f05f41da", None, *(24, 16, 1024)),
+    "gpt2-large": Published("32b71b12589c2f8d625668d2335a01cac3249519", None, *(36, 20, 1280)),
+    "gpt2-xl": Published(
+        "15ea56dee5df4983c59b2538573817e1667135e2",
+        "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+        *(48, 25, 1600),
+    ),
+}
+
+
+def download(name: str) -> Path:
+    """Fetch a published checkpoint into Hugging Face's cache, and check its SHA-256."""
+    from huggingface_hub import hf_hub_download
+
+    published = PUBLISHED[name]
+    refuse_out_of_reach(name)
+    try:
+        for file in (CONFIG, WEIGHTS):
+            path = Path(hf_hub_download(repository(name), file, revision=published.revision))
+    except OSError as error:  # the hub's own errors are such, too
+        raise out_of_reach(name, error) from None
+    # The cache names a large file by the SHA-256 that the hub has for this revision.
+    expected, found = published.sha256 or path.resolve().name, sha256(path)
+    if found != expected:
+        raise UserError(f"{path}: SHA-256 is {found}, expected {expected}; delete it")
+    return path.parent
+
+
+def refuse_out_of_reach(name: str) -> None:
+    """Raise UserError if a published checkpoint is neither in the cache nor does the hub answer.
+
+    Asks the hub once: a download would try again for most of a minute, and say so each time.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    revision = PUBLISHED[name].revision
+    cached = [
+        try_to_load_from_cache(repository(name), file, revision=revision)
+        for file in (CONFIG, WEIGHTS)
+    ]
+    if all(isinstance(path, str) for path in cached):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository(name), WEIGHTS, revision=revision))
+    except Exception as error:  # whatever HTTP client the library has in this version
+        raise out_of_reach(name, error) from None
+
+
+def out_of_reach(name: str, error: Exception) -> UserError:
+    """Say how weights that are not to be had here can be got."""
+    lines = str(error).splitlines() or [repr(error)]
+    return UserError(
+        f"{name}: the weights are neither in Hugging Face's cache nor within reach ({lines[0]}); "
+        f"on a machine with web: `hf download {repository(name)} {CONFIG} {WEIGHTS} "
+        f"--revision {PUBLISHED[name].revision} --local-dir DIR`, then give DIR instead of {name}"
+    )
+
+
+def repository(name: str) -> str:
+    """Return where the hub has a published checkpoint."""
+    return f"openai-community/{name}"
+
+
+def read_config(path: Path) -> ModelSettings:
+    """Translate Hugging Face's config.json; what it leaves out is as in GPT-2."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a Hugging Face folder of a GPT-2")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for key, values in REQUIRED.items():
+            if config.get(key, values[0]) not in values:
+                raise UserError(
+                    f"{path}: {key} is {config[key]!r}; GPT-2's arithmetic has {values[0]!r}"
+                )
+        return ModelSettings(
+            n_layer=config.get("n_layer", 12),
+            n_head=config.get("n_head", 12),
+            n_embd=config.get("n_embd", 768),
+            block_size=config.get("n_positions", 1024),
+            vocab_size=config.get("vocab_size", 50257),
+            bias=True,
+        )
+    except (ValueError, AttributeError) as error:  # pydantic's are ValueErrors
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not the config of a GPT-2: {reason}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights: model.safetensors, or those that its index names."""
+    index, names = folder / INDEX, [WEIGHTS]
+    if index.is_file():
+        try:
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: not an index of weights: {error!r}") from None
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name}: no such file; weights are read from safetensors only "
+                "(pytorch_model.bin is a pickle: convert it with transformers' save_pretrained)"
+            )
+    return [folder / name for name in names]

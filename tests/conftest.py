@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "token"
 
 from yuzogpt import filesystems
-from yuzogpt.config import CorpusSettings, PrepareSettings, TrainSettings
+from yuzogpt.config import CorpusSettings, ModelSettings, PrepareSettings, TrainSettings
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.overrides import resolve
@@ -99,6 +99,23 @@ def gpt2_corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -
     settings = CorpusSettings(dataset="mine", source=str(text_file), tokenizer="gpt2")
     prepare_here(settings, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def pretrained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a GPT-2 of the corpus's vocabulary. Read only."""
+    from yuzogpt.data.blocks import open_corpus
+    from yuzogpt.model import huggingface
+    from yuzogpt.model.gpt import GPT
+    from yuzogpt.model.initialization import initialize
+
+    vocab_size = open_corpus(corpus_dir).manifest.tokenizer["vocab_size"]
+    shape = ModelSettings(n_layer=3, n_head=3, n_embd=48, block_size=32, vocab_size=vocab_size)
+    model = GPT(shape)
+    initialize(model, 3)
+    folder = tmp_path_factory.mktemp("pretrained") / "hf"
+    huggingface.save(model, folder, None)
+    return folder
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from yuzogpt.overrides import leaves
 
 README = (REPOSITORY / "README.md").read_text()
 FOREIGN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"}
-OWN = {"help", "dry_run", "json", "key"}  # of the command itself, or short for a setting
+OWN = {"help", "dry_run", "json", "key", "search.KEY"}  # of the command itself
 OTHERS = {"working-dir", "address", "node-ip-address", "minutes"}  # Ray's, benchmarks'
 
 

@@ -32,10 +32,17 @@ def drain(number, seconds):
     deadline = int((time.time() + float(seconds)) * 1000)
     gcs = GcsClient(address=cluster.address)
     return str(gcs.drain_node(nodes[int(number)].node_id, reason, "a test", deadline)[0])
+def groups():  # placement groups that hold something, or wait for it
+    import ray
+    from ray.util import placement_group_table
+    if not ray.is_initialized():
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
 print(cluster.address, flush=True)
 for line in sys.stdin:
     command, *arguments = line.split()
-    print({"add": add, "lose": lose, "drain": drain}[command](*arguments), flush=True)
+    does = {"add": add, "lose": lose, "drain": drain, "groups": groups}[command]
+    print(does(*arguments), flush=True)
 cluster.shutdown()
 """
 # So that the loss of a node is noticed after 2 s, not after 15.
@@ -57,7 +64,7 @@ class Cluster:
         self.address = process.stdout.readline().strip()
 
     def do(self, command: str) -> str:
-        """Run a command: add, lose, `drain NODE SECONDS`; return what it says."""
+        """Run a command: add, lose, `drain NODE SECONDS`, groups; return what it says."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(command + "\n")

@@ -8,13 +8,10 @@ import torch
 from tests.conftest import TINY, yuzogpt
 from tests.training.worlds import losses, records, run_world, weights
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import ModelSettings, TrainSettings
-from yuzogpt.data.blocks import open_corpus
+from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
 from yuzogpt.loading import load_model
 from yuzogpt.model import huggingface
-from yuzogpt.model.gpt import GPT
-from yuzogpt.model.initialization import initialize
 from yuzogpt.overrides import resolve
 from yuzogpt.references import resolve_model
 from yuzogpt.training.launch import work
@@ -25,18 +22,6 @@ from yuzogpt.world import World
 # The shape is the pretrained model's.
 SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")
 FLAGS = [flag for flag in TINY if flag.partition("=")[0] not in SHAPE]
-
-
-@pytest.fixture(scope="module")
-def pretrained(corpus_dir, tmp_path_factory):
-    """A Hugging Face folder of a GPT-2 of the corpus's vocabulary. Read only."""
-    vocab_size = open_corpus(corpus_dir).manifest.tokenizer["vocab_size"]
-    shape = ModelSettings(n_layer=3, n_head=3, n_embd=48, block_size=32, vocab_size=vocab_size)
-    model = GPT(shape)
-    initialize(model, 3)
-    folder = tmp_path_factory.mktemp("pretrained") / "hf"
-    huggingface.save(model, folder, None)
-    return folder
 
 
 def flags_of(corpus, out_dir, start, *flags):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from yuzogpt.config import TrainSettings
+from yuzogpt.errors import RunFailed
 from yuzogpt.metrics import Listener
-from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, workers_of
-from yuzogpt.tuning.sweep import Sweep
+from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP
+from yuzogpt.tuning.sweep import Sweep, workers_of
 from yuzogpt.tuning.trials import Trial, carry_out, score
 
 WORKER_CPUS = 0.9  # of each of several workers: the rest is left for the trial's own process
@@ -26,7 +27,11 @@ def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str
 
     def run(config: dict[str, Any]) -> None:
         trial = Trial.read(Path(config["directory"]))
-        assert trial, "the source has written it"
+        if trial is None:
+            raise RunFailed(
+                f"{config['directory']} is not there on {os.uname().nodename}: choose an --out_dir "
+                "on storage that all nodes share"
+            )
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN)
         settings = sweep.settings_of(trial)
         device = settings.device.model_copy(update={"threads": threads})

@@ -24,7 +24,7 @@ from yuzogpt.orchestration.train import HEAVY_IMPORTS, leave, set_environment
 from yuzogpt.training.display import take_wandb_key
 from yuzogpt.training.stopping import on_sigterm
 from yuzogpt.tuning.search import Finals, Search
-from yuzogpt.tuning.sweep import Outcome, Sweep, outcome, write_outcome
+from yuzogpt.tuning.sweep import Outcome, Sweep, outcome, workers_of, write_outcome
 from yuzogpt.tuning.table import Board
 from yuzogpt.tuning.trials import Trial
 
@@ -72,16 +72,6 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
         connected(settings.workers.ray_address, cores, HEAVY_IMPORTS),
     ):
         yield
-
-
-def workers_of(settings: TrainSettings) -> int:
-    """Return how many workers a trial has."""
-    least, most = settings.workers.span(auto=1)
-    if least != most:
-        raise UserError(f"--num_workers={settings.workers.num_workers}: a trial wants one number")
-    if not least:
-        raise UserError("--num_workers=0: a sweep needs Ray; leave it out")
-    return least
 
 
 def search(sweep: Sweep) -> Outcome:

@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, last_line
 from yuzogpt.lease import Lease
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, Source
 from yuzogpt.tuning.sweep import Result
@@ -91,7 +91,8 @@ class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's process has died too often."""
-        self._end(read(trial), "failed", f"its process died {trial.num_failures} times")
+        why = last_line(trial.get_error() or RuntimeError("its process died"))
+        self._end(read(trial), "failed", f"{why}; tried {trial.num_failures} times")
 
     def _end(self, ours: Trial, state: State, error: str) -> None:
         self.ended[ours.directory] = (state, error)

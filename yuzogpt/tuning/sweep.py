@@ -75,6 +75,7 @@ class Sweep:
 
         Returns the sweep with the corpus's vocabulary.
         """
+        workers_of(self.settings)
         if self.settings.log.wandb_log:
             raise UserError(f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all")
         if self.settings.sweep.search_algorithm == "grid":
@@ -139,6 +140,16 @@ class Sweep:
         """Return all trials that were begun, in their order."""
         found = (Trial.read(path.parent) for path in (self.directory / folder).glob(f"*/{TRIAL}"))
         return sorted((trial for trial in found if trial), key=lambda trial: trial.name)
+
+
+def workers_of(settings: TrainSettings) -> int:
+    """Return how many workers a trial has; UserError unless that is one number."""
+    least, most = settings.workers.span(auto=1)
+    if least != most:
+        raise UserError(f"--num_workers={settings.workers.num_workers}: a trial wants one number")
+    if not least:
+        raise UserError("--num_workers=0: a sweep needs Ray; leave it out")
+    return least
 
 
 @dataclass(frozen=True)

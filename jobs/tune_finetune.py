@@ -1,0 +1,14 @@
+"""Sweep: `ray job submit --working-dir . -- python jobs/tune_finetune.py PRESET --key=value`.
+
+Plain `python jobs/tune_finetune.py` does the same on this machine. Without a preset:
+finetune_shakespeare.
+"""
+
+import sys
+
+from yuzogpt.cli import run
+
+arguments = sys.argv[1:]
+if all(argument.startswith("-") for argument in arguments):
+    arguments = ["finetune_shakespeare", *arguments]
+run(["tune", *arguments])

@@ -1,0 +1,223 @@
+"""`yuzogpt tune` as a command: a sweep from a pretrained model, and what may happen to it."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY, yuzogpt
+from tests.orchestration.clusters import newest_worker, started
+from tests.training.worlds import records
+from yuzogpt.metrics import read_records
+
+pytestmark = pytest.mark.slow
+
+# Of a pretrained model's shape: what TINY says of it is left out.
+FLAGS = (
+    "--batch_size=4 --gradient_accumulation_steps=3 --block_size=16 --warmup_iters=5 "
+    "--max_iters=60 --lr_decay_iters=60 --eval_interval=10 --eval_iters=0 --device=cpu "
+    "--dtype=float32 --learning_rate=1e-4 --search.learning_rate={loguniform:[1e-4,1e-1]} "
+    "--search.dropout={uniform:[0,0.3]}"
+).split()
+
+
+@pytest.fixture
+def sweep(corpus_dir, pretrained, tmp_path):
+    """Return how a sweep is started, in a directory of the test's."""
+
+    def command(name, *flags):
+        places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / name}"]
+        return ["tune", *FLAGS, *places, f"--init_from={pretrained}", *flags]
+
+    return command
+
+
+def start(arguments, **environment):
+    """Start a command; it runs beside the test."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "yuzogpt", *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def outcome(directory):
+    """Return what sweep.json says."""
+    return json.loads((directory / "sweep.json").read_text())
+
+
+def found_by(directory):
+    """Return of each trial what must not depend on what happened on the way."""
+    keys = ("name", "values", "state", "best_val_loss_estimate", "best_step", "evaluations")
+    return [{key: trial[key] for key in keys} for trial in outcome(directory)["trials"]]
+
+
+def wait_until(is_so, process, seconds=120):
+    """Wait until something is so, while a command runs."""
+    wait, deadline = threading.Event(), time.monotonic() + seconds
+    while not is_so():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        wait.wait(0.02)
+
+
+def steps_of(run):
+    """Return how many steps a run has made."""
+    return max((r["step"] for r in read_records(run / "metrics.jsonl")), default=0)
+
+
+def process_of(run):
+    """Return the process that holds a run now."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return json.loads((run / ".lease.json").read_text())["process"]
+    return None
+
+
+def test_a_sweep_of_twelve(sweep, tmp_path):
+    directory = tmp_path / "sweep"
+    flags = ("--num_samples=12", "--max_concurrent_trials=2", "--final_seeds=2")
+    process = start(sweep("sweep", *flags))
+    holders = set()
+    while process.poll() is None:
+        for run in (directory / "trials").glob("*"):
+            if holder := process_of(run):
+                holders.add(holder)
+        time.sleep(0.02)  # polled for what is gone in the end
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    assert len(holders) == 2  # trials follow each other in processes that stay
+
+    found = outcome(directory)
+    trials = found["trials"]
+    assert len(trials) == 12
+    assert trials[0]["values"] == {"optimizer.learning_rate": 1e-4, "model.dropout": 0.0}
+    states = [trial["state"] for trial in trials]
+    assert set(states) == {"finished", "stopped"}
+    for trial in trials:
+        run = directory / "trials" / trial["name"]
+        if trial["state"] == "stopped":
+            assert steps_of(run) < 60
+        (kept,) = (run / "checkpoints").glob("step-*")
+        assert not list(kept.glob("optimizer*"))
+        assert not (run / ".lease.json").exists()
+    best = min(trials, key=lambda trial: trial["best_val_loss_estimate"])
+    assert found["best"] == best["name"] != "0000"
+    assert f"winner: trial {best['name']}" in printed
+
+    assert found["comparison"]["default"]["seeds"] == found["comparison"]["tuned"]["seeds"] == 2
+    assert found["comparison"]["tuned"]["mean"] < found["comparison"]["default"]["mean"]
+    for final in found["final"]:
+        (scored,) = records(directory / "final" / final["name"] / "score", "eval_only")
+        assert scored["val_loss"] == final["score"]
+    for plot in ("losses.png", "parameters.png", "importance.png"):
+        assert (directory / plot).read_bytes().startswith(b"\x89PNG")
+
+    # The winner is an ordinary preset, the same sweep is finished, and a longer one goes on.
+    again = yuzogpt(*sweep("sweep", *flags))
+    assert again.returncode == 0
+    assert "finished; raise --num_samples" in again.stdout
+    assert "starting Ray" not in again.stdout
+    out_dir = f"--out_dir={tmp_path / 'best'}"
+    trained = yuzogpt("train", str(directory / "best.yaml"), out_dir, "--num_workers=0")
+    assert trained.returncode == 0, trained.stderr
+    (start_record,) = records(tmp_path / "best", "start")
+    assert start_record["step"] == 0
+    refused = yuzogpt(*sweep("sweep", *flags, "--search.dropout={uniform:[0,0.2]}"))
+    assert refused.returncode == 2
+    assert "another sweep: search: " in refused.stderr
+
+
+def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
+    """A trial whose loss is not finite fails, and the others go on; three times the same sweep."""
+    flags = ["--num_samples=6", "--search_algorithm=random", "--scheduler=none", "--final_seeds=0"]
+    flags += ["--max_skipped=2", "--search.grad_clip={choice:[1.0]}", "--max_iters=100"]
+    flags += ["--search.min_lr={choice:[0.0,1e30]}"]  # every other trial or so ends badly
+    undisturbed = yuzogpt(*sweep("undisturbed", *flags))
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+    expected = found_by(tmp_path / "undisturbed")
+    failed = [trial for trial in outcome(tmp_path / "undisturbed")["trials"] if trial["error"]]
+    assert 0 < len(failed) < 6
+    assert all(trial["state"] == "failed" for trial in failed)
+    assert all("in a row to be skipped" in trial["error"] for trial in failed)
+
+    directory = tmp_path / "disturbed"
+    process = start(sweep("disturbed", *flags))
+    first = directory / "trials" / "0000"
+    wait_until(lambda: steps_of(first) > 15, process)
+    os.kill(process_of(first), signal.SIGKILL)  # the process of a trial
+    third = directory / "trials" / "0003"
+    wait_until(lambda: steps_of(third) > 5, process)
+    ended = {
+        path.parent.name
+        for path in directory.glob("trials/*/trial.json")
+        if json.loads(path.read_text())["state"] != "waiting"
+    }
+    process.kill()
+    process.communicate()
+    assert ended
+    mtimes = {name: (directory / "trials" / name / "trial.json").stat().st_mtime for name in ended}
+    steps = {name: steps_of(directory / "trials" / name) for name in ended}
+
+    rerun = yuzogpt(*sweep("disturbed", *flags))
+    assert rerun.returncode == 0, rerun.stdout + rerun.stderr
+    assert found_by(directory) == expected
+    assert outcome(directory)["best"] == outcome(tmp_path / "undisturbed")["best"]
+    for name in ended:  # not run again
+        run = directory / "trials" / name
+        assert (run / "trial.json").stat().st_mtime == mtimes[name]
+        assert steps_of(run) == steps[name]
+    assert len(records(first, "start")) == 2
+
+
+def test_trials_of_two_workers_on_a_cluster(sweep, tmp_path):
+    """One of the workers is killed, then the command; Ray keeps nothing of it."""
+    directory = tmp_path / "sweep"
+    flags = ["--num_samples=2", "--num_workers=2", "--final_seeds=0", "--scheduler=none"]
+    flags += ["--max_iters=200", "--eval_interval=20"]
+    first = directory / "trials" / "0000"
+    with started(head_cpus=2, nodes=0) as cluster:
+        command = sweep("sweep", *flags, f"--ray_address={cluster.address}")
+        process = start(command, RAY_AUTH_MODE="disabled")
+        wait_until(lambda: steps_of(first) > 30, process)
+        os.kill(newest_worker(), signal.SIGKILL)
+        wait_until(lambda: len(records(first, "start")) == 2, process)
+        process.kill()
+        process.communicate()
+        wait_until(lambda: cluster.do("groups") == "0", cluster.process)
+        rerun = yuzogpt(*command, RAY_AUTH_MODE="disabled")
+        assert rerun.returncode == 0, rerun.stdout + rerun.stderr
+        assert cluster.do("groups") == "0"
+    found = outcome(directory)["trials"]
+    assert [trial["state"] for trial in found] == ["finished", "finished"]
+    assert all(math.isfinite(trial["best_val_loss_estimate"]) for trial in found)
+    assert [start["workers"] for start in records(first, "start")] == [2, 2, 2]
+    assert len(records(first, "failure")) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--num_workers=1..2", "a trial wants one number"),
+        ("--num_workers=0", "a sweep needs Ray"),
+        ("--wandb_log", "a sweep's trials are not sent"),
+        ("--search_algorithm=grid", "loguniform has no end"),
+        ("--init_from=gpt2", "vocabulary"),
+        ("--block_size=64", "it has positions for 32 tokens"),
+    ],
+)
+def test_mistakes_are_one_line_before_ray_starts(sweep, tmp_path, flag, says):
+    result = yuzogpt(*sweep("sweep", flag))
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "starting Ray" not in result.stdout
+    assert not (tmp_path / "sweep").exists()

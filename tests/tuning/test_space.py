@@ -1,0 +1,84 @@
+"""The search space: what can be written, and what is refused before anything starts."""
+
+import pytest
+
+from yuzogpt.config import TrainSettings
+from yuzogpt.errors import UserError
+from yuzogpt.overrides import resolve
+from yuzogpt.tuning.space import read_space, with_values
+
+SETTINGS = resolve(TrainSettings, [], ["--n_layer=3"])
+
+
+def space_of(*flags, files=()):
+    return read_space(SETTINGS, files, [f"--search.{flag}" for flag in flags])
+
+
+def test_yaml_and_flags_add_up(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "search:\n  learning_rate: {loguniform: [1e-5, 1e-3]}\n  dropout: {uniform: [0, 0.3]}\n"
+        "  model.n_layer: {choice: [2, 4]}\n"
+    )
+    space = space_of("dropout=", "weight_decay={grid: [0.0, 0.1]}", files=[str(file)])
+    assert space.describe() == {
+        "optimizer.learning_rate": {"loguniform": [1e-5, 1e-3]},
+        "model.n_layer": {"choice": [2, 4]},
+        "optimizer.weight_decay": {"grid": [0.0, 0.1]},
+    }
+    # To train from the same file, or to read it for another verb, ignores the section.
+    assert resolve(TrainSettings, [str(file)], []) == TrainSettings()
+
+
+def test_a_grid_is_every_combination():
+    space = space_of("n_layer={choice: [2, 4]}", "dropout={grid: [0.0, 0.1, 0.2]}")
+    combinations = space.grid()
+    assert len(combinations) == 6
+    assert combinations[0] == {"model.n_layer": 2, "model.dropout": 0.0}
+
+
+def test_whole_numbers_stay_whole():
+    distribution = space_of("warmup_iters={uniform: [0, 10]}").distributions()
+    assert type(distribution["schedule.warmup_iters"]).__name__ == "IntDistribution"
+
+
+def test_a_trials_values_leave_unset_what_the_user_left_out():
+    """A pretrained model's shape is its own where the user said nothing."""
+    changed = with_values(SETTINGS, {"optimizer.learning_rate": 0.1})
+    assert changed.optimizer.learning_rate == 0.1
+    assert changed.model.model_fields_set == {"n_layer"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("learning_rat={uniform: [0, 1]}", "did you mean learning_rate?"),
+        ("learning_rate=0.1", "write {KIND: [...]}; kinds: uniform"),
+        ("learning_rate={normal: [0, 1]}", "write {KIND: [...]}; kinds: uniform"),
+        ("learning_rate={uniform: 0.1}", "uniform wants a list"),
+        ("learning_rate={uniform: [1, 0]}", "uniform wants lowest < highest"),
+        ("learning_rate={uniform: [0, 1, 2]}", "uniform wants [lowest, highest]"),
+        ("learning_rate={loguniform: [0, 1]}", "lowest < highest, above 0"),
+        ("learning_rate={uniform: [-1, 1]}", "-1: Input should be greater than or equal to 0"),
+        ("dropout={choice: [0.1, lots]}", "lots: Input should be a valid number"),
+        ("n_head={choice: [5]}", "n_embd=768 is not a multiple of n_head=5"),
+        ("max_iters={choice: [1, 2]}", "not to be searched"),
+        ("out_dir={choice: [a, b]}", "not to be searched"),
+        ("dropout={uniform: [0", "write --search.dropout='{uniform: [0, 1]}'"),
+    ],
+)
+def test_mistakes_are_one_line(flag, says):
+    with pytest.raises(UserError) as told:
+        space_of(flag)
+    assert says in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_range_has_no_grid():
+    with pytest.raises(UserError, match="uniform has no end"):
+        space_of("dropout={uniform: [0, 0.3]}").grid()
+
+
+def test_nothing_to_search_is_said():
+    with pytest.raises(UserError, match="nothing to search"):
+        space_of()

@@ -267,11 +267,20 @@ def main(arguments: Sequence[str]) -> None:
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
         print(preview(settings), end="")
+        if isinstance(settings, TuneSettings):
+            print(space_of(settings, files, searched), end="")
         return
     if verb.schema is TuneSettings:
         verb.run(settings, files, searched)
     else:
         verb.run(settings)
+
+
+def space_of(settings: TuneSettings, files: Sequence[str], searched: Sequence[str]) -> str:
+    """Return the search space as YAML that `tune` reads back."""
+    from yuzogpt.tuning.space import read_space
+
+    return read_space(settings, files, searched).to_yaml()
 
 
 def preview(settings: Section) -> str:

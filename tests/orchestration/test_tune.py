@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from tests.training.worlds import records
 from yuzogpt.metrics import read_records
 
 pytestmark = pytest.mark.slow
+CANARY = "c0ffee" * 6 + "cafe"  # as long as a key of W&B's
 
 # Of a pretrained model's shape: what TINY says of it is left out.
 FLAGS = (
@@ -82,18 +84,29 @@ def process_of(run):
     return None
 
 
+def mentions(directory, text):
+    """Tell whether a file in a directory has a text in it."""
+    found = subprocess.run(["grep", "-rqF", text, directory], capture_output=True, check=False)
+    return found.returncode == 0
+
+
 def test_a_sweep_of_twelve(sweep, tmp_path):
     directory = tmp_path / "sweep"
     flags = ("--num_samples=12", "--max_concurrent_trials=2", "--final_seeds=2")
-    process = start(sweep("sweep", *flags))
+    process = start(sweep("sweep", *flags), WANDB_API_KEY=CANARY)
     holders = set()
     while process.poll() is None:
         for run in (directory / "trials").glob("*"):
             if holder := process_of(run):
                 holders.add(holder)
+        for private in directory.glob(".tune-*"):  # Ray Tune's own files
+            assert stat.S_IMODE(private.stat().st_mode) == 0o700
+            assert not mentions(private, CANARY)
         time.sleep(0.02)  # polled for what is gone in the end
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
+    assert not mentions(directory, CANARY)
+    assert not list(directory.glob(".tune-*"))
     assert len(holders) == 2  # trials follow each other in processes that stay
 
     found = outcome(directory)

@@ -24,7 +24,7 @@ from yuzogpt.orchestration.train import HEAVY_IMPORTS, leave, set_environment
 from yuzogpt.training.display import take_wandb_key
 from yuzogpt.training.stopping import on_sigterm
 from yuzogpt.tuning.search import Finals, Search
-from yuzogpt.tuning.sweep import Outcome, Sweep, outcome, workers_of, write_outcome
+from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
 from yuzogpt.tuning.table import Board
 from yuzogpt.tuning.trials import Trial
 
@@ -105,7 +105,8 @@ def run_trials(
     slots = min(slots, source.count)
     threads = threads_for(sweep.base, slots)
     watch = Watch(board)
-    with tempfile.TemporaryDirectory(prefix="yuzogpt-tune-") as private:  # mode 0700
+    # Mode 0700, and where all nodes see it: Tune looks.
+    with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=sweep.directory) as private:
         tuner = tune.Tuner(
             tune.with_resources(trainable(sweep, threads, scored=scored), resources),
             tune_config=tune.TuneConfig(

@@ -98,6 +98,10 @@ class Space:
         combinations = itertools.product(*(one.values for one in self.parameters))
         return [dict(zip(keys, values, strict=True)) for values in combinations]
 
+    def to_yaml(self) -> str:
+        """Return it as a section of YAML that `read_space` reads back."""
+        return yaml.safe_dump({SEARCH: self.describe()}, sort_keys=False)
+
     def describe(self) -> dict[str, dict[str, list[Any]]]:
         """Return what `read_space` reads."""
         return {one.key: {one.kind: list(one.values)} for one in self.parameters}

@@ -34,6 +34,7 @@ from yuzogpt.tuning.trials import TRIAL, Trial
 SIGNATURE = "# Written by `yuzogpt tune`: what all trials have in common, and the search space.\n"
 TRIALS, FINAL, OUTCOME, BEST = "trials", "final", "sweep.json", "best.yaml"
 Outcome = dict[str, Any]  # what sweep.json holds
+PRIVATE = ".tune-"  # begins the name of Ray Tune's own directory, which ends with the command
 FIRST = "0000"  # the trial with the settings' own values
 PLOTS = ("losses.png", "parameters.png", "importance.png")
 
@@ -120,12 +121,12 @@ class Sweep:
         with Lease(self.directory):
             if self.settings.run.overwrite:
                 self.clear()
+            for leftover in self.directory.glob(f"{PRIVATE}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             kept = self.settings.run.model_copy(update={"overwrite": False})
             settings = self.settings.model_copy(update={"run": kept})
-            space = yaml.safe_dump({"search": self.space.describe()}, sort_keys=False)
-            write_durably(
-                self.directory / runs.SETTINGS, (SIGNATURE + to_yaml(settings) + space).encode()
-            )
+            content = SIGNATURE + to_yaml(settings) + self.space.to_yaml()
+            write_durably(self.directory / runs.SETTINGS, content.encode())
             yield
 
     def clear(self) -> None:

@@ -151,8 +151,9 @@ def score(settings: TrainSettings, directory: Path, train: Train) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a device, or this machine, had no memory left."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Tell whether a device, or this machine, had no memory left; torch has many ways to say so."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "allocate memory" in str(error)
 
 
 def keep_weights_only(run: Path) -> None:

@@ -55,7 +55,7 @@ def pretrain(directory: Path, webtext: Path) -> Path:
 
 def cost_of_a_trial(sweep: Path) -> float:
     """Return the seconds that a slot stands idle between one trial's end and the next's start."""
-    spans = []
+    spans: list[tuple[float, float]] = []
     for path in sorted(sweep.glob("trials/*/metrics.jsonl")):
         times = [json.loads(line)["time"] for line in path.read_text().splitlines() if line]
         spans.append((times[0], times[-1]))

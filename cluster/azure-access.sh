@@ -11,7 +11,7 @@ refuse() { echo "azure-access.sh: $1" >&2; exit 2; }
 [ $# -ge 3 ] || refuse "needs SUBSCRIPTION ACCOUNT MY.IP.ADD.RESS/32 [LOCATION]"
 account=$2 ssh_from=$3 location=${4:-eastus}
 case $ssh_from in
-*/[0-7] | 0.* | *[!0-9./]*) refuse "$ssh_from: not the few who may use ssh" ;;
+*/[0-7] | */0* | 0.* | *[!0-9./]*) refuse "$ssh_from: not the few who may use ssh" ;;
 */*) ;;
 *) refuse "$ssh_from: a CIDR, such as $ssh_from/32" ;;
 esac

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from yuzogpt.config import (
@@ -23,6 +24,8 @@ from yuzogpt.config import (
     TuneSettings,
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.filesystems import scheme_of
+from yuzogpt.mirrors import SCHEMES
 from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
 from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
 
@@ -75,10 +78,12 @@ def locate_train(settings: T) -> T:
     changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
     if run.init_from not in ("scratch", "resume", *PUBLISHED):
         changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
+    key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
             "data": data.model_copy(update={"data_dir": data_dir}),
+            "log": settings.log.model_copy(update={"wandb_key_file": key_file}),
         }
     )
 
@@ -201,7 +206,9 @@ def doctor(settings: Section) -> None:
 
     wanted = settings.doctor
     if wanted.storage:
-        place = absolute_or_remote(wanted.storage, "", "storage").rstrip("/")
+        place = absolute_or_remote(wanted.storage, "", "storage").rstrip("/") or "/"
+        if scheme_of(place) not in ("", *SCHEMES):
+            raise UserError(f"--storage={place}: give a directory, s3://bucket or gs://bucket")
         wanted = wanted.model_copy(update={"storage": place})
     survey = survey_cluster(wanted)
     findings = judge(survey, wanted)
@@ -259,6 +266,8 @@ def main(arguments: Sequence[str]) -> None:
         flags = [f"--{key}={file}" for key, file in zip(keys, files, strict=False)] + flags
         files = []
     if verb.schema is DoctorSettings:
+        if files:
+            raise UserError(f"doctor {' '.join(files)}: takes --key=value only")
         flags = ["--output=json" if flag == "--json" else flag for flag in flags]
     searched = [flag for flag in flags if flag.startswith(f"--{SEARCH}.")]
     if verb.schema is TuneSettings:

@@ -4,6 +4,7 @@ In: a world, on all of its ranks at once. Out: the same figures on each of them.
 sound network, so that a run can measure it again and again.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -66,6 +67,13 @@ def interface_of(address: str) -> str | None:
         if any(one.address == address for one in found):
             return name
     return None
+
+
+def choose_interface(address: str) -> None:
+    """Let this process's collectives take the interface of an address; what the user set stays."""
+    if interface := interface_of(address):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # exactly this one
 
 
 def timed(job: Callable[[], object], device: torch.device) -> float:

@@ -28,6 +28,8 @@ def sound():
             interfaces=["lo", "eth0"],
             choices={},
             gpus=[Gpu("H100", 80 * 10**9, 10**9, 0.0, 0)],
+            usable_gpus=1,
+            counted_gpus=1,
         )
         for number, name in enumerate(NAMES)
     }
@@ -111,6 +113,28 @@ FAULTS = {
     "a GPU fell off its bus": (
         lambda s: change(s, "a", counted_gpus=2), "a", "nvidia-smi finds 1 of the 2 GPUs"
     ),
+    "a GPU driver that hangs": (
+        lambda s: change(s, "a", gpus=[], gpu_problem="nvidia-smi does not answer within 10 s"),
+        "a",
+        "nvidia-smi does not answer",
+    ),
+    "a torch without CUDA": (
+        lambda s: change(s, "a", usable_gpus=0), "a", "torch can use 0 of its 1 GPUs"
+    ),
+    "a dead jobs API": (
+        lambda s: setattr(s.head, "jobs_status", 0), "head", "the jobs API does not answer"
+    ),
+    "a broken jobs API": (
+        lambda s: setattr(s.head, "jobs_status", 500), "head", "not answer (HTTP 500)"
+    ),
+    "an address of nobody": (
+        lambda s: change(s, "b", interface=""), "b", "no interface has 10.0.0.2"
+    ),
+    "only slow links": (
+        lambda s: change_links(s, lambda link: True, bandwidth=1e8),
+        "cluster",
+        "all links are slow: 100 Mbit/s",
+    ),
     "storage hangs": (
         lambda s: s.storage.update(a=Storage(problem="no answer within 30 s")),
         "a",
@@ -151,6 +175,7 @@ WARNINGS = {
         lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 60 * 10**9, 99.0, 0)]), "a"
     ),
     "slow storage": (lambda s: s.storage.update(a=Storage(1e6, 10**12)), "a"),
+    "a GPU that Ray does not count": (lambda s: change(s, "a", counted_gpus=0), "a"),
     "another driver": (lambda s: change_versions(s, "b", driver="550"), "b"),
 }  # fmt: skip
 
@@ -165,10 +190,39 @@ def test_what_makes_it_slow_is_a_warning(name):
     assert [(found.level, found.where) for found in judge(survey, WANTED)] == [("warning", where)]
 
 
-def test_two_clocks_are_not_averaged():
+def test_of_two_clocks_none_is_called_right():
     survey = sound()
     survey.clocks = {"a": (0.0, 0.01), "b": (1.9, 0.01)}
-    assert [found.where for found in judge(survey, WANTED)] == ["b"]
+    (found,) = judge(survey, WANTED)
+    assert (found.where, found.what) == ("cluster", "the clocks of a and b are 1.9 s apart")
+
+
+def test_a_head_alone_is_not_the_cluster():
+    survey = sound()
+    for name in ("a", "b", "c"):
+        del survey.nodes[name], survey.clocks[name], survey.storage[name], survey.unseen[name]
+    survey.links = []
+    survey.head.takes_work = False
+    wanted = WANTED.model_copy(update={"num_nodes": 0})
+    (found,) = judge(survey, wanted)
+    assert (found.level, found.where) == ("warning", "cluster")
+    assert "only the head is there" in found.what
+
+
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        ("not within 40 s", "open all TCP ports"),
+        ("ModuleNotFoundError: No module named 'torch'", "install the project there"),
+        ("The actor is dead because its worker process has died", "see Ray's logs there"),
+    ],
+)
+def test_what_to_do_about_a_silent_node_depends_on_why(why, remedy):
+    survey = sound()
+    survey.silent["c"] = why
+    del survey.nodes["c"]
+    (found,) = judge(survey, WANTED)
+    assert found.remedy.startswith(remedy)
 
 
 def test_a_head_that_does_not_answer_is_not_called_open():

@@ -1,10 +1,15 @@
 """`yuzogpt doctor` on this machine, as a command. Clusters are examined in tests/hosts."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from tests.conftest import yuzogpt
+from tests.conftest import REPOSITORY, yuzogpt
 from tests.orchestration.clusters import started
 
 pytestmark = pytest.mark.slow
@@ -40,3 +45,35 @@ def test_storage_that_cannot_be_written_is_a_fault(tmp_path):
     assert result.returncode == 1
     assert "cannot be written" in result.stdout
     assert result.stderr.strip().startswith("yuzogpt: 1 node(s): 1 fault(s)")
+
+
+def test_a_doctor_that_is_stopped_leaves_nothing(tmp_path):
+    """`ray job stop` sends SIGTERM."""
+    storage = tmp_path / "shared"
+    storage.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yuzogpt", "doctor", f"--storage={storage}", "--least_disk=0.1"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait = threading.Event()
+    while not any(storage.iterdir()):
+        assert process.poll() is None, process.communicate()
+        wait.wait(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.strip().endswith("yuzogpt: stopped (SIGTERM)")
+    assert list(storage.iterdir()) == []
+
+
+def test_a_gpu_driver_that_hangs_is_named(tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 300\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = yuzogpt("doctor", "--least_disk=0.1", PATH=path)
+    assert "nvidia-smi does not answer within 10 s" in result.stdout
+    assert "TCP ports" not in result.stdout
+    assert "warning(s)" in result.stdout

@@ -191,6 +191,24 @@ def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
     assert len(records(first, "start")) == 2
 
 
+def test_a_trial_whose_process_dies_too_often_has_failed(sweep, tmp_path):
+    """As it does where the system's memory is not enough. The sweep goes on."""
+    directory = tmp_path / "sweep"
+    flags = ["--num_samples=2", "--max_concurrent_trials=1", "--max_failures=0", "--max_iters=150"]
+    flags += ["--scheduler=none", "--final_seeds=0"]
+    process = start(sweep("sweep", *flags))
+    first = directory / "trials" / "0000"
+    wait_until(lambda: steps_of(first) > 5, process)
+    os.kill(process_of(first), signal.SIGKILL)
+    printed = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, printed
+    died, other = outcome(directory)["trials"]
+    assert (died["state"], other["state"]) == ("failed", "finished")
+    assert died["error"].endswith("tried 1 times")
+    assert f"!!! 0000 failed: {died['error']}" in printed
+    assert outcome(directory)["best"] == "0001"
+
+
 def test_trials_of_two_workers_on_a_cluster(sweep, tmp_path):
     """One of the workers is killed, then the command; Ray keeps nothing of it."""
     directory = tmp_path / "sweep"

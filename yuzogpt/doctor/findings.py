@@ -13,6 +13,7 @@ from typing import Literal
 from yuzogpt.config import SoundnessSettings
 from yuzogpt.doctor.links import Link
 from yuzogpt.doctor.survey import Survey
+from yuzogpt.filesystems import scheme_of
 
 SLOW_LINK = 0.25  # of what links usually have
 BUSY = 0.5  # of a core each: what a node does although nothing trains
@@ -57,12 +58,19 @@ def presence(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
             "fault",
             "cluster",
             f"{there} of {wanted.num_nodes} nodes have joined",
-            "see `ray status` and the missing node's log; another Ray or Python version is refused",
+            "see `ray status` and the missing node's log: another Ray or Python is refused; nodes "
+            "that come with a job come for `min_workers`, too",
         )
+    elif there == 1 and not survey.head.takes_work:
+        what = "only the head is there, which does no work: no worker was examined"
+        yield Finding("warning", "cluster", what, "set `min_workers`, `ray up`, and ask again")
     for node, why in survey.silent.items():
-        is_slow = why.startswith("not within")
-        remedy = "open all TCP ports between the nodes" if is_slow else "install the project there"
-        yield Finding("fault", node, f"does not answer ({why})", f"{remedy}; see Ray's logs there")
+        remedy = "see Ray's logs there"
+        if why.startswith("not within"):
+            remedy = f"open all TCP ports between the nodes; {remedy}"
+        elif "ImportError" in why or "ModuleNotFound" in why:
+            remedy = f"install the project there as on the others; {remedy}"
+        yield Finding("fault", node, f"does not answer ({why})", remedy)
 
 
 def versions(survey: Survey) -> Iterator[Finding]:
@@ -98,6 +106,8 @@ def storage(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     for node, found in survey.storage.items():
         if found.problem:
             remedy = "mount it for writing there, as the user that Ray runs as"
+            if scheme_of(place):
+                remedy = "see the bucket's name and region, and that node's credentials"
             yield Finding("fault", node, f"{place} cannot be written ({found.problem})", remedy)
         elif found.written is not None and found.written < wanted.least_storage_speed * 1e6:
             speed = f"{found.written / 1e6:.1f} MB/s"
@@ -119,7 +129,12 @@ def clocks(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     middle = statistics.median_low(ahead for ahead, _ in survey.clocks.values())
     for node, (ahead, uncertain) in survey.clocks.items():
         skew = ahead - middle
-        if abs(skew) - uncertain > wanted.most_skew:
+        if abs(skew) - uncertain <= wanted.most_skew:
+            continue
+        if len(survey.clocks) == 2:
+            what = f"the clocks of {' and '.join(survey.clocks)} are {abs(skew):.1f} s apart"
+            yield Finding("fault", "cluster", what, "set both by NTP (chrony, systemd-timesyncd)")
+        else:
             way = "ahead of" if skew > 0 else "behind"
             what = f"its clock is {abs(skew):.1f} s {way} the others"
             yield Finding("fault", node, what, "set it by NTP (chrony, systemd-timesyncd)")
@@ -139,6 +154,12 @@ def links(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     usual = sorted(link.bandwidth for link in measured)[len(measured) * 3 // 4]
     bar = max(wanted.least_bandwidth * MEGABIT, SLOW_LINK * usual)
     slow = [link for link in measured if link.bandwidth < bar]
+    if len(slow) == len(measured) > 2:
+        worst = min(slow, key=lambda link: link.bandwidth)
+        what = f"all links are slow: {worst.bandwidth / MEGABIT:,.0f} Mbit/s and more"
+        remedy = f"choose other interfaces, or lower --least_bandwidth={wanted.least_bandwidth:g}"
+        yield Finding("fault", "cluster", what, remedy)
+        slow = []
     for node, those in by_culprit(slow).items():
         worst = min(those, key=lambda link: link.bandwidth)
         speed = f"{worst.bandwidth / MEGABIT:,.0f} Mbit/s from {worst.source} to {worst.target}"
@@ -178,6 +199,9 @@ def interfaces(survey: Survey) -> Iterator[Finding]:
                 have = ", ".join(node.interfaces)
                 what = f"{variable}={choice}: no such interface; there are {have}"
                 yield Finding("fault", name, what, "correct or unset it")
+        if not node.interface:
+            what = f"no interface has {node.address}, the address that it joined with"
+            yield Finding("fault", name, what, "ray start --node-ip-address=ITS_ADDRESS")
         if len(survey.nodes) > 1 and node.address.startswith("127."):
             what = f"joined as {node.address}, which no other node reaches"
             yield Finding("fault", name, what, "ray start --node-ip-address=ITS_ADDRESS")
@@ -197,12 +221,16 @@ def security(survey: Survey) -> Iterator[Finding]:
     head = survey.head
     if not survey.is_shared or head.name not in survey.nodes:
         return
-    is_open = not head.token_mode if head.jobs_status is None else head.jobs_status not in REFUSED
-    if is_open:
+    status = head.jobs_status
+    is_answer = status is not None and (200 <= status < 300 or status in REFUSED)
+    if status is not None and not is_answer:
+        what = f"the jobs API does not answer{f' (HTTP {status})' * bool(status)}"
+        yield Finding("fault", head.name, what, "see dashboard.log among Ray's logs there")
+    if (status not in REFUSED) if is_answer else not head.token_mode:
         what = "token authentication is off: whoever reaches Ray's ports runs code there"
         remedy = "RAY_AUTH_MODE=token before `ray start` on every node, and ~/.ray/auth_token, 0600"
         yield Finding("fault", head.name, what, remedy)
-    if head.seen_by:
+    if head.seen_by and not head.is_pod:
         what = f"the dashboard can be reached from {', '.join(head.seen_by)}"
         yield Finding("warning", head.name, what, "ray start --dashboard-host=127.0.0.1")
     if (head.stop_wait or 0.0) < 30:
@@ -214,6 +242,17 @@ def security(survey: Survey) -> Iterator[Finding]:
 def gpus(survey: Survey) -> Iterator[Finding]:
     """Are the GPUs sound, and free?"""
     for name, node in survey.nodes.items():
+        if node.gpu_problem:
+            level: Literal["fault", "warning"] = "fault" if node.counted_gpus else "warning"
+            yield Finding(level, name, node.gpu_problem, "see `nvidia-smi` and `dmesg` there")
+            continue
+        if node.usable_gpus < len(node.gpus):
+            what = f"torch can use {node.usable_gpus} of its {len(node.gpus)} GPUs"
+            remedy = "install torch's build for CUDA, and a driver that is new enough for it"
+            yield Finding("fault", name, what, remedy)
+        if node.gpus and not node.counted_gpus and survey.is_shared:
+            what = f"Ray counts none of its {len(node.gpus)} GPUs"
+            yield Finding("warning", name, what, f"ray start --num-gpus={len(node.gpus)}")
         if len(node.gpus) < node.counted_gpus:
             what = f"nvidia-smi finds {len(node.gpus)} of the {node.counted_gpus} GPUs Ray counts"
             yield Finding("fault", name, what, "see `nvidia-smi` and `dmesg` there")

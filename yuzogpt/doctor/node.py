@@ -8,19 +8,25 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from yuzogpt.errors import UserError, reason_of
+from yuzogpt.errors import UserError, last_line, reason_of
 from yuzogpt.filesystems import is_store_error, open_filesystem
 from yuzogpt.network import interface_of
 
 COMPARED = ("torch", "ray", "numpy", "pyarrow", "tiktoken")  # what a run's bits or protocol hang on
 CHOICES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # users' own
+GPU_FIELDS = (
+    "name,memory.total,memory.used,utilization.gpu,ecc.errors.uncorrected.volatile.total,"
+    "driver_version"
+)
 FOLDER = ".yuzogpt-doctor"
 
 
@@ -33,6 +39,7 @@ class Gpu:
     used: int  # bytes
     busy: float | None  # percent; None: it does not say
     errors: int | None  # of memory, not corrected, since it was reset; None: it does not count them
+    driver: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,14 +56,17 @@ class Node:
     interfaces: list[str]
     choices: dict[str, str]  # network settings that the user made
     gpus: list[Gpu] = field(default_factory=list)
+    gpu_problem: str = ""  # why they cannot be told
+    usable_gpus: int = 0  # that torch can use
     counted_gpus: int = 0  # that Ray has work for
 
 
 def examine(address: str, directory: str, counted_gpus: int) -> Node:
     """Return the facts of this node, which others reach at `address`; `directory`: Ray's own."""
+    gpus, problem = examine_gpus()
     return Node(
         address=address,
-        versions=versions(),
+        versions=versions() | ({"driver": gpus[0].driver} if gpus else {}),
         cores=os.cpu_count() or 1,
         load=os.getloadavg()[0],
         memory=psutil.virtual_memory().available,
@@ -64,7 +74,9 @@ def examine(address: str, directory: str, counted_gpus: int) -> Node:
         interface=interface_of(address) or "",
         interfaces=list(psutil.net_if_addrs()),
         choices={name: os.environ[name] for name in CHOICES if name in os.environ},
-        gpus=gpus(),
+        gpus=gpus,
+        gpu_problem=problem,
+        usable_gpus=count_usable_gpus() if gpus else 0,
         counted_gpus=counted_gpus,
     )
 
@@ -80,33 +92,56 @@ def versions() -> dict[str, str]:
 
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
-    if driver := ask_nvidia("driver_version"):
-        found["driver"] = driver[0][0]
     return found
 
 
-def gpus() -> list[Gpu]:
-    """Return this node's GPUs; none where nvidia-smi is not there."""
+def examine_gpus() -> tuple[list[Gpu], str]:
+    """Return this node's GPUs, and why they cannot be told, if they cannot."""
     fields = "name,memory.total,memory.used,utilization.gpu,ecc.errors.uncorrected.volatile.total"
-    return [
-        Gpu(
-            name=name,
-            memory=int(number(memory) or 0) * 2**20,
-            used=int(number(used) or 0) * 2**20,
-            busy=number(busy),
-            errors=None if number(errors) is None else int(number(errors) or 0),
-        )
-        for name, memory, used, busy, errors in ask_nvidia(fields)
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={fields},driver_version",
+        "--format=csv,noheader,nounits",
     ]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except FileNotFoundError:
+        return [], ""
+    except subprocess.TimeoutExpired:
+        return [], "nvidia-smi does not answer within 10 s"
+    except (OSError, subprocess.SubprocessError) as error:
+        return [], f"nvidia-smi fails: {last_line(error)}"
+    found = []
+    for line in answer.stdout.splitlines():
+        name, memory, used, busy, errors, driver = (value.strip() for value in line.split(","))
+        found.append(
+            Gpu(
+                name=name,
+                memory=int(number(memory) or 0) * 2**20,
+                used=int(number(used) or 0) * 2**20,
+                busy=number(busy),
+                errors=None if number(errors) is None else int(number(errors) or 0),
+                driver=driver,
+            )
+        )
+    return found, ""
 
 
-def ask_nvidia(fields: str) -> list[list[str]]:
-    """Return what nvidia-smi says of each GPU; nothing if it is not there or does not answer."""
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return [[value.strip() for value in line.split(",")] for line in text.stdout.splitlines()]
-    return []
+def count_usable_gpus() -> int:
+    """Return how many GPUs torch can use: in a process that Ray does not hide them from."""
+    count = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    unhidden = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            [sys.executable, "-c", count],
+            capture_output=True,
+            text=True,
+            timeout=25,
+            check=True,
+            env=unhidden,
+        )
+        return int(answer.stdout)
+    return 0
 
 
 def number(text: str) -> float | None:
@@ -170,19 +205,29 @@ def why_not(error: Exception) -> str:
     raise error
 
 
-def marks(storage: str, trial: str) -> list[str]:
-    """Return the names of the files that this node finds there, whole or not."""
-    with contextlib.suppress(OSError):
-        from pyarrow import fs
+def marks(storage: str, trial: str) -> tuple[list[str], str]:
+    """Return the names of the files that this node finds there, and why it cannot, if so."""
+    try:
+        return [info.base_name for info in listing(storage, trial)], ""
+    except OSError as error:
+        return [], reason_of(error)
 
-        filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}")
-        found = filesystem.get_file_info(fs.FileSelector(inside, allow_not_found=True))
-        return [info.base_name for info in found if info.is_file]
-    return []
+
+def listing(storage: str, trial: str) -> list[Any]:
+    """Return the files of a trial."""
+    from pyarrow import fs
+
+    filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}")
+    found = filesystem.get_file_info(fs.FileSelector(inside, allow_not_found=True))
+    return [info for info in found if info.is_file]
 
 
 def remove_marks(storage: str, trial: str) -> None:
     """Delete the files again."""
     with contextlib.suppress(OSError):
         filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}")
-        filesystem.delete_dir(inside)
+        if Path(inside).is_absolute():
+            filesystem.delete_dir(inside)
+            return
+        for info in listing(storage, trial):  # a store's folder would leave its mark behind
+            filesystem.delete_file(info.path)

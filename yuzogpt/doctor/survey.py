@@ -12,9 +12,12 @@ class Head:
     """What only the node with the dashboard and the job server knows."""
 
     name: str = ""
-    jobs_status: int | None = None  # HTTP status of the jobs API without the token; None: no answer
+    # HTTP status of the jobs API without the token; 0: it does not answer; None: there is none.
+    jobs_status: int | None = None
     token_mode: bool = False  # whether Ray's processes there demand the token
     stop_wait: float | None = None  # seconds that a stopped job has; None: not set
+    is_pod: bool = False  # of Kubernetes, whose operator comes to the dashboard from outside
+    takes_work: bool = True  # whether jobs may use its CPUs and GPUs
     seen_by: list[str] = field(default_factory=list)  # nodes that reach the dashboard themselves
 
 

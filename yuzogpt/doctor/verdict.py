@@ -17,12 +17,15 @@ from yuzogpt.doctor.findings import GIGABYTE, MEGABIT, Finding
 from yuzogpt.doctor.survey import Survey
 
 STYLES = {"fault": "bold red", "warning": "yellow"}
+WIDE = 160  # columns
 MOST_LINKS = 8  # nodes, up to which all links are shown
 
 
 def show(survey: Survey, findings: Sequence[Finding]) -> None:
     """Print all of it."""
     console = Console(highlight=False)
+    if not console.is_terminal:  # a log: folded tables would be read by nobody
+        console = Console(highlight=False, width=WIDE)
     console.print(nodes_table(survey))
     if survey.links and len(survey.nodes) <= MOST_LINKS:
         console.print(links_table(survey))

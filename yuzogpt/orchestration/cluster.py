@@ -65,8 +65,9 @@ def joined(address: str) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--ray_address={address}: no Ray cluster could be joined there ({reason}); leave it "
-            "out, and unset RAY_ADDRESS, to start one here"
+            f"--ray_address={address}: no Ray cluster could be joined there ({reason}); if it asks "
+            "for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token; to start a Ray "
+            "here, leave it out, and unset RAY_ADDRESS"
         ) from None
     try:
         yield
@@ -81,9 +82,11 @@ def refuse_unreachable(address: str) -> None:
             f"--ray_address={address}: Ray's client protocol holds no run; `ray job submit` from "
             "outside of the cluster, or the head's HOST:6379 on one of its nodes"
         )
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():  # auto, local, ray://...
+    if address in ("", "auto", "local"):
         return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--ray_address={address}: give HOST:PORT; a head's port is 6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN).close()
     except OSError as error:

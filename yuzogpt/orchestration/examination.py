@@ -24,6 +24,7 @@ from yuzogpt.errors import last_line
 
 STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
 ANSWERED_WITHIN = 30.0  # seconds
+TIMED_WITHIN = 15.0  # seconds, for the storage of as many nodes as come to it
 REMOVED_WITHIN = 5.0  # seconds, for what was written to storage
 CLOCK_TRIES = 5
 STORED_BYTES = 2**24  # what each node writes to storage, to take the time
@@ -69,8 +70,8 @@ class Examiner:
         """Take the time of writing to the shared storage."""
         return node.measure_storage(storage, trial, name, STORED_BYTES)
 
-    def marks(self, storage: str, trial: str) -> list[str]:
-        """Return whose files this node finds there."""
+    def marks(self, storage: str, trial: str) -> tuple[list[str], str]:
+        """Return whose files this node finds there, and why it cannot, if so."""
         return node.marks(storage, trial)
 
     def remove(self, storage: str, trial: str) -> None:
@@ -88,15 +89,16 @@ class Examiner:
             jobs_status=status_without_token(dashboard) if dashboard else None,
             token_mode=os.environ.get("RAY_AUTH_MODE") == "token",
             stop_wait=wait,
+            is_pod="KUBERNETES_SERVICE_HOST" in os.environ,
         )
 
-    def meet(self, rank: int, size: int, meeting_place: str, interface: str) -> Any:
+    def meet(self, rank: int, size: int, meeting_place: str) -> Any:
         """Measure an all-reduce with all other nodes; the Network that comes out."""
-        return meet(rank, size, meeting_place, interface)
+        return meet(rank, size, meeting_place, self.address)
 
 
-def status_without_token(dashboard: str) -> int | None:
-    """Return how the jobs API answers a stranger; None if nobody answers."""
+def status_without_token(dashboard: str) -> int:
+    """Return how the jobs API answers a stranger; 0 if nobody answers."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the proxy says
     try:
         with direct.open(f"http://{dashboard}/api/jobs/", timeout=10) as response:
@@ -104,21 +106,20 @@ def status_without_token(dashboard: str) -> int | None:
     except urllib.error.HTTPError as error:
         return int(error.code)
     except (OSError, http.client.HTTPException):
-        return None
+        return 0
 
 
-def meet(rank: int, size: int, meeting_place: str, interface: str) -> Any:
+def meet(rank: int, size: int, meeting_place: str, address: str) -> Any:
     """Join a process group of all nodes, and measure its collectives."""
     from datetime import timedelta
 
     import torch
     import torch.distributed as dist
 
-    from yuzogpt.network import measure
+    from yuzogpt.network import choose_interface, measure
     from yuzogpt.world import World
 
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, interface)
+    choose_interface(address)
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://{meeting_place}",
@@ -155,6 +156,7 @@ class Examination:
             self.addresses[name] = address
             if "node:__internal_head__" in one["Resources"]:
                 survey.head.name = name
+                survey.head.takes_work = bool({"CPU", "GPU"} & one["Resources"].keys())
 
     def run(self) -> None:
         """Do all of it."""
@@ -232,7 +234,7 @@ class Examination:
         head: Head | None = self.ask_one(name, lambda one: one.head.remote(dashboard))
         if head is None:
             return
-        head.name = name
+        head.name, head.takes_work = name, self.survey.head.takes_work
         if dashboard:
             address, port = self.addresses[name], int(dashboard.rpartition(":")[2])
             seen = self.ask(lambda _, one: one.reaches.remote(address, port))
@@ -250,8 +252,15 @@ class Examination:
             failed = {name for name, storage in found.items() if storage.problem}
             written = found.keys() - failed
             seen = self.ask(lambda _, one: one.marks.remote(place, trial), but_not=failed)
-            self.survey.unseen = {name: sorted(written - set(got)) for name, got in seen.items()}
-            for alone in seen:  # one after the other: it is each node's own speed
+            for name, (got, problem) in seen.items():
+                if problem:
+                    found[name] = node.Storage(problem=f"not to be listed: {problem}")
+                else:
+                    self.survey.unseen[name] = sorted(written - set(got))
+            deadline = time.monotonic() + TIMED_WITHIN
+            for alone in self.survey.unseen:  # one after the other: it is each node's own speed
+                if time.monotonic() > deadline:
+                    break  # the table has none for those that are left
                 found |= self.stored(
                     lambda name, one: one.measure_storage.remote(place, trial, name), [alone]
                 )
@@ -301,10 +310,9 @@ class Examination:
             return
         address = self.addresses[names[0]]
         place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        interface = {name: self.survey.nodes[name].interface for name in names}
         met = [
-            one.meet.remote(rank, len(names), place, interface[name])
-            for rank, (name, one) in enumerate(self.examiners.items())
+            one.meet.remote(rank, len(names), place)
+            for rank, one in enumerate(self.examiners.values())
         ]
         try:
             self.survey.network = ray.get(met, timeout=ANSWERED_WITHIN)[0]

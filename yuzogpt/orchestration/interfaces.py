@@ -5,13 +5,12 @@ the user did not set them. Left alone, gloo takes the address that the host's na
 the loopback (Debian's 127.0.1.1), and NCCL whatever it finds first, often Docker's.
 """
 
-import os
 from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from yuzogpt.network import interface_of
+from yuzogpt.network import choose_interface
 
 
 class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]
@@ -24,7 +23,5 @@ class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]
 
 
 def choose() -> None:
-    """Choose in this process; what the user set stays."""
-    if interface := interface_of(ray.util.get_node_ip_address()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # exactly this one
+    """Choose in this process."""
+    choose_interface(ray.util.get_node_ip_address())

@@ -45,7 +45,9 @@ class Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave it as it is now."""
+        """Leave it as it is now: what runs still is cut off."""
+        for row in self.rows.values():
+            row.state = "cut off" if row.state == "running" else row.state
         if self.console.is_terminal:
             self.live.stop()
         elif self.rows:

@@ -59,7 +59,7 @@ def test_ray_takes_the_command(file, program, arguments):
     from ray.dashboard.modules.job.cli import submit
     from ray.scripts import scripts
 
-    words = shlex.split(arguments.partition("#")[0].partition(" &")[0])
+    words = shlex.split(arguments.partition("#")[0].partition(" & until")[0])
     if program == "job submit":
         submit.make_context("submit", words)
         return

@@ -126,8 +126,8 @@ def run_trials(
                 callbacks=[watch],
             ),
         )
-        # It warns that what it did not write cannot be read.
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # It tells of trials that died, at length, and that what it did not write cannot be read.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner.fit()
     watch.settle()
 

@@ -101,7 +101,7 @@ class Board:
 def in_short(value: Any) -> str:
     """Return a value in few characters."""
     if isinstance(value, float):
-        return "-" if math.isinf(value) else f"{value:.4g}" if value < 1e-2 else f"{value:.4f}"
+        return "-" if math.isinf(value) else f"{value:.3g}" if value < 1e-2 else f"{value:.4f}"
     return "-" if value is None else str(value)
 
 

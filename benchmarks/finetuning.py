@@ -11,6 +11,7 @@ go to `yuzogpt tune`.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -54,15 +55,21 @@ def pretrain(directory: Path, webtext: Path) -> Path:
 
 
 def cost_of_a_trial(sweep: Path) -> float:
-    """Return the seconds that a slot stands idle between one trial's end and the next's start."""
+    """Return the seconds from a trial's last record to the first of the one in its place, median.
+
+    From the end of its training to the start of the next one's loop: what it costs besides.
+    """
     spans: list[tuple[float, float]] = []
     for path in sorted(sweep.glob("trials/*/metrics.jsonl")):
         times = [json.loads(line)["time"] for line in path.read_text().splitlines() if line]
         spans.append((times[0], times[-1]))
-    slots = max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)
-    whole: float = max(end for _, end in spans) - min(begin for begin, _ in spans)
-    trained: float = sum(end - begin for begin, end in spans)
-    return (slots * whole - trained) / max(1, len(spans) - slots)
+    ends, gaps = sorted(end for _, end in spans), []
+    for begin, _ in sorted(spans):
+        before = [end for end in ends if end <= begin]
+        if before:  # else the trial has begun with the sweep
+            gaps.append(begin - before[-1])
+            ends.remove(before[-1])
+    return statistics.median(gaps)
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ CANARY = "c0ffee" * 6 + "cafe"  # as long as a key of W&B's
 FLAGS = (
     "--batch_size=4 --gradient_accumulation_steps=3 --block_size=16 --warmup_iters=5 "
     "--max_iters=60 --lr_decay_iters=60 --eval_interval=10 --eval_iters=0 --device=cpu "
-    "--dtype=float32 --threads=1 --learning_rate=1e-4 --search.learning_rate={loguniform:[1e-4,1e-1]} "
-    "--search.dropout={uniform:[0,0.3]}"
+    "--dtype=float32 --threads=1 --learning_rate=1e-4 "
+    "--search.learning_rate={loguniform:[1e-4,1e-1]} --search.dropout={uniform:[0,0.3]}"
 ).split()
 
 

@@ -58,13 +58,13 @@ class Sweep:
         nested = self.settings.model_dump(exclude_unset=True, exclude={"sweep"})
         return TrainSettings.model_validate(nested)
 
-    def settings_of(self, trial: Trial, **evaluation: Any) -> TrainSettings:
+    def settings_of(self, trial: Trial) -> TrainSettings:
         """Return what a trial trains with; it sees the first half of the val split alone."""
         chosen = with_values(self.base, trial.values)
         run = chosen.run.model_copy(
             update={"out_dir": str(trial.directory), "overwrite": False, "storage": ""}
         )
-        look = chosen.evaluation.model_copy(update={"val_part": "first", **evaluation})
+        look = chosen.evaluation.model_copy(update={"val_part": "first"})
         kept = chosen.checkpoint.model_copy(update={"keep_last": 1, "keep_best": 1})
         workers = chosen.workers.model_copy(update={"spare_workers": False})
         return chosen.model_copy(

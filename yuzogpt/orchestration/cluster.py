@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from yuzogpt.errors import UserError
@@ -44,7 +45,9 @@ def connected(address: str, cores: int, heavy_imports: Sequence[str] = ()) -> It
     two threads that import one package from two ends may each see the half of it.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
-    importing = threading.Thread(target=lambda: [import_module(name) for name in heavy_imports])
+    importing = threading.Thread(
+        target=lambda: [import_module(name) for name in heavy_imports], daemon=True
+    )
     importing.start()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -131,9 +134,35 @@ def connect(**options: Any) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level="WARNING", **options)
+    with interruption_held_back():
+        ray.init(log_to_driver=False, logging_level="WARNING", **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextlib.contextmanager
+def interruption_held_back() -> Iterator[None]:
+    """Let Ctrl-C come at the end; a second one at once.
+
+    In the middle of Ray's start it may be raised where Python drops it, with a lock that is held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def sweep() -> None:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -105,17 +106,15 @@ def embedded(cores: int) -> Iterator[None]:
     sweep()
     # Under /tmp, whatever TMPDIR says: paths of Ray's sockets may have 107 characters at most.
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # mode 0700
-    (directory / OWNER).write_text(json.dumps(this_process(os.getpid())))
-    token = directory / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    for name, value in ONLY_HERE.items():
-        os.environ.setdefault(name, value)
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    import ray
-
     try:
+        (directory / OWNER).write_text(json.dumps(this_process(os.getpid())))
+        token = directory / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        for name, value in ONLY_HERE.items():
+            os.environ.setdefault(name, value)
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         connect(
             address="local",
             num_cpus=cores,
@@ -125,7 +124,8 @@ def embedded(cores: int) -> Iterator[None]:
         )
         yield
     finally:
-        ray.shutdown()
+        if "ray" in sys.modules:  # else it was interrupted before
+            sys.modules["ray"].shutdown()
         shutil.rmtree(directory, ignore_errors=True)
 
 

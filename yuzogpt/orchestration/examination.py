@@ -25,6 +25,7 @@ from yuzogpt.errors import last_line
 STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
 ANSWERED_WITHIN = 30.0  # seconds
 TIMED_WITHIN = 15.0  # seconds, for the storage of as many nodes as come to it
+HANGS = node.Storage(problem=f"no answer within {ANSWERED_WITHIN:.0f} s")
 REMOVED_WITHIN = 5.0  # seconds, for what was written to storage
 CLOCK_TRIES = 5
 STORED_BYTES = 2**24  # what each node writes to storage, to take the time
@@ -178,31 +179,32 @@ class Examination:
         self,
         question: Callable[[str, Any], Any],
         timeout: float = ANSWERED_WITHIN,
-        but_not: Collection[str] = (),
+        names: Collection[str] | None = None,
+        late: Any = None,
     ) -> dict[str, Any]:
-        """Ask every node, all at the same time; one that does not answer is asked no more."""
-        those = {name: one for name, one in self.examiners.items() if name not in but_not}
-        asked = {name: question(name, one) for name, one in those.items()}
+        """Ask nodes, all if none are named, at the same time.
+
+        One that does not answer in time is asked no more; with `late`, that is its answer.
+        """
+        those = list(self.examiners) if names is None else names
+        asked = {name: question(name, self.examiners[name]) for name in those}
         deadline, answers = time.monotonic() + timeout, {}
         for name, reference in asked.items():
             try:
                 left = max(0.0, deadline - time.monotonic())
                 answers[name] = ray.get(reference, timeout=left)
             except GetTimeoutError:
-                self.give_up(name, f"not within {timeout:.0f} s")
+                if late is None:
+                    self.give_up(name, f"not within {timeout:.0f} s")
+                else:
+                    answers[name] = late
             except RayError as error:
                 self.give_up(name, last_line(error))
         return answers
 
     def ask_one(self, name: str, question: Callable[[Any], Any]) -> Any:
         """Ask one node; None if it does not answer, and then it is asked no more."""
-        try:
-            return ray.get(question(self.examiners[name]), timeout=ANSWERED_WITHIN)
-        except GetTimeoutError:
-            self.give_up(name, f"not within {ANSWERED_WITHIN:.0f} s")
-        except RayError as error:
-            self.give_up(name, last_line(error))
-        return None
+        return self.ask(lambda _, one: question(one), names=[name]).get(name)
 
     def give_up(self, name: str, why: str) -> None:
         """Note a node that does not answer."""
@@ -248,44 +250,30 @@ class Examination:
         """
         place, trial = self.storage, secrets.token_hex(4)
         try:
-            found = self.stored(lambda name, one: one.write_mark.remote(place, trial, name))
-            failed = {name for name, storage in found.items() if storage.problem}
-            written = found.keys() - failed
-            seen = self.ask(lambda _, one: one.marks.remote(place, trial), but_not=failed)
+            found: dict[str, node.Storage] = self.ask(
+                lambda name, one: one.write_mark.remote(place, trial, name), late=HANGS
+            )
+            written = [name for name, storage in found.items() if not storage.problem]
+            seen = self.ask(lambda _, one: one.marks.remote(place, trial), names=written)
             for name, (got, problem) in seen.items():
                 if problem:
                     found[name] = node.Storage(problem=f"not to be listed: {problem}")
                 else:
-                    self.survey.unseen[name] = sorted(written - set(got))
+                    self.survey.unseen[name] = sorted(set(written) - set(got))
             deadline = time.monotonic() + TIMED_WITHIN
             for alone in self.survey.unseen:  # one after the other: it is each node's own speed
                 if time.monotonic() > deadline:
                     break  # the table has none for those that are left
-                found |= self.stored(
-                    lambda name, one: one.measure_storage.remote(place, trial, name), [alone]
+                found |= self.ask(
+                    lambda name, one: one.measure_storage.remote(place, trial, name),
+                    names=[alone],
+                    late=HANGS,
                 )
             self.survey.storage = found
         finally:
             removed = [one.remove.remote(place, trial) for one in self.examiners.values()]
             if removed:
                 ray.wait(removed, num_returns=len(removed), timeout=REMOVED_WITHIN)
-
-    def stored(
-        self, question: Callable[[str, Any], Any], names: Collection[str] | None = None
-    ) -> dict[str, node.Storage]:
-        """Ask nodes to write, all if none are named; that one does not answer is an answer."""
-        those = self.examiners.keys() if names is None else names
-        asked = {name: question(name, self.examiners[name]) for name in those}
-        deadline, found = time.monotonic() + ANSWERED_WITHIN, {}
-        for name, reference in asked.items():
-            try:
-                left = max(0.0, deadline - time.monotonic())
-                found[name] = ray.get(reference, timeout=left)
-            except GetTimeoutError:
-                found[name] = node.Storage(problem=f"no answer within {ANSWERED_WITHIN:.0f} s")
-            except RayError as error:
-                self.give_up(name, last_line(error))
-        return found
 
     def look_at_links(self) -> None:
         """Measure every pair, both ways: in rounds, in each of which a node sends to one other."""

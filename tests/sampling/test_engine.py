@@ -125,6 +125,15 @@ def test_bfloat16_is_near_float32():
     assert 1e-5 < difference < 0.2
 
 
+def test_where_fbgemm_or_onednn_is_missing_torchs_own_products_do(monkeypatch):
+    monkeypatch.setattr("yuzogpt.sampling.weights.has_fbgemm", lambda: False)
+    monkeypatch.setattr("yuzogpt.sampling.weights.has_onednn", lambda: False)
+    prompts = [random_prompt(9, 1), random_prompt(40, 2)]
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.5)):
+        events = run(make_engine(dtype=dtype), [greedy(prompt, 5) for prompt in prompts])
+        check_against_uncached(small_model(), prompts, events, tolerance)
+
+
 def test_a_long_prompt_does_not_hold_up_the_others():
     engine = make_engine(slots=2, chunk=4)
     first = engine.submit(greedy([1, 2, 3], 50))

@@ -104,7 +104,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
 
     with sweep.writing():
         if is_over(sweep):
-            print(f"{settings.run.out_dir}: finished; raise --num_samples to go on")
+            print(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
             found = write_outcome(sweep)
         else:
             from yuzogpt.orchestration.tune import on_ray, search
@@ -282,9 +282,8 @@ def main(arguments: Sequence[str]) -> None:
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
-        print(preview(settings), end="")
-        if isinstance(settings, TuneSettings):
-            print(space_of(settings, files, searched), end="")
+        more = space_of(settings, files, searched) if isinstance(settings, TuneSettings) else ""
+        print(preview(settings) + more, end="")
         return
     if verb.schema is TuneSettings:
         verb.run(settings, files, searched)

@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class InUse(UserError):
+    """Another living process holds what was asked for: it may be free later."""
+
+
 class RunFailed(Exception):
     """A run that ended without being done, through no mistake of the user's: exit status 1."""
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from yuzogpt import mirrors
-from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.errors import InUse, RunFailed, UserError
 
 LEASE = ".lease.json"
 HEARTBEAT = 2.0  # seconds
@@ -123,7 +123,7 @@ class Lease:
         if not lives:
             self._remove(content)
         elif found and mirrors.exists(self.path):
-            raise UserError(
+            raise InUse(
                 f"{self.name}: in use by process {found['process']} on {found['host']}; "
                 "wait for it to end, or use another directory"
             )

@@ -195,7 +195,7 @@ def check_world(settings: TrainSettings, workers: int) -> None:
 
 def check_out_dir(settings: TrainSettings, run: Path) -> None:
     """Raise UserError if the run would replace the user's files, or what it is to start from."""
-    name, start = settings.run.out_dir, settings.run.init_from
+    name = settings.run.out_dir
     there = next(path for path in (run, *run.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "not writable" if there.is_dir() else "not a directory"
@@ -203,6 +203,12 @@ def check_out_dir(settings: TrainSettings, run: Path) -> None:
     found = run / SETTINGS
     if found.exists() and not found.read_bytes().startswith(SIGNATURE.encode()):
         raise UserError(f"--out_dir={name}: its {SETTINGS} is not of a run; choose another")
+    refuse_to_delete_the_start(settings)
+
+
+def refuse_to_delete_the_start(settings: TrainSettings) -> None:
+    """Raise UserError if `--overwrite` would delete what `--init_from` names."""
+    name, start = settings.run.out_dir, settings.run.init_from
     inside = [Path(start), *Path(start).parents]
     if settings.run.overwrite and (start == "resume" or Path(name) in inside):
         raise UserError(

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,19 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     assert losses(out_dir) == losses(tmp_path / "plain")
     assert weights(out_dir, STEPS) == weights(tmp_path / "plain", STEPS)
     assert len(records(out_dir, "start")) == 3
+
+
+def test_a_command_is_interrupted_while_ray_starts(corpus_dir, tmp_path):
+    process = start(corpus_dir, tmp_path / "run")
+    assert process.stdout
+    while "starting Ray" not in process.stdout.readline():
+        assert process.poll() is None
+    wait = threading.Event()
+    while not rays_of(process):  # its directory is the first that is made
+        wait.wait(0.01)
+    wait.wait(random.uniform(0, 3))  # any moment of Ray's start
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "yuzogpt: interrupted; the same command goes on"
+    assert rays_of(process) == []

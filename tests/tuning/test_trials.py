@@ -22,11 +22,11 @@ def attempt(corpus_dir, tmp_path):
     """Return how a trial is done, and what it reports."""
     trial = Trial(tmp_path / "0003", "0003", {"model.dropout": 0.1})
     trial.write()
-    flags = ("--max_iters=30", "--eval_interval=10", "--eval_iters=0")
-    settings = tiny_settings(corpus_dir, trial.directory, *flags)
 
-    def do(train=train, most=math.inf):
+    def do(train=train, most=math.inf, steps=30):
         """Do the trial until it has made `most` steps; return its reports, and how it ended."""
+        flags = (f"--max_iters={steps}", "--eval_interval=10", "--eval_iters=0")
+        settings = tiny_settings(corpus_dir, trial.directory, *flags)
         reports = []
 
         def report(step, loss):
@@ -49,10 +49,11 @@ def test_a_trial_reports_its_best_loss_so_far(attempt):
 
 
 def test_a_trial_that_is_told_to_stop_keeps_its_best_weights(attempt):
-    _, goes_on, trial = attempt(most=20)
+    reports, goes_on, trial = attempt(most=20, steps=3000)
     assert (goes_on, trial.state) == (False, "stopped")
+    assert [step for step, _ in reports] == [0, 10, 20]
+    assert trial.evaluations()[-1][0] < 3000
     (kept,) = (trial.directory / "checkpoints").iterdir()
-    assert kept.name == "step-20"
     assert not list(kept.glob("optimizer*"))
     assert not (trial.directory / "stop").exists()
 

@@ -10,11 +10,13 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from yuzogpt.errors import UserError
@@ -44,7 +46,9 @@ def connected(address: str, cores: int, heavy_imports: Sequence[str] = ()) -> It
     two threads that import one package from two ends may each see the half of it.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
-    importing = threading.Thread(target=lambda: [import_module(name) for name in heavy_imports])
+    importing = threading.Thread(
+        target=lambda: [import_module(name) for name in heavy_imports], daemon=True
+    )
     importing.start()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -102,17 +106,15 @@ def embedded(cores: int) -> Iterator[None]:
     sweep()
     # Under /tmp, whatever TMPDIR says: paths of Ray's sockets may have 107 characters at most.
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # mode 0700
-    (directory / OWNER).write_text(json.dumps(this_process(os.getpid())))
-    token = directory / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    for name, value in ONLY_HERE.items():
-        os.environ.setdefault(name, value)
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    import ray
-
     try:
+        (directory / OWNER).write_text(json.dumps(this_process(os.getpid())))
+        token = directory / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        for name, value in ONLY_HERE.items():
+            os.environ.setdefault(name, value)
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         connect(
             address="local",
             num_cpus=cores,
@@ -122,7 +124,8 @@ def embedded(cores: int) -> Iterator[None]:
         )
         yield
     finally:
-        ray.shutdown()
+        if "ray" in sys.modules:  # else it was interrupted before
+            sys.modules["ray"].shutdown()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -131,9 +134,35 @@ def connect(**options: Any) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level="WARNING", **options)
+    with interruption_held_back():
+        ray.init(log_to_driver=False, logging_level="WARNING", **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextlib.contextmanager
+def interruption_held_back() -> Iterator[None]:
+    """Let Ctrl-C come at the end; a second one at once.
+
+    In the middle of Ray's start it may be raised where Python drops it, with a lock that is held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def sweep() -> None:

@@ -3,19 +3,22 @@
 In: the trial's directory, as the sweep made it. Out: reports to Tune, and the trial's run.
 """
 
+import contextlib
 import gc
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from yuzogpt.config import TrainSettings
-from yuzogpt.errors import RunFailed
+from yuzogpt.errors import InUse, RunFailed
 from yuzogpt.metrics import Listener
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.tuning.sweep import Sweep, workers_of
 from yuzogpt.tuning.trials import Trial, carry_out, score
 
+HELD_WITHIN = 30.0  # seconds; a lease without a heartbeat expires after 10
 WORKER_CPUS = 0.9  # of each of several workers: the rest is left for the trial's own process
 
 
@@ -66,13 +69,31 @@ def train(settings: TrainSettings, listener: Listener) -> str | None:
     from yuzogpt.metrics import Follower
     from yuzogpt.training.launch import work_here
 
-    with runs.writing(settings) as run:
+    with held(settings) as run:
         if workers_of(settings) == 1:
             return work_here(settings, run, listener)
         from yuzogpt.orchestration.train import fit
 
         with Follower(run / runs.METRICS, listener):
             return fit(settings, run, WORKER_CPUS)
+
+
+@contextlib.contextmanager
+def held(settings: TrainSettings) -> Iterator[Path]:
+    """Hold the trial's directory; wait for a process of an earlier attempt that is about to go."""
+    from yuzogpt import runs
+
+    with contextlib.ExitStack() as stack:
+        deadline = time.monotonic() + HELD_WITHIN
+        while True:
+            try:
+                run = stack.enter_context(runs.writing(settings))
+                break
+            except InUse:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+        yield run
 
 
 def make_room() -> None:

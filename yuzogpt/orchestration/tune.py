@@ -140,7 +140,7 @@ def asha(sweep: Sweep) -> Any:
     grace = wanted.grace_steps or 2 * sweep.base.evaluation.eval_interval
     return ASHAScheduler(
         time_attr=STEP,
-        max_t=steps + 1,  # whoever makes all steps has finished, and was not stopped
+        max_t=steps + 1,
         grace_period=min(grace, steps),
         reduction_factor=wanted.reduction_factor,
     )

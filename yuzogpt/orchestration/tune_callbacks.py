@@ -87,7 +87,8 @@ class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial has ended, or the scheduler has stopped it, which then takes a moment."""
         ours = read(trial)
-        made_all = self.board.rows[ours.name].step >= self.board.max_iters
+        row = self.board.rows.get(ours.name)
+        made_all = row is not None and row.step >= self.board.max_iters
         state: State = "finished" if made_all else "stopped"
         self._end(ours, ours.state if ours.is_over else state, ours.error)
 

@@ -80,10 +80,14 @@ class Search:
 
 def is_over(sweep: Sweep) -> bool:
     """Tell whether nothing of a sweep is left to do."""
-    trials, finals = sweep.trials(), Finals.of(sweep, outcome(sweep))
-    if len(trials) < Search(sweep).count or not all(trial.is_over for trial in trials):
+    count = Search(sweep).count
+    trials, finals = sweep.trials()[:count], Finals.of(sweep, outcome(sweep))
+    if len(trials) < count or not all(trial.is_over for trial in trials):
         return False
-    return not finals or all(trial.is_over for trial in finals.trials)
+    return not finals or all(
+        trial.is_over and (trial.state != "finished" or trial.score is not None)
+        for trial in finals.trials
+    )
 
 
 class Finals:

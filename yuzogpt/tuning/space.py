@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import optuna
 
 RANGES, LISTS = ("uniform", "loguniform"), ("choice", "grid")
-SEARCHABLE = ("model", "optimizer", "schedule", "batch", "finetuning", "guard")  # sections
-BUDGET = "schedule.max_iters"  # equal for all trials: else the longest would win
+SEARCHABLE = ("model", "optimizer", "schedule", "finetuning", "guard")  # sections
+# Equal for all trials: else the longest would win, or losses would not compare.
+EQUAL = ("schedule.max_iters", "model.block_size", "model.vocab_size")
 
 T = TypeVar("T", bound=TrainSettings)
 Values = dict[str, Any]  # by `section.leaf`
@@ -153,7 +154,7 @@ def read_parameter(settings: TrainSettings, key: str, override: Override) -> Par
     if not isinstance(listed, list) or not listed:
         raise UserError(f"{origin}: {kind} wants a list")
     section = key.partition(".")[0]
-    if section not in SEARCHABLE or key == BUDGET:
+    if section not in SEARCHABLE or key in EQUAL:
         raise UserError(f"{origin}: not to be searched; {', '.join(SEARCHABLE)} settings are")
     field = dict(leaves(TrainSettings))[key]
     taken = tuple(taken_by_training(settings, key, one, origin) for one in listed)

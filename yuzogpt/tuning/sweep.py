@@ -23,10 +23,11 @@ import yaml
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings, TuneSettings
+from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.filesystems import scheme_of
-from yuzogpt.lease import Lease
+from yuzogpt.lease import LEASE, Lease
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.tuning.space import Space, Values, with_values
 from yuzogpt.tuning.trials import TRIAL, Trial
@@ -34,9 +35,20 @@ from yuzogpt.tuning.trials import TRIAL, Trial
 SIGNATURE = "# Written by `yuzogpt tune`: what all trials have in common, and the search space.\n"
 TRIALS, FINAL, OUTCOME, BEST = "trials", "final", "sweep.json", "best.yaml"
 Outcome = dict[str, Any]  # what sweep.json holds
-PRIVATE = ".tune-"  # begins the name of Ray Tune's own directory, which ends with the command
-FIRST = "0000"  # the trial with the settings' own values
 PLOTS = ("losses.png", "parameters.png", "importance.png")
+PRIVATE = ".tune-"  # begins the name of Ray Tune's own directory, which ends with the command
+# Beginnings of names that a sweep which was cut off may have left without settings.yaml.
+OWN = (LEASE, PRIVATE, TRIALS, FINAL, OUTCOME, BEST, *PLOTS)
+# Settings that a run may change when it goes on, but without which losses do not compare.
+COMPARED = (
+    ("schedule", "max_iters"),
+    ("batch", "batch_size"),
+    ("batch", "gradient_accumulation_steps"),
+    ("evaluation", "eval_iters"),
+    ("evaluation", "eval_interval"),
+    ("device", "dtype"),
+)
+FIRST = "0000"  # the trial with the settings' own values
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class Sweep:
 
     settings: TuneSettings
     space: Space
+    corpus: str = ""  # the fingerprint of the corpus that trials learn from
 
     @property
     def directory(self) -> Path:
@@ -77,15 +90,33 @@ class Sweep:
         Returns the sweep with the corpus's vocabulary.
         """
         workers_of(self.settings)
+        for refused, why in (
+            (self.settings.run.init_from == "resume", "--init_from=resume: trials begin anew"),
+            (self.settings.evaluation.eval_only, "--eval_only: a sweep trains"),
+        ):
+            if refused:
+                raise UserError(why)
         if self.settings.log.wandb_log:
             raise UserError(f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all")
         if self.settings.sweep.search_algorithm == "grid":
             self.space.grid()
-        example = self.settings_of(Trial(self.directory / TRIALS / "example", "example"))
-        model = runs.check(example)[0].model
-        sweep = replace(self, settings=self.settings.model_copy(update={"model": model}))
+        runs.refuse_to_delete_the_start(self.settings)
+        model = self._check({}).model
+        for parameter in self.space.parameters:
+            for value in parameter.values:
+                self._check({parameter.key: value})
+        sweep = replace(
+            self,
+            settings=self.settings.model_copy(update={"model": model}),
+            corpus=open_anywhere(self.settings.data.data_dir).fingerprint,
+        )
         sweep.refuse_other()
         return sweep
+
+    def _check(self, values: Values) -> TrainSettings:
+        """Raise UserError if no trial could train with these values."""
+        example = Trial(self.directory / TRIALS / "example", "example", values)
+        return runs.check(self.settings_of(example))[0]
 
     def refuse_other(self) -> None:
         """Raise UserError if the directory is another sweep's, or a run's."""
@@ -93,27 +124,37 @@ class Sweep:
         if scheme_of(name):
             raise UserError(f"--out_dir={name}: a sweep wants a directory that all nodes share")
         if not path.exists():
-            if self.directory.exists() and any(self.directory.iterdir()):
+            found = self.directory.iterdir() if self.directory.exists() else ()
+            if not all(one.name.startswith(OWN) for one in found):
                 raise UserError(f"--out_dir={name}: holds something else; choose another")
             return
         if not path.read_bytes().startswith(SIGNATURE.encode()):
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
         if self.settings.run.overwrite:
             return
-        before = yaml.safe_load(path.read_text())
-        differences = changed_frozen(before, self.settings)
-        for key, now in (
-            ("search", self.space.describe()),
-            ("max_iters", self.settings.schedule.max_iters),
-        ):
-            then = before["schedule"][key] if key == "max_iters" else before.get(key)
-            if then != now:
-                differences.append(f"{key}: {then} -> {now}")
+        differences = self.differences(path.read_text())
         if differences:
             raise UserError(
                 f"{name}: another sweep: {'; '.join(differences)}; choose another --out_dir, or "
                 "--overwrite to start anew"
             )
+
+    def differences(self, written: str) -> list[str]:
+        """Return what makes this another sweep than the one of a settings.yaml."""
+        before, now = yaml.safe_load(written), self.settings.model_dump()
+        found = changed_frozen(before, self.settings)
+        for section, leaf in COMPARED:
+            then = before[section].get(leaf, now[section][leaf])
+            if then != now[section][leaf]:
+                found.append(f"{leaf}: {then} -> {now[section][leaf]}")
+        if before.get("search") != self.space.describe():
+            found.append(f"search: {before.get('search')} -> {self.space.describe()}")
+        if self._of_corpus() not in written:
+            found.append("the corpus is another one")
+        return found
+
+    def _of_corpus(self) -> str:
+        return f"# Of the corpus {self.corpus}.\n"
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -125,7 +166,7 @@ class Sweep:
                 shutil.rmtree(leftover, ignore_errors=True)
             kept = self.settings.run.model_copy(update={"overwrite": False})
             settings = self.settings.model_copy(update={"run": kept})
-            content = SIGNATURE + to_yaml(settings) + self.space.to_yaml()
+            content = SIGNATURE + self._of_corpus() + to_yaml(settings) + self.space.to_yaml()
             write_durably(self.directory / runs.SETTINGS, content.encode())
             yield
 
@@ -134,7 +175,7 @@ class Sweep:
         for folder in (TRIALS, FINAL):
             for trial in (self.directory / folder).glob(f"*/{TRIAL}"):
                 shutil.rmtree(trial.parent)
-        for name in (runs.SETTINGS, OUTCOME, BEST, *PLOTS):
+        for name in (OUTCOME, BEST, *PLOTS, runs.SETTINGS):  # the last one says whose all this is
             (self.directory / name).unlink(missing_ok=True)
 
     def trials(self, folder: str = TRIALS) -> list[Trial]:
@@ -173,7 +214,11 @@ class Result:
 
 def winner(results: list[Result]) -> Result | None:
     """Return the best of those that did not fail; the first of equals."""
-    sound = [one for one in results if one.trial.state != "failed" and math.isfinite(one.best[0])]
+    sound = [
+        one
+        for one in results
+        if one.trial.state in ("finished", "stopped") and math.isfinite(one.best[0])
+    ]
     return min(sound, key=lambda one: one.best[0], default=None)
 
 
@@ -198,6 +243,7 @@ def comparison(finals: list[Trial], best: str) -> dict[str, dict[str, float]]:
             spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
             mean = statistics.fmean(scores)
             compared[side] = {"mean": mean, "spread": spread, "seeds": len(scores)}
+            compared[side]["without"] = len(mine) - len(scores)  # seeds that failed
     return compared
 
 

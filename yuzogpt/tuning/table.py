@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+NARROW, LEAST = 44, 9  # columns: of all but the values, and of each value
 STYLES = {"running": "bold", "failed": "red", "stopped": "dim", "finished": "green"}
 
 
@@ -64,12 +65,12 @@ class Board:
 
     def moves(self, name: str, step: int, loss: float) -> None:
         """A trial was evaluated; `loss`: its best so far."""
-        row = self.rows[name]
+        row = self.rows.setdefault(name, Row({}))
         row.step, row.loss = max(row.step, step), min(row.loss, loss)
 
     def ends(self, name: str, state: str, error: str = "") -> None:
         """A trial is over."""
-        row = self.rows[name]
+        row = self.rows.setdefault(name, Row({}))
         row.state, row.error = state, error
         why = f" ({error})" if error else ""
         self._line(f"{name} {state} at step {row.step}: val loss {in_short(row.loss)}{why}")
@@ -82,15 +83,19 @@ class Board:
         """Return one row a trial, the best one marked."""
         table = Table(box=SIMPLE_HEAD, show_edge=False, title=self.title, title_justify="left")
         keys = list(dict.fromkeys(key for row in self.rows.values() for key in row.values))
+        if self.console.width < NARROW + LEAST * len(keys):
+            keys = []
         table.add_column("trial", no_wrap=True)
         for key in keys:
             table.add_column(key.partition(".")[2] or key, justify="right", overflow="fold")
         for name in ("step", "val loss"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
-        best = min((row.loss for row in self.rows.values()), default=math.inf)
+        sound = [row.loss for row in self.rows.values() if row.state != "failed"]
+        best = min(sound, default=math.inf)
         for name, row in sorted(self.rows.items()):
-            mark = " *" if row.loss == best < math.inf else "  "
+            is_best = row.state != "failed" and row.loss == best < math.inf
+            mark = " *" if is_best else "  "
             cells = [name, *(in_short(row.values.get(key)) for key in keys)]
             cells += [f"{row.step}/{self.max_iters}", in_short(row.loss) + mark]
             state = Text(row.state, style=STYLES.get(row.state, ""))

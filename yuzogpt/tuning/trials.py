@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from yuzogpt import checkpoints, runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.errors import InUse, RunFailed, UserError
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.metrics import Listener, Record, read_records
 from yuzogpt.training.stopping import ask_to_stop
@@ -112,6 +112,8 @@ def carry_out(settings: TrainSettings, trial: Trial, report: Report, train: Trai
     if progress.goes_on:
         try:
             reason = train(settings, progress)
+        except InUse:
+            raise  # it is tried again
         except (RunFailed, UserError) as problem:  # it would only come again
             state, error = "failed", str(problem)
         except Exception as problem:

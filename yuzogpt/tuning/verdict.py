@@ -52,6 +52,9 @@ def margin(found: Outcome) -> str:
     if len(sides) < 2:
         return "the comparison is not complete"
     default, tuned = sides["default"], sides["tuned"]
+    lost = [f"{side['without']:.0f} with {name}" for name, side in sides.items() if side["without"]]
+    if lost:
+        return f"seeds have no score: {', '.join(lost)}; the means say little"
     if min(default["seeds"], tuned["seeds"]) < 2:
         return "one seed tells nothing of what seeds make of a difference"
     gain = default["mean"] - tuned["mean"]
@@ -59,5 +62,6 @@ def margin(found: Outcome) -> str:
     how = "lower" if gain > 0 else "higher"
     worth = "more" if abs(gain) > 2 * spread else "not more"
     return (
-        f"tuned is {abs(gain):.4f} {how}: {worth} than twice what the seeds differ ({spread:.4f})"
+        f"tuned is {abs(gain):.4f} {how}, {worth} than twice what seeds make of a difference "
+        f"({spread:.4f})"
     )

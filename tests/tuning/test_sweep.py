@@ -1,0 +1,107 @@
+"""A sweep's directory: whose it is, what may go on in it, and what comes out."""
+
+import json
+
+import pytest
+
+from tests.conftest import TINY
+from yuzogpt.config import TuneSettings
+from yuzogpt.errors import UserError
+from yuzogpt.overrides import resolve
+from yuzogpt.tuning.search import is_over
+from yuzogpt.tuning.space import read_space
+from yuzogpt.tuning.sweep import Sweep, outcome
+from yuzogpt.tuning.table import Board
+from yuzogpt.tuning.trials import Trial
+from yuzogpt.tuning.verdict import margin
+
+SPACE = ["--search.dropout={grid: [0.0, 0.1]}"]
+
+
+@pytest.fixture
+def sweep(corpus_dir, tmp_path):
+    """Return how a sweep is described, and checked."""
+
+    def describe(*flags):
+        places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'sweep'}"]
+        said = [*TINY, *places, "--search_algorithm=grid", "--final_seeds=2", *flags]
+        settings = resolve(TuneSettings, [], said)
+        return Sweep(settings, read_space(settings, [], SPACE)).checked()
+
+    return describe
+
+
+def write(directory, state="finished", losses=(2.0,), **more):
+    """Leave a trial as it would be left."""
+    values = {"model.dropout": 0.1 if "0001" in directory.name else 0.0}
+    Trial(directory, directory.name, values, state=state, **more).write()
+    evaluations = [
+        {"kind": "evaluation", "step": step, "val_loss_estimate": loss}
+        for step, loss in enumerate(losses, start=1)
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in evaluations))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--batch_size=8", "--eval_iters=1", "--eval_interval=7", "--max_iters=3", "--seed=1"],
+)
+def test_another_sweep_is_refused_in_its_directory(sweep, flag):
+    with sweep().writing():
+        pass
+    sweep("--num_samples=99")  # the same, longer
+    with pytest.raises(UserError, match="another sweep: "):
+        sweep(flag)
+
+
+def test_a_directory_of_others_is_refused_and_one_that_was_cut_off_is_not(sweep, tmp_path):
+    directory = tmp_path / "sweep"
+    directory.mkdir()
+    (directory / ".lease.json").write_text("{}")
+    (directory / "trials").mkdir()
+    sweep()
+    (directory / "thesis.txt").touch()
+    with pytest.raises(UserError, match="holds something else"):
+        sweep()
+
+
+def test_overwrite_deletes_no_model_that_it_starts_from(sweep, tmp_path):
+    with pytest.raises(UserError, match="--overwrite would delete what --init_from="):
+        sweep("--overwrite", f"--init_from={tmp_path / 'sweep' / 'trials' / '0001'}")
+
+
+def test_a_final_run_without_its_score_is_left_to_do(sweep):
+    described = sweep()
+    for name, losses in (("0000", [2.0]), ("0001", [1.0])):
+        write(described.directory / "trials" / name, losses=losses)
+    assert not is_over(described)
+    finals = [f"{name}-{seed}" for seed in (1338, 1339) for name in ("0000", "0001")]
+    for name in finals:
+        write(described.directory / "final" / name, score=1.5)
+    assert is_over(described)
+    write(described.directory / "final" / finals[0])
+    assert not is_over(described)
+
+
+def test_seeds_that_diverge_are_not_left_out_in_silence(sweep):
+    described = sweep()
+    for name, losses in (("0000", [2.0]), ("0001", [1.0])):
+        write(described.directory / "trials" / name, losses=losses)
+        write(described.directory / "final" / f"{name}-1338", score=losses[0])
+        write(described.directory / "final" / f"{name}-1339", score=losses[0] + 0.1)
+    assert "more than twice what seeds make" in margin(outcome(described))
+    write(described.directory / "final" / "0001-1340", state="failed")
+    assert margin(outcome(described)).startswith("seeds have no score: 1 with tuned")
+
+
+def test_a_failed_trial_is_not_marked_as_the_best():
+    board = Board("trials", 10)
+    for name, loss in (("0000", 2.0), ("0001", 1.0)):
+        board.starts(name, {"model.dropout": 0.1})
+        board.moves(name, 5, loss)
+    board.ends("0001", "failed", "out of memory")
+    board.ends("0002", "failed", "its process died")  # one that never came to start
+    with board.console.capture() as shown:
+        board.console.print(board.table())
+    (marked,) = (line for line in shown.get().splitlines() if " * " in line)
+    assert marked.split()[0] == "0000"

@@ -150,7 +150,8 @@ def test_the_doctor_finds_what_is_wrong(cluster, tmp_path):
     cluster.wait_for_nodes(4)
     shared = cluster.hosts.shared
     with first.read_only(shared), second.slow("10mbit"), second.closed_to(first):
-        flags = (f"--storage={shared}", "--num_nodes=5", "--json")
+        # Four hosts share two cores with all else that runs: a link of theirs may seem slow.
+        flags = (f"--storage={shared}", "--num_nodes=5", "--least_bandwidth=50", "--json")
         printed = cluster.submit("jobs/doctor.py", *flags, fails=True)
     found, _ = json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])
     faults = {(one["where"], one["what"]) for one in found["findings"] if one["level"] == "fault"}
@@ -164,7 +165,7 @@ def test_the_doctor_finds_what_is_wrong(cluster, tmp_path):
     )
     for where, what in expected:
         assert any(host == where and what in text for host, text in faults), (where, what, faults)
-    assert len(faults) == len(expected), faults
+    assert len(faults) == len(expected), sorted(faults)
     cluster.say("doctor: 6 faults of 6 found")
 
 

@@ -122,11 +122,14 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
         run = directory / "trials" / trial["name"]
         if trial["state"] == "stopped":
             assert steps_of(run) < 60
-        (kept,) = (run / "checkpoints").glob("step-*")
-        assert not list(kept.glob("optimizer*"))
+        # A stopped one may lose its process before its first checkpoint is written.
+        kept = list((run / "checkpoints").glob("step-*"))
+        assert len(kept) == 1 or (trial["state"] == "stopped" and not kept)
+        assert not list(run.glob("checkpoints/*/optimizer*"))
         assert not (run / ".lease.json").exists()
     best = min(trials, key=lambda trial: trial["best_val_loss_estimate"])
     assert found["best"] == best["name"] != "0000"
+    assert list((directory / "trials" / best["name"] / "checkpoints").glob("step-*"))
     assert f"winner: trial {best['name']}" in printed
 
     assert found["comparison"]["default"]["seeds"] == found["comparison"]["tuned"]["seeds"] == 2

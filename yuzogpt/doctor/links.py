@@ -18,7 +18,7 @@ from dataclasses import dataclass
 SECRET = 16  # bytes
 ROUND_TRIPS = 20
 WARM_UP = 0.1  # seconds, in which TCP learns how much the link takes
-COUNTED = 0.2  # seconds after these
+COUNTED = 0.4  # seconds after these: less, and a busy core looks like a slow link
 PIECE = bytes(2**16)
 PATIENCE = 5.0  # seconds
 

@@ -5,6 +5,7 @@ stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM), with a checkpoint.
 Nothing heavy is imported before the settings are known to be right.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -170,14 +171,20 @@ def report(settings: Section) -> None:
 
 
 def sample(settings: Section) -> None:
-    """Print samples."""
+    """Print samples, or answer line by line."""
     assert isinstance(settings, SampleSettings)
+    from yuzogpt.sampling.sample import converse
     from yuzogpt.sampling.sample import sample as draw_samples
 
     wanted = settings.sampling
     out_dir = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
     located = wanted.model_copy(update={"out_dir": out_dir})
-    for text in draw_samples(settings.model_copy(update={"sampling": located})):
+    settings = settings.model_copy(update={"sampling": located})
+    if located.interactive:
+        with contextlib.suppress(KeyboardInterrupt):  # as good an end as that of the input
+            converse(settings, sys.stdin, sys.stdout)
+        return
+    for text in draw_samples(settings):
         print(text)
         print("---------------", flush=True)
 

@@ -6,6 +6,7 @@ within a verb, so that `--n_layer=4` needs no section. How values get in (defaul
 `--key=value`) is in overrides.py.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -36,6 +37,13 @@ def read_workers(value: Any) -> Any:
     if least.isdigit() and most.isdigit() and 0 < int(least) <= int(most):
         return f"{int(least)}..{int(most)}"
     raise ValueError("write auto, a number, or least..most such as 1..4")
+
+
+def read_strings(value: Any) -> Any:
+    """Read one string, or a list of them, which on the command line is JSON."""
+    if isinstance(value, str) and value.startswith("["):
+        value = json.loads(value)
+    return (value,) if isinstance(value, str) else value
 
 
 class Section(BaseModel):
@@ -405,19 +413,46 @@ class SamplingSettings(Section):
         "resume", "resume: out_dir; else gpt2, gpt2-medium, gpt2-large, gpt2-xl or a directory"
     )
     start: str = setting("\n", "the prompt, or FILE:path to read it from a file")
-    num_samples: Positive = setting(10, "samples to draw")
-    max_new_tokens: Positive = setting(500, "length of each sample", "tokens")
+    prompts: str = setting(
+        "", 'many prompts: a file with {"prompt": "..."} on each line, instead of start'
+    )
+    interactive: bool = setting(
+        False, "each line of standard input is a prompt; one sample a line, as it comes"
+    )
+    num_samples: Positive = setting(10, "samples to draw, of each prompt")
+    max_new_tokens: Positive = setting(500, "most tokens of each sample", "tokens")
     temperature: NonNegative = setting(0.8, "0: always the likeliest token")
     top_k: Count = setting(200, "only the k likeliest tokens; 0: all", "tokens")
-    seed: Seed = setting(1337, "sample i is drawn with seed + i")
+    top_p: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0, "only the likeliest tokens that have this share of what top_k leaves; 1: all"
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, "only tokens at least so likely as this share of the likeliest one's; 0: all"
+    )
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = setting(
+        1.0, "above 1: tokens that were there already are less likely"
+    )
+    stop: Annotated[tuple[str, ...], BeforeValidator(read_strings)] = setting(
+        (), 'a sample ends before this text, or before one of ["these", "texts"]'
+    )
+    stop_at_end_of_text: bool = setting(True, "a sample ends where its document does")
+    seed: Seed = setting(1337, "sample i of a prompt, or of interactive, is drawn with seed + i")
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+
+
+class SamplingDeviceSettings(DeviceSettings):
+    """What sampling runs on."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "of weights; auto: bfloat16 on GPUs that have it, else float32"
+    )
 
 
 class SampleSettings(Section):
     """`yuzogpt sample`."""
 
     sampling: SamplingSettings = SamplingSettings()
-    device: DeviceSettings = DeviceSettings()
+    device: SamplingDeviceSettings = SamplingDeviceSettings()
 
 
 class SoundnessSettings(Section):

@@ -49,6 +49,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the UTF-8 of one id, which may be a part of a character."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything needed to build this tokenizer again."""
 
@@ -85,6 +88,10 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return one character an id."""
         return "".join(self.characters[index] for index in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the UTF-8 of one character."""
+        return self.characters[token].encode()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the alphabet."""
@@ -132,6 +139,10 @@ class BytePairTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`."""
         return self.encoding.decode(list(ids))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one id, which may be a part of a character."""
+        return self.encoding.decode_single_token_bytes(token)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the ranks, in tiktoken's text form: base64 of the token, space, id."""

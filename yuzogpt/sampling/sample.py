@@ -1,48 +1,141 @@
 """`yuzogpt sample`: from settings to printed samples.
 
-In: the sampling settings. Out: samples, in order, each as soon as its batch is done.
+In: the sampling settings. Out: samples, in order, each as soon as it and those before it are done;
+or, with --interactive, an answer to each line of the standard input, as it comes.
 """
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-from yuzogpt.config import SampleSettings
+from yuzogpt.config import SampleSettings, SamplingSettings
 from yuzogpt.errors import UserError
-from yuzogpt.references import resolve_model
+from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from yuzogpt.sampling.engine import Engine
 
 SAMPLES_AT_ONCE = 16
+CACHE_BYTES = 4 * 2**30  # at most, for the keys and values of all samples at once
 
 
 def sample(settings: SampleSettings) -> Iterator[str]:
-    """Yield prompt and continuation of each sample."""
+    """Yield prompt and continuation of each sample: all of the first prompt, of the second, ..."""
     wanted = settings.sampling
-    reference = resolve_model(wanted.out_dir if wanted.init_from == "resume" else wanted.init_from)
-    tokenizer = reference.tokenizer()
-    prompt = read_prompt(wanted.start)
-    ids = tokenizer.encode(prompt).tolist()
+    reference, tokenizer = resolve(wanted)
+    prompts = read_prompts(wanted)
+    encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    requests = [
+        to_request(wanted, ids, wanted.seed + i)
+        for ids in encoded
+        for i in range(wanted.num_samples)
+    ]
+    engine = build_engine(settings, reference, tokenizer, len(requests))
+    for number, text in enumerate(complete(engine, requests)):
+        yield prompts[number // wanted.num_samples] + text
 
+
+def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> None:
+    """Go on with each line as a prompt, one sample a line, written as it comes."""
+    wanted = settings.sampling
+    reference, tokenizer = resolve(wanted)
+    engine = build_engine(settings, reference, tokenizer, 1)
+    for number, line in enumerate(lines):
+        prompt = line.rstrip("\r\n")
+        try:
+            ids = tokenizer.encode(prompt).tolist()
+            engine.submit(to_request(wanted, ids, wanted.seed + number))
+        except UserError as error:
+            print(f"yuzogpt: {error}", file=sys.stderr, flush=True)
+            continue
+        out.write(prompt)
+        while engine.busy:
+            out.write("".join(event.text for event in engine.step()))
+            out.flush()
+        out.write("\n---------------\n")
+        out.flush()
+
+
+def resolve(wanted: SamplingSettings) -> tuple[ModelReference, Tokenizer]:
+    """Find the model, and the tokenizer that it speaks."""
+    reference = resolve_model(wanted.out_dir if wanted.init_from == "resume" else wanted.init_from)
+    return reference, reference.tokenizer()
+
+
+def build_engine(
+    settings: SampleSettings, reference: ModelReference, tokenizer: Tokenizer, requests: int
+) -> "Engine":
+    """Load the model into an engine with room for so many requests, or as many as memory has."""
     # Only now torch, which takes seconds to import: mistakes have shown by here.
     from yuzogpt.hardware import choose_hardware
     from yuzogpt.loading import load_model
-    from yuzogpt.sampling.engine import generate
+    from yuzogpt.sampling.cache import bytes_per_slot
+    from yuzogpt.sampling.engine import Engine
+    from yuzogpt.sampling.weights import activations, choose_dtype
     from yuzogpt.world import World
 
-    hardware = choose_hardware(settings.device, World())
-    model = load_model(reference).to(hardware.device)
-    seeds = range(wanted.seed, wanted.seed + wanted.num_samples)
-    for first in range(0, len(seeds), SAMPLES_AT_ONCE):
-        batch = seeds[first : first + SAMPLES_AT_ONCE]
-        new_ids = generate(
-            model,
-            ids,
-            batch,
-            wanted.max_new_tokens,
-            wanted.temperature,
-            wanted.top_k,
-            hardware,
-        )
-        for row in new_ids.tolist():
-            yield prompt + tokenizer.decode(row)
+    device = choose_hardware(settings.device, World()).device
+    dtype = choose_dtype(settings.device.dtype, device)
+    room = CACHE_BYTES // bytes_per_slot(reference.shape, activations(dtype, device))
+    slots = max(1, min(requests, SAMPLES_AT_ONCE, room))
+    return Engine(load_model(reference), tokenizer, device, dtype, slots)
+
+
+def complete(engine: "Engine", requests: Sequence[Request]) -> Iterator[str]:
+    """Yield the text of each request, in their order."""
+    ids = [engine.submit(request) for request in requests]
+    texts, finished = dict.fromkeys(ids, ""), set()
+    for number in ids:
+        while number not in finished:
+            for event in engine.step():
+                texts[event.request] += event.text
+                if event.finish:
+                    finished.add(event.request)
+        yield texts.pop(number)
+
+
+def to_request(wanted: SamplingSettings, prompt: Sequence[int], seed: int) -> Request:
+    """Return what the settings ask the engine for."""
+    sampling = Sampling(
+        repetition_penalty=wanted.repetition_penalty,
+        temperature=wanted.temperature,
+        top_k=wanted.top_k,
+        top_p=wanted.top_p,
+        min_p=wanted.min_p,
+        seed=seed,
+    )
+    return Request(prompt, wanted.max_new_tokens, sampling, wanted.stop, wanted.stop_at_end_of_text)
+
+
+def read_prompts(wanted: SamplingSettings) -> list[str]:
+    """Return the prompts: those of --prompts, or --start alone."""
+    if not wanted.prompts:
+        return [read_prompt(wanted.start)]
+    path = Path(wanted.prompts).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts={path}: not readable: {error}") from None
+    prompts = [read_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompts={path}: no prompt in it")
+    return prompts
+
+
+def read_line(line: str, place: str) -> str:
+    """Return the prompt of a JSON line: a string, or an object with one named `prompt`."""
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON: {error}") from None
+    prompt = content.get("prompt") if isinstance(content, dict) else content
+    if not isinstance(prompt, str) or not prompt:
+        raise UserError(f'{place}: expected {{"prompt": "some text"}}')
+    return prompt
 
 
 def read_prompt(start: str) -> str:

@@ -1,0 +1,151 @@
+"""Sampling: tokens a second, beside transformers' `generate` and beside nanoGPT's way.
+
+    python benchmarks/sampling.py
+    python benchmarks/sampling.py --rounds 5 --threads 1
+
+GPT-2's 124M shape, random weights, a prompt of 16 tokens, 128 new ones at temperature 0.8 and top_k
+200, as one sample and as eight at once. The sides take turns in each round:
+
+    YuzoGPT        the engine, float32 and bfloat16 (weights; the arithmetic is float32)
+    transformers   `generate`, in the same types
+    recompute      nanoGPT's way, float32: the whole context for each token, by YuzoGPT's own model
+                   without a cache; eight forward passes, at lengths from the first to the last
+
+The limit is what reading every weight once for each token (or each eight) takes, at the rate at
+which both cores together read a large array here.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from yuzogpt.config import ModelSettings
+from yuzogpt.model.gpt import GPT
+from yuzogpt.model.initialization import initialize
+from yuzogpt.sampling.engine import Engine
+from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.tokenizers import gpt2_tokenizer
+
+SHAPE = ModelSettings(vocab_size=50257, bias=True)
+PROMPT = list(range(1000, 1016))
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Side = Callable[[int, int], float]  # (samples, new tokens of each) -> tokens a second
+
+
+def our_model() -> GPT:
+    """Return a model with random weights."""
+    model = GPT(SHAPE)
+    initialize(model, 1)
+    return model.eval()
+
+
+def ours(dtype: torch.dtype) -> Side:
+    """Decode with the engine."""
+    engine = Engine(our_model(), gpt2_tokenizer(), torch.device("cpu"), dtype)
+    assert engine.batch_invariant
+
+    def generate(samples: int, tokens: int) -> float:
+        for seed in range(samples):
+            sampling = Sampling(temperature=0.8, top_k=200, seed=seed)
+            engine.submit(Request(PROMPT, tokens, sampling, stop_at_end_of_text=False))
+        started, made = time.perf_counter(), 0
+        while engine.busy:
+            made += len(engine.step())
+        assert made == samples * tokens
+        return made / (time.perf_counter() - started)
+
+    return generate
+
+
+def theirs(dtype: torch.dtype) -> Side:
+    """Decode with transformers."""
+    config = GPT2Config(bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    model: Any = GPT2LMHeadModel(config)  # its annotations are not those of its methods
+    model.to(dtype).eval()
+
+    def generate(samples: int, tokens: int) -> float:
+        ids = torch.tensor([PROMPT] * samples)
+        how = {"do_sample": True, "temperature": 0.8, "top_k": 200, "max_new_tokens": tokens}
+        started = time.perf_counter()
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+        seconds = time.perf_counter() - started
+        assert found.shape == (samples, len(PROMPT) + tokens)
+        return samples * tokens / seconds
+
+    return generate
+
+
+def recomputed() -> Side:
+    """Compute the whole context for each token."""
+    model = our_model()
+
+    def generate(samples: int, tokens: int) -> float:
+        seconds = []
+        for place in range(8):
+            length = len(PROMPT) + tokens * place // 7
+            started = time.perf_counter()
+            x = model.hidden(torch.zeros(samples, length, dtype=torch.long), torch.arange(length))
+            model.logits(x[:, -1:])
+            seconds.append(time.perf_counter() - started)
+        return samples / statistics.mean(seconds)
+
+    return generate
+
+
+def read_rate() -> float:
+    """Return the bytes a second at which a large array is read."""
+    array, seconds = torch.ones(64_000_000), []
+    for _ in range(5):
+        started = time.perf_counter()
+        array.sum()
+        seconds.append(time.perf_counter() - started)
+    return array.nbytes / min(seconds)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure, and print a table; in parentheses: from where to where."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--types", nargs="+", default=list(TYPES), choices=TYPES)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+    sides: dict[str, Side] = {f"YuzoGPT, {name}": ours(TYPES[name]) for name in wanted.types}
+    sides |= {f"transformers, {name}": theirs(TYPES[name]) for name in wanted.types}
+    sides["recompute, float32"] = recomputed()
+    rates = [read_rate()]
+    print("| samples | side | tokens/s | times recompute | times transformers | share of limit |")
+    print("|---|---|---|---|---|---|")
+    for samples in wanted.batches:
+        found: dict[str, list[float]] = {name: [] for name in sides}
+        for side in sides.values():
+            side(samples, 4)  # whatever is done once
+        for _ in range(wanted.rounds):
+            for name, side in sides.items():
+                found[name].append(side(samples, wanted.tokens))
+            rates.append(read_rate())
+        medians = {name: statistics.median(values) for name, values in found.items()}
+        for name, values in found.items():
+            type_name = name.rpartition(" ")[2]
+            weights = SHAPE.count_weights() * TYPES[type_name].itemsize
+            limit = samples * max(rates) / weights
+            print(
+                f"| {samples} | {name} | {medians[name]:.1f} ({min(values):.1f} to "
+                f"{max(values):.1f}) | {medians[name] / medians['recompute, float32']:.1f} "
+                f"| {medians[name] / medians[f'transformers, {type_name}']:.2f} "
+                f"| {medians[name] / limit:.0%} |",
+                flush=True,
+            )
+    print(f"\nreading: {max(rates) / 1e9:.1f} GB/s at best, {min(rates) / 1e9:.1f} at worst")
+
+
+if __name__ == "__main__":
+    main()

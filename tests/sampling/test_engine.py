@@ -1,0 +1,297 @@
+"""The engine: what it computes is what the model says, for whoever else is there."""
+
+import random
+
+import pytest
+import torch
+
+from tests.sampling.engines import (
+    SHAPE,
+    greedy,
+    logprobs,
+    make_engine,
+    random_prompt,
+    run,
+    small_model,
+    uncached,
+)
+from yuzogpt.errors import UserError
+from yuzogpt.model.positions import LearnedPositions
+from yuzogpt.sampling.engine import Engine, window_start
+from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.tokenizers import gpt2_tokenizer
+
+BLOCK = SHAPE.block_size
+
+
+def check_against_uncached(model, prompts, events, tolerance=1e-4):
+    for prompt, found in zip(prompts, events, strict=True):
+        tokens = list(prompt)
+        for event in found:
+            torch.testing.assert_close(
+                logprobs(event), uncached(model, tokens), rtol=0, atol=tolerance
+            )
+            tokens.append(event.token)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 31, 32, 33, 70])
+def test_cached_logits_are_those_of_the_whole_context(batch, length):
+    engine = make_engine(slots=4, chunk=8)
+    prompts = [random_prompt(length, seed) for seed in range(batch)]
+    events = run(engine, [greedy(prompt, 12) for prompt in prompts])
+    assert all(len(found) == 12 for found in events)
+    check_against_uncached(small_model(), prompts, events)
+
+
+def test_far_past_the_contexts_end():
+    prompts = [random_prompt(5, 1), random_prompt(BLOCK, 2)]
+    events = run(make_engine(), [greedy(prompt, 3 * BLOCK) for prompt in prompts])
+    check_against_uncached(small_model(), prompts, events)
+
+
+def test_the_window_slides_in_quarters_and_never_holds_too_much():
+    starts = [window_start(tokens, 32) for tokens in range(1, 100)]
+    assert starts[:32] == [0] * 32
+    assert starts[32:42] == [8] * 8 + [16] * 2
+    assert all(25 <= n - start <= 32 for n, start in enumerate(starts[32:], 33))
+    assert [window_start(n, 1) for n in (1, 2, 3)] == [0, 1, 2]
+
+
+def test_a_context_that_does_not_slide_ends():
+    engine = make_engine()
+    (events,) = run(engine, [greedy(random_prompt(10, 1), 500, slide=False)])
+    assert len(events) == BLOCK + 1 - 10  # the last token needs no place in the context
+    assert events[-1].finish == "length"
+    with pytest.raises(UserError, match="33 tokens; with a context that does not slide"):
+        engine.submit(greedy(random_prompt(33, 1), 1, slide=False))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_request_gets_the_same_bits_alone_and_in_a_batch(dtype, packed):
+    chance = random.Random(3)
+    requests = [
+        Request(
+            random_prompt(chance.choice([1, 3, 9, 20, 40]), seed),
+            chance.randint(1, 40),
+            Sampling(temperature=chance.choice([0, 0.7, 1.3]), top_p=0.9, seed=seed),
+            logprobs=SHAPE.vocab_size,
+        )
+        for seed in range(24)
+    ]
+    settings = {"dtype": dtype, "packed": packed, "chunk": 8}
+    assert make_engine(slots=1, **settings).batch_invariant
+    engine = make_engine(slots=5, **settings)
+    assert engine.batch_invariant
+    alone = [run(engine, [request])[0] for request in requests]
+    order, together, ids = list(range(24)), {}, {}
+    chance.shuffle(order)
+    while order or engine.busy:  # some join, others leave, and some are cancelled on their way
+        if order and chance.random() < 0.5:
+            number = order.pop()
+            ids[engine.submit(requests[number])] = number
+            disturbing = engine.submit(requests[chance.randrange(24)])
+        for event in engine.step():
+            if event.request in ids:
+                together.setdefault(ids[event.request], []).append(event)
+        if chance.random() < 0.3:
+            engine.cancel(disturbing)
+    for number, events in enumerate(alone):
+        same = together[number]
+        assert [e.token for e in events] == [e.token for e in same]
+        assert [e.alternatives for e in events] == [e.alternatives for e in same]  # to the last bit
+
+
+def test_rows_that_do_not_keep_apart_are_told(monkeypatch):
+    whole = torch.nn.functional.layer_norm
+
+    def depends_on_the_batch(x, *rest):
+        return whole(x, *rest) * (1 + 1e-6 * x.shape[0]) + 1e-6 * x.mean()
+
+    monkeypatch.setattr("yuzogpt.model.gpt.F.layer_norm", depends_on_the_batch)
+    engine = make_engine(slots=4)
+    assert not engine.batch_invariant
+    assert engine.group_sizes == [4]
+
+
+def test_bfloat16_is_near_float32():
+    prompt = random_prompt(20, 1)
+    (exact,), (rounded,) = (
+        run(make_engine(dtype=dtype), [greedy(prompt, 1)])
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    difference = (logprobs(exact[0]) - logprobs(rounded[0])).abs().max()
+    assert 1e-5 < difference < 0.2
+
+
+def test_where_fbgemm_or_onednn_is_missing_torchs_own_products_do(monkeypatch):
+    monkeypatch.setattr("yuzogpt.sampling.weights.has_fbgemm", lambda: False)
+    monkeypatch.setattr("yuzogpt.sampling.weights.has_onednn", lambda: False)
+    prompts = [random_prompt(9, 1), random_prompt(40, 2)]
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.5)):
+        events = run(make_engine(dtype=dtype), [greedy(prompt, 5) for prompt in prompts])
+        check_against_uncached(small_model(), prompts, events, tolerance)
+
+
+def test_a_long_prompt_does_not_hold_up_the_others():
+    engine = make_engine(slots=2, chunk=4)
+    first = engine.submit(greedy([1, 2, 3], 50))
+    engine.step()
+    second = engine.submit(greedy(random_prompt(32, 1), 1))
+    steps = []
+    while not steps or second not in steps[-1]:
+        steps.append([event.request for event in engine.step()])
+    assert len(steps) == 8
+    assert all(first in step for step in steps)
+
+
+def test_short_prompts_share_a_step():
+    engine = make_engine(slots=4, chunk=16)
+    for seed in range(4):
+        engine.submit(greedy(random_prompt(4, seed), 3))
+    assert len(engine.step()) == 4
+
+
+def test_cancelling_frees_the_slot_at_once():
+    engine = make_engine(slots=1)
+    first, second, third = (engine.submit(greedy([n], 1000)) for n in (1, 2, 3))
+    assert {event.request for event in engine.step()} == {first}
+    assert engine.cancel(first)
+    assert engine.cancel(second)  # it was waiting
+    assert not engine.cancel(first)
+    assert {event.request for event in engine.step()} == {third}
+    assert engine.cancel(third)
+    assert not engine.busy
+    assert engine.step() == []
+    assert engine.free == [0]
+
+
+def test_log_probabilities_of_the_prompt():
+    prompt = random_prompt(21, 4)
+    (events,) = run(make_engine(chunk=8), [greedy(prompt, 2, echo=True)])
+    told, new = events[:21], events[21:]
+    assert [event.token for event in told] == prompt
+    assert all(event.of_prompt for event in told)
+    assert not any(event.of_prompt for event in new)
+    assert told[0].logprob is None
+    for place, event in enumerate(told[1:], 1):
+        expected = uncached(small_model(), prompt[:place])
+        assert event.logprob == pytest.approx(expected[prompt[place]].item(), abs=1e-4)
+        torch.testing.assert_close(logprobs(event), expected, rtol=0, atol=1e-4)
+    check_against_uncached(small_model(), [prompt], [new])
+    # The prompt alone, and the chosen tokens alone.
+    (scored,) = run(make_engine(), [greedy(prompt, 0, echo=True, logprobs=0)])
+    assert [event.token for event in scored] == [*prompt, None]
+    assert scored[-1].finish == "length"
+    assert scored[5].logprob == pytest.approx(told[5].logprob, abs=1e-4)
+    assert scored[5].alternatives == ()
+    with pytest.raises(UserError, match="with echo, at most 32"):
+        make_engine().submit(greedy(random_prompt(33, 1), 1, echo=True))
+
+
+def test_logprobs_are_sorted_and_as_many_as_asked():
+    (events,) = run(make_engine(), [greedy([1, 2], 3, logprobs=5)])
+    for event in events:
+        values = [value for _, value in event.alternatives]
+        assert len(values) == 5
+        assert values == sorted(values, reverse=True)
+        assert (event.token, event.logprob) == event.alternatives[0]
+
+
+def test_end_of_text_ends_a_request_unless_it_shall_not():
+    tokenizer = gpt2_tokenizer()
+    model = small_model(vocab_size=tokenizer.vocab_size)
+    with torch.no_grad():  # the end of text is what it says
+        model.ln_f.bias.copy_(model.wte.weight[tokenizer.end_of_text] * 100)
+    settings = {"tokenizer": tokenizer}
+    model_again = small_model(vocab_size=tokenizer.vocab_size)
+    model_again.load_state_dict(model.state_dict())
+    (events,) = run(make_engine(model, **settings), [greedy([1], 5, logprobs=None)])
+    assert [(e.token, e.text, e.finish) for e in events] == [(50256, "", "end_of_text")]
+    request = greedy([1], 5, logprobs=None, stop_at_end_of_text=False)
+    (events,) = run(make_engine(model_again, **settings), [request])
+    assert "".join(event.text for event in events) == "<|endoftext|>" * 5
+    assert [event.finish for event in events] == [None] * 4 + ["length"]
+
+
+def test_a_stop_string_ends_a_request_and_is_not_emitted():
+    engine = make_engine()
+    request = Request([1, 2], 30, Sampling(seed=5))
+    (events,) = run(engine, [request])
+    text = "".join(event.text for event in events)
+    assert len(text) == 30
+    stop = text[10:14]  # four tokens
+    (events,) = run(engine, [Request([1, 2], 30, Sampling(seed=5), stop=("never", stop))])
+    assert "".join(event.text for event in events) == text[: text.index(stop)]
+    assert events[-1].finish == "stop"
+    assert sorted(engine.free) == list(range(8))
+
+
+def test_a_repetition_penalty_counts_prompt_and_new_tokens():
+    alone, punished = Sampling(temperature=0), Sampling(temperature=0, repetition_penalty=100)
+    engine = make_engine(slots=1)
+    prompt = random_prompt(3, 7)
+    for _ in range(2):  # the slot forgets who had it before
+        (events,) = run(engine, [Request(prompt, 20, punished)])
+        chosen = [event.token for event in events]
+        assert len({*prompt, *chosen}) == len(prompt) + 20
+    (plain,) = run(engine, [Request(prompt, 20, alone)])
+    assert len({event.token for event in plain}) < 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": []}, "empty"),
+        ({"prompt": [65]}, "not in 0 to 65"),
+        ({"prompt": [-1]}, "not in 0 to 65"),
+        ({"max_new_tokens": -1}, "below 0"),
+        ({"logprobs": 66}, "logprobs=66"),
+        ({"sampling": Sampling(temperature=float("nan"))}, "temperature=nan"),
+        ({"sampling": Sampling(temperature=-1)}, "temperature=-1"),
+        ({"sampling": Sampling(top_p=0)}, "top_p=0"),
+        ({"sampling": Sampling(min_p=1.5)}, "min_p=1.5"),
+        ({"sampling": Sampling(repetition_penalty=0)}, "repetition_penalty=0"),
+        ({"sampling": Sampling(seed=-1)}, "seed=-1"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(changes, message):
+    engine = make_engine()
+    with pytest.raises(UserError, match=message):
+        engine.submit(Request(**{"prompt": [1], "max_new_tokens": 1, **changes}))
+    assert not engine.busy
+
+
+def test_nothing_to_do_is_done_at_once():
+    (events,) = run(make_engine(), [Request([1], 0)])
+    assert [(event.token, event.finish) for event in events] == [(None, "length")]
+
+
+class Turned(LearnedPositions):
+    """Positions in all three places, as rotary ones turn and ALiBi weighs."""
+
+    def turn(self, x, at):
+        at = at if at.dim() == 2 else at[None]
+        return x * torch.cos(at[:, None, :, None] * 0.3)
+
+    def bias(self, queries_at, keys_at):
+        distance = (queries_at[:, None] - keys_at).float()
+        return -distance * torch.tensor([0.5, 0.1])[:, None, None]
+
+
+def with_turned_positions():
+    model = small_model()
+    weight = model.wpe.weight
+    model.wpe = Turned(*weight.shape)
+    model.wpe.weight = weight
+    return model
+
+
+def test_other_positions_go_through_the_cache_too():
+    prompts = [random_prompt(length, length) for length in (1, 6, 19)]
+    events = run(Engine(with_turned_positions(), make_engine().tokenizer, torch.device("cpu")),
+                 [greedy(prompt, 40) for prompt in prompts])  # fmt: skip
+    check_against_uncached(with_turned_positions(), prompts, events)
+    with pytest.raises(AssertionError):
+        check_against_uncached(small_model(), prompts, events)

@@ -1,0 +1,129 @@
+"""`yuzogpt sample` as its user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY, TINY, yuzogpt
+from yuzogpt.cli import main
+from yuzogpt.config import SampleSettings
+from yuzogpt.overrides import resolve
+from yuzogpt.sampling.sample import sample as draw_samples
+
+SEPARATOR = "\n---------------\n"
+
+
+@pytest.fixture(scope="module")
+def run_dir(corpus_dir, tmp_path_factory):
+    """A finished run. Read only."""
+    out_dir = tmp_path_factory.mktemp("sample") / "run"
+    places = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
+    main(["train", *TINY, *places, "--num_workers=0", "--max_iters=20"])
+    return out_dir
+
+
+def sample(run_dir, *flags):
+    """Return what the command prints, without a process of its own."""
+    flags = [f"--out_dir={run_dir}", "--max_new_tokens=60", *flags]
+    return list(draw_samples(resolve(SampleSettings, [], flags)))
+
+
+def test_prompts_of_a_file_are_sampled_together_as_they_are_alone(run_dir, tmp_path):
+    prompts = ["thou", "the king of", "a", "night and all that ends "]
+    lines = [json.dumps({"prompt": prompts[0], "id": 7}), json.dumps(prompts[1]), ""]
+    lines += [json.dumps({"prompt": prompt}) for prompt in prompts[2:]]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    flags = ["--num_samples=5", "--top_p=0.95", "--repetition_penalty=1.1", "--min_p=0.01"]
+    named = [f"--out_dir={run_dir}", f"--prompts={tmp_path / 'prompts.jsonl'}"]
+    result = yuzogpt("sample", *named, *flags, "--max_new_tokens=60")
+    assert result.returncode == 0, result.stderr
+    found = result.stdout.split(SEPARATOR)[:-1]
+    assert len(found) == 20  # more than are drawn at once
+    assert all(text.startswith(prompts[i // 5]) for i, text in enumerate(found))
+    assert found[5:10] == sample(run_dir, f"--start={prompts[1]}", *flags)
+    assert found[13:14] == sample(
+        run_dir, f"--start={prompts[2]}", *flags, "--num_samples=1", "--seed=1340"
+    )
+    (whole,) = sample(run_dir, "--start=thou", "--num_samples=1", "--dtype=bfloat16")
+    stop = whole[20:23]
+    (cut,) = sample(
+        run_dir, "--start=thou", "--num_samples=1", "--dtype=bfloat16",
+        f"--stop={json.dumps(['zzz', stop])}",
+    )  # fmt: skip
+    assert cut == "thou" + whole[4 : whole.index(stop, 4)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('"a"\n{"text": "a"}', "prompts.jsonl:2: expected "),
+        ('"a"\n\n{', "prompts.jsonl:3: not JSON"),
+        ("\n", "no prompt in it"),
+        (None, "not readable"),
+        ('"ü"', "no id for 'ü'"),
+    ],
+)
+def test_prompts_that_are_none(run_dir, tmp_path, content, message):
+    path = tmp_path / "prompts.jsonl"
+    if content is not None:
+        path.write_text(content)
+    result = yuzogpt("sample", f"--out_dir={run_dir}", f"--prompts={path}")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["--top_p=0", "--min_p=2", "--repetition_penalty=0", "--stop=[1"])
+def test_settings_that_make_no_sense(run_dir, flag):
+    result = yuzogpt("sample", f"--out_dir={run_dir}", flag)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert flag in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def interactive(run_dir, *flags):
+    """Start a conversation."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "yuzogpt",
+            "sample",
+            f"--out_dir={run_dir}",
+            "--interactive",
+            *flags,
+        ],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_interactive_answers_each_line_until_the_input_ends(run_dir):
+    process = interactive(run_dir, "--max_new_tokens=60")
+    lines = "thou art\nünknown\n\nthe king\n"
+    out, errors = process.communicate(lines.encode(), timeout=60)
+    assert process.returncode == 0
+    told = errors.decode().splitlines()
+    assert len(told) == 2
+    assert "no id for" in told[0]
+    assert "empty" in told[1]
+    first, second = out.decode().split(SEPARATOR)[:-1]
+    assert [first] == sample(run_dir, "--start=thou art", "--num_samples=1")
+    assert [second] == sample(run_dir, "--start=the king", "--num_samples=1", "--seed=1340")
+
+
+def test_interactive_streams_and_ends_quietly_at_ctrl_c(run_dir):
+    process = interactive(run_dir, "--max_new_tokens=1000000")
+    process.stdin.write(b"thou\n")
+    process.stdin.flush()
+    assert len(process.stdout.read(500)) == 500  # long before the end
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, b"")
+    assert len(out) < 900_000

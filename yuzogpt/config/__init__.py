@@ -1,0 +1,86 @@
+"""Every setting, once: its name, default, unit and meaning. A file for each verb.
+
+In: nothing. Out: one pydantic model for each verb (`TrainSettings`, `PrepareSettings`,
+`SampleSettings`), composed of sections. Leaf names are nanoGPT's where nanoGPT has one, and unique
+within a verb, so that `--n_layer=4` needs no section. How values get in (defaults, YAML files,
+`--key=value`) is in overrides.py.
+"""
+
+from yuzogpt.config.doctor import DoctorSettings, SoundnessSettings
+from yuzogpt.config.prepare import (
+    CorpusSettings,
+    InspectedCorpus,
+    InspectSettings,
+    LargeCorpusSettings,
+    PrepareSettings,
+)
+from yuzogpt.config.read import ExportSettings, ExportTarget, ReportedRun, ReportSettings
+from yuzogpt.config.sample import SampleSettings, SamplingDeviceSettings, SamplingSettings
+from yuzogpt.config.section import DeviceSettings, Part, Section
+from yuzogpt.config.serve import (
+    HTTPSettings,
+    LimitSettings,
+    ReplicaSettings,
+    ServedModelSettings,
+    ServeSettings,
+)
+from yuzogpt.config.train import (
+    BatchSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    FinetuningSettings,
+    GuardSettings,
+    LogSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ParallelSettings,
+    RunSettings,
+    ScheduleSettings,
+    TrainingDeviceSettings,
+    TrainSettings,
+    WorkerSettings,
+)
+from yuzogpt.config.tune import SweepSettings, TuneSettings
+
+__all__ = [
+    "BatchSettings",
+    "CheckpointSettings",
+    "CorpusSettings",
+    "DataSettings",
+    "DeviceSettings",
+    "DoctorSettings",
+    "EvaluationSettings",
+    "ExportSettings",
+    "ExportTarget",
+    "FinetuningSettings",
+    "GuardSettings",
+    "HTTPSettings",
+    "InspectSettings",
+    "InspectedCorpus",
+    "LargeCorpusSettings",
+    "LimitSettings",
+    "LogSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "ParallelSettings",
+    "Part",
+    "PrepareSettings",
+    "ReplicaSettings",
+    "ReportSettings",
+    "ReportedRun",
+    "RunSettings",
+    "SampleSettings",
+    "SamplingDeviceSettings",
+    "SamplingSettings",
+    "ScheduleSettings",
+    "Section",
+    "ServeSettings",
+    "ServedModelSettings",
+    "SoundnessSettings",
+    "SweepSettings",
+    "TrainSettings",
+    "TrainingDeviceSettings",
+    "TuneSettings",
+    "WorkerSettings",
+]

@@ -1,0 +1,56 @@
+"""What a setting is: a name, a default, a unit, a meaning. Knows no verb."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # of a corpus, and its directory
+Auto = Literal["auto"]
+Part = Literal["whole", "first", "second"]  # of a split; the halves have no window in common
+
+
+def setting(default: Any, meaning: str, unit: str = "", *, frozen: bool = False) -> Any:
+    """Declare one setting.
+
+    `frozen` settings decide what a run computes: they may not change when the run is resumed.
+    """
+    return Field(default, description=meaning, json_schema_extra={"unit": unit, "frozen": frozen})
+
+
+def read_workers(value: Any) -> Any:
+    """Read how many workers: auto, a number, or least..most."""
+    least, dots, most = str(value).partition("..")
+    if value == "auto" or (least.isdigit() and not dots):
+        return value if value == "auto" else int(least)
+    if least.isdigit() and most.isdigit() and 0 < int(least) <= int(most):
+        return f"{int(least)}..{int(most)}"
+    raise ValueError("write auto, a number, or least..most such as 1..4")
+
+
+def read_strings(value: Any) -> Any:
+    """Read one string, or a list of them, which on the command line is JSON."""
+    if isinstance(value, str) and value.startswith("["):
+        value = json.loads(value)
+    return (value,) if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and without room for a misspelt one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DeviceSettings(Section):
+    """What the arithmetic runs on."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto: cuda, mps, else cpu")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "of matrix products (autocast); auto: bfloat16 where the hardware has it"
+    )
+    threads: Count = setting(0, "per worker; 0: the node's cores shared out", "threads")

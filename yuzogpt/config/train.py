@@ -1,0 +1,251 @@
+"""`yuzogpt train`: a section for each part of a training run."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from yuzogpt.config.section import (
+    Auto,
+    Count,
+    DeviceSettings,
+    Fraction,
+    Name,
+    NonNegative,
+    Part,
+    Positive,
+    Section,
+    Seed,
+    read_workers,
+    setting,
+)
+
+
+class DataSettings(Section):
+    """Which prepared corpus is read."""
+
+    dataset: Name = setting("shakespeare_char", "name of the prepared corpus")
+    data_dir: str = setting("", "its directory; empty: data/<dataset>")
+
+
+class ModelSettings(Section):
+    """The shape of the GPT."""
+
+    n_layer: Positive = setting(12, "transformer blocks", frozen=True)
+    n_head: Positive = setting(12, "attention heads; divides n_embd", frozen=True)
+    n_embd: Positive = setting(768, "width of the residual stream", "channels", frozen=True)
+    block_size: Positive = setting(1024, "context length", "tokens", frozen=True)
+    bias: bool = setting(False, "biases in linear layers and norms (GPT-2: True)", frozen=True)
+    dropout: Fraction = setting(0.0, "dropout; 0 for pretraining, 0.1+ for finetuning", frozen=True)
+    vocab_size: Count = setting(0, "0: taken from the corpus", "tokens", frozen=True)
+    vocab_multiple: Positive = setting(
+        64, "embedding rows are padded to a multiple of this; padding is never sampled", frozen=True
+    )
+
+    def count_weights(self) -> int:
+        """Count all weights, positions and padding included."""
+        vocab = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+        matrices, norms = 12 * self.n_embd**2, 2 * self.n_embd
+        biases = 11 * self.n_embd if self.bias else 0
+        in_norm = self.n_embd * (2 if self.bias else 1)
+        embeddings = (vocab + self.block_size) * self.n_embd
+        return embeddings + self.n_layer * (matrices + norms + biases) + in_norm
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Self:
+        """Each head gets an equal share of the channels."""
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        return self
+
+
+class OptimizerSettings(Section):
+    """AdamW, as in nanoGPT."""
+
+    learning_rate: NonNegative = setting(6e-4, "peak learning rate", frozen=True)
+    weight_decay: NonNegative = setting(0.1, "on matrices only", frozen=True)
+    beta1: Fraction = setting(0.9, "decay of AdamW's first moment", frozen=True)
+    beta2: Fraction = setting(0.95, "decay of AdamW's second moment", frozen=True)
+    grad_clip: NonNegative = setting(1.0, "largest gradient norm; 0: no clipping", frozen=True)
+
+
+class FinetuningSettings(Section):
+    """What of a pretrained model learns, and how fast."""
+
+    freeze_layers: Count = setting(
+        0,
+        "the first n layers and the embeddings (so the output matrix, too) do not learn; 0: all do",
+        "layers",
+        frozen=True,
+    )
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0,
+        "each layer's learning rate over that of the one above; the embeddings' is the lowest",
+        frozen=True,
+    )
+
+
+class ScheduleSettings(Section):
+    """How long, and the learning rate on the way."""
+
+    max_iters: Positive = setting(600_000, "optimizer steps in all", "steps")
+    decay_lr: bool = setting(True, "cosine decay to min_lr; False: constant", frozen=True)
+    warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
+    lr_decay_iters: Positive = setting(600_000, "where the decay ends", "steps", frozen=True)
+    min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
+
+
+class BatchSettings(Section):
+    """The global batch of one step: batch_size x gradient_accumulation_steps rows, on any world."""
+
+    batch_size: Positive = setting(12, "most rows that one forward pass holds", "rows")
+    gradient_accumulation_steps: Positive = setting(
+        40, "the global batch is this many times batch_size; workers share it out", "micro-steps"
+    )
+
+    @property
+    def global_rows(self) -> int:
+        """Rows in one optimizer step, over all workers."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+
+class EvaluationSettings(Section):
+    """When the validation loss is looked at, and how closely."""
+
+    eval_interval: Positive = setting(2_000, "between evaluations and checkpoints", "steps")
+    eval_iters: Count = setting(
+        200,
+        "val_loss_estimate reads this many batches of evenly spaced windows; 0: the whole split",
+        "batches",
+    )
+    eval_only: bool = setting(False, "evaluate the whole val split and stop")
+    val_part: Part = setting(
+        "whole",
+        "which half of the val split is looked at, or all of it; a sweep searches on the first",
+    )
+
+
+class CheckpointSettings(Section):
+    """When checkpoints are written, and which are kept."""
+
+    checkpoint_interval: Count = setting(
+        0, "between checkpoints, besides those at evaluations; 0: at evaluations only", "steps"
+    )
+    keep_last: Positive = setting(2, "newest checkpoints kept, to go on from", "checkpoints")
+    keep_best: Count = setting(1, "best checkpoints whose weights are kept", "checkpoints")
+
+
+class GuardSettings(Section):
+    """What happens to a step whose numbers are wrong."""
+
+    max_skipped: Positive = setting(
+        10, "a step whose loss or gradient is not finite is skipped; so many in a row end the run"
+    )
+    spike_sigmas: NonNegative = setting(
+        6.0,
+        "a loss so many standard deviations above its running mean is a spike; 0: none is",
+        frozen=True,
+    )
+    skip_spikes: bool = setting(False, "skip the step of a spike, too", frozen=True)
+
+
+class LogSettings(Section):
+    """What is written down, and where."""
+
+    log_interval: Positive = setting(1, "between rows of metrics.jsonl", "steps")
+    health_interval: Count = setting(
+        100, "between looks at each layer's gradient, weights and update; 0: none", "steps"
+    )
+    network_interval: Count = setting(
+        1_000,
+        "between measurements of the network, with several workers, from the start; 0: none",
+        "steps",
+    )
+    wandb_log: bool = setting(False, "log to Weights & Biases (WANDB_MODE=offline works)")
+    wandb_project: str = setting("yuzogpt", "W&B project")
+    wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir")
+    wandb_key_file: str = setting("", "file (mode 0600) with the W&B key; empty: wandb's own ways")
+
+
+class RunSettings(Section):
+    """One run is one out_dir: the same command again resumes it."""
+
+    out_dir: str = setting("out", "everything that the run writes; s3://bucket/folder works, too")
+    init_from: str = setting(
+        "scratch",
+        "where weights start: scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a "
+        "directory (run, checkpoint, Hugging Face folder)",
+        frozen=True,
+    )
+    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    overwrite: bool = setting(False, "delete the run in out_dir and start anew")
+    seed: Seed = setting(1337, "of weights, order of data and dropout", frozen=True)
+
+
+class TrainingDeviceSettings(DeviceSettings):
+    """What training runs on."""
+
+    compile: Auto | bool = setting("auto", "torch.compile; auto: on CUDA only")
+
+
+class ParallelSettings(Section):
+    """How workers share one model."""
+
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto",
+        "ddp: each worker holds the model; fsdp: a part of weights, gradients and optimizer state; "
+        "auto: fsdp where ddp would fill more than half of a GPU",
+    )
+    activation_checkpointing: bool = setting(
+        False, "keep no activations within a layer, compute them again: less memory, 1/3 more work"
+    )
+    ddp_bucket_mb: Annotated[float, Field(gt=0)] = setting(
+        25.0, "ddp averages gradients in buckets of this size", "MiB"
+    )
+
+
+class WorkerSettings(Section):
+    """Who does the work."""
+
+    num_workers: Annotated[int | str, BeforeValidator(read_workers)] = setting(
+        "auto",
+        "Ray Train workers; auto: one per GPU, or one; 1..4: as many of them as there is room for, "
+        "while it runs; 0: this process, without Ray",
+    )
+    ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
+    max_failures: Count = setting(3, "worker crashes that a command survives", "restarts")
+    max_preemptions: Annotated[int, Field(ge=-1)] = setting(
+        -1, "preempted nodes that a command survives, apart from crashes; -1: any", "restarts"
+    )
+    spare_workers: bool = setting(
+        True, "on embedded Ray, keep as many idle processes ready: a dead worker is replaced sooner"
+    )
+    hang_timeout: Annotated[float, Field(gt=0)] = setting(
+        100.0, "workers that stand still for so long are named and started again", "seconds"
+    )
+
+    def span(self, auto: int) -> tuple[int, int]:
+        """Return the least and the most workers; `auto`: how many that is."""
+        wanted = auto if self.num_workers == "auto" else self.num_workers
+        if isinstance(wanted, int):
+            return wanted, wanted
+        least, most = wanted.split("..")
+        return int(least), int(most)
+
+
+class TrainSettings(Section):
+    """`yuzogpt train`."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    finetuning: FinetuningSettings = FinetuningSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    batch: BatchSettings = BatchSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    guard: GuardSettings = GuardSettings()
+    log: LogSettings = LogSettings()
+    run: RunSettings = RunSettings()
+    device: TrainingDeviceSettings = TrainingDeviceSettings()
+    parallel: ParallelSettings = ParallelSettings()
+    workers: WorkerSettings = WorkerSettings()

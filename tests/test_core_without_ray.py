@@ -60,7 +60,7 @@ LINE = [
     ["checkpoints", "stored_checkpoints", "references", "loading", "runs"],
     ["sampling", "evaluation", "report", "doctor", "export"],
     ["training"],
-    ["tuning"],
+    ["tuning", "serving"],
     ["orchestration"],
     ["cli", "__main__"],
 ]

@@ -21,6 +21,7 @@ from yuzogpt.config import (
     ReportSettings,
     SampleSettings,
     Section,
+    ServeSettings,
     TrainSettings,
     TuneSettings,
 )
@@ -189,6 +190,20 @@ def sample(settings: Section) -> None:
         print("---------------", flush=True)
 
 
+def serve(settings: Section) -> None:
+    """Answer HTTP requests, until it is interrupted."""
+    assert isinstance(settings, ServeSettings)
+    from yuzogpt.serving.launch import check, serve_here
+
+    settings, keys = check(settings)
+    if settings.replicas.num_replicas == 0:
+        serve_here(settings, keys)
+    else:
+        from yuzogpt.orchestration.serve import serve_on_ray
+
+        serve_on_ray(settings, keys)
+
+
 def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
@@ -234,6 +249,7 @@ VERBS = {
     "tune": Verb("[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, tune),
     "report": Verb("OUT_DIR", "what a run did -> report.html", ReportSettings, report),
     "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
+    "serve": Verb("RUN | DIR | gpt2", "checkpoint -> HTTP and a page", ServeSettings, serve),
     "doctor": Verb("", "is a cluster sound?", DoctorSettings, doctor),
     "export": Verb("RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, export),
 }
@@ -244,6 +260,7 @@ POSITIONAL: dict[type[Section], tuple[tuple[str, ...], str]] = {
     PrepareSettings: (("dataset",), "one corpus"),
     InspectSettings: (("data_dir",), "one corpus"),
     ReportSettings: (("out_dir",), "one run"),
+    ServeSettings: (("model",), "one model"),
     ExportSettings: (("out_dir", "hf_dir"), "one run, and one folder,"),
 }
 

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from yuzogpt.errors import UserError
+
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content` so that a reader sees the old file or the new one, never half."""
@@ -53,3 +55,16 @@ def cache_directory() -> Path:
     directory = Path(base) / "yuzogpt"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def refuse_public(path: Path, flag: str) -> None:
+    """Raise UserError if a file with a secret cannot be read, or can be by others.
+
+    One that another user gave us (a mounted secret belongs to root) may be our group's, too: that
+    is how it came to us.
+    """
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise UserError(f"--{flag}={path}: not readable")
+    found = path.stat()
+    if found.st_mode & (0o077 if found.st_uid == os.getuid() else 0o007):
+        raise UserError(f"--{flag}={path}: others may read it; chmod 600 {path}")

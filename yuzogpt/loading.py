@@ -5,6 +5,7 @@ In: what references.py found. Out: a GPT with its weights, or the weights that t
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from yuzogpt.checkpoints import MODEL, Checkpoint
@@ -20,9 +21,13 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 def load_model(reference: ModelReference) -> GPT:
     """Load a model for reading (eval mode)."""
     if reference.checkpoint is None:
-        return huggingface.load(reference.name).eval()
-    model = GPT(reference.shape)
-    model.load_state_dict(read_weights(reference))
+        shape, weights = huggingface.read(reference.name)
+    else:
+        shape, weights = reference.shape, read_weights(reference)
+    with torch.device("meta"):
+        model = GPT(shape)
+    # Taken as they lie in the file, memory-mapped: processes of a node share what none changes.
+    model.load_state_dict({k: tensor.float() for k, tensor in weights.items()}, assign=True)
     return model.eval()
 
 

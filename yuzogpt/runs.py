@@ -19,6 +19,7 @@ from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
+from yuzogpt.files import refuse_public
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import Lease
 from yuzogpt.metrics import read_records
@@ -235,10 +236,8 @@ def check_wandb(settings: TrainSettings) -> None:
         return
     if importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")
-    if key_file and not os.access(key_file, os.R_OK):
-        raise UserError(f"--wandb_key_file={key_file}: not readable")
-    if key_file and Path(key_file).stat().st_mode & 0o077:
-        raise UserError(f"--wandb_key_file={key_file}: others may read it; chmod 600 {key_file}")
+    if key_file:
+        refuse_public(Path(key_file), "wandb_key_file")
 
 
 def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:

@@ -1,6 +1,7 @@
 """KubeRay's manifests: shape and security by our rules; with --crd=FILE, the operator's schema."""
 
 import copy
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,31 +13,41 @@ import yaml
 
 from tests.cluster import rules
 from tests.cluster.rules import CLUSTER
+from yuzogpt.config import ServeSettings
+from yuzogpt.overrides import resolve
 
 Manifest = dict[str, Any]
 FILES = sorted((CLUSTER / "kuberay").glob("*.yaml"))
+SERVICE = CLUSTER / "kuberay" / "rayservice.yaml"
 TOKEN_FILE = "/run/yuzogpt/auth_token"
 
 
-def manifests(text: str) -> dict[str, Manifest]:
-    """Return a file's objects, by kind."""
-    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+def manifests(text: str) -> list[Manifest]:
+    """Return a file's objects."""
+    return list(yaml.safe_load_all(text))
 
 
-def everything() -> dict[str, Manifest]:
-    """Return all objects, by kind."""
-    return {kind: one for path in FILES for kind, one in manifests(path.read_text()).items()}
+def everything(*files: Path) -> dict[str, Manifest]:
+    """Return the objects of files, or of those of training, by kind."""
+    training = [path for path in FILES if path != SERVICE]
+    return {one["kind"]: one for path in files or training for one in manifests(path.read_text())}
+
+
+def cluster_of(one: Manifest) -> Manifest | None:
+    """Return what an object says of a Ray cluster, if it makes one."""
+    if one["kind"] == "RayService":
+        return one["spec"]["rayClusterConfig"]
+    return one["spec"] if one["kind"] == "RayCluster" else None
 
 
 def pods(one: Manifest) -> Iterator[tuple[str, Manifest]]:
     """Yield the pod specs in an object."""
-    spec = one["spec"]
-    if one["kind"] == "RayCluster":
+    if spec := cluster_of(one):
         yield "head", spec["headGroupSpec"]["template"]["spec"]
         for group in spec["workerGroupSpecs"]:
             yield group["groupName"], group["template"]["spec"]
     if one["kind"] == "RayJob":
-        yield "submitter", spec["submitterPodTemplate"]["spec"]
+        yield "submitter", one["spec"]["submitterPodTemplate"]["spec"]
 
 
 def containers(one: Manifest) -> Iterator[tuple[str, Manifest]]:
@@ -44,8 +55,8 @@ def containers(one: Manifest) -> Iterator[tuple[str, Manifest]]:
     for _, pod in pods(one):
         for container in pod["containers"]:
             yield container["name"], container
-    if one["kind"] == "RayCluster":
-        yield "autoscaler", one["spec"]["autoscalerOptions"]
+    if cluster := cluster_of(one):
+        yield "autoscaler", cluster["autoscalerOptions"]
 
 
 def environment(container: Manifest) -> dict[str, str]:
@@ -94,13 +105,13 @@ def images(one: Manifest) -> Iterator[str]:
 
 def token(one: Manifest) -> Iterator[str]:
     """Authentication is on, and the token is a file of the secret's."""
-    if one["kind"] == "RayCluster":
-        options = one["spec"].get("authOptions", {})
+    if cluster := cluster_of(one):
+        options = cluster.get("authOptions", {})
         if options.get("mode") != "token" or not options.get("secretName"):
             yield "authOptions"
     for name, pod in pods(one):
         secrets = [v["secret"] for v in pod["volumes"] if "secret" in v]
-        if [secret.get("defaultMode") for secret in secrets] != [0o400]:
+        if {secret.get("defaultMode") for secret in secrets} != {0o400}:
             yield f"{name}: the secret's file is for all to read"
         for container in pod["containers"]:
             values = environment(container)
@@ -117,12 +128,15 @@ def token(one: Manifest) -> Iterator[str]:
 
 def head(one: Manifest) -> Iterator[str]:
     """The head gets no work, gives jobs time to stop, and notices lost nodes."""
-    if one["kind"] != "RayCluster":
+    cluster = cluster_of(one)
+    if cluster is None:
         return
-    group = one["spec"]["headGroupSpec"]
+    group = cluster["headGroupSpec"]
     if [group["rayStartParams"].get(f"num-{what}") for what in ("cpus", "gpus")] != ["0", "0"]:
         yield "offers CPUs or GPUs"
     (container,) = group["template"]["spec"]["containers"]
+    if one["kind"] == "RayService":
+        return  # it has no jobs, and Serve looks after its replicas
     values = environment(container)
     if values.get("RAY_JOB_STOP_WAIT_TIME_S") != "60":
         yield "RAY_JOB_STOP_WAIT_TIME_S is not 60"
@@ -131,13 +145,14 @@ def head(one: Manifest) -> Iterator[str]:
 
 
 def workers(one: Manifest) -> Iterator[str]:
-    """GPU workers, from none upwards."""
-    if one["kind"] == "RayCluster":
-        if not one["spec"].get("enableInTreeAutoscaling"):
+    """GPU workers, from none upwards; of a service, from one."""
+    least = 1 if one["kind"] == "RayService" else 0
+    if cluster := cluster_of(one):
+        if not cluster.get("enableInTreeAutoscaling"):
             yield "no autoscaling"
-        for group in one["spec"]["workerGroupSpecs"]:
-            if group["minReplicas"] or group["replicas"] or not group["maxReplicas"]:
-                yield f"{group['groupName']}: not from 0 upwards"
+        for group in cluster["workerGroupSpecs"]:
+            if {group["minReplicas"], group["replicas"]} != {least} or not group["maxReplicas"]:
+                yield f"{group['groupName']}: not from {least} upwards"
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             if not limits.get("nvidia.com/gpu"):
                 yield f"{group['groupName']}: no GPU"
@@ -147,13 +162,18 @@ def network(one: Manifest) -> Iterator[str]:
     """Nobody comes in but the cluster itself; to the dashboard, the operator and who submits."""
     if one["kind"] == "NetworkPolicy":
         spec = one["spec"]
-        if spec["podSelector"] != {"matchLabels": {"ray.io/cluster": "yuzogpt"}}:
+        of_service = one["metadata"]["name"] == "yuzogpt-serve"
+        label = {"yuzogpt": "serve"} if of_service else {"ray.io/cluster": "yuzogpt"}
+        if spec["podSelector"] != {"matchLabels": label}:
             yield "is of other pods"
         if "Ingress" not in spec["policyTypes"]:
             yield "does not stop who comes in"
         for rule in spec["ingress"]:
             inside = rule.get("from") == [{"podSelector": spec["podSelector"]}]
-            if not inside and [port["port"] for port in rule.get("ports", [])] != [8265]:
+            open_ports = [port["port"] for port in rule.get("ports", [])]
+            if of_service and open_ports == [8000]:  # HTTP, for whoever has a key
+                continue
+            if not inside and open_ports not in ([8265], [8265, 8000][: 1 + of_service]):
                 yield "lets others in to more than the dashboard"
             for who in rule.get("from", [{}]):
                 if not who.get("podSelector", {}).get("matchLabels"):
@@ -167,7 +187,7 @@ def broken(text: str) -> list[str]:
     """Return what is wrong with a file of manifests."""
     found = [
         f"{rule.__name__}: {line}"
-        for one in manifests(text).values()
+        for one in manifests(text)
         for rule in RULES
         for line in rule(one)
     ]
@@ -188,7 +208,7 @@ BREAKS = {
     "capabilities": (r"drop: \[ALL\]", "add: [SYS_PTRACE]", "least_rights: ray-worker: has cap"),
     "Kubernetes' token": (r"(automount\w+): false", r"\1: true", "least_rights: gpu: holds"),
     "the host": (r"emptyDir: \{\}", "hostPath: {path: /}", "least_rights: head: mounts"),
-    "host network": (r"tolerations:", "hostNetwork: true\n          tolerations:", "least_rights"),
+    "host network": (r"( +)tolerations:", r"\1hostNetwork: true\n\1tolerations:", "least_rights"),
     "limits": (r"requests: {cpu: \"4\"", 'requests: {cpu: "1"', "resources: ray-head"),
     "latest": (r"yuzogpt:0.1.0", "yuzogpt:latest", "images: ray-head"),
     "auth off": (r"mode: token", "mode: disabled", "token: authOptions"),
@@ -247,7 +267,38 @@ def test_manifests_belong_together():
 def test_ray_is_the_version_that_is_installed():
     import ray
 
-    assert everything()["RayCluster"]["spec"]["rayVersion"] == ray.__version__
+    for path in FILES:
+        for one in manifests(path.read_text()):
+            if cluster := cluster_of(one):
+                assert cluster["rayVersion"] == ray.__version__
+
+
+def test_the_service_is_one_that_is_served_here():
+    """What the manifest and cluster/serve.yaml tell Serve are settings, and of an app of ours."""
+    from ray.serve.schema import ServeDeploySchema
+
+    service = everything(SERVICE)["RayService"]
+    configs = [service["spec"]["serveConfigV2"], (CLUSTER / "serve.yaml").read_text()]
+    found = []
+    for text in configs:
+        config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+        (application,) = config.applications
+        module, _, name = application.import_path.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+        flags = [f"--{key}={value}" for key, value in application.args.items()]
+        settings = resolve(ServeSettings, [], flags)
+        assert settings.replicas.span() == (1, 4)
+        assert settings.served.follow is True
+        assert config.http_options.host == settings.http.host
+        assert settings.http.host == "127.0.0.1" or settings.limits.api_keys_file
+        found.append(settings)
+    for _, pod in pods(service):
+        (container,) = pod["containers"]
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert str(Path(found[0].limits.api_keys_file).parent) in mounts
+    cluster = cluster_of(service)
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"] == {"yuzogpt": "serve"}  # the policy's
 
 
 def strict(schema: Any) -> Any:
@@ -265,8 +316,8 @@ def strict(schema: Any) -> Any:
 def test_operator_knows_what_it_is_given(request):
     files = request.config.getoption("--crd")
     if not files:
-        pytest.skip("no --crd=FILE: KubeRay's ray.io_rayclusters.yaml and ray.io_rayjobs.yaml")
-    ours = everything()
+        pytest.skip("no --crd=FILE: KubeRay's ray.io_rayclusters.yaml, _rayjobs, _rayservices")
+    ours = everything(*FILES)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the files have a million characters
     for file in files:
         definition = yaml.load(Path(file).read_text(), loader)

@@ -9,10 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
+from yuzogpt.loading import load_model
 from yuzogpt.model import huggingface
 from yuzogpt.model.dropout import Dropout, row_keys
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
+from yuzogpt.references import resolve_model
 
 # The four sizes of GPT-2, shrunk: layers, heads and width keep their proportions.
 SIZES = {"gpt2": (3, 3, 48), "medium": (4, 4, 64), "large": (5, 5, 80), "xl": (6, 5, 80)}
@@ -75,7 +77,7 @@ def test_transformers_weights_give_the_same_logits_and_loss(size, layout, tmp_pa
     else:
         theirs.save_pretrained(tmp_path, max_shard_size="50KB" if layout == "sharded" else "1GB")
     assert (tmp_path / "model.safetensors.index.json").exists() == (layout == "sharded")
-    assert_equal(huggingface.load(str(tmp_path)), theirs)
+    assert_equal(load_model(resolve_model(str(tmp_path))), theirs)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -116,15 +118,15 @@ def test_the_four_sizes_have_gpt2s_parameters(size, shape, millions):
 
 
 def test_foreign_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no such file; expected a Hugging Face folder"):
-        huggingface.load(str(tmp_path))
+    with pytest.raises(UserError, match="no model here"):
+        load_model(resolve_model(str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="model_type is 'llama'"):
-        huggingface.load(str(tmp_path))
+        load_model(resolve_model(str(tmp_path)))
     reference("gpt2").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors only"):
-        huggingface.load(str(tmp_path))
+        load_model(resolve_model(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_other_arithmetic_is_refused(tmp_path, key, value):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(UserError, match=key):
-        huggingface.load(str(tmp_path))
+        load_model(resolve_model(str(tmp_path)))
 
 
 def test_weights_that_do_not_fit_their_config_are_named(tmp_path):
@@ -148,7 +150,7 @@ def test_weights_that_do_not_fit_their_config_are_named(tmp_path):
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"n_layer": 3', '"n_layer": 4'))
     with pytest.raises(UserError, match=r"h\.3\.\S+ is None"):
-        huggingface.load(str(tmp_path))
+        load_model(resolve_model(str(tmp_path)))
 
 
 SMALL = ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=65, dropout=0.0)

@@ -15,7 +15,7 @@ from tests.training.worlds import losses, records, run_world, weights
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("--dropout=0.1", "--max_iters=250", "--eval_interval=25", "--num_workers=2")
+FLAGS = ("--dropout=0.1", "--max_iters=120", "--eval_interval=25", "--num_workers=2")
 
 
 def test_a_worker_killed_gives_the_same_bits(s3, corpus_dir, tmp_path):
@@ -48,7 +48,7 @@ def test_a_worker_killed_gives_the_same_bits(s3, corpus_dir, tmp_path):
         s3.download_file("runs", name, str(tmp_path / name))
     run = tmp_path / "team" / "run"
     assert losses(run) == losses(tmp_path / "local")
-    assert weights(run, 250) == weights(tmp_path / "local", 250)
+    assert weights(run, 120) == weights(tmp_path / "local", 120)
     assert len(records(run, "start")) == 2
     left = {path.name for path in run.iterdir()}
     assert left == {"checkpoints", "errors.log", "loss.png", "metrics.jsonl", "settings.yaml"}

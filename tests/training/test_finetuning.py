@@ -65,7 +65,7 @@ def test_the_shape_is_the_pretrained_models(corpus_dir, pretrained, tmp_path):
 def test_the_first_weights_are_the_pretrained_models(corpus_dir, pretrained, tmp_path):
     flags = ("--max_iters=1", "--block_size=8", "--learning_rate=0", "--decay_lr=False")
     train(corpus_dir, tmp_path / "run", pretrained, *flags)
-    before = huggingface.load(str(pretrained)).eval()
+    before = load_model(resolve_model(str(pretrained)))
     tuned = load_model(resolve_model(str(tmp_path / "run")))
     ids = torch.randint(0, before.settings.vocab_size, (4, 8), generator=torch.manual_seed(1))
     assert torch.equal(before(ids), tuned(ids))
@@ -181,7 +181,7 @@ def test_a_folder_without_whole_weights_is_refused(corpus_dir, pretrained, tmp_p
     weights = (pretrained / "model.safetensors").read_bytes()
     (tmp_path / "hf" / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(UserError, match="damaged, or not downloaded to its end"):
-        huggingface.load(str(tmp_path / "hf"))
+        load_model(resolve_model(str(tmp_path / "hf")))
     (tmp_path / "hf" / "config.json").write_text('{"n_layer": "three"}')
     with pytest.raises(UserError, match="not the config of a GPT-2"):
         resolve_model(str(tmp_path / "hf"))

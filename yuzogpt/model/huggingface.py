@@ -1,9 +1,9 @@
 """GPT-2's checkpoints in and out, in Hugging Face's format.
 
-In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or a local folder. Out: a GPT. And back: a GPT,
-as a folder that `transformers` loads. Two layouts of keys are read: the hub's (no prefix, with
-masks) and save_pretrained's (prefix `transformer.`). OpenAI's matrices are stored transposed.
-What can be told without torch is in hub.py.
+In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or a local folder. Out: its shape and weights.
+And back: a GPT, as a folder that `transformers` loads. Two layouts of keys are read: the hub's (no
+prefix, with masks) and save_pretrained's (prefix `transformer.`). OpenAI's matrices are stored
+transposed. What can be told without torch is in hub.py.
 """
 
 import json
@@ -24,14 +24,6 @@ from yuzogpt.tensor_files import read_tensors
 
 # Linear layers that GPT-2 stores as (in, out); torch's nn.Linear wants (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
-
-def load(name_or_folder: str) -> GPT:
-    """Return a GPT with the weights of a published checkpoint or a local folder."""
-    shape, tensors = read(name_or_folder)
-    model = GPT(shape)
-    model.load_state_dict(tensors)
-    return model
 
 
 def read(name_or_folder: str) -> tuple[ModelSettings, dict[str, Tensor]]:

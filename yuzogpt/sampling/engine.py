@@ -104,7 +104,7 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; return the id that its events carry. UserError if it cannot be met."""
-        self._check(request)
+        self.check(request)
         number = next(self.ids)
         self.waiting.append((number, request))
         return number
@@ -129,7 +129,7 @@ class Engine:
             events += self._decode(ready[first : first + self.group_sizes[-1]])
         return events + self._step_prompts()
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
         request.sampling.check()
         length, most = len(request.prompt), self.shape.block_size
         if length == 0:

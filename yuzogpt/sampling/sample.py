@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from yuzogpt.sampling.engine import Engine
 
 SAMPLES_AT_ONCE = 16
-CACHE_BYTES = 4 * 2**30  # at most, for the keys and values of all samples at once
 
 
 def sample(settings: SampleSettings) -> Iterator[str]:
@@ -69,20 +68,10 @@ def resolve(wanted: SamplingSettings) -> tuple[ModelReference, Tokenizer]:
 def build_engine(
     settings: SampleSettings, reference: ModelReference, tokenizer: Tokenizer, requests: int
 ) -> "Engine":
-    """Load the model into an engine with room for so many requests, or as many as memory has."""
-    # Only now torch, which takes seconds to import: mistakes have shown by here.
-    from yuzogpt.hardware import choose_hardware
-    from yuzogpt.loading import load_model
-    from yuzogpt.sampling.cache import bytes_per_slot
-    from yuzogpt.sampling.engine import Engine
-    from yuzogpt.sampling.weights import activations, choose_dtype
-    from yuzogpt.world import World
+    """Load the model into an engine with room for so many requests, within reason."""
+    from yuzogpt.sampling.load import load_engine
 
-    device = choose_hardware(settings.device, World()).device
-    dtype = choose_dtype(settings.device.dtype, device)
-    room = CACHE_BYTES // bytes_per_slot(reference.shape, activations(dtype, device))
-    slots = max(1, min(requests, SAMPLES_AT_ONCE, room))
-    return Engine(load_model(reference), tokenizer, device, dtype, slots)
+    return load_engine(reference, tokenizer, settings.device, min(requests, SAMPLES_AT_ONCE))
 
 
 def complete(engine: "Engine", requests: Sequence[Request]) -> Iterator[str]:

@@ -1,0 +1,75 @@
+"""`yuzogpt serve` as its user meets it: mistakes, a second one beside it, Ctrl-C."""
+
+import signal
+import socket
+
+import httpx
+import pytest
+
+from tests.conftest import yuzogpt
+from tests.serving.services import service, stream, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("command") / "run"
+    write_checkpoint(directory, 20, 2.0)
+    return directory
+
+
+def test_mistakes_are_told_before_anything_starts(run, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("sk-a-key-that-is-long-enough\n")
+    keys.chmod(0o644)
+    short = tmp_path / "short"
+    short.write_text("secret\n")
+    short.chmod(0o600)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        mistakes = {
+            (str(tmp_path / "nothing"),): "no model here",
+            (str(run), "--host=0.0.0.0"): "everybody who reaches it could use it",
+            (str(run), f"--api_keys_file={keys}"): f"others may read it; chmod 600 {keys}",
+            (str(run), f"--api_keys_file={tmp_path / 'none'}"): "not readable",
+            (str(run), f"--api_keys_file={short}"): "shorter than 16",
+            (str(run / "checkpoints" / "step-20"), "--follow"): "not a run",
+            (str(run), "--max_batch=0"): "greater than 0",
+            (str(run), "--max_choices=50"): "there is room for 40",
+            (str(run), f"--port={taken.getsockname()[1]}"): "--port=0 takes any port that is free",
+            (str(run), "--max_bach=4"): "did you mean max_batch?",
+            (str(run), str(run)): "one model at a time",
+        }
+        for arguments, message in mistakes.items():
+            result = yuzogpt("serve", *arguments)
+            assert result.returncode == 2, arguments
+            assert message in result.stderr
+            assert len(result.stderr.splitlines()) == 1
+            assert result.stdout in ("", "starting Ray ...\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_ends_when_it_is_told_to_and_its_port_is_free_again(run, number, status):
+    flags = ("--num_replicas=0", "--max_new_tokens=100000", "--threads=1")
+    with service(run, *flags) as served:
+        pieces = stream(served, max_tokens=300)
+        assert next(pieces)
+        served.process.send_signal(number)
+        assert list(pieces)[-1]["choices"][0]["finish_reason"] == "length"  # what ran, ends
+        assert served.process.wait(20) == status
+        with pytest.raises(httpx.ConnectError):
+            served.model()
+        port = int(served.url.rstrip("/").rpartition(":")[2])
+    assert not any("Traceback" in line for line in served.printed), served.printed
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", port))
+
+
+def test_a_second_one_beside_it_says_what_would_work(run):
+    with service(run, "--num_replicas=0", "--threads=1") as served:
+        port = served.url.rstrip("/").rpartition(":")[2]
+        result = yuzogpt("serve", str(run), "--num_replicas=0", f"--port={port}")
+        assert result.returncode == 2
+        assert "Address already in use" in result.stderr
+        assert served.post(max_tokens=2).status_code == 200

@@ -1,0 +1,162 @@
+"""What OpenAI's client gets: the very tokens of the engine, whole and as a stream."""
+
+import json
+
+import httpx
+import openai
+import pytest
+
+from tests.sampling.engines import ALPHABET, make_engine, run, small_model
+from tests.serving.services import Service, service, stream, write_checkpoint
+from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.tokenizers import CharTokenizer
+
+PROMPT = "bead"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Service:
+    directory = tmp_path_factory.mktemp("served") / "run"
+    write_checkpoint(directory, 20, 2.0)
+    with service(directory, "--num_replicas=0", "--max_batch=4", "--threads=1") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def expected(tokens: int, n: int = 1, prompt: str = PROMPT, seed: int = 7, **changes):
+    """Return the events of the engine itself, each request alone."""
+    ids = CharTokenizer(ALPHABET).encode(prompt).tolist()
+    sampling = {"temperature": 0.9, "top_p": 0.9}
+    return [
+        run(
+            make_engine(small_model(1)),
+            [Request(ids, tokens, Sampling(**sampling, seed=seed + i), **changes)],
+        )[0]
+        for i in range(n)
+    ]
+
+
+def text(events) -> str:
+    return "".join(event.text for event in events)
+
+
+SETTINGS = {"model": "run", "prompt": PROMPT, "temperature": 0.9, "top_p": 0.9, "seed": 7}
+
+
+def test_a_completion_is_the_engines(client):
+    answer = client.completions.create(**SETTINGS, max_tokens=40, n=3, logprobs=2, user="me")
+    alone = expected(40, n=3, logprobs=2)
+    assert [choice.text for choice in answer.choices] == [text(events) for events in alone]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert {choice.finish_reason for choice in answer.choices} == {"length"}
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(PROMPT), 120)
+    assert answer.usage.total_tokens == len(PROMPT) + 120
+    assert answer.system_fingerprint == "step-20-float32"
+    found = answer.choices[1].logprobs
+    assert found.tokens == list(answer.choices[1].text)
+    assert found.token_logprobs == [event.logprob for event in alone[1]]
+    assert found.text_offset == list(range(len(PROMPT), len(PROMPT) + 40))
+    for token, logprob, top in zip(
+        found.tokens, found.token_logprobs, found.top_logprobs, strict=True
+    ):
+        assert top[token] == logprob
+        assert 2 <= len(top) <= 3
+
+
+def test_a_stream_says_the_same_piece_by_piece(client):
+    whole = client.completions.create(**SETTINGS, max_tokens=30, n=2, logprobs=1)
+    pieces = list(
+        client.completions.create(
+            **SETTINGS, max_tokens=30, n=2, logprobs=1, stream=True,
+            stream_options={"include_usage": True},
+        )
+    )  # fmt: skip
+    *told, last = pieces
+    assert last.usage == whole.usage
+    assert last.choices == []
+    assert len({piece.id for piece in pieces}) == 1
+    for index, choice in enumerate(whole.choices):
+        mine = [piece.choices[0] for piece in told if piece.choices[0].index == index]
+        assert len(mine) == 30  # one a token, as they come
+        assert "".join(piece.text for piece in mine) == choice.text
+        assert [piece.logprobs.token_logprobs[0] for piece in mine] == (
+            choice.logprobs.token_logprobs
+        )
+        assert [piece.finish_reason for piece in mine] == [None] * 29 + ["length"]
+
+
+def test_stop_strings_and_echo(client):
+    (events,) = expected(60)
+    stop = text(events)[20:23]
+    answer = client.completions.create(**SETTINGS, max_tokens=60, stop=["nowhere", stop])
+    (choice,) = answer.choices
+    assert choice.text == text(events)[: text(events).index(stop)]
+    assert choice.finish_reason == "stop"
+    echoed = client.completions.create(**SETTINGS, max_tokens=0, echo=True, logprobs=0)
+    (choice,) = echoed.choices
+    assert choice.text == PROMPT
+    assert choice.logprobs.tokens == list(PROMPT)
+    assert choice.logprobs.token_logprobs[0] is None
+    assert all(value < 0 for value in choice.logprobs.token_logprobs[1:])
+    assert choice.logprobs.text_offset == [0, 1, 2, 3]
+    assert echoed.usage.completion_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["bead", ["bead", "game"], [1, 2, 3], [[1, 2, 3], [4]], "", "FILE:name"],
+    ids=str,
+)
+def test_prompts_of_every_kind(client, prompt):
+    several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    answer = client.completions.create(**{**SETTINGS, "prompt": prompt}, max_tokens=5, n=2)
+    assert len(answer.choices) == (4 if several else 2)
+    tokenizer = CharTokenizer(ALPHABET)
+    first = prompt[0] if several else prompt
+    as_text = first if isinstance(first, str) else tokenizer.decode(first)
+    (events,) = expected(5, prompt=as_text or "\n")  # FILE: is plain text here
+    assert answer.choices[0].text == text(events)
+
+
+def test_a_context_that_overflows_slides_and_says_so(served, client):
+    assert served.model()["context_overflow"] == "slide"
+    assert served.model()["context_length"] == 32
+    answer = client.completions.create(**SETTINGS, max_tokens=100)
+    assert answer.choices[0].text == text(expected(100)[0])
+
+
+def test_what_is_served(served, client):
+    (model,) = client.models.list().data
+    assert model.id == "run"
+    assert client.models.retrieve("run") == model
+    found = served.model()
+    assert (found["step"], found["val_loss_estimate"]) == (20, 2.0)
+    assert found["batch_invariant"] is True
+    assert (found["dtype"], found["device"], found["max_batch"]) == ("float32", "cpu", 4)
+    assert httpx.get(f"{served.url}healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{served.url}v1/run").json() == {"train": [], "val": [], "step": 20}
+
+
+def test_prometheus_is_told(served):
+    before = served.gauge("new_tokens_total"), served.gauge("requests_total")
+    assert served.post(max_tokens=12, n=2, seed=1).status_code == 200
+    assert served.post(max_tokens=-1).status_code == 400
+    assert served.gauge("new_tokens_total") == before[0] + 24
+    assert served.gauge("requests_total") == before[1] + 1
+    assert served.gauge("weights_step") == 20
+    answer = httpx.get(f"{served.url}metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "yuzogpt_first_token_seconds_bucket" in answer.text
+    assert "process_resident_memory_bytes" in answer.text
+
+
+def test_events_of_a_stream_are_server_sent_events(served):
+    pieces = list(stream(served, max_tokens=3))
+    assert [piece["object"] for piece in pieces] == ["text_completion"] * len(pieces)
+    assert pieces[-1]["choices"][0]["finish_reason"] == "length"
+    assert json.dumps(pieces)

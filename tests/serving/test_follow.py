@@ -1,0 +1,91 @@
+"""A run that goes on while it is served: better weights come without a gap, broken ones never."""
+
+import json
+import threading
+
+import httpx
+import pytest
+
+from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
+from yuzogpt import checkpoints
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = tmp_path / "run"
+    write_checkpoint(directory, 20, 2.0, **SLOW)
+    rows = [{"kind": "train", "step": n, "loss": 4 - n / 10, "time": 1.0 + n} for n in range(1, 21)]
+    rows.append({"kind": "evaluation", "step": 20, "val_loss_estimate": 2.0, "time": 30.0})
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+@pytest.fixture
+def served(run) -> Service:
+    flags = ["--num_replicas=0", "--follow", "--follow_interval=0.1", "--max_new_tokens=100000"]
+    with service(run, *flags, "--threads=1") as found:
+        yield found
+
+
+def test_better_weights_come_without_a_gap(run, served):
+    assert served.model()["follows_its_run"] is True
+    curve = httpx.get(f"{served.url}v1/run").json()
+    assert curve == {
+        "train": [[n, pytest.approx(4 - n / 10)] for n in range(1, 21)],
+        "val": [[20, 2.0]],
+        "step": 20,
+    }
+    body = {"max_tokens": 400, "seed": 3, "temperature": 1.0}
+    undisturbed = served.post(**body).json()["choices"][0]["text"]
+
+    statuses, stop = [], threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            statuses.append(served.post(max_tokens=2).status_code)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    pieces = stream(served, **body)
+    told = [next(pieces)]
+    write_checkpoint(run, 40, 1.9, seed=2, **SLOW)
+    served.wait_until(lambda: served.model()["step"] == 40)
+    # What had begun ends with the weights that it began with.
+    told += pieces
+    assert "".join(piece["choices"][0]["text"] for piece in told) == undisturbed
+    assert {piece["system_fingerprint"] for piece in told} == {"step-20-float32"}
+    answer = served.post(**body).json()
+    assert answer["system_fingerprint"] == "step-40-float32"
+    assert answer["choices"][0]["text"] != undisturbed
+    stop.set()
+    asking.join()
+    assert set(statuses) == {200}
+    assert served.gauge("weights_step") == 40
+
+
+def test_a_corrupt_checkpoint_is_refused_and_the_next_one_taken(run, served):
+    # Made elsewhere, and put there by a rename, as a run does: the disk gave other bytes back.
+    broken = write_checkpoint(run.parent / "elsewhere", 40, 1.9, seed=2, **SLOW)
+    weights = broken / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    broken.rename(run / "checkpoints" / "step-40")
+    served.wait_until(lambda: any("is corrupt" in line for line in served.printed))
+    assert served.post(max_tokens=5).status_code == 200
+    assert served.model()["step"] == 20
+    write_checkpoint(run, 60, 1.0, seed=3, **SLOW)
+    served.wait_until(lambda: served.model()["step"] == 60)
+    assert sum("is corrupt" in line for line in served.printed) == 1  # said once
+
+
+def test_worse_weights_are_not_taken_even_when_the_best_are_deleted(run, served):
+    write_checkpoint(run, 40, 2.5, seed=2, **SLOW)
+    checkpoints.remove(run / "checkpoints" / "step-20")
+    write_checkpoint(run, 60, 1.8, seed=3, **SLOW)
+    served.wait_until(lambda: served.model()["step"] == 60)
+    assert not any("step 40" in line for line in served.printed)
+    text = served.post(max_tokens=20).json()["choices"][0]["text"]
+    checkpoints.remove(run / "checkpoints" / "step-60")
+    write_checkpoint(run, 80, 1.85, seed=4, **SLOW)
+    assert served.post(max_tokens=20).json()["choices"][0]["text"] == text

@@ -1,0 +1,246 @@
+"""What the service refuses, and for whom: in OpenAI's form, and nothing else suffers."""
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
+from yuzogpt.serving.access import Allowance
+
+KEY = "sk-a-key-that-is-long-enough"
+CANARY = "sk-another-key-nobody-may-see"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    run = tmp_path_factory.mktemp("limits") / "run"
+    write_checkpoint(run, 20, 2.0, **SLOW)
+    return run
+
+
+@pytest.fixture(scope="module")
+def slow(directory) -> Service:
+    """Two slots and two places behind them, and requests that take long."""
+    flags = ["--max_batch=2", "--max_waiting=2", "--max_choices=4", "--max_new_tokens=100000"]
+    flags += ["--max_body_bytes=10000", "--max_prompt_tokens=300", "--threads=1"]
+    with service(directory, "--num_replicas=0", *flags) as found:
+        yield found
+
+
+def is_refused(answer: httpx.Response, status: int, message: str) -> None:
+    """Hold an answer against OpenAI's form of an error."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert message in error["message"]
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    assert error["type"] == kind
+
+
+MISTAKES = {
+    "not JSON": ('{"model": "run", "prompt": ', 400, "JSON decode error"),
+    "not an object": ('["run"]', 400, ""),
+    "nothing": ("", 400, ""),
+    "not UTF-8": (b'{"model": "run", "prompt": "\xff"}', 400, ""),
+    "deep": ('{"model": "run", "prompt": ' + "[" * 4000 + "]" * 4000 + "}", 400, ""),
+    "unknown field": ('{"model": "run", "promt": "a"}', 400, "promt: unknown field"),
+    "unknown model": ('{"model": "gpt-4"}', 404, "'gpt-4' is not served here; 'run' is"),
+    "no model": ('{"prompt": "a"}', 400, "model: "),
+    "max_tokens": ('{"model": "run", "max_tokens": 1000000000}', 400, "at most 100000 here"),
+    "max_tokens 1e9": ('{"model": "run", "max_tokens": 1e9}', 400, "max_tokens"),
+    "fractions of tokens": ('{"model": "run", "max_tokens": 1.5}', 400, "max_tokens: "),
+    "text for a number": ('{"model": "run", "max_tokens": "5"}', 400, "max_tokens: "),
+    "true for a number": ('{"model": "run", "max_tokens": true}', 400, "max_tokens: "),
+    "temperature": ('{"model": "run", "temperature": -1}', 400, "temperature: "),
+    "NaN": ('{"model": "run", "temperature": NaN}', 400, "temperature: "),
+    "Infinity": ('{"model": "run", "temperature": Infinity}', 400, "temperature: "),
+    "huge number": ('{"model": "run", "temperature": 1e999}', 400, "temperature: "),
+    "top_p": ('{"model": "run", "top_p": 0}', 400, "top_p: "),
+    "logprobs": ('{"model": "run", "logprobs": 21}', 400, "logprobs: "),
+    "n": ('{"model": "run", "n": 0}', 400, "n: "),
+    "choices": ('{"model": "run", "n": 5}', 400, "n: 5 choices; at most 4 here"),
+    "prompts": ('{"model": "run", "prompt": ["a","a","a"], "n": 2}', 400, "n: 6 choices"),
+    "long prompt": ('{"model": "run", "prompt": "' + "a" * 301 + '"}', 400, "prompt: 301 tokens"),
+    "no such token": ('{"model": "run", "prompt": [65]}', 400, "not in 0 to"),
+    "negative token": ('{"model": "run", "prompt": [-1]}', 400, "prompt"),
+    "no such character": ('{"model": "run", "prompt": "\\u00e4"}', 400, ""),
+    "mixed prompt": ('{"model": "run", "prompt": ["a", 1]}', 400, "prompt"),
+    "empty stop": ('{"model": "run", "stop": ""}', 400, "stop"),
+    "many stops": ('{"model": "run", "stop": ["a"' + ',"a"' * 16 + "]}", 400, "stop"),
+    "best_of": ('{"model": "run", "best_of": 2}', 400, "best_of is not supported"),
+    "suffix": ('{"model": "run", "suffix": "a"}', 400, "suffix is not supported"),
+    "logit_bias": ('{"model": "run", "logit_bias": {"1": 5}}', 400, "logit_bias is not"),
+    "echo": ('{"model": "run", "echo": true, "prompt": "' + "a" * 257 + '"}', 400, "echo"),
+    "options": ('{"model": "run", "stream_options": {}}', 400, "stream_options is for stream"),
+    "large": ('{"model": "run", "prompt": "' + "a" * 10000 + '"}', 413, "10000 bytes"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(slow, mistake):
+    content, status, message = MISTAKES[mistake]
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{slow.url}v1/completions", content=content, headers=headers, timeout=20)
+    is_refused(answer, status, message)
+    assert slow.process.poll() is None
+    assert slow.gauge("running_requests") == 0
+
+
+def test_what_is_not_there(slow):
+    is_refused(httpx.get(f"{slow.url}v1/nothing"), 404, "")
+    is_refused(httpx.get(f"{slow.url}v1/models/gpt2"), 404, "'gpt2' is not served here")
+    is_refused(httpx.get(f"{slow.url}v1/completions"), 405, "")
+    form = httpx.post(f"{slow.url}v1/completions", data={"model": "run"})
+    is_refused(form, 400, "")
+    # A page from elsewhere, whose name leads here; and one that cannot say that it is JSON.
+    foreign = httpx.get(f"{slow.url}v1/models", headers={"Host": "evil.example"})
+    is_refused(foreign, 403, "only requests to localhost")
+    simple = httpx.post(
+        f"{slow.url}v1/completions",
+        content='{"model": "run", "max_tokens": 1}',
+        headers={"Content-Type": "text/plain"},
+    )
+    is_refused(simple, 400, "")
+    deaf = {"x-request-disconnect-disabled": "1"}
+    is_refused(httpx.get(f"{slow.url}v1/models", headers=deaf), 400, "not allowed")
+
+
+@pytest.mark.parametrize("says_how_long", [True, False])
+def test_a_body_of_100_mb_is_not_read(slow, says_how_long):
+    """It is refused while the client still sends; the connection ends."""
+    address = urlsplit(slow.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        length = "Content-Length: 100000000" if says_how_long else "Transfer-Encoding: chunked"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        sent, piece = 0, b"a" * 2**16
+        if not says_how_long:
+            piece = f"{len(piece):x}\r\n".encode() + piece + b"\r\n"
+        with contextlib.suppress(ConnectionError):
+            connection.settimeout(1)
+            while sent < 10**8:
+                sent += connection.send(piece)
+        answer = b""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            answer = connection.recv(10000)
+    assert answer.startswith(b"HTTP/1.1 413") or (not answer and sent < 10**8)
+    assert slow.gauge("running_requests") == 0
+
+
+def fill(service: Service) -> list[contextlib.ExitStack]:
+    """Take all places by streams that have begun or wait; return what ends each."""
+    taken = []
+    for _ in range(4):
+        stack = contextlib.ExitStack()
+        body = {"model": "run", "prompt": "bead", "max_tokens": 100_000, "stream": True}
+        stack.enter_context(
+            httpx.stream("POST", f"{service.url}v1/completions", json=body, timeout=60)
+        )
+        taken.append(stack)
+    return taken
+
+
+def test_what_finds_no_place_is_refused_at_once_and_a_client_that_goes_makes_room(slow):
+    taken = fill(slow)
+    slow.wait_until(lambda: slow.gauge("waiting_requests") == 2)
+    assert slow.gauge("running_requests") == 2
+    begin = time.monotonic()
+    refused = slow.post(max_tokens=1)
+    assert time.monotonic() - begin < 1
+    is_refused(refused, 503, "overloaded: 4 of 4 places")
+    assert int(refused.headers["Retry-After"]) >= 1
+    for places in (3, 2, 1, 0):
+        taken.pop().close()  # whether it ran or waited
+        seconds = slow.wait_until(
+            lambda places=places: (
+                slow.gauge("running_requests") + slow.gauge("waiting_requests") == places
+            )
+        )
+        assert seconds < 1
+    assert slow.post(max_tokens=2).status_code == 200
+
+
+def test_a_client_that_goes_before_its_answer_is_whole_makes_room(slow):
+    def ask() -> None:
+        with contextlib.suppress(httpx.TimeoutException):
+            httpx.post(
+                f"{slow.url}v1/completions",
+                json={"model": "run", "max_tokens": 100_000},
+                timeout=1.0,
+            )
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    slow.wait_until(lambda: slow.gauge("running_requests") == 1)
+    thread.join()
+    assert slow.wait_until(lambda: slow.gauge("running_requests") == 0) < 1
+    assert slow.gauge("requests_total") >= 1
+
+
+def test_a_request_ends_at_its_deadline(directory):
+    flags = ("--num_replicas=0", "--deadline=1.5", "--max_new_tokens=100000", "--threads=1")
+    with service(directory, *flags) as served:
+        begin = time.monotonic()
+        is_refused(served.post(max_tokens=100_000), 504, "not done within 1.5 s")
+        assert 1.5 <= time.monotonic() - begin < 4
+        *told, last = stream(served, max_tokens=100_000)
+        assert told
+        assert last["error"]["message"] == "not done within 1.5 s"
+        assert last["error"]["code"] == "timeout"
+        served.wait_until(lambda: served.gauge("running_requests") == 0, 2)
+
+
+def test_a_context_that_ends_there_says_so(directory):
+    flags = ("--num_replicas=0", "--context_overflow=stop", "--threads=1")
+    with service(directory, *flags) as served:
+        assert served.model()["context_overflow"] == "stop"
+        answer = served.post(max_tokens=500).json()
+        assert answer["usage"]["total_tokens"] == 257  # the last needs no place in the context
+        assert answer["choices"][0]["finish_reason"] == "length"
+        is_refused(served.post(prompt="a" * 257), 400, "at most 256")
+
+
+def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"# of the team\n{KEY}\n\n{CANARY}\n")
+    file.chmod(0o600)
+    flags = (f"--api_keys_file={file}", "--requests_per_minute=3", "--threads=1")
+    with service(directory, "--num_replicas=0", "--host=0.0.0.0", *flags) as served:
+        served.url = served.url.replace("0.0.0.0", "127.0.0.1")
+
+        def post(key: str | None) -> httpx.Response:
+            headers = {} if key is None else {"Authorization": key}
+            body = {"model": "run", "max_tokens": 1}
+            return httpx.post(f"{served.url}v1/completions", json=body, headers=headers)
+
+        for wrong in (None, "", "Bearer", "Basic " + KEY, KEY):
+            is_refused(post(wrong), 401, "no API key")
+        is_refused(post("Bearer " + KEY[:-1]), 401, "not known here")
+        is_refused(post("Bearer # of the team"), 401, "not known here")
+        assert post("Bearer " + KEY).headers.get("WWW-Authenticate") is None
+        assert [post(f"Bearer {KEY}").status_code for _ in range(3)] == [200, 200, 429]
+        refused = post(f"bearer {KEY}")
+        is_refused(refused, 429, "more than 3 requests in a minute")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 21
+        assert post(f"Bearer {CANARY}").status_code == 200  # each key has its own
+        is_refused(httpx.get(f"{served.url}v1/models"), 401, "no API key")
+        is_refused(httpx.get(f"{served.url}v1/run"), 401, "no API key")
+        assert httpx.get(f"{served.url}healthz").status_code == 200
+        assert CANARY not in httpx.get(f"{served.url}metrics").text
+    assert not any(CANARY in line or KEY in line for line in served.printed)
+
+
+def test_an_allowance_comes_back_with_time(monkeypatch):
+    now = itertools.count(10.0, 10.0)  # ten seconds from one look to the next
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    allowance = Allowance(3, 3, since=0.0)
+    waits = [allowance.take() for _ in range(8)]
+    assert waits[:5] == [0, 0, 0, 0, 0]
+    assert waits[5] == pytest.approx(10)

@@ -1,0 +1,128 @@
+"""Ray Serve: the service on as many replicas as requests need.
+
+In: settings, already checked. Out: a service behind Serve's HTTP proxy, until it is interrupted.
+`application` is what a Serve config names (cluster/serve.yaml): there Serve is told by
+`serve deploy`, and goes on without a command.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from yuzogpt.config import ServeSettings
+from yuzogpt.errors import RunFailed, UserError, last_line
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.overrides import resolve
+from yuzogpt.serving.launch import announce, check, leave, with_free_port
+from yuzogpt.training.stopping import on_sigterm
+
+APPLICATION = "yuzogpt"
+# The app refuses by itself what is too much, in JSON and at once: Serve's own queue has no end that
+# it tells of, and its refusals are plain text.
+MOST_AT_ONCE = 10_000
+LOOK_EVERY = 5.0  # seconds
+# Set before ray is imported.
+ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
+HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
+
+
+def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
+    """Serve on an embedded Ray, or on the cluster that the settings name, until interrupted."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS", "")
+    refuse_unreachable(address)
+    settings = with_free_port(settings)
+    with on_sigterm(leave):
+        print("starting Ray ...", flush=True)
+        with connected(settings.replicas.ray_address, os.cpu_count() or 1, HEAVY_IMPORTS):
+            run(settings, keys)
+
+
+def run(settings: ServeSettings, keys: Sequence[bytes]) -> None:
+    """Serve on the Ray that this process is connected to."""
+    from ray import serve
+
+    if APPLICATION in serve.status().applications:
+        raise UserError(
+            f"this cluster serves an application named {APPLICATION} already; end that first"
+        )
+    http = {"host": settings.http.host, "port": settings.http.port}
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=http)
+        serve.run(deployment(settings, keys), name=APPLICATION, route_prefix="/")
+        announce(settings)
+        wait()
+    except RuntimeError as error:
+        raise RunFailed(f"the service could not be started: {last_line(error)}") from None
+    finally:
+        serve.delete(APPLICATION)
+        if not serve.status().applications:
+            serve.shutdown()
+
+
+def wait() -> None:
+    """Wait until the service fails; Ctrl-C and SIGTERM come through."""
+    from ray import serve
+
+    tick = threading.Event()
+    while True:
+        tick.wait(LOOK_EVERY)
+        found = serve.status().applications.get(APPLICATION)
+        if found is None:
+            raise RunFailed("the service was deleted")
+        if found.status == "DEPLOY_FAILED":
+            raise RunFailed(f"the service failed: {found.message}")
+
+
+def deployment(settings: ServeSettings, keys: Sequence[bytes]) -> Any:
+    """Return Serve's application: how many replicas, what each holds, when there are more."""
+    from yuzogpt.orchestration.replica import Replica
+
+    least, most = settings.replicas.span()
+    threads, gpus = share_of_a_replica(settings, most)
+    placed = settings.model_copy(
+        update={"device": settings.device.model_copy(update={"threads": threads})}
+    )
+    options: dict[str, Any] = {
+        "max_ongoing_requests": MOST_AT_ONCE,
+        "ray_actor_options": {"num_cpus": threads, "num_gpus": gpus},
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": 10,
+    }
+    if least == most:
+        options["num_replicas"] = most
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": least,
+            "max_replicas": most,
+            "target_ongoing_requests": settings.replicas.max_batch,
+            "upscale_delay_s": 5,
+            "downscale_delay_s": 120,
+        }
+    replica: Any = Replica  # Serve's decorator made a deployment of the class
+    return replica.options(**options).bind(placed.model_dump(), tuple(keys))
+
+
+def share_of_a_replica(settings: ServeSettings, most: int) -> tuple[int, int]:
+    """Return the threads and the GPUs of a replica: nodes' cores are shared out among all."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    device = settings.device.device
+    gpus = sum(resources.get("GPU", 0) for resources in nodes)
+    if device == "cuda" or (device == "auto" and gpus):
+        return settings.device.threads or 1, 1
+    cores = sorted(int(resources.get("CPU", 0)) for resources in nodes)
+    cores = [count for count in cores if count] or [1]
+    beside = math.ceil(most / len(cores))
+    return settings.device.threads or max(1, cores[0] // beside), 0
+
+
+def application(args: dict[str, Any]) -> Any:
+    """Build the application of a Serve config, whose `args` are settings by their names."""
+    flags = [f"--{key}={value}" for key, value in args.items()]
+    return deployment(*check(resolve(ServeSettings, [], flags)))

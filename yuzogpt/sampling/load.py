@@ -1,0 +1,36 @@
+"""From a reference to an engine that is ready to decode.
+
+In: a model that exists, and what it is to run on. Out: an Engine. Imports torch, which takes
+seconds: whoever answers to a user calls this when the user's mistakes have shown.
+"""
+
+from yuzogpt.config import DeviceSettings
+from yuzogpt.hardware import choose_hardware
+from yuzogpt.loading import load_model
+from yuzogpt.references import ModelReference
+from yuzogpt.sampling.cache import bytes_per_slot
+from yuzogpt.sampling.engine import Engine
+from yuzogpt.sampling.weights import activations, choose_dtype
+from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.world import World
+
+CACHE_BYTES = 4 * 2**30  # at most, for the keys and values of all slots
+
+
+def load_engine(
+    reference: ModelReference,
+    tokenizer: Tokenizer,
+    settings: DeviceSettings,
+    slots: int,
+    chunk: int = 64,
+    packed: bool = True,
+) -> Engine:
+    """Load a model into an engine with so many slots, or as many as memory is set apart for.
+
+    `packed=False`: float32 weights on a CPU stay as they lie in their file, memory-mapped.
+    """
+    device = choose_hardware(settings, World()).device
+    dtype = choose_dtype(settings.dtype, device)
+    room = CACHE_BYTES // bytes_per_slot(reference.shape, activations(dtype, device))
+    slots = max(1, min(slots, room))
+    return Engine(load_model(reference), tokenizer, device, dtype, slots, chunk, packed)

@@ -1,0 +1,167 @@
+"""Who may ask, how often, and how much: decided from a request's head, before its body is read.
+
+In: an ASGI app. Out: the same app behind a gate. Serve's proxy has no such limits of its own.
+"""
+
+import hmac
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from ipaddress import ip_address
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from yuzogpt.config import LimitSettings
+from yuzogpt.errors import UserError
+from yuzogpt.files import refuse_public
+from yuzogpt.serving.refusals import Refused
+
+COUNTED = "/v1/completions"
+SHORTEST_KEY = 16  # characters
+# With it, Serve's proxy does not tell when a client has gone, whose slot would stay taken.
+DEAF = "x-request-disconnect-disabled"
+
+
+def read_keys(file: str) -> tuple[bytes, ...]:
+    """Return the SHA-256 of each key in a file; UserError if it is open to others, or has none."""
+    if not file:
+        return ()
+    path = Path(file)
+    refuse_public(path, "api_keys_file")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise UserError(f"--api_keys_file={file}: no key in it; one a line")
+    if any(len(key) < SHORTEST_KEY for key in keys):
+        raise UserError(
+            f"--api_keys_file={file}: a key is shorter than {SHORTEST_KEY} characters; make one: "
+            "openssl rand -hex 32"
+        )
+    return tuple(sha256(key.encode()).digest() for key in keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address or name is this machine's alone."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass
+class Allowance:
+    """A key's requests: as many at once as a minute allows, and then as they come back."""
+
+    per_minute: float
+    left: float
+    since: float = field(default_factory=time.monotonic)
+
+    def take(self) -> float:
+        """Take one; return 0, or the seconds until there is one."""
+        now = time.monotonic()
+        per_second = self.per_minute / 60
+        self.left = min(self.per_minute, self.left + (now - self.since) * per_second)
+        self.since = now
+        if self.left < 1:
+            return (1 - self.left) / per_second
+        self.left -= 1
+        return 0.0
+
+
+class Gate:
+    """ASGI middleware that refuses what need not be looked at."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[bytes],
+        limits: LimitSettings,
+        replicas: Callable[[], int],
+    ) -> None:
+        """`keys`: their SHA-256; none: everybody on this machine. `replicas` share out the rate."""
+        self.app = app
+        self.keys = keys
+        self.limits = limits
+        self.replicas = replicas
+        self.allowances: dict[bytes, Allowance] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on with a body that ends at its limit."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._admit(scope["path"], Headers(scope=scope))
+        except Refused as refusal:
+            await refusal.response()(scope, receive, send)
+            return
+        await self.app(scope, self._limited(receive), send)
+
+    def _admit(self, path: str, headers: Headers) -> None:
+        if not self.keys and not is_loopback(host_of(headers)):
+            # A page from elsewhere whose name was made to lead here (DNS rebinding).
+            raise Refused(403, "without keys, only requests to localhost are answered")
+        if path.startswith("/v1/"):
+            key = self._authorize(headers)
+            if path == COUNTED:
+                self._count(key)
+        if headers.get(DEAF):
+            raise Refused(400, f"{DEAF}: not allowed here")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.limits.max_body_bytes:
+            raise self._too_large()
+
+    def _authorize(self, headers: Headers) -> bytes:
+        """Return the digest of the caller's key; all are compared, in constant time."""
+        if not self.keys:
+            return b""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Refused(401, "no API key; send the header Authorization: Bearer YOUR_KEY")
+        given = sha256(key.strip().encode()).digest()
+        if not any([hmac.compare_digest(given, known) for known in self.keys]):  # noqa: C419
+            raise Refused(401, "this API key is not known here", code="invalid_api_key")
+        return given
+
+    def _count(self, key: bytes) -> None:
+        if not self.limits.requests_per_minute:
+            return
+        per_minute = self.limits.requests_per_minute / max(1, self.replicas())
+        allowance = self.allowances.setdefault(key, Allowance(per_minute, per_minute))
+        allowance.per_minute = per_minute
+        wait = allowance.take()
+        if wait:
+            raise Refused(
+                429,
+                f"more than {self.limits.requests_per_minute} requests in a minute with this key",
+                code="rate_limit_exceeded",
+                retry_after=wait,
+            )
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Return `receive` that refuses a body past its limit, whatever its head said."""
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.limits.max_body_bytes:
+                raise self._too_large()
+            return message
+
+        return limited
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the body has more than {self.limits.max_body_bytes} bytes")
+
+
+def host_of(headers: Headers) -> str:
+    """Return the name or address that a client called, without its port."""
+    host = headers.get("host", "")
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

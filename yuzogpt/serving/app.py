@@ -1,0 +1,193 @@
+"""The service: OpenAI's completions, what it serves, how it is, and a page to try it on.
+
+In: settings. Out: an ASGI app, which uvicorn runs in one process and Ray Serve on many.
+
+    POST /v1/completions     protocol.py: what may be asked; completions.py: what is answered
+    GET  /v1/models          what is served: its step, its arithmetic, its limits
+    GET  /healthz            200 while the engine works
+    GET  /metrics            Prometheus
+    GET  /v1/run             the loss curve of the run that is served
+    GET  /                   the page
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+
+from yuzogpt.config import ServeSettings
+from yuzogpt.errors import UserError
+from yuzogpt.serving import metrics
+from yuzogpt.serving.access import Gate
+from yuzogpt.serving.answer import Answer
+from yuzogpt.serving.curve import LossCurve
+from yuzogpt.serving.metrics import Metrics
+from yuzogpt.serving.protocol import CompletionRequest
+from yuzogpt.serving.refusals import Refused, error_body
+from yuzogpt.serving.served import Served, Serving
+
+PAGE = Path(__file__).parent / "page"
+PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+# The page asks nobody but this server for anything.
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+Texts = Callable[[str], Awaitable[Mapping[str, str]]]
+
+
+def build(
+    settings: ServeSettings,
+    keys: Sequence[bytes] = (),
+    replicas: Callable[[], int] = lambda: 1,
+    of_all_replicas: Texts | None = None,
+) -> FastAPI:
+    """Return the app; its model is loaded when it starts.
+
+    `keys`: SHA-256 of those who may ask; `replicas`: how many there are; `of_all_replicas`: from
+    this one's metrics to those of each.
+    """
+    serving, numbers = Serving(settings), Metrics()
+    curve = LossCurve(settings.served.model)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with serving.at_work():
+            app.state.serving = serving
+            yield
+
+    # No /docs: FastAPI's would load scripts from elsewhere.
+    app = FastAPI(title="YuzoGPT", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, keys=keys, limits=settings.limits, replicas=replicas)
+    answer_mistakes(app)
+
+    @app.post("/v1/completions")
+    async def completions(wanted: CompletionRequest) -> Response:
+        if wanted.model != serving.name:
+            raise Refused(
+                404,
+                f"model {wanted.model!r} is not served here; {serving.name!r} is",
+                param="model",
+                code="model_not_found",
+            )
+        return Answer(wanted, serving, numbers)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [describe(serving, serving.now)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != serving.name:
+            raise Refused(404, f"model {name!r} is not served here", code="model_not_found")
+        return describe(serving, serving.now)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        if serving.now.driver.failure:
+            raise Refused(503, "the engine has failed")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        text = text_of(numbers, serving.now)
+        if of_all_replicas:
+            text = metrics.merge(await of_all_replicas(text))
+        return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/v1/run")
+    async def run() -> dict[str, Any]:
+        return {**await asyncio.to_thread(curve.read), "step": serving.now.step}
+
+    for path, name in PAGE_FILES.items():
+        app.add_api_route(path, page_file(PAGE / name), include_in_schema=False)
+    app.state.metrics_text = lambda: text_of(numbers, serving.now)
+    return app
+
+
+def page_file(path: Path) -> Callable[[], Awaitable[Response]]:
+    """Return the handler that sends a file of the page."""
+
+    async def send() -> Response:
+        return FileResponse(path, headers=PAGE_HEADERS)
+
+    return send
+
+
+def describe(serving: Serving, served: Served) -> dict[str, Any]:
+    """Return what a client may want to know of the model."""
+    settings, engine = serving.settings, served.engine
+    return {
+        "id": serving.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "yuzogpt",
+        "step": served.step,
+        "val_loss_estimate": served.val_loss,
+        "fingerprint": served.fingerprint,
+        "follows_its_run": settings.served.follow,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "device": engine.device.type,
+        # The same request gives the same text whatever else runs, to the last bit.
+        "batch_invariant": engine.batch_invariant,
+        "context_length": engine.shape.block_size,
+        "context_overflow": settings.served.context_overflow,
+        "vocabulary": engine.shape.vocab_size,
+        "max_batch": engine.slots,
+        "max_prompt_tokens": settings.limits.max_prompt_tokens,
+        "max_new_tokens": settings.limits.max_new_tokens,
+        "max_choices": settings.limits.max_choices,
+    }
+
+
+def text_of(numbers: Metrics, served: Served) -> str:
+    """Return the metrics, with those that are looked at now."""
+    numbers.running.set(served.driver.running)
+    numbers.waiting.set(served.driver.waiting)
+    numbers.slots.set(served.engine.slots)
+    numbers.step.set(served.step or 0)
+    numbers.val_loss.set(float("nan") if served.val_loss is None else served.val_loss)
+    return numbers.text()
+
+
+def answer_mistakes(app: FastAPI) -> None:
+    """Give every error OpenAI's form."""
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        if isinstance(error, Refused):
+            return error.response()
+        body = error_body(error.status_code, str(error.detail))
+        return JSONResponse(body, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"][1:]]
+        message = first["msg"].removeprefix("Value error, ")
+        known = place and place[0] in CompletionRequest.model_fields
+        if first["type"] == "extra_forbidden":
+            message = "unknown field"
+        where = ".".join(place) if known or first["type"] == "extra_forbidden" else ""
+        text = f"{where}: {message}" if where else message
+        return Refused(400, text, param=place[0] if place and where else None).response()
+
+    @app.exception_handler(UserError)
+    async def user_error(_: Request, error: UserError) -> Response:
+        return Refused(400, str(error)).response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        return Refused(500, f"unexpected: {type(error).__name__}; see the log").response()

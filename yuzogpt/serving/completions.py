@@ -1,0 +1,180 @@
+"""From a request to OpenAI's JSON, whole or as a stream of pieces.
+
+In: a checked request, and the engine's events. Out: dicts as
+https://platform.openai.com/docs/api-reference/completions describes them. Knows no HTTP.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from yuzogpt.config import LimitSettings
+from yuzogpt.sampling.requests import Event, Request
+from yuzogpt.serving.protocol import CompletionRequest, default
+from yuzogpt.serving.refusals import Refused
+from yuzogpt.tokenizers import Tokenizer
+
+DEFAULT_NEW_TOKENS = 16  # OpenAI's
+FINISH = {"stop": "stop", "end_of_text": "stop", "length": "length", None: None}
+
+
+def to_requests(
+    wanted: CompletionRequest, tokenizer: Tokenizer, limits: LimitSettings, slide: bool
+) -> list[Request]:
+    """Return what the engine is asked for: n requests of each prompt, in this order.
+
+    Refused for what is over a limit; UserError for text that the tokenizer has no ids for.
+    """
+    n = default(wanted.n, 1)
+    max_tokens = default(wanted.max_tokens, DEFAULT_NEW_TOKENS)
+    prompts = wanted.prompts()
+    if len(prompts) * n > limits.max_choices:
+        raise too_much("n", f"{len(prompts) * n} choices", limits.max_choices)
+    if max_tokens > limits.max_new_tokens:
+        raise too_much("max_tokens", str(max_tokens), limits.max_new_tokens)
+    requests = []
+    for prompt in prompts:
+        ids = to_ids(prompt, tokenizer)
+        if len(ids) > limits.max_prompt_tokens:
+            raise too_much("prompt", f"{len(ids)} tokens", limits.max_prompt_tokens)
+        for i in range(n):
+            requests.append(
+                Request(
+                    ids,
+                    max_tokens,
+                    wanted.sampling(i),
+                    wanted.stops(),
+                    stop_at_end_of_text=not wanted.ignore_eos,
+                    logprobs=wanted.logprobs,
+                    echo=bool(wanted.echo),
+                    slide=slide,
+                )
+            )
+    return requests
+
+
+def too_much(param: str, given: str, most: int) -> Refused:
+    """Return the refusal of what is over a limit."""
+    return Refused(400, f"{param}: {given}; at most {most} here", param=param)
+
+
+def to_ids(prompt: str | list[int], tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a prompt; an empty one is the beginning of a document."""
+    ids: list[int] = tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
+    if ids:
+        return ids
+    start = tokenizer.end_of_text
+    return tokenizer.encode("\n").tolist() if start is None else [start]
+
+
+@dataclass
+class Logprobs:
+    """The tokens of a choice, or of a piece of one, with their log-probabilities."""
+
+    tokens: list[str] = field(default_factory=list)
+    token_logprobs: list[float | None] = field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
+    text_offset: list[int] = field(default_factory=list)
+
+    def add(self, event: Event, tokenizer: Tokenizer, offset: int) -> None:
+        """Add a token. The one that was chosen is always among the likeliest here."""
+        if event.token is None:
+            return
+        token = spelling(event.token, tokenizer)
+        self.tokens.append(token)
+        self.token_logprobs.append(event.logprob)
+        self.text_offset.append(offset)
+        if event.logprob is None:  # nothing foretells the first token
+            self.top_logprobs.append(None)
+            return
+        top = {spelling(other, tokenizer): value for other, value in event.alternatives}
+        self.top_logprobs.append({**top, token: event.logprob})
+
+
+def spelling(token: int, tokenizer: Tokenizer) -> str:
+    """Return a token as text; a part of a character as its bytes, in OpenAI's way."""
+    content = tokenizer.token_bytes(token)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+class Completion:
+    """One answer: what its choices have said so far."""
+
+    def __init__(
+        self,
+        wanted: CompletionRequest,
+        requests: Sequence[Request],
+        tokenizer: Tokenizer,
+        model: str,
+        fingerprint: str,
+    ) -> None:
+        """`fingerprint`: which weights answer."""
+        self.wanted = wanted
+        self.requests = requests
+        self.tokenizer = tokenizer
+        self.head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+        self.texts = ["" for _ in requests]
+        self.logprobs = [Logprobs() for _ in requests]
+        self.finish: list[str | None] = [None for _ in requests]
+        self.lengths = [0 if wanted.echo else len(self._prompt_text(one)) for one in requests]
+        self.new_tokens = 0
+
+    def add(self, choice: int, event: Event) -> dict[str, Any] | None:
+        """Take an event; return what a stream says of it, if anything."""
+        self.new_tokens += event.token is not None and not event.of_prompt
+        piece = None
+        if self.wanted.logprobs is not None:
+            offset = self.lengths[choice] + len(self.texts[choice])
+            piece = Logprobs()
+            for logprobs in (piece, self.logprobs[choice]):
+                logprobs.add(event, self.tokenizer, offset)
+        self.texts[choice] += event.text
+        self.finish[choice] = FINISH[event.finish]
+        if not (event.text or event.finish or piece):
+            return None
+        found = self._choice(choice, event.text, piece)
+        return {**self.head, "choices": [found]}
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer to a request that did not ask for a stream."""
+        choices = [
+            self._choice(i, text, None if self.wanted.logprobs is None else self.logprobs[i])
+            for i, text in enumerate(self.texts)
+        ]
+        return {**self.head, "choices": choices, "usage": self.usage()}
+
+    def last(self) -> dict[str, Any]:
+        """Return the piece that ends a stream with what was used."""
+        return {**self.head, "choices": [], "usage": self.usage()}
+
+    def usage(self) -> dict[str, int]:
+        """Count tokens; a prompt of n choices counts once."""
+        n = default(self.wanted.n, 1)
+        prompt = sum(len(request.prompt) for request in self.requests[::n])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.new_tokens,
+            "total_tokens": prompt + self.new_tokens,
+        }
+
+    def _choice(self, index: int, text: str, logprobs: Logprobs | None) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None if logprobs is None else vars(logprobs),
+            "finish_reason": self.finish[index],
+        }
+
+    def _prompt_text(self, request: Request) -> str:
+        return self.tokenizer.decode(request.prompt) if self.wanted.logprobs is not None else ""

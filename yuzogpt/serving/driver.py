@@ -1,0 +1,152 @@
+"""The engine at work: a task of the event loop drives it, one step at a time, in another thread.
+
+In: requests. Out: their events, as they come. While a step computes, the event loop is free: it
+takes new requests, refuses those that are too many, and notices clients that go. What it noted
+reaches the engine between two steps, so nothing is locked.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from yuzogpt.sampling.engine import Engine
+from yuzogpt.sampling.requests import Event, Request
+from yuzogpt.serving.refusals import Refused
+
+FIRST_GUESS = 5.0  # seconds that a call takes, before any has ended
+WEIGHT = 0.1  # of the newest call in the running mean
+
+
+@dataclass(eq=False)
+class Call:
+    """The requests of one client's call: its choices, which start and end each on its own."""
+
+    requests: Sequence[Request]
+    unfinished: int
+    events: asyncio.Queue[tuple[int, Event] | Refused] = field(default_factory=asyncio.Queue)
+    choices: dict[int, int] = field(default_factory=dict)  # by the engine's number
+
+
+class Driver:
+    """An engine, and those who wait for it. Made and used on one event loop."""
+
+    def __init__(self, engine: Engine, max_waiting: int) -> None:
+        """`max_waiting`: requests that may wait for a slot."""
+        self.engine = engine
+        self.places = engine.slots + max_waiting
+        self.taken = 0
+        self.call_seconds = FIRST_GUESS  # of late
+        self.failure: Exception | None = None
+        self.calls: dict[int, Call] = {}  # by the engine's number
+        self.arrived: list[Call] = []
+        self.gone: list[Call] = []
+        self.wanted = asyncio.Event()
+        self.thread = ThreadPoolExecutor(1, "engine")
+        self.task = asyncio.create_task(self._drive())
+
+    @property
+    def running(self) -> int:
+        """Count the requests that have a slot."""
+        return min(self.taken, self.engine.slots)
+
+    @property
+    def waiting(self) -> int:
+        """Count the requests that wait for one."""
+        return self.taken - self.running
+
+    @contextlib.contextmanager
+    def call(self, requests: Sequence[Request]) -> Iterator[Call]:
+        """Take places for requests, until the end or for as long as somebody listens.
+
+        UserError for what the engine cannot do, Refused if there is no room for all of them: both
+        before anything is computed.
+        """
+        call, since = self._admit(requests), time.monotonic()
+        try:
+            yield call
+        finally:
+            if call.unfinished:
+                self.taken -= call.unfinished
+                self.gone.append(call)
+                self.wanted.set()
+            else:
+                self.call_seconds += WEIGHT * (time.monotonic() - since - self.call_seconds)
+
+    async def events(self, call: Call) -> AsyncIterator[tuple[int, Event]]:
+        """Yield (choice, event) until all choices of a call have ended."""
+        while call.unfinished:
+            found = await call.events.get()
+            if isinstance(found, Refused):
+                raise found
+            if found[1].finish:
+                call.unfinished -= 1
+                self.taken -= 1
+            yield found
+
+    def _admit(self, requests: Sequence[Request]) -> Call:
+        for request in requests:
+            self.engine.check(request)
+        if self.failure:
+            raise self._failed()
+        if self.taken + len(requests) > self.places:
+            turns = self.waiting / self.engine.slots + 0.5
+            raise Refused(
+                503,
+                f"overloaded: {self.taken} of {self.places} places are taken, this request needs "
+                f"{len(requests)}; try again later",
+                code="overloaded",
+                retry_after=turns * self.call_seconds,
+            )
+        call = Call(requests, len(requests))
+        self.taken += len(requests)
+        self.arrived.append(call)
+        self.wanted.set()
+        return call
+
+    async def _drive(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._tell_engine()
+                if self.engine.busy:
+                    self._hand_out(await loop.run_in_executor(self.thread, self.engine.step))
+                else:
+                    self.wanted.clear()
+                    await self.wanted.wait()
+        except Exception as error:  # the replica is replaced: see `failure`
+            self.failure = error
+            for call in {*self.calls.values(), *self.arrived}:
+                call.events.put_nowait(self._failed())
+            raise
+
+    def _tell_engine(self) -> None:
+        """Submit what arrived and cancel what went; no step is running."""
+        for call in self.arrived:
+            if call not in self.gone:
+                for choice, request in enumerate(call.requests):
+                    number = self.engine.submit(request)
+                    call.choices[number] = choice
+                    self.calls[number] = call
+        for call in self.gone:
+            for number in call.choices:
+                self.engine.cancel(number)
+                self.calls.pop(number, None)
+        self.arrived, self.gone = [], []
+
+    def _hand_out(self, events: Sequence[Event]) -> None:
+        for event in events:
+            call = self.calls[event.request]
+            call.events.put_nowait((call.choices[event.request], event))
+            if event.finish:
+                del self.calls[event.request]
+
+    def _failed(self) -> Refused:
+        return Refused(500, f"the engine failed ({type(self.failure).__name__}): see the log")
+
+    def close(self) -> None:
+        """Stop; nobody waits any more."""
+        self.task.cancel()
+        self.thread.shutdown(wait=False)

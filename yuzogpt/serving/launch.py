@@ -1,0 +1,118 @@
+"""`yuzogpt serve`: what is known to be right before anything starts, and one process without Ray.
+
+In: settings. Out: settings whose paths are absolute, the digests of the keys, and a server that
+ends with Ctrl-C. On Ray: orchestration/serve.py.
+"""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from yuzogpt.checkpoints import MANIFEST
+from yuzogpt.config import ServeSettings
+from yuzogpt.errors import Stopped, UserError
+from yuzogpt.filesystems import scheme_of
+from yuzogpt.model.hub import CONFIG, PUBLISHED
+from yuzogpt.paths import directory_or_store
+from yuzogpt.references import resolve_model
+from yuzogpt.serving.access import is_loopback, read_keys
+
+LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
+
+Keys = Sequence[bytes]
+
+
+def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
+    """Return the settings made absolute, and the keys; UserError for what could not be served."""
+    served, limits = settings.served, settings.limits
+    model = served.model
+    if model not in PUBLISHED:
+        model = directory_or_store(model, served.storage, "model")
+    if served.follow and not is_run(model):
+        raise UserError(f"--follow {served.model}: not a run; only runs get better checkpoints")
+    resolve_model(model).tokenizer()
+    file = limits.api_keys_file and str(Path(limits.api_keys_file).expanduser().absolute())
+    keys = read_keys(file)
+    if not keys and not is_loopback(settings.http.host):
+        raise UserError(
+            f"--host={settings.http.host}: everybody who reaches it could use it; give "
+            "--api_keys_file=FILE, or leave --host out"
+        )
+    places = settings.replicas.max_batch + limits.max_waiting
+    if limits.max_choices > places:
+        raise UserError(
+            f"--max_choices={limits.max_choices}: there is room for {places} requests "
+            "(max_batch + max_waiting)"
+        )
+    changed = settings.model_copy(
+        update={
+            "served": served.model_copy(update={"model": model}),
+            "limits": limits.model_copy(update={"api_keys_file": file}),
+        }
+    )
+    return changed, keys
+
+
+def is_run(model: str) -> bool:
+    """Tell whether a model is a run: not a published name, nor a folder with weights itself."""
+    inside = model not in PUBLISHED and not scheme_of(model)
+    return bool(scheme_of(model)) or (
+        inside and not any(Path(model, name).exists() for name in (MANIFEST, CONFIG))
+    )
+
+
+def with_free_port(settings: ServeSettings) -> ServeSettings:
+    """Return the settings with a port that can be had; UserError if theirs cannot."""
+    http = settings.http
+    host = http.host.strip("[]")
+    try:
+        family = socket.getaddrinfo(host, http.port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, http.port))
+            port = probe.getsockname()[1]
+    except OSError as error:
+        raise UserError(
+            f"--host={http.host} --port={http.port}: cannot listen there "
+            f"({error.strerror or error}); --port=0 takes any port that is free"
+        ) from None
+    return settings.model_copy(update={"http": http.model_copy(update={"port": port})})
+
+
+def announce(settings: ServeSettings) -> None:
+    """Say where the service is."""
+    http = settings.http
+    host = f"[{http.host}]" if ":" in http.host.strip("[]") else http.host
+    print(f"serving {settings.served.model} at http://{host}:{http.port}/", flush=True)
+
+
+def serve_here(settings: ServeSettings, keys: Keys) -> None:
+    """Serve in this process until it is interrupted."""
+    import uvicorn
+
+    from yuzogpt.serving.app import build
+    from yuzogpt.training.stopping import on_sigterm
+
+    settings = with_free_port(settings)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                announce(settings)
+
+    config = uvicorn.Config(
+        build(settings, keys),
+        host=settings.http.host.strip("[]"),
+        port=settings.http.port,
+        log_level="warning",
+        timeout_graceful_shutdown=LAST_REQUESTS,
+        server_header=False,
+    )
+    with on_sigterm(leave):
+        Server(config).run()
+
+
+def leave() -> None:
+    """End on SIGTERM."""
+    raise Stopped("stopped (SIGTERM)")

@@ -1,0 +1,88 @@
+"""What Prometheus is told: requests, tokens, latencies, queue, weights, memory.
+
+In: what happens to requests. Out: Prometheus's text format; of several replicas, one text in which
+each has a label of its own.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHORT = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """The numbers of one replica."""
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "yuzogpt_requests", "Answers, by HTTP status; 499: the client went", ["status"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
+        self.new_tokens = self._counter("new_tokens", "Tokens that were made")
+        self.first_token = self._histogram("first_token_seconds", "From request to first token")
+        self.request = self._histogram("request_seconds", "From request to last token")
+        self.token = self._histogram(
+            "token_seconds", "From a token to the next of its choice", SHORT
+        )
+        self.running = self._gauge("running_requests", "Requests that have a slot")
+        self.waiting = self._gauge("waiting_requests", "Requests that wait for one")
+        self.slots = self._gauge("slots", "Requests that are decoded at a time, at most")
+        self.step = self._gauge("weights_step", "Training step of the weights")
+        self.val_loss = self._gauge("weights_val_loss", "Estimate of their validation loss")
+
+    def text(self) -> str:
+        """Return them as Prometheus reads them."""
+        return generate_latest(self.registry).decode()
+
+    def _counter(self, name: str, meaning: str) -> Counter:
+        return Counter(f"yuzogpt_{name}", meaning, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(f"yuzogpt_{name}", meaning, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...] = LONG) -> Histogram:
+        return Histogram(f"yuzogpt_{name}", meaning, buckets=buckets, registry=self.registry)
+
+
+class Merged(Collector):
+    """The metrics of several replicas, each with its name as a label."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """`texts`: of each replica."""
+        self.texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        """Return each metric once, with the samples of all replicas."""
+        found: dict[str, Metric] = {}
+        for replica, text in self.texts.items():
+            for family in text_string_to_metric_families(text):
+                metric = Metric(family.name, family.documentation, family.type)
+                merged = found.setdefault(family.name, metric)
+                for sample in family.samples:
+                    labels = {**sample.labels, "replica": replica}
+                    merged.samples.append(sample._replace(labels=labels))
+        return found.values()
+
+
+def merge(texts: Mapping[str, str]) -> str:
+    """Return one text of several."""
+    registry = CollectorRegistry()
+    registry.register(Merged(texts))
+    return generate_latest(registry).decode()

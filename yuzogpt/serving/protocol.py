@@ -1,0 +1,106 @@
+"""POST /v1/completions, as OpenAI defined it: what a request may say.
+
+In: JSON. Out: a checked request. Numbers are numbers and nothing is silently ignored: an unknown
+field, or a known one that is not done here, is refused by its name. Fields beyond OpenAI's have the
+names that vLLM gave them. https://platform.openai.com/docs/api-reference/completions
+"""
+
+import secrets
+from typing import Annotated, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from yuzogpt.sampling.requests import Sampling
+
+T = TypeVar("T")
+Token = Annotated[int, Field(ge=0)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+MOST_STOPS = 16
+
+
+class Fields(BaseModel):
+    """JSON without surprises."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Fields):
+    """What a stream tells besides tokens."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # OpenAI's clients may send it; nothing is obfuscated
+
+
+class CompletionRequest(Fields):
+    """What a client asks for."""
+
+    model: str
+    prompt: str | list[str] | list[Token] | list[list[Token]] = ""
+    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    n: Annotated[int, Field(ge=1)] | None = 1
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    echo: bool | None = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
+    seed: int | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    user: str | None = None  # who asks, for the client's own books
+
+    top_k: Annotated[int, Field(ge=-1)] | None = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = 1.0
+    ignore_eos: bool | None = False
+
+    best_of: int | None = None
+    suffix: str | None = None
+    frequency_penalty: float | None = 0.0
+    presence_penalty: float | None = 0.0
+    logit_bias: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def only_what_is_done(self) -> Self:
+        """Refuse OpenAI's fields that are not done here, where they would change the answer."""
+        not_done = {
+            "best_of": self.best_of not in (None, self.n or 1),
+            "suffix": bool(self.suffix),
+            "frequency_penalty": bool(self.frequency_penalty),
+            "presence_penalty": bool(self.presence_penalty),
+            "logit_bias": bool(self.logit_bias),
+        }
+        for name, wanted in not_done.items():
+            if wanted:
+                raise ValueError(f"{name} is not supported; leave it out")
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options is for stream: true only")
+        return self
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts, each as text or as tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt) or [""]  # type: ignore[arg-type]
+
+    def stops(self) -> tuple[str, ...]:
+        """Return the strings that end a choice."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def sampling(self, i: int) -> Sampling:
+        """Return how choice i of a prompt is drawn; without a seed, by one that nobody knows."""
+        seed = secrets.randbits(62) if self.seed is None else (self.seed + i) % 2**62
+        return Sampling(
+            repetition_penalty=default(self.repetition_penalty, 1.0),
+            temperature=default(self.temperature, 1.0),
+            top_k=max(0, default(self.top_k, 0)),  # -1 is vLLM's word for all
+            top_p=default(self.top_p, 1.0),
+            min_p=default(self.min_p, 0.0),
+            seed=seed,
+        )
+
+
+def default(value: T | None, otherwise: T) -> T:
+    """Return a value, or what null means."""
+    return otherwise if value is None else value

@@ -1,0 +1,173 @@
+"""The model that is served, and the one after it.
+
+In: settings. Out: an engine at work, with what clients may know of it. A better checkpoint of the
+run is verified and loaded beside the one that serves; then new requests go to the new one, and the
+old one ends with its last request.
+"""
+
+import asyncio
+import contextlib
+import math
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yuzogpt import checkpoints, mirrors, stored_checkpoints
+from yuzogpt.checkpoints import CorruptCheckpoint
+from yuzogpt.config import ServeSettings
+from yuzogpt.errors import UserError, reason_of
+from yuzogpt.filesystems import scheme_of
+from yuzogpt.references import ModelReference, resolve_model, shape_of
+from yuzogpt.sampling.engine import Engine
+from yuzogpt.sampling.load import load_engine
+from yuzogpt.serving.driver import Driver
+
+Identity = tuple[str, int]  # of a checkpoint: its name, and when its state was written
+
+
+@dataclass(eq=False)
+class Served:
+    """A model at work."""
+
+    reference: ModelReference
+    engine: Engine
+    driver: Driver
+    created: int = field(default_factory=lambda: int(time.time()))
+    users: int = 0
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def step(self) -> int | None:
+        """The training step of the weights."""
+        found = self.reference.checkpoint
+        return found.state.step if found else None
+
+    @property
+    def val_loss(self) -> float | None:
+        """The estimate of their validation loss."""
+        found = self.reference.checkpoint
+        return found.state.metrics.get("val_loss_estimate") if found else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Which weights, in which arithmetic."""
+        step = "" if self.step is None else f"step-{self.step}-"
+        return f"{step}{str(self.engine.dtype).removeprefix('torch.')}"
+
+    @contextlib.contextmanager
+    def in_use(self) -> "Iterator[Served]":
+        """Keep it at work until the end of a request."""
+        self.users += 1
+        try:
+            yield self
+        finally:
+            self.users -= 1
+            if not self.users:
+                self.unused.set()
+
+    async def retire(self) -> None:
+        """Stop after the last request."""
+        while self.users:
+            self.unused.clear()
+            await self.unused.wait()
+        self.driver.close()
+
+
+class Serving:
+    """Whatever is served now."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        """Nothing is loaded yet."""
+        self.settings = settings
+        self.name = settings.served.model_name or Path(settings.served.model).name
+        self.refused: set[Identity] = set()
+        self.retiring: set[asyncio.Task[None]] = set()
+        self.now: Served
+
+    @contextlib.asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Load the model, and serve until the end; follow its run, if that is asked for."""
+        reference = resolve_model(self.settings.served.model)
+        self.now = await self._load(reference)
+        following = asyncio.create_task(self._follow()) if self.settings.served.follow else None
+        try:
+            yield
+        finally:
+            if following:
+                following.cancel()
+            for task in self.retiring:
+                task.cancel()
+            self.now.driver.close()
+
+    async def _load(self, reference: ModelReference) -> Served:
+        replicas = self.settings.replicas
+        engine = await asyncio.to_thread(
+            load_engine,
+            reference,
+            reference.tokenizer(),
+            self.settings.device,
+            replicas.max_batch,
+            chunk=replicas.prefill_chunk,
+            packed=not replicas.shares(),
+        )
+        driver = Driver(engine, self.settings.limits.max_waiting)
+        return Served(reference, engine, driver)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.served.follow_interval)
+            try:
+                better = await asyncio.to_thread(self._look)
+                if better:
+                    await self._replace(better)
+            except (UserError, OSError) as error:
+                tell(f"{self.name}: {reason_of(error)}; what was loaded goes on")
+
+    async def _replace(self, reference: ModelReference) -> None:
+        before, self.now = self.now, await self._load(reference)
+        task = asyncio.create_task(before.retire())
+        self.retiring.add(task)
+        task.add_done_callback(self.retiring.discard)
+        print(f"{self.name}: now serving step {self.now.step}", flush=True)
+
+    def _look(self) -> ModelReference | None:
+        """Return a whole checkpoint that is better than what is served, if there is one."""
+        run = self.settings.served.model
+        place = stored_checkpoints.pull_reference(run) if scheme_of(run) else Path(run)
+        served = self.now.reference.checkpoint
+        assert served is not None
+        for directory in checkpoints.by_validation_loss(place):
+            identity = identify(directory)
+            if identity is None or identity in self.refused:
+                continue
+            if not is_better(checkpoints.read_metrics(directory), served.state.metrics):
+                return None
+            try:
+                found = checkpoints.verify(directory, optimizer=False)
+            except CorruptCheckpoint as error:
+                self.refused.add(identity)
+                tell(f"checkpoint {mirrors.name_of(directory)} is corrupt ({error}); refused")
+                continue
+            return ModelReference(run, shape_of(found), found)
+        return None
+
+
+def is_better(found: Mapping[str, float], served: Mapping[str, float]) -> bool:
+    """Compare the metrics of checkpoints; those over other windows are of another evaluation."""
+    if found.get("val_windows") != served.get("val_windows"):
+        return True
+    return found.get("val_loss_estimate", math.inf) < served.get("val_loss_estimate", math.inf)
+
+
+def identify(directory: Path) -> Identity | None:
+    """Return what tells a checkpoint from another of its name; None if it is gone."""
+    with contextlib.suppress(OSError):
+        return directory.name, (directory / checkpoints.STATE).stat().st_mtime_ns
+    return None
+
+
+def tell(text: str) -> None:
+    """Say what went wrong, where whoever runs the server looks."""
+    print(f"!!! {text}", file=sys.stderr, flush=True)

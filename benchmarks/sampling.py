@@ -2,12 +2,13 @@
 
     python benchmarks/sampling.py
     python benchmarks/sampling.py --rounds 5 --threads 1
+    python benchmarks/sampling.py --perplexity RUN CORPUS      # of a trained model, in each type
 
 GPT-2's 124M shape, random weights, a prompt of 16 tokens, 128 new ones at temperature 0.8 and top_k
 200, as one sample and as eight at once. The sides take turns in each round:
 
-    YuzoGPT        the engine, float32 and bfloat16 (weights; the arithmetic is float32)
-    transformers   `generate`, in the same types
+    YuzoGPT        the engine: float32, bfloat16 (weights; the arithmetic is float32), int8
+    transformers   `generate`, in the same types; it has no int8 on CPUs without other packages
     recompute      nanoGPT's way, float32: the whole context for each token, by YuzoGPT's own model
                    without a cache; eight forward passes, at lengths from the first to the last
 
@@ -19,21 +20,28 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from yuzogpt.config import ModelSettings
+from yuzogpt.data.batches import FixedWindows
+from yuzogpt.data.blocks import open_corpus
+from yuzogpt.loading import load_model
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
+from yuzogpt.references import resolve_model
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.sampling.weights import lay_out
 from yuzogpt.tokenizers import gpt2_tokenizer
 
 SHAPE = ModelSettings(vocab_size=50257, bias=True)
 PROMPT = list(range(1000, 1016))
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 Side = Callable[[int, int], float]  # (samples, new tokens of each) -> tokens a second
 
 
@@ -97,6 +105,23 @@ def recomputed() -> Side:
     return generate
 
 
+def perplexities(run: str, corpus: str) -> None:
+    """Print the perplexity of a trained model on a whole val split, in each type of weights."""
+    reference = resolve_model(run)
+    windows = FixedWindows(open_corpus(Path(corpus)).stream("val"), reference.shape.block_size)
+    found = {}
+    for name, dtype in TYPES.items():
+        model = lay_out(load_model(reference), dtype, torch.device("cpu"))
+        losses = []
+        for first in range(0, len(windows), 16):
+            rows = np.arange(first, min(first + 16, len(windows)))
+            tokens = torch.from_numpy(windows.read(rows))
+            losses.append(model(tokens[:, :-1], tokens[:, 1:]).flatten())
+        found[name] = torch.cat(losses).double().mean().exp().item()
+    for name, value in found.items():
+        print(f"{name}: perplexity {value:.5f}, {value / found['float32'] - 1:+.3%}")
+
+
 def read_rate() -> float:
     """Return the bytes a second at which a large array is read."""
     array, seconds = torch.ones(64_000_000), []
@@ -105,6 +130,13 @@ def read_rate() -> float:
         array.sum()
         seconds.append(time.perf_counter() - started)
     return array.nbytes / min(seconds)
+
+
+def beside(name: str, type_name: str, medians: dict[str, float]) -> str:
+    """Return how many times transformers' rate in that type a rate is; int8 beside float32."""
+    theirs_type = "float32" if type_name == "int8" else type_name
+    ratio = medians[name] / medians[f"transformers, {theirs_type}"]
+    return f"{ratio:.2f}" + (" (float32's)" if type_name == "int8" else "")
 
 
 @torch.inference_mode()
@@ -116,10 +148,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=TYPES)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--perplexity", nargs=2, metavar=("RUN", "CORPUS"))
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
+    if wanted.perplexity:
+        perplexities(*wanted.perplexity)
+        return
     sides: dict[str, Side] = {f"YuzoGPT, {name}": ours(TYPES[name]) for name in wanted.types}
-    sides |= {f"transformers, {name}": theirs(TYPES[name]) for name in wanted.types}
+    both = [name for name in wanted.types if name != "int8"]
+    sides |= {f"transformers, {name}": theirs(TYPES[name]) for name in both}
     sides["recompute, float32"] = recomputed()
     rates = [read_rate()]
     print("| samples | side | tokens/s | times recompute | times transformers | share of limit |")
@@ -140,7 +177,7 @@ def main() -> None:
             print(
                 f"| {samples} | {name} | {medians[name]:.1f} ({min(values):.1f} to "
                 f"{max(values):.1f}) | {medians[name] / medians['recompute, float32']:.1f} "
-                f"| {medians[name] / medians[f'transformers, {type_name}']:.2f} "
+                f"| {beside(name, type_name, medians)} "
                 f"| {medians[name] / limit:.0%} |",
                 flush=True,
             )

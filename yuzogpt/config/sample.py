@@ -54,8 +54,8 @@ class SamplingSettings(Section):
 class SamplingDeviceSettings(DeviceSettings):
     """What sampling runs on."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "of weights; auto: bfloat16 on GPUs that have it, else float32"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(  # type: ignore[assignment]
+        "auto", "of weights; auto: bfloat16 on GPUs that have it, else float32; int8: on CPUs"
     )
 
 

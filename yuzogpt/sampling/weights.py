@@ -11,16 +11,20 @@ arithmetic of few rows is far from free, too, so kernels do. On a CPU:
                 which has a bfloat16's bits from 6e-5 to 65504, and is off by 3e-8 below; where
                 it is missing, torch's bfloat16 products (slow on many CPUs)
 
-Weights of 8 bits were tried (torch's _weight_int8pack_mm): 1.3 to 1.7 times slower than those 16
-bits on AVX2, since arithmetic, not memory, is the limit there. On GPUs torch's own products are
-used.
+    int8        weights of 8 bits, with a scale for each output; inputs are rounded to 7 bits of
+                their row's largest value (FBGEMM's AVX2 arithmetic has room for no more)
+
+(Torch's int8 weights with float32 inputs, _weight_int8pack_mm, were tried: 1.3 to 1.7 times slower
+than bfloat16 on AVX2.) On GPUs torch's own products are used.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from yuzogpt.errors import UserError
 from yuzogpt.model.gpt import GPT, TokenEmbedding
 
 LARGEST_FLOAT16 = 65504.0
@@ -31,7 +35,7 @@ def lay_out(model: GPT, dtype: torch.dtype, device: torch.device, packed: bool =
     """Turn a model for reading into one for decoding; it takes the model over."""
     if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fbgemm()):
         return model.to(device, dtype)
-    linear: LinearType = HalfLinear
+    linear: LinearType = {torch.int8: ByteLinear}.get(dtype, HalfLinear)
     if dtype == torch.float32:
         linear = PackedLinear if packed and has_onednn() else StoredLinear
     for block in model.h:
@@ -46,6 +50,10 @@ def lay_out(model: GPT, dtype: torch.dtype, device: torch.device, packed: bool =
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Resolve `auto`: bfloat16 on GPUs that have it, else float32."""
+    if name == "int8":
+        if device.type != "cpu" or not has_fbgemm():
+            raise UserError("--dtype=int8: on CPUs with FBGEMM (x86) only; use --dtype=bfloat16")
+        return torch.int8
     if name == "auto":
         has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if has_it else "float32"
@@ -119,7 +127,37 @@ class HalfLinear(nn.Module):
         return out
 
 
-LinearType = type[PackedLinear] | type[StoredLinear] | type[HalfLinear]
+class ByteLinear(nn.Module):
+    """A linear layer of int8 weights; a row's output does not depend on the others."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """`weight`: (out, in), rounded and packed here."""
+        super().__init__()
+        outs, ins = weight.shape
+        scales = (weight.detach().abs().amax(dim=1).double() / 127).clamp(min=1e-12)
+        zeros = torch.zeros(outs, dtype=torch.long)
+        with warnings.catch_warnings():  # torch means to drop these in some later version
+            warnings.simplefilter("ignore")
+            weight = weight.detach().float()
+            rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self.packed: Any = torch.ops.quantized.linear_prepack(rounded, None)
+        self.bias = None if bias is None else bias.detach().float()
+        # FBGEMM chooses one scale for all rows, by their least and largest values. So rows are
+        # scaled to 1 before, and this one sees to it that both are always there.
+        self.range = torch.zeros(1, ins)
+        self.range[0, :2] = torch.tensor([1.0, -1.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        rows = x.flatten(0, -2)
+        largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_(min=1e-12)
+        scaled = torch.cat((rows / largest, self.range))
+        out = torch.ops.quantized.linear_dynamic(scaled, self.packed, True)[:-1]
+        out = out * largest if self.bias is None else torch.addcmul(self.bias, out, largest)
+        return out.view(*x.shape[:-1], -1)
+
+
+LinearType = type[PackedLinear] | type[StoredLinear] | type[HalfLinear] | type[ByteLinear]
 
 
 class DecodingEmbedding(nn.Module):
@@ -129,7 +167,7 @@ class DecodingEmbedding(nn.Module):
         """`linear`: how the output is computed."""
         super().__init__()
         weight = embedding.weight.detach()
-        self.weight = weight.bfloat16() if linear is HalfLinear else weight
+        self.weight = weight.bfloat16() if linear in (HalfLinear, ByteLinear) else weight
         self.output = linear(weight, None)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 STEPS = 250
-FLAGS = ("--dropout=0.1", "--eval_interval=25", f"--max_iters={STEPS}")
+FLAGS = ("--dropout=0.1", "--eval_interval=25", f"--max_iters={STEPS}", "--spare_workers=False")
 
 
 def start(corpus_dir: Path, out_dir: Path) -> "subprocess.Popen[str]":

@@ -19,6 +19,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.model.positions import LearnedPositions
 from yuzogpt.sampling.engine import Engine, window_start
 from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.sampling.weights import ByteLinear
 from yuzogpt.tokenizers import gpt2_tokenizer
 
 BLOCK = SHAPE.block_size
@@ -68,7 +69,7 @@ def test_a_context_that_does_not_slide_ends():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_a_request_gets_the_same_bits_alone_and_in_a_batch(dtype, packed):
     chance = random.Random(3)
     requests = [
@@ -115,14 +116,23 @@ def test_rows_that_do_not_keep_apart_are_told(monkeypatch):
     assert engine.group_sizes == [4]
 
 
-def test_bfloat16_is_near_float32():
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.2), (torch.int8, 1.0)])
+def test_rounded_weights_are_near_float32(dtype, most):
     prompt = random_prompt(20, 1)
     (exact,), (rounded,) = (
-        run(make_engine(dtype=dtype), [greedy(prompt, 1)])
-        for dtype in (torch.float32, torch.bfloat16)
+        run(make_engine(dtype=wanted), [greedy(prompt, 1)]) for wanted in (torch.float32, dtype)
     )
     difference = (logprobs(exact[0]) - logprobs(rounded[0])).abs().max()
-    assert 1e-5 < difference < 0.2
+    assert 1e-5 < difference < most
+
+
+def test_a_row_of_zeros_is_no_harm_in_int8():
+    layer = ByteLinear(torch.randn(8, 48), torch.ones(8))
+    x = torch.randn(2, 48)
+    x[0] = 0
+    found = layer(x)
+    assert torch.equal(found[0], torch.ones(8))
+    assert torch.equal(found[1:], layer(x[1:]))
 
 
 def test_where_fbgemm_or_onednn_is_missing_torchs_own_products_do(monkeypatch):

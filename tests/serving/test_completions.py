@@ -5,6 +5,7 @@ import json
 import httpx
 import openai
 import pytest
+import torch
 
 from tests.sampling.engines import ALPHABET, make_engine, run, small_model
 from tests.serving.services import Service, service, stream, write_checkpoint
@@ -20,6 +21,15 @@ def served(tmp_path_factory) -> Service:
     write_checkpoint(directory, 20, 2.0)
     with service(directory, "--num_replicas=0", "--max_batch=4", "--threads=1") as found:
         yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_many_threads_as_the_service():
+    """The last bits of a product depend on how many threads share it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +153,7 @@ def test_what_is_served(served, client):
 
 
 def test_prometheus_is_told(served):
+    assert served.post(max_tokens=1).status_code == 200
     before = served.gauge("new_tokens_total"), served.gauge("requests_total")
     assert served.post(max_tokens=12, n=2, seed=1).status_code == 200
     assert served.post(max_tokens=-1).status_code == 400

@@ -5,6 +5,7 @@ In: settings, already checked. Out: a service behind Serve's HTTP proxy, until i
 `serve deploy`, and goes on without a command.
 """
 
+import logging
 import math
 import os
 import threading
@@ -49,6 +50,7 @@ def run(settings: ServeSettings, keys: Sequence[bytes]) -> None:
         raise UserError(
             f"this cluster serves an application named {APPLICATION} already; end that first"
         )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it did is said below
     http = {"host": settings.http.host, "port": settings.http.port}
     try:
         serve.start(proxy_location="HeadOnly", http_options=http)

@@ -8,7 +8,7 @@ reaches the engine between two steps, so nothing is locked.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -33,9 +33,22 @@ class Call:
 class Driver:
     """An engine, and those who wait for it. Made and used on one event loop."""
 
-    def __init__(self, engine: Engine, max_waiting: int) -> None:
-        """`max_waiting`: requests that may wait for a slot."""
+    @classmethod
+    async def start(cls, load: Callable[[], Engine], max_waiting: int) -> "Driver":
+        """Load an engine and put it to work; `max_waiting`: requests that may wait for a slot.
+
+        It is loaded by the thread that will drive it. OpenMP gives each thread that has ever
+        computed a team of its own; with more of them than cores, all of them sleep where they would
+        spin, and a step takes 1.4 times as long (GNU's libgomp, 2 cores).
+        """
+        thread = ThreadPoolExecutor(1, "engine")
+        engine = await asyncio.get_running_loop().run_in_executor(thread, load)
+        return cls(engine, thread, max_waiting)
+
+    def __init__(self, engine: Engine, thread: ThreadPoolExecutor, max_waiting: int) -> None:
+        """Use `start`."""
         self.engine = engine
+        self.thread = thread
         self.places = engine.slots + max_waiting
         self.taken = 0
         self.call_seconds = FIRST_GUESS  # of late
@@ -44,7 +57,6 @@ class Driver:
         self.arrived: list[Call] = []
         self.gone: list[Call] = []
         self.wanted = asyncio.Event()
-        self.thread = ThreadPoolExecutor(1, "engine")
         self.task = asyncio.create_task(self._drive())
 
     @property

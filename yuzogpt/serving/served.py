@@ -7,6 +7,7 @@ old one ends with its last request.
 
 import asyncio
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -32,11 +33,15 @@ class Served:
     """A model at work."""
 
     reference: ModelReference
-    engine: Engine
     driver: Driver
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def engine(self) -> Engine:
+        """What computes."""
+        return self.driver.engine
 
     @property
     def step(self) -> int | None:
@@ -103,7 +108,7 @@ class Serving:
 
     async def _load(self, reference: ModelReference) -> Served:
         replicas = self.settings.replicas
-        engine = await asyncio.to_thread(
+        load = functools.partial(
             load_engine,
             reference,
             reference.tokenizer(),
@@ -112,8 +117,8 @@ class Serving:
             chunk=replicas.prefill_chunk,
             packed=not replicas.shares(),
         )
-        driver = Driver(engine, self.settings.limits.max_waiting)
-        return Served(reference, engine, driver)
+        driver = await Driver.start(load, self.settings.limits.max_waiting)
+        return Served(reference, driver)
 
     async def _follow(self) -> None:
         while True:

@@ -1,0 +1,257 @@
+"""Serving under load: latencies, goodput and refusals, from half of capacity to ten times it.
+
+    python benchmarks/serving.py DIR                # about 15 minutes
+    python benchmarks/serving.py DIR --seconds 120 --loads 1 10 --dtype bfloat16
+
+GPT-2's 124M shape, random weights, prompts of 32 tokens, 32 new ones at temperature 0.8. The peer
+of the same run is the engine alone, in a process without HTTP and Ray, with as many requests at a
+time.
+
+1. Each prompt is completed on an idle service: the texts that all later answers must equal.
+2. Capacity: as many clients as there are slots, each asking again as soon as it is answered.
+3. Each load: requests arrive by a Poisson process at that multiple of capacity, and stream.
+
+Goodput counts the whole answers that end while requests arrive, without the first ten seconds.
+
+DIR/run is made if it is missing: a checkpoint of 0.5 GB.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import torch
+
+from yuzogpt import checkpoints, tokenizers
+from yuzogpt.config import ModelSettings, TrainSettings
+from yuzogpt.model.gpt import GPT
+from yuzogpt.model.initialization import initialize
+from yuzogpt.references import resolve_model
+from yuzogpt.sampling.load import load_engine
+from yuzogpt.sampling.requests import Request, Sampling
+
+SHAPE = ModelSettings(vocab_size=50257, bias=True)
+PROMPTS = 32
+WARM = 10.0  # seconds
+PROMPT_TOKENS = NEW_TOKENS = 32
+
+
+@dataclass
+class Outcome:
+    """What became of a request."""
+
+    status: int
+    seconds: float = 0.0
+    text: str = ""
+    tokens: list[float] = field(default_factory=list)  # when each came, after the request
+    ended: float = 0.0
+
+
+def make_run(directory: Path) -> Path:
+    """Return a run whose checkpoint has random weights."""
+    if not checkpoints.candidates(directory):
+        model = GPT(SHAPE)
+        initialize(model, 1)
+        settings = TrainSettings.model_validate({"model": SHAPE.model_dump()}).model_dump()
+        state = checkpoints.State(1, 1, settings, "none", "none", {})
+        tokenizer = tokenizers.to_bytes(tokenizers.gpt2_tokenizer())
+        checkpoints.write(directory, state, model.state_dict(), {}, tokenizer)
+    return directory
+
+
+def prompt(number: int) -> list[int]:
+    """Return the ids of a prompt."""
+    return random.Random(number).sample(range(50000), PROMPT_TOKENS)
+
+
+def body(number: int, stream: bool) -> dict[str, Any]:
+    """Return a request."""
+    return {
+        "model": "run", "prompt": prompt(number), "max_tokens": NEW_TOKENS, "seed": number,
+        "temperature": 0.8, "ignore_eos": True, "stream": stream,
+    }  # fmt: skip
+
+
+def engine_alone(run: Path, wanted: argparse.Namespace) -> float:
+    """Return the requests a second of the engine, in this process."""
+    from yuzogpt.config import SamplingDeviceSettings
+
+    reference = resolve_model(str(run))
+    device = SamplingDeviceSettings(device="cpu", dtype=wanted.dtype)
+    engine = load_engine(reference, reference.tokenizer(), device, wanted.batch)
+    rates = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for number in range(2 * wanted.batch):
+            sampling = Sampling(temperature=0.8, seed=number)
+            engine.submit(Request(prompt(number), NEW_TOKENS, sampling, stop_at_end_of_text=False))
+        with torch.inference_mode():
+            while engine.busy:
+                engine.step()
+        rates.append(2 * wanted.batch / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+@contextmanager
+def service(run: Path, wanted: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """Run `yuzogpt serve`; yield its address and process."""
+    command = [
+        sys.executable, "-m", "yuzogpt", "serve", str(run), "--port=0", "--device=cpu",
+        f"--dtype={wanted.dtype}", f"--max_batch={wanted.batch}",
+        f"--max_waiting={wanted.waiting}", f"--max_choices={wanted.batch}",
+        f"--num_replicas={wanted.replicas}",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if found := re.search(r"serving .* at (http://\S+)", line):
+                yield found[1], process.pid
+                break
+        else:
+            raise SystemExit("the service did not start")
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def memory(process: int) -> float:
+    """Return the resident megabytes of the process that holds the model."""
+    family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+    replicas = [one for one in family if "ServeReplica" in " ".join(one.cmdline())] or family[:1]
+    resident: list[int] = [one.memory_info().rss for one in replicas]
+    return max(resident) / 1e6
+
+
+async def ask(client: httpx.AsyncClient, url: str, number: int) -> Outcome:
+    """Stream one completion."""
+    started = time.perf_counter()
+    outcome = Outcome(0)
+    try:
+        async with client.stream("POST", url, json=body(number, True)) as answer:
+            outcome.status = answer.status_code
+            if answer.status_code != 200:
+                await answer.aread()
+            async for line in answer.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line.removeprefix("data: "))
+                if "error" in event:
+                    outcome.status = 504
+                    break
+                outcome.text += event["choices"][0]["text"]
+                outcome.tokens.append(time.perf_counter() - started)
+    except httpx.HTTPError as error:
+        print(f"!!! {error!r}", file=sys.stderr)
+    outcome.ended = time.perf_counter()
+    outcome.seconds = outcome.ended - started
+    return outcome
+
+
+def goodput(outcomes: Sequence[Outcome], started: float, seconds: float) -> float:
+    """Return the whole answers a second that end between WARM and the last arrival."""
+    begin, end = started + WARM, started + seconds
+    return sum(one.status == 200 and begin < one.ended <= end for one in outcomes) / (end - begin)
+
+
+async def closed_loop(client: httpx.AsyncClient, url: str, clients: int, seconds: float) -> float:
+    """Return the answers a second with so many clients that never pause."""
+    started, outcomes = time.perf_counter(), list[Outcome]()
+
+    async def one(number: int) -> None:
+        while time.perf_counter() < started + seconds:
+            outcomes.append(await ask(client, url, number % PROMPTS))
+            number += clients
+
+    await asyncio.gather(*(one(number) for number in range(clients)))
+    assert {one.status for one in outcomes} == {200}
+    return goodput(outcomes, started, seconds)
+
+
+async def poisson(
+    client: httpx.AsyncClient, url: str, rate: float, seconds: float, seed: int
+) -> tuple[list[Outcome], float]:
+    """Return what became of each request that arrived, and the goodput."""
+    chance = random.Random(seed)
+    asking: list[asyncio.Task[Outcome]] = []
+    started = due = time.perf_counter()
+    while (due := due + chance.expovariate(rate)) < started + seconds:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        asking.append(asyncio.create_task(ask(client, url, len(asking) % PROMPTS)))
+    outcomes = await asyncio.gather(*asking)
+    return outcomes, goodput(outcomes, started, seconds)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean, median and 99th percentile, in milliseconds."""
+    if not values:
+        return "-"
+    ms = 1000 * np.array(values)
+    return f"{ms.mean():.0f} / {np.median(ms):.0f} / {np.percentile(ms, 99):.0f}"
+
+
+async def measure(url: str, process: int, alone: float, wanted: argparse.Namespace) -> None:
+    """Print a table: a row for each load."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+        expected = [await ask(client, url, number) for number in range(PROMPTS)]
+        unloaded = [one.seconds for one in expected]
+        capacity = await closed_loop(client, url, wanted.batch, wanted.seconds)
+        print(f"engine alone: {alone:.3f} requests/s")
+        print(f"capacity of the service: {capacity:.3f} requests/s, {capacity / alone:.0%} of it")
+        print(f"unloaded, a request takes {statistics.median(unloaded):.2f} s (median)\n")
+        print(
+            "| load | arrived | whole | goodput/s | of capacity | first token, ms: mean / median / "
+            "p99 | a token, ms | refused | refusal, ms | equal to unloaded | resident MB |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        for seed, load in enumerate(wanted.loads):
+            rate = load * capacity
+            outcomes, found = await poisson(client, url, rate, wanted.seconds, seed)
+            whole = [(n % PROMPTS, one) for n, one in enumerate(outcomes) if one.status == 200]
+            refused = [one.seconds for one in outcomes if one.status == 503]
+            other = len(outcomes) - len(whole) - len(refused)
+            gaps = [gap for _, one in whole for gap in np.diff(one.tokens)]
+            same = sum(one.text == expected[n].text for n, one in whole)
+            print(
+                f"| {load:g} | {len(outcomes)} | {len(whole)} | {found:.3f} "
+                f"| {found / capacity:.0%} | {spread([one.tokens[0] for _, one in whole])} "
+                f"| {spread(gaps)} | {len(refused)}{f', {other} otherwise' if other else ''} "
+                f"| {spread(refused)} | {same} of {len(whole)} | {memory(process):.0f} |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Measure the engine alone, then the service."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seconds", type=float, default=90.0, help="of each load")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1, 2, 10])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--waiting", type=int, default=8)
+    parser.add_argument("--replicas", default="1", help="0: without Ray")
+    wanted = parser.parse_args()
+    run = make_run(wanted.directory / "run")
+    alone = engine_alone(run, wanted)
+    with service(run, wanted) as (url, process):
+        asyncio.run(measure(f"{url}v1/completions", process, alone, wanted))
+
+
+if __name__ == "__main__":
+    main()

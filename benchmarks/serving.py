@@ -93,7 +93,7 @@ def engine_alone(run: Path, wanted: argparse.Namespace) -> float:
     reference = resolve_model(str(run))
     device = SamplingDeviceSettings(device="cpu", dtype=wanted.dtype)
     engine = load_engine(reference, reference.tokenizer(), device, wanted.batch)
-    rates = []
+    rates = list[float]()
     for _ in range(3):
         started = time.perf_counter()
         for number in range(2 * wanted.batch):

@@ -115,3 +115,30 @@ def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def keep_interruption() -> Iterator[Place]:
+    """Yield a place that raises KeyboardInterrupt once more if Ctrl-C was pressed.
+
+    Where the first one comes in the middle of a library's C code, that may drop it without a word.
+    Only the main thread is interrupted; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    seen: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    def look() -> None:
+        if seen:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield look
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -33,6 +33,15 @@ def read_workers(value: Any) -> Any:
     raise ValueError("write auto, a number, or least..most such as 1..4")
 
 
+def span_of(workers: int | str, auto: int) -> tuple[int, int]:
+    """Return the least and the most of what `read_workers` read; `auto`: how many that is."""
+    wanted = auto if workers == "auto" else workers
+    if isinstance(wanted, int):
+        return wanted, wanted
+    least, most = wanted.split("..")
+    return int(least), int(most)
+
+
 def read_strings(value: Any) -> Any:
     """Read one string, or a list of them, which on the command line is JSON."""
     if isinstance(value, str) and value.startswith("["):

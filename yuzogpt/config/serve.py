@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from yuzogpt.config.sample import SamplingDeviceSettings
-from yuzogpt.config.section import Count, Positive, Section, read_workers, setting
+from yuzogpt.config.section import Count, Positive, Section, read_workers, setting, span_of
 
 
 class ServedModelSettings(Section):
@@ -53,12 +53,7 @@ class ReplicaSettings(Section):
 
     def span(self) -> tuple[int, int]:
         """Return the least and the most replicas."""
-        if self.num_replicas == "auto":
-            return 1, 1
-        if isinstance(self.num_replicas, int):
-            return self.num_replicas, self.num_replicas
-        least, most = self.num_replicas.split("..")
-        return int(least), int(most)
+        return span_of(self.num_replicas, auto=1)
 
 
 class LimitSettings(Section):

@@ -17,6 +17,7 @@ from yuzogpt.config.section import (
     Seed,
     read_workers,
     setting,
+    span_of,
 )
 
 
@@ -225,11 +226,7 @@ class WorkerSettings(Section):
 
     def span(self, auto: int) -> tuple[int, int]:
         """Return the least and the most workers; `auto`: how many that is."""
-        wanted = auto if self.num_workers == "auto" else self.num_workers
-        if isinstance(wanted, int):
-            return wanted, wanted
-        least, most = wanted.split("..")
-        return int(least), int(most)
+        return span_of(self.num_workers, auto)
 
 
 class TrainSettings(Section):

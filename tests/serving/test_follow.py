@@ -8,6 +8,7 @@ import pytest
 
 from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
 from yuzogpt import checkpoints
+from yuzogpt.files import sha256
 
 
 @pytest.fixture
@@ -89,3 +90,19 @@ def test_worse_weights_are_not_taken_even_when_the_best_are_deleted(run, served)
     checkpoints.remove(run / "checkpoints" / "step-60")
     write_checkpoint(run, 80, 1.85, seed=4, **SLOW)
     assert served.post(max_tokens=20).json()["choices"][0]["text"] == text
+
+
+def test_a_whole_checkpoint_that_cannot_be_loaded_does_not_end_following(run, served):
+    """Its tensors are of another shape than its settings say."""
+    odd = write_checkpoint(run.parent / "elsewhere", 40, 1.9, seed=2, **SLOW)
+    state = json.loads((odd / "state.json").read_text())
+    state["settings"]["model"]["n_layer"] = 3
+    (odd / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((odd / "manifest.json").read_text())
+    manifest["files"]["state.json"] = sha256(odd / "state.json")
+    (odd / "manifest.json").write_text(json.dumps(manifest))
+    odd.rename(run / "checkpoints" / "step-40")
+    served.wait_until(lambda: any("what was loaded goes on" in line for line in served.printed))
+    assert served.post(max_tokens=5).status_code == 200
+    write_checkpoint(run, 60, 1.0, seed=3, **SLOW)
+    served.wait_until(lambda: served.model()["step"] == 60)

@@ -18,7 +18,7 @@ from pathlib import Path
 from yuzogpt import checkpoints, mirrors, stored_checkpoints
 from yuzogpt.checkpoints import CorruptCheckpoint
 from yuzogpt.config import ServeSettings
-from yuzogpt.errors import UserError, reason_of
+from yuzogpt.errors import reason_of
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.references import ModelReference, resolve_model, shape_of
 from yuzogpt.sampling.engine import Engine
@@ -127,7 +127,7 @@ class Serving:
                 better = await asyncio.to_thread(self._look)
                 if better:
                     await self._replace(better)
-            except (UserError, OSError) as error:
+            except Exception as error:  # whatever a new checkpoint holds: following goes on
                 tell(f"{self.name}: {reason_of(error)}; what was loaded goes on")
 
     async def _replace(self, reference: ModelReference) -> None:

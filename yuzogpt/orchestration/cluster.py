@@ -39,11 +39,14 @@ OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object st
 
 
 @contextlib.contextmanager
-def connected(address: str, cores: int, heavy_imports: Sequence[str] = ()) -> Iterator[None]:
+def connected(
+    address: str, cores: int, heavy_imports: Sequence[str] = (), library: str = "ray"
+) -> Iterator[None]:
     """Join the Ray cluster at `address` or RAY_ADDRESS, or start an embedded one with `cores`.
 
     `heavy_imports` are imported meanwhile, in a thread. Modules of ray's must not be among them:
-    two threads that import one package from two ends may each see the half of it.
+    two threads that import one package from two ends may each see the half of it. `library` is
+    the one that the caller uses (ray.train, ray.data): it is imported here, for the caller.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
     importing = threading.Thread(
@@ -52,8 +55,11 @@ def connected(address: str, cores: int, heavy_imports: Sequence[str] = ()) -> It
     importing.start()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    with joined(address) if address else embedded(cores):
-        importing.join()
+    with contextlib.ExitStack() as stack:
+        with interruption_held_back():
+            stack.enter_context(joined(address) if address else embedded(cores))
+            import_module(library)
+            importing.join()
         yield
 
 
@@ -134,8 +140,7 @@ def connect(**options: Any) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with interruption_held_back():
-        ray.init(log_to_driver=False, logging_level="WARNING", **options)
+    ray.init(log_to_driver=False, logging_level="WARNING", **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
 
@@ -144,7 +149,8 @@ def connect(**options: Any) -> None:
 def interruption_held_back() -> Iterator[None]:
     """Let Ctrl-C come at the end; a second one at once.
 
-    In the middle of Ray's start it may be raised where Python drops it, with a lock that is held.
+    In the middle of Ray's import or start it may be raised where compiled code drops it, with a
+    lock that is held.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

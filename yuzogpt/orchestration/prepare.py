@@ -91,7 +91,7 @@ class RayWorkers:
                 os.environ.setdefault(name, value)
             cores = self.most or os.cpu_count() or 1
             heavy = ("pandas", "pyarrow.dataset", "numpy")
-            self.stack.enter_context(connected(self.address, cores, heavy))
+            self.stack.enter_context(connected(self.address, cores, heavy, "ray.data"))
             self.is_connected = True
 
 

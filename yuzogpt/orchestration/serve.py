@@ -38,7 +38,9 @@ def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     settings = with_free_port(settings)
     with on_sigterm(leave):
         print("starting Ray ...", flush=True)
-        with connected(settings.replicas.ray_address, os.cpu_count() or 1, HEAVY_IMPORTS):
+        with connected(
+            settings.replicas.ray_address, os.cpu_count() or 1, HEAVY_IMPORTS, "ray.serve"
+        ):
             run(settings, keys)
 
 

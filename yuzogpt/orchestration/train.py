@@ -52,7 +52,7 @@ def run_on_ray(settings: TrainSettings) -> None:
     with on_sigterm(leave), runs.writing(settings):
         print("starting Ray ...", flush=True)
         cores = max(os.cpu_count() or 1, most)
-        with connected(settings.workers.ray_address, cores, HEAVY_IMPORTS):
+        with connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch"):
             train_connected(settings, key)
 
 

@@ -69,7 +69,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     print("starting Ray ...", flush=True)
     with (
         on_sigterm(leave),
-        connected(settings.workers.ray_address, cores, HEAVY_IMPORTS),
+        connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.tune"),
     ):
         yield
 

@@ -27,7 +27,7 @@ from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import Outside, train
 from yuzogpt.training.parallel import process_group
 from yuzogpt.training.saving import Report
-from yuzogpt.training.stopping import StopRequest, keep_interruption, on_sigterm, request_in
+from yuzogpt.training.stopping import Interruption, StopRequest, on_sigterm, request_in
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 
@@ -172,7 +172,7 @@ def run_as_rank(settings: TrainSettings) -> None:
 @contextlib.contextmanager
 def stopping(run: Path, world: World) -> Iterator[StopRequest]:
     """Yield what asks this rank's loop to stop: SIGTERM, and on rank 0 a file in out_dir."""
-    with keep_interruption() as interruption:
+    with Interruption() as interruption:
         stop = StopRequest(interruption, *([request_in(run)] if world.rank == 0 else []))
         try:
             with on_sigterm(lambda: stop.set("SIGTERM")):

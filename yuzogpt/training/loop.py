@@ -71,7 +71,10 @@ def train(
     """
     schedule, run = settings.schedule, outside.run
     seed, global_rows = settings.run.seed, settings.batch.global_rows
-    moves = outside.watchdog.moves
+
+    def moves(place: str) -> None:  # in the loop's own thread alone
+        outside.watchdog.moves(place)
+        outside.stop.look()
 
     # What is trained on what.
     with world.all_or_none():
@@ -101,7 +104,7 @@ def train(
     tokenizer = (corpus.directory / TOKENIZER).read_bytes()
     saver = Saver(
         run, settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside.report,
-        outside.refuse_to_write, moves,
+        outside.refuse_to_write, outside.watchdog.moves,
     )  # fmt: skip
     records.start(world, kind)
     if step == 0:

@@ -5,6 +5,7 @@ whatever else a launcher asks. Out: the reason, once there is one; the loop look
 """
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from yuzogpt import mirrors
 from yuzogpt.runs import PAUSE, STOP
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
+LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look
 
 Place = Callable[[], str | None]
 
@@ -117,28 +119,37 @@ def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextlib.contextmanager
-def keep_interruption() -> Iterator[Place]:
-    """Yield a place that raises KeyboardInterrupt once more if Ctrl-C was pressed.
+class Interruption:
+    """Ctrl-C, raised where the loop looks for a reason to stop: a context manager, and a Place.
 
-    Where the first one comes in the middle of a library's C code, that may drop it without a word.
-    Only the main thread is interrupted; elsewhere nothing changes.
+    Raised wherever it comes, it may meet a library's C code, which drops it without a word, or ends
+    the process. Where nobody looked lately (at the start, in a long step), or when it comes again,
+    it is raised at once. Only the main thread is interrupted; elsewhere nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    seen: list[int] = []
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-        raise KeyboardInterrupt
+    def __init__(self) -> None:
+        """Nobody looked yet."""
+        self.looked, self.came = -math.inf, False
 
-    def look() -> None:
-        if seen:
+    def __enter__(self) -> "Interruption":
+        """Wait for Ctrl-C."""
+        self.is_mine = threading.current_thread() is threading.main_thread()
+        if self.is_mine:
+            self.before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it to whoever had it before."""
+        if self.is_mine:
+            signal.signal(signal.SIGINT, self.before)
+
+    def __call__(self) -> None:
+        """Raise KeyboardInterrupt if it came."""
+        self.looked = time.monotonic()
+        if self.came:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield look
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        again, self.came = self.came, True
+        if again or time.monotonic() - self.looked > LOOKED_WITHIN:
+            raise KeyboardInterrupt

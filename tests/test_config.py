@@ -3,7 +3,13 @@
 import pytest
 import yaml
 
-from yuzogpt.config import ExportSettings, PrepareSettings, SampleSettings, TrainSettings
+from yuzogpt.config import (
+    EvaluateSettings,
+    ExportSettings,
+    PrepareSettings,
+    SampleSettings,
+    TrainSettings,
+)
 from yuzogpt.errors import UserError
 from yuzogpt.overrides import changed_frozen, help_text, leaves, preset_names, resolve, to_yaml
 
@@ -93,10 +99,11 @@ def test_unknown_or_broken_yaml(tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_resolve_and_survive_yaml(name, tmp_path):
-    settings = resolve(TrainSettings, [name], [])
+    schema = EvaluateSettings if name.startswith("eval_") else TrainSettings
+    settings = resolve(schema, [name], [])
     path = tmp_path / "again.yaml"
     path.write_text(to_yaml(settings))
-    assert resolve(TrainSettings, [str(path)], []) == settings
+    assert resolve(schema, [str(path)], []) == settings
 
 
 @pytest.mark.parametrize("size", ["124m", "350m", "774m", "1558m"])

@@ -62,6 +62,7 @@ LINE = [
     ["training"],
     ["tuning", "serving"],
     ["orchestration"],
+    ["verbs"],
     ["cli", "__main__"],
 ]
 

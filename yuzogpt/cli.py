@@ -5,16 +5,15 @@ stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM), with a checkpoint.
 Nothing heavy is imported before the settings are known to be right.
 """
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
+from yuzogpt import verbs
 from yuzogpt.config import (
     DoctorSettings,
+    EvaluateSettings,
     ExportSettings,
     InspectSettings,
     PrepareSettings,
@@ -26,12 +25,7 @@ from yuzogpt.config import (
     TuneSettings,
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.filesystems import scheme_of
-from yuzogpt.mirrors import SCHEMES
 from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
-from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
-
-T = TypeVar("T", bound=TrainSettings)
 
 
 @dataclass(frozen=True)
@@ -42,227 +36,46 @@ class Verb:
     summary: str
     schema: type[Section]
     run: Callable[..., None]
-
-
-def train(settings: Section) -> None:
-    """Train, on Ray, in this process, or as one of torchrun's ranks."""
-    assert isinstance(settings, TrainSettings)
-    from yuzogpt import runs
-
-    settings = locate_train(settings)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if settings.workers.num_workers != 0:
-            raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
-        from yuzogpt.training.launch import run_as_rank
-
-        run_as_rank(settings)
-        return
-    settings, resume = runs.check(settings)
-    if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
-        print(runs.finished_line(settings))
-    elif settings.workers.num_workers == 0:
-        from yuzogpt.training.launch import run_here
-
-        run_here(settings)
-    else:
-        from yuzogpt.orchestration.train import run_on_ray
-
-        run_on_ray(settings)
-
-
-def locate_train(settings: T) -> T:
-    """Make every path absolute; one in an object store stays a URI."""
-    from yuzogpt.model.hub import PUBLISHED
-
-    run, data = settings.run, settings.data
-    named = data.data_dir or f"data/{data.dataset}"
-    data_dir = absolute_or_remote(named, run.storage, "data_dir")
-    changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
-    if run.init_from not in ("scratch", "resume", *PUBLISHED):
-        changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
-    key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
-    return settings.model_copy(
-        update={
-            "run": run.model_copy(update=changes),
-            "data": data.model_copy(update={"data_dir": data_dir}),
-            "log": settings.log.model_copy(update={"wandb_key_file": key_file}),
-        }
-    )
-
-
-def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
-    """Search for the best settings: a sweep of trainings, on Ray Tune."""
-    assert isinstance(settings, TuneSettings)
-    from yuzogpt.tuning.space import read_space
-    from yuzogpt.tuning.sweep import Sweep
-
-    settings = locate_train(settings)
-    sweep = Sweep(settings, read_space(settings, files, searched)).checked()
-
-    from yuzogpt.tuning.search import is_over
-    from yuzogpt.tuning.sweep import write_outcome
-    from yuzogpt.tuning.verdict import show
-
-    with sweep.writing():
-        if is_over(sweep):
-            print(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
-            found = write_outcome(sweep)
-        else:
-            from yuzogpt.orchestration.tune import on_ray, search
-
-            with on_ray(sweep.base):
-                found = search(sweep)
-        show(sweep, found)
-
-
-def prepare(settings: Section) -> None:
-    """Turn text into Arrow blocks, on Ray where the corpus is large."""
-    assert isinstance(settings, PrepareSettings)
-    from yuzogpt.data.prepare import ThisProcess
-    from yuzogpt.data.prepare import prepare as prepare_corpus
-
-    wanted = settings.corpus
-    if wanted.source:
-        source_path = absolute_or_remote(wanted.source, wanted.storage, "source")
-        wanted = wanted.model_copy(update={"source": source_path})
-        settings = settings.model_copy(update={"corpus": wanted})
-    directory = absolute(wanted.data_dir or f"data/{wanted.dataset}", wanted.storage, "data_dir")
-    if settings.large.num_workers == 0:
-        corpus, is_new = prepare_corpus(settings, directory, ThisProcess())
-    else:
-        from yuzogpt.orchestration.prepare import prepare_on_ray
-
-        corpus, is_new = prepare_on_ray(settings, directory)
-    manifest = corpus.manifest
-    state = "prepared" if is_new else "already prepared"
-    source = f"{manifest.source['name']}, SHA-256 {manifest.source['sha256'][:12]}"
-    print(f"{state}: {manifest.corpus} from {source} in {directory}")
-    print(
-        f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
-        f"tokens, val {manifest.tokens('val'):,} tokens"
-    )
-
-
-def inspect(settings: Section) -> None:
-    """Print what a prepared corpus is; check it, or export it."""
-    assert isinstance(settings, InspectSettings)
-    from yuzogpt.data.inspect import export_bin, show, verify
-    from yuzogpt.data.remote import open_anywhere
-
-    wanted = settings.inspect
-    corpus = open_anywhere(absolute_or_remote(wanted.data_dir, wanted.storage, "data_dir"))
-    if wanted.verify:
-        print(verify(corpus))
-    if wanted.export_bin:
-        print("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
-    if not (wanted.verify or wanted.export_bin):
-        show(corpus, wanted.examples)
-
-
-def report(settings: Section) -> None:
-    """Say what a run did: here, and in a page of its own."""
-    assert isinstance(settings, ReportSettings)
-    from yuzogpt import runs
-    from yuzogpt.report.report import write
-
-    wanted = settings.report
-    run = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
-    html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
-    print(f"\npage: {write(runs.directory_of_reader(run), html)}")
-
-
-def sample(settings: Section) -> None:
-    """Print samples, or answer line by line."""
-    assert isinstance(settings, SampleSettings)
-    from yuzogpt.sampling.sample import converse
-    from yuzogpt.sampling.sample import sample as draw_samples
-
-    wanted = settings.sampling
-    out_dir = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
-    located = wanted.model_copy(update={"out_dir": out_dir})
-    settings = settings.model_copy(update={"sampling": located})
-    if located.interactive:
-        with contextlib.suppress(KeyboardInterrupt):  # as good an end as that of the input
-            converse(settings, sys.stdin, sys.stdout)
-        return
-    for text in draw_samples(settings):
-        print(text)
-        print("---------------", flush=True)
-
-
-def serve(settings: Section) -> None:
-    """Answer HTTP requests, until it is interrupted."""
-    assert isinstance(settings, ServeSettings)
-    from yuzogpt.serving.launch import check, serve_here
-
-    settings, keys = check(settings)
-    if settings.replicas.num_replicas == 0:
-        serve_here(settings, keys)
-    else:
-        from yuzogpt.orchestration.serve import serve_on_ray
-
-        serve_on_ray(settings, keys)
-
-
-def export(settings: Section) -> None:
-    """Write a checkpoint as a Hugging Face folder."""
-    assert isinstance(settings, ExportSettings)
-    from yuzogpt.export import to_huggingface
-    from yuzogpt.references import resolve_model
-
-    wanted = settings.export
-    folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")
-    if folder.exists():
-        raise UserError(f"--hf_dir={folder}: exists already; choose another")
-    reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
-    to_huggingface(reference, folder)
-    print(f"{reference.name} -> {folder}")
-
-
-def doctor(settings: Section) -> None:
-    """Examine a cluster; RunFailed if it is not sound."""
-    assert isinstance(settings, DoctorSettings)
-    from yuzogpt.doctor.findings import judge
-    from yuzogpt.doctor.verdict import show, to_json, verdict
-    from yuzogpt.orchestration.doctor import survey_cluster
-
-    wanted = settings.doctor
-    if wanted.storage:
-        place = absolute_or_remote(wanted.storage, "", "storage").rstrip("/") or "/"
-        if scheme_of(place) not in ("", *SCHEMES):
-            raise UserError(f"--storage={place}: give a directory, s3://bucket or gs://bucket")
-        wanted = wanted.model_copy(update={"storage": place})
-    survey = survey_cluster(wanted)
-    findings = judge(survey, wanted)
-    if wanted.output == "json":
-        print(to_json(survey, findings))
-    else:
-        show(survey, findings)
-    if any(finding.level == "fault" for finding in findings):
-        raise RunFailed(verdict(survey, findings))
+    positional: tuple[str, ...] = ()  # settings that are given without their names, in this order
+    one: str = ""  # what these are
+    takes_presets: bool = False
 
 
 VERBS = {
-    "prepare": Verb("CORPUS", "text -> Arrow blocks", PrepareSettings, prepare),
-    "inspect": Verb("DIR", "what is in a prepared corpus", InspectSettings, inspect),
-    "train": Verb("[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, train),
-    "tune": Verb("[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, tune),
-    "report": Verb("OUT_DIR", "what a run did -> report.html", ReportSettings, report),
-    "sample": Verb("", "checkpoint -> text", SampleSettings, sample),
-    "serve": Verb("RUN | DIR | gpt2", "checkpoint -> HTTP and a page", ServeSettings, serve),
-    "doctor": Verb("", "is a cluster sound?", DoctorSettings, doctor),
-    "export": Verb("RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, export),
-}
-
-
-# The settings that a verb takes without their names, in this order, and what they are.
-POSITIONAL: dict[type[Section], tuple[tuple[str, ...], str]] = {
-    PrepareSettings: (("dataset",), "one corpus"),
-    InspectSettings: (("data_dir",), "one corpus"),
-    ReportSettings: (("out_dir",), "one run"),
-    ServeSettings: (("model",), "one model"),
-    ExportSettings: (("out_dir", "hf_dir"), "one run, and one folder,"),
-}
+    "prepare": Verb(
+        "CORPUS", "text -> Arrow blocks", PrepareSettings, verbs.prepare, ("dataset",), "one corpus"
+    ),
+    "inspect": Verb(
+        "DIR", "what is in a prepared corpus", InspectSettings, verbs.inspect,
+        ("data_dir",), "one corpus",
+    ),
+    "train": Verb(
+        "[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, verbs.train,
+        takes_presets=True,
+    ),
+    "tune": Verb(
+        "[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, verbs.tune,
+        takes_presets=True,
+    ),
+    "report": Verb(
+        "OUT_DIR", "what a run did -> report.html", ReportSettings, verbs.report,
+        ("out_dir",), "one run",
+    ),
+    "evaluate": Verb(
+        "RUN | DIR | gpt2 | PRESET", "checkpoint -> benchmarks", EvaluateSettings, verbs.evaluate,
+        ("model",), "one model", takes_presets=True,
+    ),
+    "sample": Verb("", "checkpoint -> text", SampleSettings, verbs.sample),
+    "serve": Verb(
+        "RUN | DIR | gpt2", "checkpoint -> HTTP and a page", ServeSettings, verbs.serve,
+        ("model",), "one model",
+    ),
+    "doctor": Verb("", "is a cluster sound?", DoctorSettings, verbs.doctor),
+    "export": Verb(
+        "RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, verbs.export,
+        ("out_dir", "hf_dir"), "one run, and one folder,",
+    ),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -278,21 +91,10 @@ def main(arguments: Sequence[str]) -> None:
     if "--help" in rest or "-h" in rest:
         print(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
         print(help_text(verb.schema))
-        if issubclass(verb.schema, TrainSettings):
-            print(f"\npresets: {', '.join(preset_names())}")
+        if verb.takes_presets:
+            print(f"\npresets: {', '.join(presets_of(verb))}")
         return
-    files = [argument for argument in rest if not argument.startswith("-")]
-    flags = [argument for argument in rest if argument.startswith("-")]
-    if verb.schema in POSITIONAL:
-        keys, what = POSITIONAL[verb.schema]
-        if len(files) > len(keys):
-            raise UserError(f"{name} {' '.join(files)}: {what} at a time")
-        flags = [f"--{key}={file}" for key, file in zip(keys, files, strict=False)] + flags
-        files = []
-    if verb.schema is DoctorSettings:
-        if files:
-            raise UserError(f"doctor {' '.join(files)}: takes --key=value only")
-        flags = ["--output=json" if flag == "--json" else flag for flag in flags]
+    files, flags = read_arguments(name, verb, rest)
     searched = [flag for flag in flags if flag.startswith(f"--{SEARCH}.")]
     if verb.schema is TuneSettings:
         flags = [flag for flag in flags if flag not in searched]
@@ -306,6 +108,34 @@ def main(arguments: Sequence[str]) -> None:
         verb.run(settings, files, searched)
     else:
         verb.run(settings)
+
+
+def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the presets and YAML files, and the flags, of which some came without their names."""
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    plain = [argument for argument in arguments if not argument.startswith("-")]
+    if verb.schema is DoctorSettings:
+        flags = ["--output=json" if flag == "--json" else flag for flag in flags]
+    if not verb.positional and verb.takes_presets:
+        return plain, flags
+    files = []
+    if verb.takes_presets:
+        named = [flag for flag in flags if flag.startswith("--preset=")]
+        flags = [flag for flag in flags if flag not in named]
+        is_file = {one: one in presets_of(verb) or one.endswith((".yaml", ".yml")) for one in plain}
+        files = [flag.partition("=")[2] for flag in named] + [one for one in plain if is_file[one]]
+        plain = [one for one in plain if not is_file[one]]
+    if len(plain) > len(verb.positional):
+        what = f"{verb.one} at a time" if verb.one else "takes --key=value only"
+        raise UserError(f"{name} {' '.join(plain)}: {what}")
+    named = [f"--{key}={value}" for key, value in zip(verb.positional, plain, strict=False)]
+    return files, named + flags
+
+
+def presets_of(verb: Verb) -> list[str]:
+    """Return the presets that a verb takes."""
+    of_evaluation = verb.schema is EvaluateSettings
+    return [name for name in preset_names() if name.startswith("eval_") == of_evaluation]
 
 
 def space_of(settings: TuneSettings, files: Sequence[str], searched: Sequence[str]) -> str:

@@ -7,6 +7,13 @@ within a verb, so that `--n_layer=4` needs no section. How values get in (defaul
 """
 
 from yuzogpt.config.doctor import DoctorSettings, SoundnessSettings
+from yuzogpt.config.evaluate import (
+    BenchmarkSettings,
+    EvaluatedModelSettings,
+    EvaluateSettings,
+    EvaluationDeviceSettings,
+    EvaluationWorkSettings,
+)
 from yuzogpt.config.prepare import (
     CorpusSettings,
     InspectedCorpus,
@@ -45,12 +52,17 @@ from yuzogpt.config.tune import SweepSettings, TuneSettings
 
 __all__ = [
     "BatchSettings",
+    "BenchmarkSettings",
     "CheckpointSettings",
     "CorpusSettings",
     "DataSettings",
     "DeviceSettings",
     "DoctorSettings",
+    "EvaluateSettings",
+    "EvaluatedModelSettings",
+    "EvaluationDeviceSettings",
     "EvaluationSettings",
+    "EvaluationWorkSettings",
     "ExportSettings",
     "ExportTarget",
     "FinetuningSettings",

@@ -1,0 +1,125 @@
+"""`yuzogpt evaluate` as its user meets it: mistakes, a second run, a kill, another batch."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY, yuzogpt
+from tests.evaluation.models import random_model, some_lambada, some_wikitext
+from yuzogpt.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("model") / "run")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    some_lambada(folder / "lambada_test.jsonl")
+    some_wikitext(folder / "wikitext2_test.txt")
+    return folder
+
+
+def command(model, files, out_dir, *flags):
+    return ["evaluate", str(model), f"--benchmark_dir={files}", f"--out_dir={out_dir}",
+            "--device=cpu", "--threads=1", "--shard_size=8", "--stride=16", *flags]  # fmt: skip
+
+
+def results(out_dir):
+    return json.loads((out_dir / "results.json").read_text())
+
+
+def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_path, capsys):
+    main(command(model, files, tmp_path / "a", "--num_workers=0", "--batch_size=1"))
+    assert "the GPT-2 paper's figures" in capsys.readouterr().out
+    main(command(model, files, tmp_path / "b", "--num_workers=0", "--batch_size=5"))
+    for task, found in results(tmp_path / "a")["tasks"].items():
+        other = results(tmp_path / "b")["tasks"][task]
+        for name, figure in found["figures"].items():
+            assert other["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-4)
+            assert other["figures"][name]["counted"] == figure["counted"]
+
+    # A second run computes nothing; one whose shard was cut short computes that shard.
+    shard = tmp_path / "a" / "shards" / "lambada-paper" / "00002.json"
+    first, before = results(tmp_path / "a"), shard.stat().st_mtime_ns
+    capsys.readouterr()
+    main(command(model, files, tmp_path / "a", "--num_workers=0"))
+    assert "shards are there already" in capsys.readouterr().out
+    assert shard.stat().st_mtime_ns == before
+    shard.write_bytes(shard.read_bytes()[:-20])
+    main(command(model, files, tmp_path / "a", "--num_workers=0", "--batch_size=1"))
+    assert results(tmp_path / "a") == first
+    # Another way of counting is another evaluation.
+    main(command(model, files, tmp_path / "a", "--num_workers=0", "--stride=32"))
+    wikitext = results(tmp_path / "a")["tasks"]["wikitext2"]
+    assert wikitext["stride"] == 32
+    assert wikitext["figures"]["perplexity"]["value"] != pytest.approx(
+        first["tasks"]["wikitext2"]["figures"]["perplexity"]["value"], rel=1e-6
+    )
+
+
+def test_mistakes(model, files, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in {
+        ("--tasks=lambda",): "did you mean lambada?",
+        ("--tasks=hellaswag",): "hellaswag has the protocol harness only",
+        ("--tasks=ptb", "--protocol=harness"): "ptb has the protocol paper only",
+        ("--tasks=",): "--tasks: none",
+        (f"--benchmark_dir={tmp_path / 'empty'}",): "lambada_test.jsonl is missing; put",
+        (f"--benchmark_dir={files}",): "the published file's is",
+        ("--tasks=loss", f"--data_dir={tmp_path / 'empty'}"): "",
+        ("--strid=3",): "did you mean stride?",
+    }.items():
+        result = yuzogpt("evaluate", str(model), f"--out_dir={tmp_path / 'out'}", *arguments)
+        assert result.returncode == 2, (arguments, result.stderr)
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_loss_on_a_corpus(gpt2_corpus_dir, model, tmp_path):
+    flags = ["--tasks=loss", f"--data_dir={gpt2_corpus_dir}", "--loss_windows=10"]
+    main(command(model, tmp_path, tmp_path / "out", *flags, "--num_workers=0"))
+    figures = results(tmp_path / "out")["tasks"]["loss"]["figures"]
+    assert list(figures) == [
+        "train_loss", "train_standard_error", "val_loss", "val_standard_error",
+    ]  # fmt: skip
+    assert figures["train_loss"]["counted"] == 10 * 64
+    assert 0 < figures["val_standard_error"]["value"] < figures["val_loss"]["value"]
+
+
+def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
+    """No shard is counted twice: the results are those of an undisturbed run, to the last bit."""
+    main(command(model, files, tmp_path / "whole", "--num_workers=0"))
+    out_dir = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *command(model, files, out_dir, "--num_workers=0")],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait, deadline = threading.Event(), time.monotonic() + 60
+    while len(list(out_dir.glob("shards/*/*.json"))) < 3:
+        assert time.monotonic() < deadline
+        wait.wait(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out_dir / "results.json").exists()
+    main(command(model, files, out_dir, "--num_workers=0"))
+    assert results(out_dir) == results(tmp_path / "whole")
+
+
+# The command, with the tests' own files in place of the published ones.
+KILLED = """
+import sys
+from dataclasses import replace
+from yuzogpt.evaluation import benchmark_files
+benchmark_files.PUBLISHED = {n: replace(o, sha256="") for n, o in benchmark_files.PUBLISHED.items()}
+from yuzogpt.cli import main
+main(sys.argv[1:])
+"""

@@ -1,0 +1,151 @@
+"""Figures that can be computed by hand, and what they must not depend on."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.sampling.engines import ALPHABET, small_model
+from yuzogpt.config import DeviceSettings
+from yuzogpt.evaluation.passages import Passage, continuation, windows
+from yuzogpt.evaluation.scoring import score
+from yuzogpt.evaluation.tasks import TASKS, Reading
+from yuzogpt.hardware import choose_hardware
+from yuzogpt.model.gpt import GPT
+from yuzogpt.tokenizers import CharTokenizer
+from yuzogpt.world import World
+
+HARDWARE = choose_hardware(DeviceSettings(device="cpu", dtype="float32", threads=1), World())
+
+
+class Two:
+    """A tokenizer of two characters, and no end of text."""
+
+    end_of_text = None
+    encode = staticmethod(CharTokenizer("\na").encode)
+
+
+def uniform_model() -> GPT:
+    """Return a model that finds both of its two tokens equally likely, always."""
+    model = small_model(1, vocab_size=2, n_embd=8, n_head=2, vocab_multiple=1)
+    with torch.no_grad():
+        model.wte.weight.zero_()
+    return model
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 64, 65, 100])
+@pytest.mark.parametrize("stride", [1, 5, 32])
+def test_windows_score_every_token_once_with_all_the_context_there_is(length, stride):
+    tokens = list(range(1, length + 1))
+    found = list(windows(tokens, 0, 32, stride))
+    assert [t for passage in found for t in passage.tokens[-passage.scored :]] == tokens
+    for passage in found:
+        last = passage.tokens[-1]
+        read = passage.tokens[:-1]
+        assert len(read) == min(32, last)  # all that fits, or all that there is
+        assert list(passage.tokens) == list(range(last - len(read), last + 1))
+    assert all(passage.scored <= stride for passage in found[1:])
+
+
+def test_a_text_under_a_uniform_model_is_exact(tmp_path):
+    """Two equally likely tokens: perplexity 2 a token, one bit a byte, whatever the windows are."""
+    path = tmp_path / "enwik8.zip"
+    path.with_suffix(".txt").write_bytes(b"a\na\na" * 20)
+    reading = Reading(Two(), 32, 7, False)
+    exam = TASKS["enwik8"].prepare["paper"](path.with_suffix(".txt"), reading)
+    scores = score(uniform_model(), exam.passages, 3, HARDWARE)
+    bits, per_token = exam.judge(scores)
+    assert (bits.metric, bits.counted, bits.unit) == ("bits_per_byte", 100, "bytes")
+    assert bits.value == pytest.approx(1, abs=1e-7)
+    assert (per_token.metric, per_token.counted) == ("token_perplexity", 100)
+    assert per_token.value == pytest.approx(2, abs=1e-6)
+
+
+def test_words_are_counted_as_in_the_original(tmp_path):
+    """Two words and an end of line are three tokens of the original, and here four of the model."""
+    path = tmp_path / "ptb.test.txt"
+    path.write_text(" a a \n")
+    (exam) = TASKS["ptb"].prepare["paper"](path, Reading(CharTokenizer("\n a"), 32, 32, False))
+    model = small_model(1, vocab_size=3, n_embd=8, n_head=2, vocab_multiple=1)
+    with torch.no_grad():
+        model.wte.weight.zero_()
+    figures = {one.metric: one for one in exam.judge(score(model, exam.passages, 1, HARDWARE))}
+    assert figures["perplexity"].counted == 3
+    assert figures["token_perplexity"].counted == len("a a\n")
+    assert figures["perplexity"].value == pytest.approx(3 ** (4 / 3), rel=1e-6)
+
+
+def test_a_score_is_the_models_own(tmp_path):
+    model, tokens = small_model(1), tuple(torch.randint(0, 65, (20,)).tolist())
+    (found,) = score(model, [Passage(tokens, 6)], 1, HARDWARE)
+    with torch.no_grad():
+        logprobs = model(torch.tensor([tokens[:-1]]))[0].log_softmax(-1)
+    expected = sum(logprobs[place, tokens[place + 1]].item() for place in range(13, 19))
+    assert found.logprob == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_do_not_depend_on_the_batch():
+    generator = torch.Generator().manual_seed(1)
+    passages = [
+        Passage(tuple(torch.randint(0, 65, (2 + n % 31,), generator=generator).tolist()), 1 + n % 2)
+        for n in range(50)
+    ]
+    passages = [one if one.scored < len(one.tokens) else Passage(one.tokens, 1) for one in passages]
+    model = small_model(1)
+    alone = [score(model, [passage], 1, HARDWARE)[0] for passage in passages]
+    for batch_size in (3, 8, 50):
+        together = score(model, passages, batch_size, HARDWARE)
+        for one, other in zip(alone, together, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert one.is_greedy == other.is_greedy
+
+
+def test_continuations():
+    tokenizer = CharTokenizer(ALPHABET)
+    passage = continuation("bead", " game", tokenizer, 32)
+    assert (len(passage.tokens), passage.scored) == (9, 5)
+    moved = continuation("bead ", "game", tokenizer, 32)  # its space is the text's
+    assert moved == passage
+    long = continuation("b" * 40, "game", tokenizer, 32)
+    assert (len(long.tokens), long.scored) == (33, 4)
+    empty = continuation("", "game", tokenizer, 32)
+    assert tokenizer.decode(empty.tokens) == "\ngame"
+    assert empty.scored == 4
+
+
+def test_the_last_word_with_and_without_stop_words(tmp_path):
+    """A model that always says the stop word is right only where such words are no answers."""
+    path = tmp_path / "lambada_test.jsonl"
+    path.write_text(json.dumps({"text": "bead game"}) + "\n" + json.dumps({"text": "a b c"}) + "\n")
+    tokenizer = CharTokenizer(ALPHABET)
+    exam = TASKS["lambada"].prepare["paper"](path, Reading(tokenizer, 32, 32, False))
+    assert [tokenizer.decode(one.tokens[-one.scored :]) for one in exam.passages] == [" game", " c"]
+    assert exam.notes["stop_word_filter"] == "off"
+    model = small_model(1)
+    perplexity, accuracy, last = exam.judge(score(model, exam.passages, 2, HARDWARE))
+    scores = score(model, exam.passages, 1, HARDWARE)
+    assert perplexity.value == pytest.approx(math.exp(-sum(s.logprob for s in scores) / 2))
+    assert perplexity.unit == "last words"
+    assert accuracy.counted == last.counted == 2
+    banned = tuple(range(65))[:-1]
+    (only,) = score(model, [Passage((1, 2, 64), 1, banned)], 1, HARDWARE)
+    assert only.is_greedy  # nothing else could be said
+    (never,) = score(model, [Passage((1, 2, 64), 1, (64,))], 1, HARDWARE)
+    assert not never.is_greedy
+    assert never.logprob == only.logprob  # the filter is for answers, not for likelihoods
+
+
+def test_questions(tmp_path):
+    path = tmp_path / "cbt.txt"
+    story = "".join(f"{n} bead game {n} .\n" for n in range(1, 21))
+    path.write_text(story + "21 a bead XXXXX game .\tdeal\t\tdeal|meal|hell\n\n" * 1)
+    exam = TASKS["cbt_cn"].prepare["paper"](
+        path, Reading(CharTokenizer(ALPHABET + "."), 32, 32, False)
+    )
+    tokenizer = CharTokenizer(ALPHABET + ".")
+    ends = [tokenizer.decode(one.tokens[-one.scored :]) for one in exam.passages]
+    assert ends == [" deal game .", " meal game .", " hell game ."]
+    by_hand = [type("S", (), {"logprob": value})() for value in (-3.0, -1.0, -2.0)]
+    accuracy, _ = exam.judge(by_hand)
+    assert (accuracy.value, accuracy.counted) == (0.0, 1)

@@ -1,0 +1,64 @@
+"""Benchmarks as Ray tasks: a worker that is killed changes nothing."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.evaluation.models import random_model, some_lambada, some_wikitext
+from tests.evaluation.test_evaluate import KILLED, command, results
+from yuzogpt.cli import main
+from yuzogpt.evaluation import benchmark_files
+
+pytestmark = pytest.mark.slow
+
+
+def workers(process):
+    """Return the processes that compute shards now."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::compute" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
+
+
+def test_a_killed_worker_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_files, "find", lambda task, folder: (tmp_path / task.file, "own"))
+    model = random_model(tmp_path / "run", n_layer=6, n_embd=192, n_head=4)
+    some_lambada(tmp_path / "lambada_test.jsonl", 300)
+    some_wikitext(tmp_path / "wikitext2_test.txt", 10)
+    own = KILLED.replace(
+        "from yuzogpt.cli",
+        "from pathlib import Path\n"
+        f"benchmark_files.find = lambda task, folder: (Path({str(tmp_path)!r}, task.file), 'own')\n"
+        "from yuzogpt.cli",
+    )
+    out_dir = tmp_path / "ray"
+    process = subprocess.Popen(
+        [sys.executable, "-c", own, *command(model, tmp_path, out_dir, "--num_workers=2")],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait, deadline = threading.Event(), time.monotonic() + 120
+    while len(list(out_dir.glob("shards/*/*.json"))) < 3 or not workers(process):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        wait.wait(0.02)
+    os.kill(workers(process)[0], signal.SIGKILL)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    main(command(model, tmp_path, tmp_path / "here", "--num_workers=0"))
+    expected, found = results(tmp_path / "here"), results(out_dir)
+    assert found["model"] == expected["model"]
+    for task, values in expected["tasks"].items():
+        for name, figure in values["figures"].items():
+            other = found["tasks"][task]["figures"][name]
+            assert other["counted"] == figure["counted"]
+            assert other["value"] == pytest.approx(figure["value"], rel=1e-6)

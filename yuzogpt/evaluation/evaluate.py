@@ -1,0 +1,159 @@
+"""`yuzogpt evaluate`: from settings to figures.
+
+In: a model and the names of benchmarks. Out: results.json and a table. Each benchmark is cut into
+shards (shards.py); what computes them, this process or Ray's, is handed in.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from yuzogpt import mirrors
+from yuzogpt.config import BenchmarkSettings, EvaluateSettings
+from yuzogpt.errors import UserError
+from yuzogpt.evaluation import benchmark_files, results
+from yuzogpt.evaluation.corpus_loss import loss_exam
+from yuzogpt.evaluation.passages import Score
+from yuzogpt.evaluation.results import Result
+from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
+from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
+from yuzogpt.lease import Lease
+from yuzogpt.overrides import nearest
+from yuzogpt.references import ModelReference, resolve_model
+
+LOSS = "loss"  # the task that reads a prepared corpus
+# Computes shards, in any order, and yields each with its scores.
+Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]
+
+
+def here(shards: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
+    """Compute shards in this process."""
+    return ((shard, compute(shard)) for shard in shards)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be evaluated, all of it known to be there."""
+
+    settings: EvaluateSettings
+    reference: ModelReference
+    directory: Path
+    read: dict[str, tuple[str, str]]  # of each task: where its text is, and what that is known by
+
+
+def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluation:
+    """Find the model and the files; UserError for what is missing or does not exist."""
+    check_tasks(settings.benchmarks)
+    reference = resolve_model(settings.evaluated.model)
+    reference.tokenizer()
+    read: dict[str, tuple[str, str]] = {}
+    for name in dict.fromkeys(settings.benchmarks.tasks):
+        if name == LOSS:
+            from yuzogpt.data.remote import open_anywhere
+
+            read[name] = corpus, open_anywhere(corpus).fingerprint
+        else:
+            path, digest = benchmark_files.find(TASKS[name], settings.benchmarks.benchmark_dir)
+            read[name] = str(path), digest
+    return Evaluation(settings, reference, directory, read)
+
+
+def check_tasks(wanted: BenchmarkSettings, flag: str = "--tasks") -> None:
+    """Raise UserError for a task that there is not, or not in this protocol."""
+    known = (*TASKS, LOSS)
+    if not wanted.tasks:
+        raise UserError(f"{flag}: none; known: {', '.join(known)}")
+    for name in wanted.tasks:
+        if name not in known:
+            hint = nearest(name, known) or f"known: {', '.join(known)}"
+            raise UserError(f"{flag}={name}: no such task; {hint}")
+        if name != LOSS and wanted.protocol not in TASKS[name].prepare:
+            (other,) = TASKS[name].prepare
+            raise UserError(
+                f"{flag}={name} --protocol={wanted.protocol}: {name} has the protocol {other} only"
+            )
+
+
+def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Result]:
+    """Compute what is not there yet, and write the results."""
+    directory, settings = evaluation.directory, evaluation.settings
+    directory.mkdir(parents=True, exist_ok=True)
+    with Lease(directory):
+        reference, weights = evaluation.reference, weights_hash(evaluation.reference)
+        exams = {task: exam_of(evaluation, task) for task in evaluation.read}
+        shards = {
+            task: shards_of(sitting_of(evaluation, task, weights), exam.passages)
+            for task, exam in exams.items()
+        }
+        everything = [shard for of_task in shards.values() for shard in of_task]
+        left = everything
+        if not settings.evaluated.overwrite:
+            left = list(undone(directory, everything))
+        if len(left) < len(everything):
+            print(f"{len(everything) - len(left)} of {len(everything)} shards are there already")
+        with tqdm(total=len(left), unit="shard", disable=not left) as bar:
+            for shard, scores in compute_shards(left):
+                shard.write(directory, scores)
+                bar.set_postfix_str(shard.sitting.task)
+                bar.update()
+        found = [
+            judge(directory, exams[task], of_task, evaluation.read[task][1])
+            for task, of_task in shards.items()
+        ]
+        model = {"name": reference.name, "sha256": weights}
+        if reference.checkpoint:
+            model["step"] = str(reference.checkpoint.state.step)
+        path = results.write(directory, model, found)
+    results.show(found)
+    print(f"results: {path}")
+    return found
+
+
+def exam_of(evaluation: Evaluation, task: str) -> Exam:
+    """Read a benchmark for a model."""
+    wanted, reference = evaluation.settings.benchmarks, evaluation.reference
+    reading = Reading(
+        tokenizer=reference.tokenizer(),
+        block_size=reference.shape.block_size,
+        stride=wanted.stride,
+        stop_words=wanted.stop_word_filter,
+        limit=wanted.limit,
+    )
+    place, _ = evaluation.read[task]
+    if task == LOSS:
+        return loss_exam(place, reading, wanted.loss_windows)
+    return TASKS[task].prepare[wanted.protocol](Path(place), reading)
+
+
+def sitting_of(evaluation: Evaluation, task: str, weights: str) -> Sitting:
+    """Return what a worker must know of a task."""
+    wanted, work = evaluation.settings.benchmarks, evaluation.settings.work
+    reference = evaluation.reference
+    checkpoint = reference.checkpoint
+    return Sitting(
+        # The checkpoint, not the run: its best one may be another, soon.
+        model=mirrors.name_of(checkpoint.directory) if checkpoint else reference.name,
+        weights=weights,
+        task=task,
+        protocol=wanted.protocol,
+        read=evaluation.read[task][1],
+        counted=wanted.model_copy(
+            update={"tasks": (), "benchmark_dir": "", "data_dir": "", "dataset": ""}
+        ).model_dump_json(),
+        size=work.shard_size,
+        batch_size=work.batch_size,
+        device=evaluation.settings.device,
+    )
+
+
+def judge(directory: Path, exam: Exam, shards: Sequence[Shard], digest: str) -> Result:
+    """Return the figures of a task whose shards are all there."""
+    scores = list[Score]()
+    for shard in shards:
+        found = shard.read(directory)
+        assert found is not None and len(found) == len(shard.passages), shard.path(directory)
+        scores += found
+    task = shards[0].sitting.task
+    return Result(task, exam.judge(scores), {**exam.notes, "file_sha256": digest})

@@ -1,0 +1,130 @@
+"""Any task of lm-evaluation-harness on any model that has a name here.
+
+    pip install lm-eval
+    python -m yuzogpt.evaluation.harness run --model_args model=out-gpt2 --tasks lambada_openai
+
+In: the harness's requests. Out: log-likelihoods and texts. It is the harness's own command, with
+one more kind of model, `yuzogpt`: `--model_args` takes model, device, dtype and threads.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from yuzogpt.config import DeviceSettings
+from yuzogpt.evaluation.passages import Passage, start_of, windows
+from yuzogpt.evaluation.scoring import score
+from yuzogpt.hardware import choose_hardware
+from yuzogpt.loading import load_model
+from yuzogpt.references import resolve_model
+from yuzogpt.sampling.load import load_engine
+from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.sampling.sample import complete
+from yuzogpt.world import World
+
+DEFAULT_NEW_TOKENS = 256  # the harness's
+
+
+@register_model("yuzogpt")
+class YuzoGPT(TemplateLM):  # type: ignore[misc]
+    """A model of ours, as the harness sees one."""
+
+    def __init__(
+        self,
+        model: str = "gpt2",
+        batch_size: int | str = 8,
+        device: str = "auto",
+        dtype: str = "float32",
+        threads: int = 0,
+        **unknown: Any,
+    ) -> None:
+        """`model`: whatever the other commands take."""
+        super().__init__()
+        if wrong := [name for name, value in unknown.items() if value is not None]:
+            raise ValueError(f"--model_args: {', '.join(wrong)} is not known; model, device, dtype")
+        self.reference = resolve_model(model)
+        self.tokens = self.reference.tokenizer()
+        name = {"cuda:0": "cuda", None: "auto"}.get(device, device)
+        self.settings = DeviceSettings.model_validate(
+            {"device": name, "dtype": dtype, "threads": threads}
+        )
+        self.hardware = choose_hardware(self.settings, World())
+        self.model = load_model(self.reference).to(self.hardware.device)
+        self.block_size = self.reference.shape.block_size
+        self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that stands for the beginning of a text."""
+        return start_of(self.tokens)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """Return the ids of a text; nothing is added."""
+        ids: list[int] = self.tokens.encode(string).tolist()
+        return ids
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        passages = []
+        for _texts, context, text in requests:
+            tokens = tuple([*context, *text][-(self.block_size + 1) :])
+            passages.append(Passage(tokens, min(len(text), len(tokens) - 1)))
+        scores = score(self.model, passages, self.batch_size, self.hardware)
+        return [(one.logprob, one.is_greedy) for one in scores]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Return the log-likelihood of whole texts, in windows that have nothing in common."""
+        passages, owners = list[Passage](), list[int]()
+        for number, request in enumerate(requests):
+            (text,) = request.args
+            ids = self.tok_encode(text)
+            mine = list(windows(ids, self.eot_token_id, self.block_size, self.block_size))
+            passages += mine
+            owners += [number] * len(mine)
+        found = [0.0] * len(requests)
+        scores = score(self.model, passages, self.batch_size, self.hardware)
+        for owner, one in zip(owners, scores, strict=True):
+            found[owner] += one.logprob
+        return found
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Go on with texts, all of them at once, until a stop string or the end of text."""
+        device = self.settings
+        engine = load_engine(self.reference, self.tokens, device, self.batch_size)
+        return list(complete(engine, [self._to_request(*request.args) for request in requests]))
+
+    def _to_request(self, context: str, wanted: dict[str, Any]) -> Request:
+        until = wanted.get("until") or []
+        new = int(wanted.get("max_gen_toks") or wanted.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+        room = max(1, self.block_size - new)
+        ids = self.tok_encode(context)[-room:] or [self.eot_token_id]
+        is_greedy = not wanted.get("do_sample", False)
+        sampling = Sampling(
+            temperature=0.0 if is_greedy else float(wanted.get("temperature", 1.0)),
+            top_k=int(wanted.get("top_k") or 0),
+            top_p=float(wanted.get("top_p") or 1.0),
+        )
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        return Request(ids, new, sampling, stops)
+
+
+def main() -> None:
+    """Run the harness's command with our models as its default."""
+    from lm_eval.__main__ import cli_evaluate
+
+    if not any(argument.startswith("--model=") or argument == "--model" for argument in sys.argv):
+        sys.argv += ["--model", "yuzogpt"]
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

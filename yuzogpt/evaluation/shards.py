@@ -1,0 +1,133 @@
+"""A benchmark in pieces, each of which is computed once, by any process, and kept.
+
+In: an exam, and the model that sits it. Out: scores, in order. A shard brings its passages along:
+a worker needs nothing but the model. Its file says what it was computed from: a command that was
+killed goes on, and one with other settings computes anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yuzogpt.checkpoints import MANIFEST
+from yuzogpt.config import DeviceSettings
+from yuzogpt.errors import UserError
+from yuzogpt.evaluation.passages import Passage, Score
+from yuzogpt.evaluation.tasks import Protocol
+from yuzogpt.files import sha256, to_json, write_durably
+from yuzogpt.model.hub import CONFIG, PUBLISHED, download, weight_files
+from yuzogpt.references import ModelReference, resolve_model
+
+if TYPE_CHECKING:
+    from yuzogpt.hardware import Hardware
+    from yuzogpt.model.gpt import GPT
+
+SHARDS = "shards"
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A model that sits an exam: what its scores derive from, and how they are computed."""
+
+    model: str
+    weights: str  # the SHA-256 of
+    task: str
+    protocol: Protocol
+    read: str  # the SHA-256 of the benchmark's file, or a corpus's fingerprint
+    counted: str  # stride, filter, limit: whatever else decides which passages there are
+    size: int  # of a shard
+    batch_size: int
+    device: DeviceSettings
+
+    def fingerprint(self) -> str:
+        """Return what its scores derive from; not where they are computed, or in which batches."""
+        known = asdict(self)
+        for name in ("model", "batch_size", "device"):
+            known.pop(name)
+        known["dtype"] = self.device.dtype
+        return hashlib.sha256(to_json(known)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of the passages of an exam."""
+
+    sitting: Sitting
+    number: int
+    passages: Sequence[Passage]
+
+    def path(self, directory: Path) -> Path:
+        """Return where its scores are kept."""
+        folder = f"{self.sitting.task}-{self.sitting.protocol}"
+        return directory / SHARDS / folder / f"{self.number:05}.json"
+
+    def read(self, directory: Path) -> list[Score] | None:
+        """Return its scores, if they are there, whole, and of this sitting."""
+        try:
+            found = json.loads(self.path(directory).read_bytes())
+            if found["fingerprint"] == self.sitting.fingerprint():
+                return [Score(*values) for values in found["scores"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def write(self, directory: Path, scores: Sequence[Score]) -> None:
+        """Keep its scores."""
+        path = self.path(directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [list(astuple(score)) for score in scores]
+        content = {"fingerprint": self.sitting.fingerprint(), "scores": rows}
+        write_durably(path, (json.dumps(content) + "\n").encode())
+
+
+def shards_of(sitting: Sitting, passages: Sequence[Passage]) -> list[Shard]:
+    """Cut the passages of an exam into shards."""
+    starts = range(0, len(passages), sitting.size)
+    return [
+        Shard(sitting, number, passages[first : first + sitting.size])
+        for number, first in enumerate(starts)
+    ]
+
+
+def compute(shard: Shard) -> list[Score]:
+    """Score a shard; the model is kept for the next one in this process."""
+    from yuzogpt.evaluation.scoring import score
+
+    sitting = shard.sitting
+    model, hardware = loaded(sitting.model, sitting.weights, sitting.device)
+    return score(model, shard.passages, sitting.batch_size, hardware)
+
+
+@lru_cache(maxsize=1)
+def loaded(name: str, weights: str, device: DeviceSettings) -> "tuple[GPT, Hardware]":
+    """Load a model; UserError if this machine has another one of that name."""
+    from yuzogpt.hardware import choose_hardware
+    from yuzogpt.loading import load_model
+    from yuzogpt.world import World
+
+    reference = resolve_model(name)
+    if weights_hash(reference) != weights:
+        raise UserError(f"{name}: not the same weights on every machine")
+    hardware = choose_hardware(device, World())
+    return load_model(reference).to(hardware.device), hardware
+
+
+def weights_hash(reference: ModelReference) -> str:
+    """Return what tells a model's weights from others: the SHA-256 of all that they are read from.
+
+    A checkpoint's manifest has those of its tensors.
+    """
+    if reference.checkpoint:
+        return sha256(reference.checkpoint.directory / MANIFEST)
+    folder = download(reference.name) if reference.name in PUBLISHED else Path(reference.name)
+    files = [folder / CONFIG, *weight_files(folder)]
+    return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()
+
+
+def undone(directory: Path, shards: Sequence[Shard]) -> Iterator[Shard]:
+    """Yield the shards that have no scores yet."""
+    return (shard for shard in shards if shard.read(directory) is None)

@@ -1,0 +1,323 @@
+"""The benchmarks: what each reads, what is scored, and what its figures are divided by.
+
+In: a benchmark's file, and a protocol. Out: passages for the model, and, of their scores, figures
+that carry what was counted. Two protocols, since published figures differ by up to ten points
+between them:
+
+    paper     the GPT-2 paper's: a text as people write it, in windows with context, and per token
+              of the original; of LAMBADA the last word
+    harness   lm-evaluation-harness's (0.4): documents apart, and each task as it is there
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from yuzogpt.evaluation import formats
+from yuzogpt.evaluation.detokenizers import ONE_BILLION, PTB, WIKITEXT, Detokenizer, Rules
+from yuzogpt.evaluation.passages import Passage, Score, continuation, start_of, windows
+from yuzogpt.tokenizers import Tokenizer
+
+T = TypeVar("T")
+Protocol = Literal["paper", "harness"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model reads with, and how a text is cut for it."""
+
+    tokenizer: Tokenizer
+    block_size: int
+    stride: int  # of windows, in the paper's protocol
+    stop_words: bool  # LAMBADA: a stop word is no answer
+    limit: int = 0  # lines, passages or questions, if not all
+
+    def some(self, items: Sequence[T]) -> Sequence[T]:
+        """Return as many as the limit allows."""
+        return items[: self.limit] if self.limit else items
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, what it is, and what was counted for it."""
+
+    metric: str
+    value: float
+    counted: int
+    unit: str  # of what was counted
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        """Return it for results.json."""
+        return {"value": self.value, "counted": self.counted, "unit": self.unit}
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A benchmark, ready for one model."""
+
+    passages: list[Passage]
+    judge: Callable[[Sequence[Score]], list[Figure]]
+    notes: dict[str, str | int] = field(default_factory=dict)  # what else a reader must know
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark: its file, and how it is read in each protocol that it has."""
+
+    name: str
+    file: str
+    prepare: dict[Protocol, Callable[[Path, Reading], Exam]]
+    metric: str  # the paper's
+    paper: tuple[float, ...]  # for 117M, 345M, 762M, 1542M
+
+
+# --- a text, all of it
+
+
+def exam_of_text(text: str, units: dict[str, int], reading: Reading, **notes: str | int) -> Exam:
+    """Read one long text in windows; `units`: what its log-likelihood is divided by, and named."""
+    tokens = reading.tokenizer.encode(text).tolist()
+    stride = min(reading.stride, reading.block_size)
+    passages = list(windows(tokens, start_of(reading.tokenizer), reading.block_size, stride))
+    notes = {"protocol": "paper", "window": reading.block_size, "stride": stride, **notes}
+
+    def judge(scores: Sequence[Score]) -> list[Figure]:
+        return figures_of_text(sum(score.logprob for score in scores), len(tokens), units)
+
+    return Exam(passages, judge, notes)
+
+
+def figures_of_text(logprob: float, tokens: int, units: dict[str, int]) -> list[Figure]:
+    """Return perplexities, or bits, for each way of counting; the first is the paper's."""
+    found = []
+    for unit, count in units.items():
+        if unit in ("byte", "character"):
+            found.append(
+                Figure(f"bits_per_{unit}", -logprob / count / math.log(2), count, f"{unit}s")
+            )
+        else:
+            name = "perplexity" if unit == "original token" else f"{unit}_perplexity"
+            found.append(Figure(name, math.exp(-logprob / count), count, f"{unit}s"))
+    return [
+        *found,
+        Figure("token_perplexity", math.exp(-logprob / tokens), tokens, "model's tokens"),
+    ]
+
+
+def tokenized(rules: Rules) -> Callable[[Path, Reading], Exam]:
+    """Return how a tokenized text is read: as people write, per token of the original."""
+
+    def prepare(path: Path, reading: Reading) -> Exam:
+        lines = reading.some(formats.lines(path))
+        detokenizer = Detokenizer.of(rules, lines)
+        text = "".join(f"{detokenizer.join(line)}\n" for line in lines)
+        # An end of line is a token, too, as language models before GPT-2 counted.
+        original = sum(len(line.split()) + 1 for line in lines)
+        units = {"original token": original, "byte": len(text.encode())}
+        return exam_of_text(text, units, reading, lexicon=len(detokenizer.lexicon))
+
+    return prepare
+
+
+def sentences(path: Path, reading: Reading) -> Exam:
+    """One billion words: sentences that have nothing to do with each other."""
+    lines = reading.some(formats.lines(path))
+    spaced = [f" {' '.join(line.split())} " for line in lines]
+    detokenizer = Detokenizer.of(ONE_BILLION, spaced)
+    start, passages, tokens = start_of(reading.tokenizer), list[Passage](), 0
+    for line in spaced:
+        ids = reading.tokenizer.encode(detokenizer.join(line)).tolist()
+        tokens += len(ids)
+        passages += windows(ids, start, reading.block_size, reading.block_size)
+    original = sum(len(line.split()) + 1 for line in lines)
+
+    def judge(scores: Sequence[Score]) -> list[Figure]:
+        logprob = sum(score.logprob for score in scores)
+        return figures_of_text(logprob, tokens, {"original token": original})
+
+    return Exam(passages, judge, {"protocol": "paper", "sentences": len(lines)})
+
+
+def last_bytes(unit: str) -> Callable[[Path, Reading], Exam]:
+    """Return how enwik8 and text8 are read: the last five of a hundred million bytes."""
+
+    def prepare(path: Path, reading: Reading) -> Exam:
+        content = bytes(reading.some(formats.content(path)[-5_000_000:]))
+        text = content.decode("utf-8", errors="replace")
+        count = len(content) if unit == "byte" else len(text)
+        return exam_of_text(text, {unit: count}, reading)
+
+    return prepare
+
+
+def documents(path: Path, reading: Reading) -> Exam:
+    """WikiText as the harness reads it: article by article, with its de-tokenizer's rules."""
+    pages = reading.some(formats.wikitext_pages(path))
+    start, passages = start_of(reading.tokenizer), list[Passage]()
+    for page in pages:
+        ids = reading.tokenizer.encode(formats.harness_wikitext(page)).tolist()
+        passages += windows(ids, start, reading.block_size, reading.block_size)
+    words = sum(len(re.split(r"\s+", page)) for page in pages)
+    size = sum(len(page.encode()) for page in pages)
+
+    def judge(scores: Sequence[Score]) -> list[Figure]:
+        logprob = sum(score.logprob for score in scores)
+        return [
+            Figure("word_perplexity", math.exp(-logprob / words), words, "words"),
+            Figure("byte_perplexity", math.exp(-logprob / size), size, "bytes"),
+            Figure("bits_per_byte", -logprob / size / math.log(2), size, "bytes"),
+        ]
+
+    return Exam(passages, judge, {"protocol": "harness", "documents": len(pages)})
+
+
+# --- the last word of a passage
+
+
+def last_word(protocol: Protocol) -> Callable[[Path, Reading], Exam]:
+    """Return how LAMBADA is read, in OpenAI's de-tokenized variant: is the last word foreseen?"""
+
+    def prepare(path: Path, reading: Reading) -> Exam:
+        filtered = protocol == "paper" and reading.stop_words
+        never = stop_tokens(reading.tokenizer) if filtered else ()
+        passages = [
+            continuation(context, word, reading.tokenizer, reading.block_size, never)
+            for context, word in reading.some(formats.lambada(path))
+        ]
+
+        def judge(scores: Sequence[Score]) -> list[Figure]:
+            n = len(scores)
+            logprob = sum(score.logprob for score in scores)
+            found = [
+                Figure("perplexity", math.exp(-logprob / n), n, "last words"),
+                Figure("accuracy", sum(score.is_greedy for score in scores) / n, n, "last words"),
+            ]
+            if protocol == "paper":  # some count this, and get 14 points more
+                hits = sum(score.ends_greedy for score in scores)
+                found.append(Figure("last_token_accuracy", hits / n, n, "last tokens"))
+            return found
+
+        notes: dict[str, str | int] = {"protocol": protocol, "variant": "OpenAI's, de-tokenized"}
+        if protocol == "paper":
+            notes["stop_word_filter"] = "on" if filtered else "off"
+        return Exam(passages, judge, notes)
+
+    return prepare
+
+
+# Words that end no passage of LAMBADA, but that a model that knows little likes to say.
+STOP_WORDS = (
+    "a an the this that these those and or but nor so yet if then than because while as until "
+    "of at by for with about against between into through during before after above below to "
+    "from up down in out on off over under again further once here there when where why how all "
+    "any both each few more most other some such no not only own same too very i me my we our "
+    "ours you your yours he him his she her hers it its they them their theirs what which who "
+    "whom is am are was were be been being have has had having do does did doing will would "
+    "shall should can could may might must just now"
+).split()
+
+
+def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens that are a whole stop word, or no word at all."""
+    spelled = (f" {form}" for word in STOP_WORDS for form in (word, word.capitalize()))
+    encoded = (tokenizer.encode(text).tolist() for text in (*spelled, ",", ".", "\n", '"', " -"))
+    return tuple(sorted({ids[0] for ids in encoded if len(ids) == 1}))
+
+
+# --- choices
+
+
+def choices(
+    protocol: Protocol, read: Callable[[Path], list[formats.Question]]
+) -> Callable[[Path, Reading], Exam]:
+    """Return how questions are read: the likeliest continuation is the answer."""
+
+    def prepare(path: Path, reading: Reading) -> Exam:
+        questions = reading.some(read(path))
+        passages = [
+            continuation(question.context, choice, reading.tokenizer, reading.block_size)
+            for question in questions
+            for choice in question.choices
+        ]
+
+        def judge(scores: Sequence[Score]) -> list[Figure]:
+            right = right_by_length = first = 0
+            for question in questions:
+                mine = scores[first : first + len(question.choices)]
+                first += len(mine)
+                logprobs = [score.logprob for score in mine]
+                # Of the choice itself, without the space before it, in characters.
+                lengths = [len(choice) - 1 for choice in question.choices]
+                by_length = [a / b for a, b in zip(logprobs, lengths, strict=True)]
+                right += best(logprobs) == question.answer
+                right_by_length += best(by_length) == question.answer
+            n = len(questions)
+            return [
+                Figure("accuracy", right / n, n, "questions"),
+                Figure("accuracy_by_length", right_by_length / n, n, "questions"),
+            ]
+
+        return Exam(passages, judge, {"protocol": protocol})
+
+    return prepare
+
+
+def best(values: Sequence[float]) -> int:
+    """Return the place of the highest."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "lambada", "lambada_test.jsonl",
+            {"paper": last_word("paper"), "harness": last_word("harness")},
+            "perplexity", (35.13, 15.60, 10.87, 8.63),
+        ),
+        Task(
+            "wikitext2", "wikitext2_test.txt",
+            {"paper": tokenized(WIKITEXT), "harness": documents},
+            "perplexity", (29.41, 22.76, 19.93, 18.34),
+        ),
+        Task(
+            "ptb", "ptb.test.txt", {"paper": tokenized(PTB)},
+            "perplexity", (65.85, 47.33, 40.31, 35.76),
+        ),
+        Task(
+            "wikitext103", "wikitext103_test.txt",
+            {"paper": tokenized(WIKITEXT), "harness": documents},
+            "perplexity", (37.50, 26.37, 22.05, 17.48),
+        ),
+        Task(
+            "enwik8", "enwik8.zip", {"paper": last_bytes("byte")},
+            "bits_per_byte", (1.16, 1.01, 0.97, 0.93),
+        ),
+        Task(
+            "text8", "text8.zip", {"paper": last_bytes("character")},
+            "bits_per_character", (1.17, 1.06, 1.02, 0.98),
+        ),
+        Task(
+            "1bw", "1bw_test.txt", {"paper": sentences},
+            "perplexity", (75.20, 55.72, 44.575, 42.16),
+        ),
+        Task(
+            "cbt_cn", "cbtest_CN_test_2500ex.txt",
+            {"paper": choices("paper", formats.childrens_books)},
+            "accuracy", (0.8765, 0.9235, 0.9345, 0.9330),
+        ),
+        Task(
+            "cbt_ne", "cbtest_NE_test_2500ex.txt",
+            {"paper": choices("paper", formats.childrens_books)},
+            "accuracy", (0.834, 0.871, 0.880, 0.8905),
+        ),
+        Task(
+            "hellaswag", "hellaswag_val.jsonl",
+            {"harness": choices("harness", formats.hellaswag)},
+            "accuracy", (),
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,270 @@
+"""What each verb does with its settings: paths made absolute, then the work, wherever it runs.
+
+In: settings, as cli.py resolved them. Out: what the verb is for. Nothing heavy is imported before
+what can be checked is known to be right.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from yuzogpt.config import (
+    DoctorSettings,
+    EvaluateSettings,
+    ExportSettings,
+    InspectSettings,
+    PrepareSettings,
+    ReportSettings,
+    SampleSettings,
+    Section,
+    ServeSettings,
+    TrainSettings,
+    TuneSettings,
+)
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.filesystems import scheme_of
+from yuzogpt.mirrors import SCHEMES
+from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
+
+T = TypeVar("T", bound=TrainSettings)
+
+
+def train(settings: Section) -> None:
+    """Train, on Ray, in this process, or as one of torchrun's ranks."""
+    assert isinstance(settings, TrainSettings)
+    from yuzogpt import runs
+
+    settings = locate_train(settings)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if settings.workers.num_workers != 0:
+            raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
+        from yuzogpt.training.launch import run_as_rank
+
+        run_as_rank(settings)
+        return
+    settings, resume = runs.check(settings)
+    if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
+        print(runs.finished_line(settings))
+    elif settings.workers.num_workers == 0:
+        from yuzogpt.training.launch import run_here
+
+        run_here(settings)
+    else:
+        from yuzogpt.orchestration.train import run_on_ray
+
+        run_on_ray(settings)
+
+
+def locate_train(settings: T) -> T:
+    """Make every path absolute; one in an object store stays a URI."""
+    from yuzogpt.model.hub import PUBLISHED
+
+    run, data = settings.run, settings.data
+    named = data.data_dir or f"data/{data.dataset}"
+    data_dir = absolute_or_remote(named, run.storage, "data_dir")
+    changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
+    if run.init_from not in ("scratch", "resume", *PUBLISHED):
+        changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
+    key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
+    return settings.model_copy(
+        update={
+            "run": run.model_copy(update=changes),
+            "data": data.model_copy(update={"data_dir": data_dir}),
+            "log": settings.log.model_copy(update={"wandb_key_file": key_file}),
+        }
+    )
+
+
+def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
+    """Search for the best settings: a sweep of trainings, on Ray Tune."""
+    assert isinstance(settings, TuneSettings)
+    from yuzogpt.tuning.space import read_space
+    from yuzogpt.tuning.sweep import Sweep
+
+    settings = locate_train(settings)
+    sweep = Sweep(settings, read_space(settings, files, searched)).checked()
+
+    from yuzogpt.tuning.search import is_over
+    from yuzogpt.tuning.sweep import write_outcome
+    from yuzogpt.tuning.verdict import show
+
+    with sweep.writing():
+        if is_over(sweep):
+            print(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
+            found = write_outcome(sweep)
+        else:
+            from yuzogpt.orchestration.tune import on_ray, search
+
+            with on_ray(sweep.base):
+                found = search(sweep)
+        show(sweep, found)
+
+
+def prepare(settings: Section) -> None:
+    """Turn text into Arrow blocks, on Ray where the corpus is large."""
+    assert isinstance(settings, PrepareSettings)
+    from yuzogpt.data.prepare import ThisProcess
+    from yuzogpt.data.prepare import prepare as prepare_corpus
+
+    wanted = settings.corpus
+    if wanted.source:
+        source_path = absolute_or_remote(wanted.source, wanted.storage, "source")
+        wanted = wanted.model_copy(update={"source": source_path})
+        settings = settings.model_copy(update={"corpus": wanted})
+    directory = absolute(wanted.data_dir or f"data/{wanted.dataset}", wanted.storage, "data_dir")
+    if settings.large.num_workers == 0:
+        corpus, is_new = prepare_corpus(settings, directory, ThisProcess())
+    else:
+        from yuzogpt.orchestration.prepare import prepare_on_ray
+
+        corpus, is_new = prepare_on_ray(settings, directory)
+    manifest = corpus.manifest
+    state = "prepared" if is_new else "already prepared"
+    source = f"{manifest.source['name']}, SHA-256 {manifest.source['sha256'][:12]}"
+    print(f"{state}: {manifest.corpus} from {source} in {directory}")
+    print(
+        f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
+        f"tokens, val {manifest.tokens('val'):,} tokens"
+    )
+
+
+def inspect(settings: Section) -> None:
+    """Print what a prepared corpus is; check it, or export it."""
+    assert isinstance(settings, InspectSettings)
+    from yuzogpt.data.inspect import export_bin, show, verify
+    from yuzogpt.data.remote import open_anywhere
+
+    wanted = settings.inspect
+    corpus = open_anywhere(absolute_or_remote(wanted.data_dir, wanted.storage, "data_dir"))
+    if wanted.verify:
+        print(verify(corpus))
+    if wanted.export_bin:
+        print("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
+    if not (wanted.verify or wanted.export_bin):
+        show(corpus, wanted.examples)
+
+
+def report(settings: Section) -> None:
+    """Say what a run did: here, and in a page of its own."""
+    assert isinstance(settings, ReportSettings)
+    from yuzogpt import runs
+    from yuzogpt.report.report import write
+
+    wanted = settings.report
+    run = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
+    html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
+    print(f"\npage: {write(runs.directory_of_reader(run), html)}")
+
+
+def sample(settings: Section) -> None:
+    """Print samples, or answer line by line."""
+    assert isinstance(settings, SampleSettings)
+    from yuzogpt.sampling.sample import converse
+    from yuzogpt.sampling.sample import sample as draw_samples
+
+    wanted = settings.sampling
+    out_dir = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
+    located = wanted.model_copy(update={"out_dir": out_dir})
+    settings = settings.model_copy(update={"sampling": located})
+    if located.interactive:
+        with contextlib.suppress(KeyboardInterrupt):  # as good an end as that of the input
+            converse(settings, sys.stdin, sys.stdout)
+        return
+    for text in draw_samples(settings):
+        print(text)
+        print("---------------", flush=True)
+
+
+def evaluate(settings: Section) -> None:
+    """Hold a model against benchmarks, on Ray or in this process."""
+    assert isinstance(settings, EvaluateSettings)
+    from yuzogpt.evaluation.evaluate import check, here
+    from yuzogpt.evaluation.evaluate import evaluate as run_evaluation
+
+    settings, directory, corpus = locate_evaluation(settings)
+    evaluation = check(settings, directory, corpus)
+    if settings.work.num_workers == 0:
+        run_evaluation(evaluation, here)
+    else:
+        from yuzogpt.orchestration.evaluate import on_ray
+
+        run_evaluation(evaluation, on_ray(settings))
+
+
+def locate_evaluation(settings: EvaluateSettings) -> tuple[EvaluateSettings, Path, str]:
+    """Make every path absolute; return where results go, too, and the corpus."""
+    from yuzogpt.model.hub import PUBLISHED
+
+    wanted, benchmarks = settings.evaluated, settings.benchmarks
+    model = wanted.model
+    if model not in PUBLISHED:
+        model = directory_or_store(model, wanted.storage, "model")
+    out_dir = absolute(wanted.out_dir or f"eval-{Path(model).name}", wanted.storage, "out_dir")
+    named = benchmarks.data_dir or f"data/{benchmarks.dataset}"
+    reads_corpus = "loss" in benchmarks.tasks
+    corpus = absolute_or_remote(named, wanted.storage, "data_dir") if reads_corpus else ""
+    folder = benchmarks.benchmark_dir
+    if folder:
+        folder = str(absolute(folder, wanted.storage, "benchmark_dir"))
+    located = settings.model_copy(
+        update={
+            "evaluated": wanted.model_copy(update={"model": model}),
+            "benchmarks": benchmarks.model_copy(update={"benchmark_dir": folder}),
+        }
+    )
+    return located, out_dir, corpus
+
+
+def serve(settings: Section) -> None:
+    """Answer HTTP requests, until it is interrupted."""
+    assert isinstance(settings, ServeSettings)
+    from yuzogpt.serving.launch import check, serve_here
+
+    settings, keys = check(settings)
+    if settings.replicas.num_replicas == 0:
+        serve_here(settings, keys)
+    else:
+        from yuzogpt.orchestration.serve import serve_on_ray
+
+        serve_on_ray(settings, keys)
+
+
+def export(settings: Section) -> None:
+    """Write a checkpoint as a Hugging Face folder."""
+    assert isinstance(settings, ExportSettings)
+    from yuzogpt.export import to_huggingface
+    from yuzogpt.references import resolve_model
+
+    wanted = settings.export
+    folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")
+    if folder.exists():
+        raise UserError(f"--hf_dir={folder}: exists already; choose another")
+    reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
+    to_huggingface(reference, folder)
+    print(f"{reference.name} -> {folder}")
+
+
+def doctor(settings: Section) -> None:
+    """Examine a cluster; RunFailed if it is not sound."""
+    assert isinstance(settings, DoctorSettings)
+    from yuzogpt.doctor.findings import judge
+    from yuzogpt.doctor.verdict import show, to_json, verdict
+    from yuzogpt.orchestration.doctor import survey_cluster
+
+    wanted = settings.doctor
+    if wanted.storage:
+        place = absolute_or_remote(wanted.storage, "", "storage").rstrip("/") or "/"
+        if scheme_of(place) not in ("", *SCHEMES):
+            raise UserError(f"--storage={place}: give a directory, s3://bucket or gs://bucket")
+        wanted = wanted.model_copy(update={"storage": place})
+    survey = survey_cluster(wanted)
+    findings = judge(survey, wanted)
+    if wanted.output == "json":
+        print(to_json(survey, findings))
+    else:
+        show(survey, findings)
+    if any(finding.level == "fault" for finding in findings):
+        raise RunFailed(verdict(survey, findings))

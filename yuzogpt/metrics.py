@@ -14,6 +14,7 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
     failure      a worker died or stood still (from outside the loop: at step 0)
     stop         the run was asked to stop, and did, with a checkpoint
     final        the validation loss over the whole split, of the last and the best checkpoint
+    tasks        figures of benchmarks (in evaluations.jsonl, by another process)
     eval_only    the same, of a run that was only to be evaluated
     notice       anything else that the user should read
 """

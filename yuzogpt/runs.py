@@ -28,6 +28,7 @@ from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
 
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"  # of `--eval_tasks`; the same kind of records
 CURVE = "loss.png"
 REPORT = "report.html"
 SETTINGS = "settings.yaml"
@@ -50,6 +51,8 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     settings = check_vocabulary(settings, corpus)
     check_world(settings, settings.workers.span(auto=1)[1])
     check_wandb(settings)
+    if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
+        raise UserError("--eval_tasks: Ray does it beside the training; --num_workers=1 or more")
     run = directory_of(settings)
     try:
         pull(run)
@@ -79,7 +82,7 @@ def directory_of_reader(out_dir: str) -> Path:
     """Return where a process that only reads finds a run: what was asked for, and what it says."""
     directory = mirrors.directory_of(out_dir, mirrors.READER)
     try:
-        for name in (METRICS, SETTINGS):
+        for name in (METRICS, EVALUATIONS, SETTINGS):
             mirrors.pull(directory / name, if_changed=True)
     except OSError as error:
         raise UserError(f"{out_dir}: not within reach: {error.strerror}") from None
@@ -343,5 +346,5 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
 def clear(run: Path) -> None:
     """Delete what earlier runs wrote in out_dir (`--overwrite`), and nothing else."""
     stored_checkpoints.clear(run)
-    for name in (METRICS, CURVE, REPORT, SETTINGS, ERRORS, WANDB_ID):
+    for name in (METRICS, EVALUATIONS, CURVE, REPORT, SETTINGS, ERRORS, WANDB_ID):
         mirrors.delete(run / name)

@@ -100,7 +100,7 @@ def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
     main(command(model, files, tmp_path / "whole", "--num_workers=0"))
     out_dir = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, *command(model, files, out_dir, "--num_workers=0")],
+        [sys.executable, "-c", WITH_OUR_FILES, *command(model, files, out_dir, "--num_workers=0")],
         cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait, deadline = threading.Event(), time.monotonic() + 60
@@ -115,11 +115,11 @@ def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
 
 
 # The command, with the tests' own files in place of the published ones.
-KILLED = """
+WITH_OUR_FILES = """
 import sys
 from dataclasses import replace
 from yuzogpt.evaluation import benchmark_files
 benchmark_files.PUBLISHED = {n: replace(o, sha256="") for n, o in benchmark_files.PUBLISHED.items()}
-from yuzogpt.cli import main
-main(sys.argv[1:])
+from yuzogpt.cli import run
+run()
 """

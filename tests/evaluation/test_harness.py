@@ -14,40 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 lm_eval = pytest.importorskip("lm_eval")
 
-TASKS = {
-    "lambada_here": """
-task: lambada_here
-dataset_path: json
-dataset_kwargs: {data_files: {test: LAMBADA}}
-output_type: loglikelihood
-test_split: test
-doc_to_text: "{{text.split(' ')[:-1]|join(' ')}}"
-doc_to_target: "{{' '+text.split(' ')[-1]}}"
-metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}, {metric: acc}]
-""",
-    "wikitext_here": """
-task: wikitext_here
-dataset_path: json
-dataset_kwargs: {data_files: {test: WIKITEXT}}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: !function pages.wikitext_detokenizer
-process_results: !function pages.process_results
-metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
-""",
-    "until_here": """
-task: until_here
-dataset_path: json
-dataset_kwargs: {data_files: {test: LAMBADA}}
-output_type: generate_until
-test_split: test
-doc_to_text: "{{text}}"
-doc_to_target: ""
-generation_kwargs: {until: ["."], max_gen_toks: 8, do_sample: false}
-metric_list: [{metric: exact_match}]
-""",
-}
+HARNESS = Path(__file__).parent / "harness"  # tasks for lm-evaluation-harness, of these files
+TASKS = ("lambada_here", "wikitext_here", "until_here")
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +26,9 @@ def files(tmp_path_factory) -> Path:
     pages = some_wikitext(folder / "wikitext2_test.txt")
     rows = "".join(json.dumps({"page": page}) + "\n" for page in pages)
     (folder / "pages.jsonl").write_text(rows)
-    (folder / "pages.py").write_text(
-        "from lm_eval.tasks.wikitext.preprocess_wikitext import *  # noqa: F403\n"
-    )
-    for name, text in TASKS.items():
+    (folder / "pages.py").write_text((HARNESS / "pages.py").read_text())
+    for name in TASKS:
+        text = (HARNESS / f"{name}.yaml").read_text()
         text = text.replace("LAMBADA", str(folder / "lambada_test.jsonl"))
         text = text.replace("WIKITEXT", str(folder / "pages.jsonl"))
         (folder / f"{name}.yaml").write_text(text)

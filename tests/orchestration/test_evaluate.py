@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
-from tests.evaluation.test_evaluate import KILLED, command, results
+from tests.evaluation.test_evaluate import WITH_OUR_FILES, command, results
 from yuzogpt.cli import main
 from yuzogpt.evaluation import benchmark_files
 
@@ -35,7 +35,7 @@ def test_a_killed_worker_changes_nothing(tmp_path, monkeypatch):
     model = random_model(tmp_path / "run", n_layer=6, n_embd=192, n_head=4)
     some_lambada(tmp_path / "lambada_test.jsonl", 300)
     some_wikitext(tmp_path / "wikitext2_test.txt", 10)
-    own = KILLED.replace(
+    own = WITH_OUR_FILES.replace(
         "from yuzogpt.cli",
         "from pathlib import Path\n"
         f"benchmark_files.find = lambda task, folder: (Path({str(tmp_path)!r}, task.file), 'own')\n"

@@ -227,7 +227,7 @@ def test_the_wandb_key_reaches_no_process_of_ray(tmp_path, monkeypatch):
     handed_on = []
     monkeypatch.setattr(orchestration_train, "connected", connected)
     monkeypatch.setattr(
-        orchestration_train, "train_connected", lambda settings, key: handed_on.append(key)
+        orchestration_train, "train_connected", lambda settings, key, exams: handed_on.append(key)
     )
     orchestration_train.run_on_ray(tiny_settings(tmp_path, tmp_path / "run"))
     assert (seen, handed_on) == ([None], ["canary"])

@@ -1,17 +1,10 @@
 """`yuzogpt evaluate`: which benchmarks, of which model, counted how."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from yuzogpt.config.section import Auto, Count, DeviceSettings, Positive, Section, setting
-
-
-def read_names(value: Any) -> Any:
-    """Read names with commas between, or a list of them."""
-    if isinstance(value, str):
-        return tuple(name.strip() for name in value.split(",") if name.strip())
-    return value
+from yuzogpt.config.section import Auto, Count, DeviceSettings, Names, Positive, Section, setting
 
 
 class EvaluatedModelSettings(Section):
@@ -28,7 +21,7 @@ class EvaluatedModelSettings(Section):
 class BenchmarkSettings(Section):
     """What is read, and how it is counted."""
 
-    tasks: Annotated[tuple[str, ...], BeforeValidator(read_names)] = setting(
+    tasks: Names = setting(
         ("lambada", "wikitext2"),
         "names with commas between: lambada, wikitext2, ptb, wikitext103, enwik8, text8, 1bw, "
         "cbt_cn, cbt_ne, hellaswag; loss: of a prepared corpus",

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -12,6 +12,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # of a corpus, and its directory
 Auto = Literal["auto"]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_names(value))]
 Part = Literal["whole", "first", "second"]  # of a split; the halves have no window in common
 
 
@@ -40,6 +41,13 @@ def span_of(workers: int | str, auto: int) -> tuple[int, int]:
         return wanted, wanted
     least, most = wanted.split("..")
     return int(least), int(most)
+
+
+def read_names(value: Any) -> Any:
+    """Read names with commas between, or a list of them."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
 
 
 def read_strings(value: Any) -> Any:

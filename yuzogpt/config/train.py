@@ -10,6 +10,7 @@ from yuzogpt.config.section import (
     DeviceSettings,
     Fraction,
     Name,
+    Names,
     NonNegative,
     Part,
     Positive,
@@ -123,6 +124,14 @@ class EvaluationSettings(Section):
         "whole",
         "which half of the val split is looked at, or all of it; a sweep searches on the first",
     )
+    eval_tasks: Names = setting(
+        (),
+        "benchmarks for the checkpoint of each evaluation, beside the training: lambada, ...",
+    )
+    eval_tasks_limit: Count = setting(
+        0, "only the first lines, passages or questions of each of them; 0: all"
+    )
+    benchmark_dir: str = setting("", "where their files are; empty: the cache, filled from the web")
 
 
 class CheckpointSettings(Section):

@@ -60,20 +60,25 @@ def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluatio
     return Evaluation(settings, reference, directory, read)
 
 
-def check_tasks(wanted: BenchmarkSettings, flag: str = "--tasks") -> None:
+def check_tasks(wanted: BenchmarkSettings) -> None:
     """Raise UserError for a task that there is not, or not in this protocol."""
     known = (*TASKS, LOSS)
     if not wanted.tasks:
-        raise UserError(f"{flag}: none; known: {', '.join(known)}")
+        raise UserError(f"--tasks: none; known: {', '.join(known)}")
     for name in wanted.tasks:
-        if name not in known:
-            hint = nearest(name, known) or f"known: {', '.join(known)}"
-            raise UserError(f"{flag}={name}: no such task; {hint}")
+        check_task(name, known, "--tasks")
         if name != LOSS and wanted.protocol not in TASKS[name].prepare:
             (other,) = TASKS[name].prepare
             raise UserError(
-                f"{flag}={name} --protocol={wanted.protocol}: {name} has the protocol {other} only"
+                f"--tasks={name} --protocol={wanted.protocol}: {name} has the protocol {other} only"
             )
+
+
+def check_task(name: str, known: Sequence[str], flag: str) -> None:
+    """Raise UserError for a task that there is not."""
+    if name not in known:
+        hint = nearest(name, known) or f"known: {', '.join(known)}"
+        raise UserError(f"{flag}={name}: no such task; {hint}")
 
 
 def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Result]:

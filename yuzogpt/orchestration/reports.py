@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.v2.api.validation_config import ValidationTaskConfig
 
 from yuzogpt import mirrors
 from yuzogpt.filesystems import open_filesystem
@@ -21,8 +22,12 @@ from yuzogpt.filesystems import open_filesystem
 class Reports:
     """What a worker has to report; call it with metrics and a checkpoint's directory."""
 
-    def __init__(self) -> None:
-        """Start the thread; it keeps no process from ending."""
+    def __init__(self, *, evaluates: bool) -> None:
+        """Start the thread; it keeps no process from ending.
+
+        `evaluates`: have Ray evaluate (validation.py) what the loop evaluated.
+        """
+        self.evaluates = evaluates
         self.pending: queue.SimpleQueue[tuple[dict[str, float], Path] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._hand_over, name="reports", daemon=True)
         self.thread.start()
@@ -41,12 +46,14 @@ class Reports:
     def _hand_over(self) -> None:
         while (report := self.pending.get()) is not None:
             metrics, checkpoint = report
-            filesystem, path = open_filesystem(mirrors.name_of(checkpoint))
+            name = mirrors.name_of(checkpoint)
+            filesystem, path = open_filesystem(name)
             try:
                 ray.train.report(
                     metrics,
                     Checkpoint(path, filesystem),
                     checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+                    validation=self.evaluates and metrics and ValidationTaskConfig({"name": name}),
                 )
             except Exception as problem:  # what Ray knows decides nothing, so no run ends for it
                 print(f"{checkpoint.name} could not be reported to Ray: {problem}", file=sys.stderr)

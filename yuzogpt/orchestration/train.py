@@ -7,12 +7,15 @@ read off out_dir by the workers themselves.
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.evaluation.beside_training import read_exams
+from yuzogpt.evaluation.tasks import Exam
 from yuzogpt.filesystems import open_filesystem
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.training.display import Display, take_wandb_key
@@ -49,11 +52,12 @@ def run_on_ray(settings: TrainSettings) -> None:
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
     refuse_unreachable(runs.ray_address(settings))
+    exams = read_exams(settings)
     with on_sigterm(leave), runs.writing(settings):
         print("starting Ray ...", flush=True)
         cores = max(os.cpu_count() or 1, most)
         with connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch"):
-            train_connected(settings, key)
+            train_connected(settings, key, exams)
 
 
 def set_environment() -> None:
@@ -70,7 +74,11 @@ def leave() -> None:
     raise Stopped("stopped (SIGTERM); the same command goes on")
 
 
-def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> None:
+def train_connected(
+    settings: TrainSettings,
+    wandb_key: str | None = None,
+    exams: Mapping[str, Exam] | None = None,
+) -> None:
     """Train on the Ray that this process is connected to, in an out_dir that it holds."""
     from yuzogpt.metrics import Follower
     from yuzogpt.training.launch import conclude
@@ -79,17 +87,23 @@ def train_connected(settings: TrainSettings, wandb_key: str | None = None) -> No
     with (
         Display(settings, wandb_key) as display,
         Follower(run / runs.METRICS, display),
+        Follower(run / runs.EVALUATIONS, display),
         # The workers are other processes: rank 0 looks for the request in out_dir.
         on_sigterm(lambda: ask_to_stop(run, "SIGTERM")),
     ):
-        reason = fit(settings, run)
+        reason = fit(settings, run, exams=exams)
     conclude(settings, reason)
 
 
-def fit(settings: TrainSettings, run: Path, cpus: float | None = None) -> str | None:
+def fit(
+    settings: TrainSettings,
+    run: Path,
+    cpus: float | None = None,
+    exams: Mapping[str, Exam] | None = None,
+) -> str | None:
     """Run the workers to their end; return why they stopped before it, if they were asked to.
 
-    `cpus`: of each; None: what Ray Train gives.
+    `cpus`: of each; None: what Ray Train gives. `exams`: for each checkpoint of an evaluation.
     """
     import ray
     from ray.exceptions import RayActorError
@@ -99,6 +113,7 @@ def fit(settings: TrainSettings, run: Path, cpus: float | None = None) -> str | 
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
     from yuzogpt.orchestration.spares import HOOK, Spares
+    from yuzogpt.orchestration.validation import validation
     from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 
     resources = ray.cluster_resources()
@@ -138,6 +153,11 @@ def fit(settings: TrainSettings, run: Path, cpus: float | None = None) -> str | 
             ),
             callbacks=callbacks,
             worker_runtime_env=runtime_env,
+        ),
+        validation_config=validation(
+            settings,
+            exams or {},
+            {"CPU": int(resources.get("CPU", 0) - most * (cpus or 1)), "GPU": gpus - most},
         ),
     )
     try:
@@ -204,8 +224,8 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         local_rank=context.get_local_rank(),
         local_size=context.get_local_world_size(),
     )
-    reports = Reports()
     settings = TrainSettings.model_validate(config["settings"])
+    reports = Reports(evaluates=bool(settings.evaluation.eval_tasks))
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
     # A user's wish comes before the launcher's.
     stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)

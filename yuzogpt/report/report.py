@@ -9,6 +9,7 @@ from pathlib import Path
 from yuzogpt import mirrors, runs
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
+from yuzogpt.metrics import read_records
 from yuzogpt.report import tables, terminal
 from yuzogpt.report.history import History
 from yuzogpt.report.page import page
@@ -31,7 +32,8 @@ def write(run: Path, html: Path | None) -> str:
     if history is None:
         raise UserError(f"{name}: no run here (no {runs.METRICS} with a whole record in it)")
     summary = summarize(run, history)
-    known, found = tables.facts(summary), tables.tables(summary)
+    known = tables.facts(summary)
+    found = [*tables.benchmarks(read_records(run / runs.EVALUATIONS)), *tables.tables(summary)]
     terminal.show(tables.plain(summary.name), known, found)
     write_durably(path, page(summary, known, found, plots(history, summary)).encode())
     mirrors.push(path)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from yuzogpt.metrics import Record
 from yuzogpt.report.history import Event, number
 from yuzogpt.report.summary import START_UP, Attempt, Summary
 
@@ -68,6 +69,26 @@ def tables(summary: Summary) -> list[Table]:
         incidents("Spikes", summary.spikes),
     ]
     return [table for table in found if table.rows]
+
+
+def benchmarks(records: Sequence[Record]) -> list[Table]:
+    """Return the figures of `--eval_tasks`: a row for each checkpoint; the last of one counts."""
+    found = {
+        record["step"]: {
+            name: value
+            for name, value in record.items()
+            if name not in ("kind", "step", "time", "text")
+        }
+        for record in records
+        if record["kind"] == "tasks"
+    }
+    names = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    rows: list[Sequence[str]] = [
+        (f"{step:,}", *(f"{figures[name]:.4g}" if name in figures else NONE for name in names))
+        for step, figures in sorted(found.items())
+    ]
+    columns = ("step", *(name.replace(" ", "\n", 1) for name in names))
+    return [Table("Benchmarks", columns, rows, frozenset(columns))] if rows else []
 
 
 def network(summary: Summary) -> str:

@@ -17,7 +17,7 @@ from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.metrics import Record
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
-SENT = ("train", "evaluation", "health", "final")  # to W&B
+SENT = ("train", "evaluation", "health", "tasks", "final")  # to W&B
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -111,11 +111,16 @@ class WandbSink:
         )
         memory.write_text(self.run.id)
         mirrors.push(memory)
+        self.step = 0
 
     def send(self, record: Record) -> None:
-        """Log one record at its step."""
-        values = {key: value for key, value in record.items() if key not in ("kind", "time")}
-        self.run.log(values, step=record["step"])
+        """Log one record at its step; W&B takes none of an earlier step than the last one."""
+        left_out = ("kind", "time", "text")
+        values = {key: value for key, value in record.items() if key not in left_out}
+        if record["kind"] == "tasks":
+            values["evaluated_step"] = values.pop("step")
+        self.step = max(self.step, record["step"])
+        self.run.log(values, step=self.step)
 
     def close(self) -> None:
         """Send what is left."""

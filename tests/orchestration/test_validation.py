@@ -1,0 +1,101 @@
+"""`--eval_tasks`: checkpoints are evaluated on benchmarks while the training goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY, TINY, yuzogpt
+from tests.evaluation.models import some_lambada
+from tests.evaluation.test_evaluate import WITH_OUR_FILES
+from tests.training.worlds import records, wait_for_start
+
+pytestmark = pytest.mark.slow
+
+FLAGS = (
+    "--num_workers=1", "--eval_tasks=lambada", "--eval_interval=20", "--max_iters=40",
+    "--eval_iters=1", "--spare_workers=False",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    some_lambada(folder / "lambada_test.jsonl", 20)
+    return folder
+
+
+def arguments(corpus, folder, out_dir, *flags):
+    return ["train", *TINY, *FLAGS, f"--data_dir={corpus}", f"--benchmark_dir={folder}",
+            f"--out_dir={out_dir}", *flags]  # fmt: skip
+
+
+def start(*args):
+    return subprocess.Popen(
+        [sys.executable, "-c", WITH_OUR_FILES, *arguments(*args)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def evaluations(out_dir):
+    lines = (out_dir / "evaluations.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line]
+
+
+def test_every_evaluation_has_its_figures(gpt2_corpus_dir, folder, tmp_path):
+    process = start(gpt2_corpus_dir, folder, tmp_path / "run")
+    printed, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    found = evaluations(tmp_path / "run")
+    assert [(one["kind"], one["step"]) for one in found] == [
+        ("tasks", 20), ("tasks", 40),
+    ]  # fmt: skip
+    assert f"step 40: lambada perplexity {found[1]['lambada perplexity']:.4g}" in printed
+    # The same figures as of the checkpoint itself.
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-40"
+    command = [
+        "evaluate", str(checkpoint), "--tasks=lambada", f"--benchmark_dir={folder}",
+        f"--out_dir={tmp_path / 'results'}", "--num_workers=0", "--threads=1", "--device=cpu",
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-c", WITH_OUR_FILES, *command], cwd=REPOSITORY, check=True)
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    figures = results["tasks"]["lambada"]["figures"]
+    assert found[1]["lambada perplexity"] == pytest.approx(figures["perplexity"]["value"], rel=1e-4)
+    shown = yuzogpt("report", str(tmp_path / "run"))
+    assert "Benchmarks" in shown.stdout
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tmp_path):
+    """Thousands of passages would take minutes; the run ends within its 30 seconds."""
+    some_lambada(tmp_path / "lambada_test.jsonl", 5_000)
+    out_dir = tmp_path / "run"
+    process = start(gpt2_corpus_dir, tmp_path, out_dir, "--max_iters=100000")
+    wait_for_start(out_dir, 1, 25)  # its first evaluation is over, and the figures are on their way
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 143, errors
+    assert records(out_dir, "stop")
+    told = [one["text"] for one in evaluations(out_dir)]
+    assert told[0].startswith("!!! step 20 was not evaluated on lambada")
+
+
+def test_mistakes_before_ray_starts(corpus_dir, gpt2_corpus_dir, folder, tmp_path):
+    for corpus, flags, message in (
+        (gpt2_corpus_dir, ("--eval_tasks=lambda",), "did you mean lambada?"),
+        (gpt2_corpus_dir, ("--num_workers=0",), "--num_workers=1 or more"),
+        (gpt2_corpus_dir, (f"--benchmark_dir={tmp_path}",), "lambada_test.jsonl is missing"),
+    ):
+        result = yuzogpt(*arguments(corpus, folder, tmp_path / "run", *flags))
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+    process = start(corpus_dir, folder, tmp_path / "run")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--eval_tasks=lambada: no id for" in errors

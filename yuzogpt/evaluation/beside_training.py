@@ -1,0 +1,92 @@
+"""`--eval_tasks`: benchmarks while a model is trained, computed beside the training.
+
+In: a checkpoint of the run, by another process than those that train. Out: a record in
+evaluations.jsonl in out_dir, which that process alone writes; the terminal, W&B and the report read
+it beside metrics.jsonl.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from yuzogpt import mirrors
+from yuzogpt.config import DeviceSettings, TrainSettings
+from yuzogpt.data.remote import open_anywhere
+from yuzogpt.errors import UserError, reason_of
+from yuzogpt.evaluation import benchmark_files
+from yuzogpt.evaluation.evaluate import check_task
+from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
+from yuzogpt.metrics import append_record
+from yuzogpt.references import resolve_model
+from yuzogpt.runs import EVALUATIONS, STOP
+
+AT_A_TIME = 8  # passages, between two looks whether the run was asked to stop
+
+
+def read_exams(settings: TrainSettings) -> dict[str, Exam]:
+    """Read the benchmarks that `--eval_tasks` names; UserError if one cannot be."""
+    wanted, exams = settings.evaluation, dict[str, Exam]()
+    if not wanted.eval_tasks:
+        return exams
+    tokenizer = open_anywhere(settings.data.data_dir).tokenizer
+    for name in wanted.eval_tasks:
+        check_task(name, tuple(TASKS), "--eval_tasks")
+        path, _ = benchmark_files.find(TASKS[name], wanted.benchmark_dir)
+        reading = Reading(
+            tokenizer, settings.model.block_size, stride=settings.model.block_size // 2 or 1,
+            stop_words=False, limit=wanted.eval_tasks_limit,
+        )  # fmt: skip
+        prepare = next(iter(TASKS[name].prepare.values()))  # the paper's protocol, if it has that
+        try:
+            exams[name] = prepare(path, reading)
+        except UserError as error:
+            raise UserError(f"--eval_tasks={name}: {error}") from None
+    return exams
+
+
+def evaluate_checkpoint(
+    name: str, out_dir: str, exams: Mapping[str, Exam], device: DeviceSettings
+) -> dict[str, float]:
+    """Evaluate a checkpoint, write the record, and return its figures, by task and metric.
+
+    No figures if the checkpoint is gone by now, or the run was asked to stop: that is told.
+    """
+    run = mirrors.directory_of(out_dir, mirrors.WORKER)
+    step = int(name.rpartition("-")[2])
+    try:
+        figures = figures_of(name, run, exams, device)
+    except (UserError, OSError, InterruptedError) as error:
+        text = f"!!! step {step} was not evaluated on {', '.join(exams)} ({reason_of(error)})"
+        append_record(run / EVALUATIONS, "notice", text, step=step)
+        return {}
+    said = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    append_record(run / EVALUATIONS, "tasks", f"step {step}: {said}", step=step, **figures)
+    return figures
+
+
+def figures_of(
+    name: str, run: Path, exams: Mapping[str, Exam], device: DeviceSettings
+) -> dict[str, float]:
+    """Return the figures of a checkpoint; InterruptedError if the run is asked to stop."""
+    from yuzogpt.evaluation.scoring import score
+    from yuzogpt.hardware import choose_hardware
+    from yuzogpt.loading import load_model
+    from yuzogpt.world import World
+
+    refuse_stopping(run)
+    hardware = choose_hardware(device, World())
+    model = load_model(resolve_model(name)).to(hardware.device)
+    found: dict[str, float] = {}
+    for task, exam in exams.items():
+        scores = []
+        for first in range(0, len(exam.passages), AT_A_TIME):
+            refuse_stopping(run)
+            passages = exam.passages[first : first + AT_A_TIME]
+            scores += score(model, passages, AT_A_TIME, hardware)
+        found |= {f"{task} {figure.metric}": figure.value for figure in exam.judge(scores)}
+    return found
+
+
+def refuse_stopping(run: Path) -> None:
+    """Raise InterruptedError if the run was asked to stop: it ends within 30 seconds."""
+    if mirrors.exists(run / STOP):
+        raise InterruptedError("the run is asked to stop")

@@ -4,9 +4,9 @@
     python benchmarks/evaluation.py FILES RUN DIR --passages 0 --pages 0
 
 FILES: a folder with lambada_test.jsonl and wikitext2_test.txt; RUN, DIR: models of ours, or Hugging
-Face folders (a run is exported for the other side). `--passages` and `--pages`: how many of each are
-read, 0: all. Both sides, float32 and the same batch size, take turns in each round; loading a model
-is not timed, reading and encoding the texts are.
+Face folders (a run is exported for the other side). `--passages` and `--pages`: how many of each
+are read, 0: all. Both sides, float32 and the same batch size, take turns in each round; loading a
+model is not timed, reading and encoding the texts are.
 
     YuzoGPT    evaluation/scoring.py, protocol `harness`
     lm_eval    its `hf` model: transformers' GPT2LMHeadModel
@@ -14,6 +14,7 @@ is not timed, reading and encoding the texts are.
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -98,7 +99,7 @@ def theirs(model: HFLM, manager: TaskManager, task: str) -> tuple[Figures, float
 
 def compare(name: str, files: Path, rounds: int) -> None:
     """Print figures and times of one model, each task."""
-    folder = name
+    folder, label = name, Path(name).name
     if not Path(name, CONFIG).is_file():
         folder = str(files / "exported")
         to_huggingface(resolve_model(name), Path(folder))
@@ -116,12 +117,12 @@ def compare(name: str, files: Path, rounds: int) -> None:
         for metric, value in other.items():
             change = mine[metric] / value - 1 if value else mine[metric]
             print(
-                f"{name} {task} {metric}: {mine[metric]:.6f}, lm_eval {value:.6f} ({change:+.1e})"
+                f"{label} {task} {metric}: {mine[metric]:.6f}, lm_eval {value:.6f} ({change:+.1e})"
             )
         seconds = [[side[1] for side in turn] for turn in turns]
         ratio = statistics.median(b / a for a, b in seconds)
         medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
-        print(f"{name} {task}: {medians[0]:.1f} s, lm_eval {medians[1]:.1f} s: {ratio:.2f} times")
+        print(f"{label} {task}: {medians[0]:.1f} s, lm_eval {medians[1]:.1f} s: {ratio:.2f} times")
 
 
 def random_gpt2(folder: Path) -> str:
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
     print(f"torch {torch.__version__}, lm_eval {lm_eval.__version__}, batches of {BATCH}")
     with tempfile.TemporaryDirectory() as directory:
         cut(arguments.files, Path(directory), arguments.passages, arguments.pages)

@@ -12,7 +12,8 @@ from yuzogpt.overrides import leaves
 README = (REPOSITORY / "README.md").read_text()
 FOREIGN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"}
 OWN = {"help", "dry_run", "json", "key", "search.KEY"}  # of the command itself
-OTHERS = {"working-dir", "address", "node-ip-address", "minutes"}  # Ray's, benchmarks'
+# Ray's, benchmarks', lm-evaluation-harness's.
+OTHERS = {"working-dir", "address", "node-ip-address", "minutes", "model_args"}
 
 
 def test_every_module_has_its_place_in_the_tree():

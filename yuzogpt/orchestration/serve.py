@@ -61,21 +61,40 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
         settings = with_free_port(settings)
     http = {"host": settings.http.host, "port": settings.http.port}
     variables = environment(most_requests(settings))
+    target = deployment(settings, keys)
     try:
         serve.start(
             proxy_location="HeadOnly",
             http_options=http,
             controller_options={"runtime_env": {"env_vars": variables}} if joined else None,
         )
-        serve.run(deployment(settings, keys), name=APPLICATION, route_prefix="/")
+        serve.run(target, name=APPLICATION, route_prefix="/")
         announce(settings)
         wait()
     except RuntimeError as error:
+        if mistake := mistake_of_a_replica():
+            raise UserError(mistake) from None
         raise RunFailed(f"the service could not be started: {last_line(error)}") from None
     finally:
         serve.delete(APPLICATION)
         if not running and not serve.status().applications:
             serve.shutdown()
+
+
+def mistake_of_a_replica() -> str | None:
+    """Return what the user got wrong that showed only where the model was loaded, if it was that.
+
+    Serve hands over no exceptions, but their text.
+    """
+    from ray import serve
+
+    found = serve.status().applications.get(APPLICATION)
+    for deployment in found.deployments.values() if found else ():
+        for line in deployment.message.splitlines():
+            _, mark, mistake = str(line).partition(f"{UserError.__module__}.UserError: ")
+            if mark:
+                return mistake
+    return None
 
 
 def address_of_serve() -> tuple[str, int] | None:
@@ -154,6 +173,9 @@ def share_of_a_replica(settings: ServeSettings, most: int) -> tuple[int, int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     device = settings.device.device
     gpus = sum(resources.get("GPU", 0) for resources in nodes)
+    is_embedded = not (settings.replicas.ray_address or os.environ.get("RAY_ADDRESS"))
+    if device == "cuda" and not gpus and is_embedded:
+        raise UserError("--device=cuda: Ray finds no GPU here; use --device=cpu")
     if device == "cuda" or (device == "auto" and gpus):
         return settings.device.threads or 1, 1
     cores = sorted(int(resources.get("CPU", 0)) for resources in nodes)

@@ -83,6 +83,12 @@ def test_characters_outside_the_vocabulary_are_named():
         CharTokenizer("ab").encode("a☕é")
 
 
+@pytest.mark.parametrize("text", ["half a pair: \ud800", " " * 1_000_000 + "a"])
+def test_text_that_tiktoken_cannot_take_is_the_users_mistake(text):
+    with pytest.raises(UserError, match="text that GPT-2's tokenizer cannot take"):
+        gpt2_tokenizer().encode(text)
+
+
 def test_char_ids_are_in_code_point_order():
     assert CharTokenizer.of_text("banana\n").characters == "\nabn"
 

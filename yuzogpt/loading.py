@@ -18,12 +18,12 @@ from yuzogpt.references import ModelReference, resolve_model
 NamedTensors = Iterable[tuple[str, Tensor]]
 
 
-def load_model(reference: ModelReference) -> GPT:
-    """Load a model for reading (eval mode)."""
+def load_model(reference: ModelReference, exact: bool = False) -> GPT:
+    """Load a model for reading (eval mode); `exact`: as `read_weights` has it."""
     if reference.checkpoint is None:
         shape, weights = huggingface.read(reference.name)
     else:
-        shape, weights = reference.shape, read_weights(reference)
+        shape, weights = reference.shape, read_weights(reference, exact)
     with torch.device("meta"):
         model = GPT(shape)
     # Taken as they lie in the file, memory-mapped: processes of a node share what none changes.
@@ -31,14 +31,19 @@ def load_model(reference: ModelReference) -> GPT:
     return model.eval()
 
 
-def read_weights(reference: ModelReference) -> dict[str, Tensor]:
-    """Return the weights of a model, memory-mapped: only what is looked at is read."""
+def read_weights(reference: ModelReference, exact: bool = False) -> dict[str, Tensor]:
+    """Return the weights of a model, memory-mapped: only what is looked at is read.
+
+    A checkpoint that its run has deleted meanwhile: those of its successor, unless `exact`.
+    """
     if reference.checkpoint is None:
         _, weights = huggingface.read(reference.name)
         return weights
     try:
         return dict(reference.checkpoint.tensors(MODEL))
-    except FileNotFoundError:  # its run goes on, and has replaced it meanwhile
+    except FileNotFoundError:
+        if exact:
+            raise
         return read_weights(resolve_model(reference.name))
 
 

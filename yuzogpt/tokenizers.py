@@ -118,7 +118,11 @@ class BytePairTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Return the ids of `text`; a literal <|endoftext|> in it is text, never the token."""
-        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+        try:
+            ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError as error:  # half a surrogate pair; blanks by the hundred thousand
+            raise UserError(f"text that GPT-2's tokenizer cannot take: {error}") from None
+        return ids.astype(self.dtype)
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """Return the ids of all documents, an end of text after each, and where each ends.

@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import httpx
@@ -12,6 +16,8 @@ import openai
 import psutil
 import pytest
 
+from tests.conftest import yuzogpt
+from tests.orchestration.clusters import started
 from tests.serving.services import Service, service, stream, write_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -19,9 +25,14 @@ SHAPE = {"n_layer": 8, "n_embd": 384, "n_head": 6, "block_size": 256}  # 57 MB o
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Service:
-    run = tmp_path_factory.mktemp("serve") / "run"
-    write_checkpoint(run, 20, 2.0, **SHAPE)
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("serve") / "run"
+    write_checkpoint(directory, 20, 2.0, **SHAPE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def served(run) -> Service:
     flags = ["--num_replicas=2", "--max_batch=2", "--max_waiting=4", "--max_choices=4"]
     with service(run, *flags, "--max_new_tokens=100000", "--max_body_bytes=100000") as found:
         yield found
@@ -83,7 +94,8 @@ def test_mistakes_and_too_much_leave_the_replicas_as_they_are(served):
         assert answer.status_code == status
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     large = b"a" * 100_000_000
-    with contextlib.suppress(httpx.TransportError):  # it may be refused before it is sent
+    # It may be refused before all of it is sent; but nobody waits.
+    with contextlib.suppress(httpx.NetworkError, httpx.ProtocolError):
         assert httpx.post(f"{served.url}v1/completions", content=large).status_code == 413
     assert replicas(served) == before
 
@@ -102,28 +114,79 @@ async def ask(client: httpx.AsyncClient, url: str, tokens: int) -> str:
     try:
         async with client.stream("POST", f"{url}v1/completions", json=body) as answer:
             lines = [line async for line in answer.aiter_lines()]
-            if answer.status_code != 200:
+            if answer.status_code != 200:  # in OpenAI's form, whoever says it
+                assert json.loads("".join(lines))["error"]["type"] == "server_error"
+                assert answer.status_code != 503 or int(answer.headers["Retry-After"]) >= 1
                 return str(answer.status_code)
             return "whole" if "data: [DONE]" in lines else "cut"
+    except httpx.TimeoutException:
+        return "hung"
     except httpx.TransportError:
         return "cut"
 
 
-def test_a_replica_killed_under_load_hangs_nobody(served):
-    victim = min(replicas(served))
+def test_what_no_replica_has_a_place_for_is_refused_at_the_door(served):
+    """Each has two slots and four places; the proxy hands them a few more, refuses the rest."""
 
     async def load() -> list[str]:
         async with httpx.AsyncClient(timeout=60) as client:
-            asking = [asyncio.create_task(ask(client, served.url, 150)) for _ in range(8)]
-            while served.gauge("new_tokens_total") < 100:
-                await asyncio.sleep(0.05)
+            return await asyncio.gather(*(ask(client, served.url, 60) for _ in range(60)))
+
+    before = served.gauge("requests_total")
+    ends = asyncio.run(load())
+    assert set(ends) == {"whole", "503"}
+    assert 6 <= ends.count("whole") <= 30  # at least one of them was full
+    # Few of those who were refused ever reached a replica.
+    assert served.gauge("requests_total") - before <= 30
+
+
+def test_a_replica_killed_under_load_hangs_nobody(served):
+    victim = min(replicas(served))
+    before = served.gauge("new_tokens_total")
+
+    def both_are_at_work() -> bool:
+        new = served.gauge("new_tokens_total") - before
+        return new >= 20 and served.gauge("running_requests") == 4
+
+    async def load() -> list[str]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asking = [asyncio.create_task(ask(client, served.url, 400)) for _ in range(8)]
+            await asyncio.to_thread(served.wait_until, both_are_at_work)
             os.kill(victim, signal.SIGKILL)
             return await asyncio.gather(*asking)
 
     ends = asyncio.run(load())
     assert len(ends) == 8
     assert set(ends) <= {"whole", "cut", "500", "503"}
-    assert "whole" in ends
+    assert {"whole", "cut"} <= set(ends)
     served.wait_until(lambda: len(replicas(served) - {victim}) == 2, 60)
     served.wait_until(lambda: served.gauge("slots") == 4, 60)
     assert served.post(max_tokens=3).status_code == 200
+
+
+SOMEBODYS_SERVE = """
+import sys
+import ray
+from ray import serve
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
+"""
+
+
+def test_a_serve_that_runs_already_keeps_its_address(run):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with started(head_cpus=2, nodes=0) as cluster:
+        code = [sys.executable, "-c", SOMEBODYS_SERVE, cluster.address, str(port)]
+        subprocess.run(code, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, check=True)
+        joining = f"--ray_address={cluster.address}"
+        result = yuzogpt("serve", str(run), joining, "--port=1", RAY_AUTH_MODE="disabled")
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.count("\n") == 1
+        assert f"runs on this cluster at 127.0.0.1:{port}" in result.stderr
+        with service(run, joining, RAY_AUTH_MODE="disabled") as found:  # --port=0: any
+            assert found.url == f"http://127.0.0.1:{port}/"
+            assert found.post(max_tokens=3).status_code == 200
+        # It was there before, and is there still.
+        assert httpx.get(f"http://127.0.0.1:{port}/-/routes").json() == {}

@@ -254,8 +254,8 @@ def test_a_repetition_penalty_counts_prompt_and_new_tokens():
     ("changes", "message"),
     [
         ({"prompt": []}, "empty"),
-        ({"prompt": [65]}, "not in 0 to 65"),
-        ({"prompt": [-1]}, "not in 0 to 65"),
+        ({"prompt": [65]}, "not in 0 to 64"),
+        ({"prompt": [-1]}, "not in 0 to 64"),
         ({"max_new_tokens": -1}, "below 0"),
         ({"logprobs": 66}, "logprobs=66"),
         ({"sampling": Sampling(temperature=float("nan"))}, "temperature=nan"),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -72,12 +72,16 @@ class Service:
         return time.monotonic() - begin
 
 
+YUZOGPT = (sys.executable, "-m", "yuzogpt")
+
+
 @contextlib.contextmanager
-def service(model: Path | str, *flags: str, **environment: str) -> Iterator[Service]:
+def service(
+    model: Path | str, *flags: str, command: Sequence[str] = YUZOGPT, **environment: str
+) -> Iterator[Service]:
     """Run `yuzogpt serve` until the end of the block."""
-    command = [sys.executable, "-m", "yuzogpt", "serve", str(model), "--port=0", "--device=cpu"]
     process = subprocess.Popen(
-        [*command, *flags],
+        [*command, "serve", str(model), "--port=0", "--device=cpu", *flags],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
         stdout=subprocess.PIPE,

@@ -2,9 +2,11 @@
 
 import signal
 import socket
+import sys
 
 import httpx
 import pytest
+import torch
 
 from tests.conftest import yuzogpt
 from tests.serving.services import service, stream, write_checkpoint
@@ -46,6 +48,46 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
             assert message in result.stderr
             assert len(result.stderr.splitlines()) == 1
             assert result.stdout == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("replicas", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_mistakes_that_show_only_when_the_model_is_loaded(run, replicas, tmp_path):
+    nothing = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    for model, flag, message in (
+        (str(run), "--device=cuda", "no "),
+        ("gpt2", "--device=cpu", "gpt2: the weights are neither in Hugging Face's cache nor"),
+    ):
+        result = yuzogpt("serve", model, flag, f"--num_replicas={replicas}", "--port=0", **nothing)
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+        assert replicas or result.stderr.count("\n") == 1
+
+
+BROKEN_AFTER_A_WHILE = """
+from yuzogpt.cli import run
+from yuzogpt.sampling.engine import Engine
+
+step, steps = Engine.step, iter(range(20))
+def breaking(engine):
+    if next(steps, None) is None:
+        raise RuntimeError("the memory of the GPU is broken")
+    return step(engine)
+Engine.step = breaking
+run()
+"""
+
+
+def test_a_dead_engine_ends_the_server_and_says_why(run):
+    command = [sys.executable, "-c", BROKEN_AFTER_A_WHILE]
+    with service(run, "--num_replicas=0", "--threads=1", command=command) as served:
+        *_, last = stream(served, max_tokens=100)
+        assert last["error"]["message"] == "the engine failed (RuntimeError): see the log"
+        assert served.process.wait(20) == 1
+    printed = "".join(served.printed)
+    assert "Traceback" in printed
+    assert printed.endswith("yuzogpt: the engine failed: the memory of the GPU is broken\n")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.sampling.engines import ALPHABET, make_engine, run, small_model
-from tests.serving.services import Service, service, stream, write_checkpoint
-from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.tokenizers import CharTokenizer
+from tests.serving.services import Service, service, write_checkpoint
+from yuzogpt.sampling.requests import Event, Request, Sampling
+from yuzogpt.sampling.text import TextStream
+from yuzogpt.serving.completions import Logprobs, Places
+from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
 
 PROMPT = "bead"
 
@@ -158,7 +160,7 @@ def test_prometheus_is_told(served):
     assert served.post(max_tokens=12, n=2, seed=1).status_code == 200
     assert served.post(max_tokens=-1).status_code == 400
     assert served.gauge("new_tokens_total") == before[0] + 24
-    assert served.gauge("requests_total") == before[1] + 1
+    assert served.gauge("requests_total") == before[1] + 2
     assert served.gauge("weights_step") == 20
     answer = httpx.get(f"{served.url}metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -167,7 +169,50 @@ def test_prometheus_is_told(served):
 
 
 def test_events_of_a_stream_are_server_sent_events(served):
-    pieces = list(stream(served, max_tokens=3))
-    assert [piece["object"] for piece in pieces] == ["text_completion"] * len(pieces)
-    assert pieces[-1]["choices"][0]["finish_reason"] == "length"
-    assert json.dumps(pieces)
+    body = {"model": "run", "prompt": "bead", "max_tokens": 3, "stream": True}
+    for options, ends in (({}, []), ({"stream_options": {"include_usage": True}}, [4])):
+        answer = httpx.post(f"{served.url}v1/completions", json={**body, **options})
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        *events, last, nothing = answer.content.split(b"\n\n")
+        assert (last, nothing) == (b"data: [DONE]", b"")
+        assert all(event.startswith(b"data: {") and b"\n" not in event for event in events)
+        pieces = [json.loads(event.removeprefix(b"data: ")) for event in events]
+        assert {piece["object"] for piece in pieces} == {"text_completion"}
+        assert pieces[2]["choices"][0]["finish_reason"] == "length"
+        assert len(pieces) == 3 + len(ends)
+        # Asked for, it is in all of them, as OpenAI says.
+        used = [piece.get("usage", "none") for piece in pieces[:3]]
+        assert used == ([None] * 3 if ends else ["none"] * 3)
+        assert [piece["usage"]["prompt_tokens"] for piece in pieces[3:]] == ends
+
+
+def test_tokens_of_a_text_that_a_stop_string_ends_lie_in_it(served, client):
+    (events,) = expected(60)
+    whole = text(events)
+    stop = [whole[20:23], whole[10:12] + "\n" + whole[12]]  # the second only seems to come
+    settings = {**SETTINGS, "max_tokens": 60, "stop": stop, "logprobs": 1}
+    (choice,) = client.completions.create(**settings).choices
+    assert choice.finish_reason == "stop"
+    assert choice.text == whole[: whole.index(stop[0])]
+    assert choice.logprobs.tokens == list(choice.text)
+    start = len(PROMPT)
+    assert choice.logprobs.text_offset == list(range(start, start + len(choice.text)))
+    pieces = [piece.choices[0] for piece in client.completions.create(**settings, stream=True)]
+    assert "".join(piece.text for piece in pieces) == choice.text
+    for name in ("tokens", "text_offset", "token_logprobs"):
+        told = [value for piece in pieces for value in getattr(piece.logprobs, name)]
+        assert told == getattr(choice.logprobs, name)
+
+
+def test_offsets_count_characters_not_tokens():
+    """An ä of two tokens; of the next token only the beginning is before the stop string."""
+    tokenizer = gpt2_tokenizer()
+    first, second = (tokenizer.ranks[bytes([byte])] for byte in "ä".encode())
+    (cat,) = tokenizer.encode(" cat").tolist()
+    stream = TextStream(tokenizer, ["at"])
+    places = Places(tokenizer, 7)
+    found = Logprobs()
+    for token in (first, second, cat, cat):
+        found.extend(places.add(Event(0, token, stream.push(token), logprob=-1.0)))
+    assert found.text_offset == [7, 7, 8]
+    assert found.tokens == ["bytes:\\xc3", "bytes:\\xa4", " cat"]

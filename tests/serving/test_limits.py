@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import json
+import re
 import socket
 import threading
 import time
@@ -9,9 +11,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
 from yuzogpt.serving.access import Allowance
+from yuzogpt.serving.protocol import CompletionRequest
 
 KEY = "sk-a-key-that-is-long-enough"
 CANARY = "sk-another-key-nobody-may-see"
@@ -68,7 +72,13 @@ MISTAKES = {
     "choices": ('{"model": "run", "n": 5}', 400, "n: 5 choices; at most 4 here"),
     "prompts": ('{"model": "run", "prompt": ["a","a","a"], "n": 2}', 400, "n: 6 choices"),
     "long prompt": ('{"model": "run", "prompt": "' + "a" * 301 + '"}', 400, "prompt: 301 tokens"),
-    "no such token": ('{"model": "run", "prompt": [65]}', 400, "not in 0 to"),
+    "no such token": ('{"model": "run", "prompt": [65]}', 400, "not in 0 to 64"),
+    "nor with logprobs": ('{"model": "run", "prompt": [65], "logprobs": 0}', 400, "not in 0 to 64"),
+    "many bad tokens": ('{"model": "run", "prompt": [' + "-1," * 3000 + "-1]}", 400, "prompt"),
+    "half a pair": ('{"model": "run", "prompt": "\\ud800"}', 400, "no id for '\\ud800'"),
+    "a field of half a pair": ('{"model": "run", "\\ud800": 1}', 400, ""),
+    "a stop of half a pair": ('{"model": "run", "stop": "\\ud800"}', 400, "stop"),
+    "many fields": (json.dumps({str(n): n for n in range(500)}), 400, "500 fields"),
     "negative token": ('{"model": "run", "prompt": [-1]}', 400, "prompt"),
     "no such character": ('{"model": "run", "prompt": "\\u00e4"}', 400, ""),
     "mixed prompt": ('{"model": "run", "prompt": ["a", 1]}', 400, "prompt"),
@@ -176,12 +186,20 @@ def test_a_client_that_goes_before_its_answer_is_whole_makes_room(slow):
                 timeout=1.0,
             )
 
+    before = went(slow)
     thread = threading.Thread(target=ask)
     thread.start()
     slow.wait_until(lambda: slow.gauge("running_requests") == 1)
     thread.join()
     assert slow.wait_until(lambda: slow.gauge("running_requests") == 0) < 1
-    assert slow.gauge("requests_total") >= 1
+    assert went(slow) == before + 1
+
+
+def went(service: Service) -> float:
+    """Return how many clients are counted that went."""
+    text = httpx.get(f"{service.url}metrics").text
+    found = re.search(r'^yuzogpt_requests_total\{status="499"\} (\S+)$', text, re.MULTILINE)
+    return float(found[1]) if found else 0
 
 
 def test_a_request_ends_at_its_deadline(directory):
@@ -244,3 +262,15 @@ def test_an_allowance_comes_back_with_time(monkeypatch):
     waits = [allowance.take() for _ in range(8)]
     assert waits[:5] == [0, 0, 0, 0, 0]
     assert waits[5] == pytest.approx(10)
+
+
+def test_of_a_million_mistakes_few_are_listed():
+    """The event loop makes the list: while it does, nobody else is served."""
+    for content in (
+        {"prompt": [-1] * 1000}, {"prompt": [[-1]] * 1000}, {"prompt": ["a", *[1] * 1000]},
+        {"stop": [""] * 1000}, {"logit_bias": {str(n): "x" for n in range(1000)}},
+        {str(n): n for n in range(1000)},
+    ):  # fmt: skip
+        with pytest.raises(ValidationError) as caught:
+            CompletionRequest.model_validate({"model": "run", **content})
+        assert caught.value.error_count() <= 5

@@ -143,3 +143,64 @@ def test_what_the_server_refuses_is_shown(page):
     page.execute_script("document.getElementById('form').noValidate = true")
     page.find_element(By.ID, "go").click()
     until(page, lambda: "temperature" in text_of(page, "text"))
+
+
+# Answers with the first event of a stream, and ends.
+CUT = r"""
+const real = window.fetch;
+const logprobs = {tokens: ["a"], text_offset: [0], token_logprobs: [-1], top_logprobs: [{a: -1}]};
+const event = {choices: [{text: "a", finish_reason: null, logprobs}]};
+window.fetch = (path, options) => path === "v1/completions"
+  ? Promise.resolve(new Response(`data: ${JSON.stringify(event)}\n\n`)) : real(path, options);
+"""
+
+
+def test_a_stream_that_is_cut_off_is_not_taken_for_a_whole_one(page):
+    until(page, lambda: "run · step" in text_of(page, "model"))
+    page.execute_script(CUT)
+    page.find_element(By.ID, "go").click()
+    until(page, lambda: "the connection ended before the text did" in text_of(page, "text"))
+    assert len(tokens(page)) == 1
+
+
+def test_a_text_that_a_stop_string_ends_is_shown_whole(served, page):
+    until(page, lambda: "run · step" in text_of(page, "model"))
+    whole = served.post(prompt="thou", max_tokens=60, seed=5, temperature=0.8)
+    text = whole.json()["choices"][0]["text"]
+    stop = text[30:33]
+    page.find_element(By.ID, "prompt").send_keys("thou")
+    set_field(page, "max_tokens", "60")
+    set_field(page, "seed", "5")
+    set_field(page, "stop", stop)
+    page.find_element(By.ID, "go").click()
+    until(page, lambda: "ended by stop" in text_of(page, "status"))
+    script = "return document.getElementById('text').textContent"
+    assert page.execute_script(script) == "thou" + text[: text.index(stop)]
+    assert len(tokens(page)) == text.index(stop)
+
+
+# Counts the looks that are to come, and those that have ended.
+TIMERS = r"""
+window.pending = new Set();
+window.looks = 0;
+const [set, clear, real] = [window.setTimeout, window.clearTimeout, window.fetch];
+window.setTimeout = (call, delay) => {
+  const timer = set(() => { window.pending.delete(timer); call(); }, delay);
+  if (delay === 5000) window.pending.add(timer);
+  return timer;
+};
+window.clearTimeout = (timer) => { window.pending.delete(timer); clear(timer); };
+window.fetch = async (path, options) => {
+  const answer = await real(path, options);
+  if (path === "v1/run") set(() => { window.looks += 1; }, 100);
+  return answer;
+};
+for (let n = 0; n < 5; n += 1) document.getElementById("key").dispatchEvent(new Event("change"));
+"""
+
+
+def test_a_changed_key_does_not_begin_another_chain_of_looks(page):
+    until(page, lambda: "run · step" in text_of(page, "model"))
+    page.execute_script(TIMERS)
+    until(page, lambda: page.execute_script("return window.looks") >= 5)
+    assert page.execute_script("return window.pending.size") == 1

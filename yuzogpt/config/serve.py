@@ -63,7 +63,10 @@ class LimitSettings(Section):
         "", "file (mode 0600) with one key a line; empty: no key is asked for, on loopback only"
     )
     requests_per_minute: Count = setting(
-        0, "of each key, over all replicas; more get 429; 0: any number", "requests"
+        0,
+        "of each key; more get 429; 0: any number. Each replica grants an equal share of it (that "
+        "of the most replicas there may be), and one at once at least",
+        "requests",
     )
     max_waiting: Count = setting(32, "a replica's queue behind max_batch; more get 503", "requests")
     deadline: Annotated[float, Field(gt=0)] = setting(

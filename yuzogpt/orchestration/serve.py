@@ -15,6 +15,7 @@ from typing import Any
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import RunFailed, UserError, last_line
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.proxy import environment
 from yuzogpt.overrides import resolve
 from yuzogpt.serving.launch import announce, check, leave, with_free_port
 from yuzogpt.training.stopping import on_sigterm
@@ -24,6 +25,7 @@ APPLICATION = "yuzogpt"
 # it tells of, and its refusals are plain text.
 MOST_AT_ONCE = 10_000
 LOOK_EVERY = 5.0  # seconds
+REFUSED_INSIDE = 4  # requests beyond its places that a replica is handed: it knows best
 # Set before ray is imported.
 ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
@@ -31,21 +33,20 @@ HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
 
 def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     """Serve on an embedded Ray, or on the cluster that the settings name, until interrupted."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **environment(most_requests(settings))}.items():
         os.environ.setdefault(name, value)
     address = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS", "")
     refuse_unreachable(address)
-    settings = with_free_port(settings)
+    if not address:
+        settings = with_free_port(settings)
     with on_sigterm(leave):
         print("starting Ray ...", flush=True)
-        with connected(
-            settings.replicas.ray_address, os.cpu_count() or 1, HEAVY_IMPORTS, "ray.serve"
-        ):
-            run(settings, keys)
+        with connected(address, os.cpu_count() or 1, HEAVY_IMPORTS, "ray.serve"):
+            run(settings, keys, joined=bool(address))
 
 
-def run(settings: ServeSettings, keys: Sequence[bytes]) -> None:
-    """Serve on the Ray that this process is connected to."""
+def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
+    """Serve on the Ray that this process is connected to; `joined`: which others started."""
     from ray import serve
 
     if APPLICATION in serve.status().applications:
@@ -53,18 +54,72 @@ def run(settings: ServeSettings, keys: Sequence[bytes]) -> None:
             f"this cluster serves an application named {APPLICATION} already; end that first"
         )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it did is said below
+    running = address_of_serve()
+    if running:
+        settings = at_address(settings, *running)
+    elif joined:
+        settings = with_free_port(settings)
     http = {"host": settings.http.host, "port": settings.http.port}
+    variables = environment(most_requests(settings))
+    target = deployment(settings, keys)
     try:
-        serve.start(proxy_location="HeadOnly", http_options=http)
-        serve.run(deployment(settings, keys), name=APPLICATION, route_prefix="/")
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=http,
+            controller_options={"runtime_env": {"env_vars": variables}} if joined else None,
+        )
+        serve.run(target, name=APPLICATION, route_prefix="/")
         announce(settings)
         wait()
     except RuntimeError as error:
+        if mistake := mistake_of_a_replica():
+            raise UserError(mistake) from None
         raise RunFailed(f"the service could not be started: {last_line(error)}") from None
     finally:
         serve.delete(APPLICATION)
-        if not serve.status().applications:
+        if not running and not serve.status().applications:
             serve.shutdown()
+
+
+def mistake_of_a_replica() -> str | None:
+    """Return what the user got wrong that showed only where the model was loaded, if it was that.
+
+    Serve hands over no exceptions, but their text.
+    """
+    from ray import serve
+
+    found = serve.status().applications.get(APPLICATION)
+    for deployment in found.deployments.values() if found else ():
+        for line in deployment.message.splitlines():
+            _, mark, mistake = str(line).partition(f"{UserError.__module__}.UserError: ")
+            if mark:
+                return mistake
+    return None
+
+
+def address_of_serve() -> tuple[str, int] | None:
+    """Return where a Serve that runs already listens: nothing that it is told later moves it."""
+    from ray.serve.context import _get_global_client  # it tells this nowhere else
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return client and (str(client.http_config.host), int(client.http_config.port))
+
+
+def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
+    """Return the settings with the port of a Serve that runs; UserError if they want another."""
+    http = settings.http
+    if http.host != host or http.port not in (0, port):
+        raise UserError(
+            f"--host={http.host} --port={http.port}: Serve runs on this cluster at {host}:{port}; "
+            "give these, or end it (serve shutdown)"
+        )
+    return settings.model_copy(update={"http": http.model_copy(update={"port": port})})
+
+
+def most_requests(settings: ServeSettings) -> int:
+    """Return how many requests a proxy lets in: all places, and a few that are refused there."""
+    places = settings.replicas.max_batch + settings.limits.max_waiting
+    return settings.replicas.span()[1] * (places + REFUSED_INSIDE)
 
 
 def wait() -> None:
@@ -118,6 +173,9 @@ def share_of_a_replica(settings: ServeSettings, most: int) -> tuple[int, int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     device = settings.device.device
     gpus = sum(resources.get("GPU", 0) for resources in nodes)
+    is_embedded = not (settings.replicas.ray_address or os.environ.get("RAY_ADDRESS"))
+    if device == "cuda" and not gpus and is_embedded:
+        raise UserError("--device=cuda: Ray finds no GPU here; use --device=cpu")
     if device == "cuda" or (device == "auto" and gpus):
         return settings.device.threads or 1, 1
     cores = sorted(int(resources.get("CPU", 0)) for resources in nodes)

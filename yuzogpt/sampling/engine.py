@@ -135,7 +135,8 @@ class Engine:
         if length == 0:
             raise UserError("the prompt is empty; give at least one token")
         if not all(0 <= token < self.shape.vocab_size for token in request.prompt):
-            raise UserError(f"the prompt has a token that is not in 0 to {self.shape.vocab_size}")
+            last = self.shape.vocab_size - 1
+            raise UserError(f"the prompt has a token that is not in 0 to {last}")
         if request.max_new_tokens < 0:
             raise UserError(f"max_new_tokens={request.max_new_tokens}: below 0")
         if request.logprobs is not None and not 0 <= request.logprobs <= self.shape.vocab_size:

@@ -24,13 +24,16 @@ def load_engine(
     slots: int,
     chunk: int = 64,
     packed: bool = True,
+    exact: bool = False,
 ) -> Engine:
     """Load a model into an engine with so many slots, or as many as memory is set apart for.
 
     `packed=False`: float32 weights on a CPU stay as they lie in their file, memory-mapped.
+    `exact`: FileNotFoundError for a checkpoint that its run has replaced, not the one after it.
     """
     device = choose_hardware(settings, World()).device
     dtype = choose_dtype(settings.dtype, device)
     room = CACHE_BYTES // bytes_per_slot(reference.shape, activations(dtype, device))
     slots = max(1, min(slots, room))
-    return Engine(load_model(reference), tokenizer, device, dtype, slots, chunk, packed)
+    model = load_model(reference, exact)
+    return Engine(model, tokenizer, device, dtype, slots, chunk, packed)

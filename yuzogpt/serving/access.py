@@ -5,12 +5,14 @@ In: an ASGI app. Out: the same app behind a gate. Serve's proxy has no such limi
 
 import hmac
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 
+from prometheus_client import Counter
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +22,11 @@ from yuzogpt.files import refuse_public
 from yuzogpt.serving.refusals import Refused
 
 COUNTED = "/v1/completions"
+# Everything else needs a key, where there are keys. The router's "" leads to "/".
+OPEN = ("", "/", "/page.js", "/page.css", "/healthz", "/metrics")
 SHORTEST_KEY = 16  # characters
+CLIENT_WENT = 499  # nginx's status for it, in metrics only
+OUTCOME = "yuzogpt.outcome"  # in a request's scope
 # With it, Serve's proxy does not tell when a client has gone, whose slot would stay taken.
 DEAF = "x-request-disconnect-disabled"
 
@@ -63,7 +69,8 @@ class Allowance:
         """Take one; return 0, or the seconds until there is one."""
         now = time.monotonic()
         per_second = self.per_minute / 60
-        self.left = min(self.per_minute, self.left + (now - self.since) * per_second)
+        # A share below one must be able to grow to one.
+        self.left = min(max(1.0, self.per_minute), self.left + (now - self.since) * per_second)
         self.since = now
         if self.left < 1:
             return (1 - self.left) / per_second
@@ -71,21 +78,30 @@ class Allowance:
         return 0.0
 
 
+@dataclass
+class Outcome:
+    """How a request ended, for the metrics; a stream that fails has sent its status before."""
+
+    status: int = CLIENT_WENT
+
+
 class Gate:
-    """ASGI middleware that refuses what need not be looked at."""
+    """ASGI middleware that refuses what need not be looked at, and counts how requests end."""
 
     def __init__(
         self,
         app: ASGIApp,
         keys: Sequence[bytes],
         limits: LimitSettings,
-        replicas: Callable[[], int],
+        replicas: int,
+        requests: Counter,
     ) -> None:
         """`keys`: their SHA-256; none: everybody on this machine. `replicas` share out the rate."""
         self.app = app
         self.keys = keys
         self.limits = limits
-        self.replicas = replicas
+        self.per_minute = limits.requests_per_minute / max(1, replicas)
+        self.requests = requests
         self.allowances: dict[bytes, Allowance] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,22 +109,37 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        try:
-            self._admit(scope["path"], Headers(scope=scope))
-        except Refused as refusal:
-            await refusal.response()(scope, receive, send)
-            return
-        await self.app(scope, self._limited(receive), send)
+        path = get_route_path(scope)  # what the router goes by: without the prefix of a proxy
+        scope[OUTCOME] = outcome = Outcome()
 
-    def _admit(self, path: str, headers: Headers) -> None:
-        if not self.keys and not is_loopback(host_of(headers)):
-            # A page from elsewhere whose name was made to lead here (DNS rebinding).
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                outcome.status = message["status"]
+            await send(message)
+
+        try:
+            self._admit(path, scope)
+            await self.app(scope, self._limited(receive), noted)
+        except Refused as refusal:
+            await refusal.response()(scope, receive, noted)
+        except Exception:
+            outcome.status = 500
+            raise
+        finally:
+            if path == COUNTED:
+                self.requests.labels(str(outcome.status)).inc()
+
+    def _admit(self, path: str, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if not self.keys and not (is_loopback(host_of(headers)) and is_loopback(peer_of(scope))):
+            # A page from elsewhere whose name was made to lead here (DNS rebinding); or a proxy in
+            # front that listens to more than it was told to.
             raise Refused(403, "without keys, only requests to localhost are answered")
-        if path.startswith("/v1/"):
+        if path not in OPEN:
             key = self._authorize(headers)
             if path == COUNTED:
                 self._count(key)
-        if headers.get(DEAF):
+        if DEAF in headers:
             raise Refused(400, f"{DEAF}: not allowed here")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.limits.max_body_bytes:
@@ -129,10 +160,8 @@ class Gate:
     def _count(self, key: bytes) -> None:
         if not self.limits.requests_per_minute:
             return
-        per_minute = self.limits.requests_per_minute / max(1, self.replicas())
-        allowance = self.allowances.setdefault(key, Allowance(per_minute, per_minute))
-        allowance.per_minute = per_minute
-        wait = allowance.take()
+        full = Allowance(self.per_minute, max(1.0, self.per_minute))
+        wait = self.allowances.setdefault(key, full).take()
         if wait:
             raise Refused(
                 429,
@@ -165,3 +194,8 @@ def host_of(headers: Headers) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+def peer_of(scope: Scope) -> str:
+    """Return the address that a request came from; empty if that is not known."""
+    return str((scope.get("client") or ("", 0))[0])

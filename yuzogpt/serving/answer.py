@@ -14,15 +14,15 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from yuzogpt.errors import UserError
 from yuzogpt.sampling.requests import Event
+from yuzogpt.serving.access import CLIENT_WENT, OUTCOME
 from yuzogpt.serving.completions import Completion, to_requests
 from yuzogpt.serving.metrics import Metrics
 from yuzogpt.serving.protocol import CompletionRequest
 from yuzogpt.serving.refusals import Refused
 from yuzogpt.serving.served import Serving
 
-CLIENT_WENT = 499  # nginx's status for it, in metrics only
+LAST_WORDS = 5.0  # seconds to take what is said when nothing is computed any more
 
 
 class Answer(Response):
@@ -42,24 +42,15 @@ class Answer(Response):
         """Answer, unless the client goes before the end."""
         answering = asyncio.create_task(self._answer(scope, receive, send))
         going = asyncio.create_task(gone(receive))
-        status = CLIENT_WENT
         try:
             await asyncio.wait({answering, going}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                status = await answering
-        except Refused as refusal:
-            status = refusal.status_code
-            raise
-        except UserError:
-            status = 400
-            raise
+            scope[OUTCOME].status = await answering if answering.done() else CLIENT_WENT
         finally:
-            self.metrics.requests.labels(str(status)).inc()
             await cancelled(answering)
             await cancelled(going)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """Compute and send; return the status."""
+        """Compute and send; return how it ended, as a status."""
         settings = self.serving.settings
         slide = settings.served.context_overflow == "slide"
         with self.serving.now.in_use() as served:
@@ -67,17 +58,27 @@ class Answer(Response):
             requests = await asyncio.to_thread(
                 to_requests, self.wanted, tokenizer, settings.limits, slide
             )
-            completion = Completion(
-                self.wanted, requests, tokenizer, self.serving.name, served.fingerprint
-            )
             with served.driver.call(requests) as call:
-                pieces = self._pieces(served.driver.events(call), completion)
+                completion = Completion(
+                    self.wanted, requests, tokenizer, self.serving.name, served.fingerprint
+                )
+                self.metrics.prompt_tokens.inc(completion.usage()["prompt_tokens"])
+                pieces, refusal = self._pieces(served.driver.events(call), completion), None
                 if self.wanted.stream:
-                    return await self._send_stream(send, pieces, completion)
-                async with self._in_time():
-                    async for _ in pieces:
-                        pass
-            await JSONResponse(completion.whole())(scope, receive, send)
+                    refusal = await self._send_pieces(send, pieces)
+                else:
+                    async with self._in_time():
+                        async for _ in pieces:
+                            pass
+        # Its places are free: who does not read takes nothing from others.
+        try:
+            async with asyncio.timeout(max(LAST_WORDS, self._time_left())):
+                if self.wanted.stream:
+                    await self._send_end(send, completion, refusal)
+                    return refusal.status_code if refusal else 200
+                await JSONResponse(completion.whole())(scope, receive, send)
+        except TimeoutError:
+            return CLIENT_WENT
         return 200
 
     async def _pieces(
@@ -89,40 +90,45 @@ class Answer(Response):
             if piece := completion.add(choice, event):
                 yield piece
         self.metrics.request.observe(time.monotonic() - self.started)
-        self.metrics.prompt_tokens.inc(completion.usage()["prompt_tokens"])
 
     @contextlib.asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
         """Refuse what is not done by its deadline, be it a client that does not read."""
-        deadline = self.serving.settings.limits.deadline
         try:
-            async with asyncio.timeout(deadline - (time.monotonic() - self.started)):
+            async with asyncio.timeout(self._time_left()):
                 yield
         except TimeoutError:
+            deadline = self.serving.settings.limits.deadline
             raise Refused(504, f"not done within {deadline:g} s", code="timeout") from None
 
-    async def _send_stream(
-        self, send: Send, pieces: AsyncIterator[dict[str, Any]], completion: Completion
-    ) -> int:
+    def _time_left(self) -> float:
+        return self.started + self.serving.settings.limits.deadline - time.monotonic()
+
+    async def _send_pieces(
+        self, send: Send, pieces: AsyncIterator[dict[str, Any]]
+    ) -> Refused | None:
+        """Send a stream's head and pieces; return why it ended early, if it did."""
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # nginx in front would hold the stream back
         ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        status = 200
         try:
             async with self._in_time():
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
                 async for piece in pieces:
                     await send_event(send, piece)
-            options = self.wanted.stream_options
-            if options and options.include_usage:
-                await send_event(send, completion.last())
         except Refused as refusal:  # too late for a status
-            status = refusal.status_code
+            return refusal
+        return None
+
+    async def _send_end(self, send: Send, completion: Completion, refusal: Refused | None) -> None:
+        options = self.wanted.stream_options
+        if refusal:
             await send_event(send, refusal.body())
+        elif options and options.include_usage:
+            await send_event(send, completion.last())
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-        return status
 
     def _measure(self, choice: int, event: Event) -> None:
         if event.token is None or event.of_prompt:

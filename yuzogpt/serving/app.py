@@ -51,13 +51,12 @@ Texts = Callable[[str], Awaitable[Mapping[str, str]]]
 def build(
     settings: ServeSettings,
     keys: Sequence[bytes] = (),
-    replicas: Callable[[], int] = lambda: 1,
     of_all_replicas: Texts | None = None,
 ) -> FastAPI:
     """Return the app; its model is loaded when it starts.
 
-    `keys`: SHA-256 of those who may ask; `replicas`: how many there are; `of_all_replicas`: from
-    this one's metrics to those of each.
+    `keys`: SHA-256 of those who may ask; `of_all_replicas`: from this one's metrics to those of
+    each.
     """
     serving, numbers = Serving(settings), Metrics()
     curve = LossCurve(settings.served.model)
@@ -69,8 +68,11 @@ def build(
             yield
 
     # No /docs: FastAPI's would load scripts from elsewhere.
-    app = FastAPI(title="YuzoGPT", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, keys=keys, limits=settings.limits, replicas=replicas)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    most = settings.replicas.span()[1]
+    app.add_middleware(
+        Gate, keys=keys, limits=settings.limits, replicas=most, requests=numbers.requests
+    )
     answer_mistakes(app)
 
     @app.post("/v1/completions")
@@ -102,7 +104,7 @@ def build(
 
     @app.get("/metrics")
     async def prometheus() -> Response:
-        text = text_of(numbers, serving.now)
+        text = text_of(numbers, serving)
         if of_all_replicas:
             text = metrics.merge(await of_all_replicas(text))
         return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
@@ -112,8 +114,8 @@ def build(
         return {**await asyncio.to_thread(curve.read), "step": serving.now.step}
 
     for path, name in PAGE_FILES.items():
-        app.add_api_route(path, page_file(PAGE / name), include_in_schema=False)
-    app.state.metrics_text = lambda: text_of(numbers, serving.now)
+        app.add_api_route(path, page_file(PAGE / name))
+    app.state.metrics_text = lambda: text_of(numbers, serving)
     return app
 
 
@@ -152,10 +154,11 @@ def describe(serving: Serving, served: Served) -> dict[str, Any]:
     }
 
 
-def text_of(numbers: Metrics, served: Served) -> str:
+def text_of(numbers: Metrics, serving: Serving) -> str:
     """Return the metrics, with those that are looked at now."""
-    numbers.running.set(served.driver.running)
-    numbers.waiting.set(served.driver.waiting)
+    served, drivers = serving.now, [one.driver for one in serving.working]
+    numbers.running.set(sum(driver.running for driver in drivers))
+    numbers.waiting.set(sum(driver.waiting for driver in drivers))
     numbers.slots.set(served.engine.slots)
     numbers.step.set(served.step or 0)
     numbers.val_loss.set(float("nan") if served.val_loss is None else served.val_loss)

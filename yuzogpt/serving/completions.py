@@ -4,8 +4,10 @@ In: a checked request, and the engine's events. Out: dicts as
 https://platform.openai.com/docs/api-reference/completions describes them. Knows no HTTP.
 """
 
+import codecs
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,8 +82,7 @@ class Logprobs:
 
     def add(self, event: Event, tokenizer: Tokenizer, offset: int) -> None:
         """Add a token. The one that was chosen is always among the likeliest here."""
-        if event.token is None:
-            return
+        assert event.token is not None
         token = spelling(event.token, tokenizer)
         self.tokens.append(token)
         self.token_logprobs.append(event.logprob)
@@ -91,6 +92,43 @@ class Logprobs:
             return
         top = {spelling(other, tokenizer): value for other, value in event.alternatives}
         self.top_logprobs.append({**top, token: event.logprob})
+
+    def extend(self, other: "Logprobs") -> None:
+        """Add the tokens of a piece."""
+        for name, values in vars(self).items():
+            values += getattr(other, name)
+
+
+class Places:
+    """Where the tokens of a choice lie in its text, which they run ahead of.
+
+    Text is held back while a stop string may have begun; its tokens are held back with it, and
+    those that start where the text then ends are not part of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: int) -> None:
+        """`start`: of the text, in characters."""
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.next = start  # where the next token starts
+        self.end = start  # of the text so far
+        self.in_prompt = False
+        self.ahead: deque[tuple[int, Event]] = deque()
+
+    def add(self, event: Event) -> Logprobs:
+        """Take a token; return those that begin in the text so far."""
+        if self.in_prompt and not event.of_prompt:  # a character does not go on from there
+            self.next += len(self.decoder.decode(b"", True))
+        self.in_prompt = event.of_prompt
+        self.end += len(event.text)
+        if event.token is not None:
+            self.ahead.append((self.next, event))
+            self.next += len(self.decoder.decode(self.tokenizer.token_bytes(event.token)))
+        found = Logprobs()
+        while self.ahead and self.ahead[0][0] < self.end:
+            offset, one = self.ahead.popleft()
+            found.add(one, self.tokenizer, offset)
+        return found
 
 
 def spelling(token: int, tokenizer: Tokenizer) -> str:
@@ -127,24 +165,28 @@ class Completion:
         self.texts = ["" for _ in requests]
         self.logprobs = [Logprobs() for _ in requests]
         self.finish: list[str | None] = [None for _ in requests]
-        self.lengths = [0 if wanted.echo else len(self._prompt_text(one)) for one in requests]
+        self.places: list[Places] = []
+        if wanted.logprobs is not None:
+            for one in requests:
+                start = 0 if wanted.echo else len(tokenizer.decode(one.prompt))
+                self.places.append(Places(tokenizer, start))
+        options = wanted.stream_options
+        self.tells_usage = bool(options and options.include_usage)
         self.new_tokens = 0
 
     def add(self, choice: int, event: Event) -> dict[str, Any] | None:
         """Take an event; return what a stream says of it, if anything."""
         self.new_tokens += event.token is not None and not event.of_prompt
         piece = None
-        if self.wanted.logprobs is not None:
-            offset = self.lengths[choice] + len(self.texts[choice])
-            piece = Logprobs()
-            for logprobs in (piece, self.logprobs[choice]):
-                logprobs.add(event, self.tokenizer, offset)
+        if self.places:
+            piece = self.places[choice].add(event)
+            self.logprobs[choice].extend(piece)
         self.texts[choice] += event.text
         self.finish[choice] = FINISH[event.finish]
-        if not (event.text or event.finish or piece):
+        if not (event.text or event.finish):
             return None
-        found = self._choice(choice, event.text, piece)
-        return {**self.head, "choices": [found]}
+        found = {**self.head, "choices": [self._choice(choice, event.text, piece)]}
+        return {**found, "usage": None} if self.tells_usage else found
 
     def whole(self) -> dict[str, Any]:
         """Return the answer to a request that did not ask for a stream."""
@@ -175,6 +217,3 @@ class Completion:
             "logprobs": None if logprobs is None else vars(logprobs),
             "finish_reason": self.finish[index],
         }
-
-    def _prompt_text(self, request: Request) -> str:
-        return self.tokenizer.decode(request.prompt) if self.wanted.logprobs is not None else ""

@@ -7,6 +7,7 @@ reaches the engine between two steps, so nothing is locked.
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,11 @@ class Driver:
         spin, and a step takes 1.4 times as long (GNU's libgomp, 2 cores).
         """
         thread = ThreadPoolExecutor(1, "engine")
-        engine = await asyncio.get_running_loop().run_in_executor(thread, load)
+        try:
+            engine = await asyncio.get_running_loop().run_in_executor(thread, load)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
         return cls(engine, thread, max_waiting)
 
     def __init__(self, engine: Engine, thread: ThreadPoolExecutor, max_waiting: int) -> None:
@@ -62,12 +67,13 @@ class Driver:
     @property
     def running(self) -> int:
         """Count the requests that have a slot."""
-        return min(self.taken, self.engine.slots)
+        return len(self.engine.running)
 
     @property
     def waiting(self) -> int:
         """Count the requests that wait for one."""
-        return self.taken - self.running
+        arrived = sum(len(call.requests) for call in self.arrived if call not in self.gone)
+        return len(self.engine.waiting) + arrived
 
     @contextlib.contextmanager
     def call(self, requests: Sequence[Request]) -> Iterator[Call]:
@@ -103,8 +109,14 @@ class Driver:
             self.engine.check(request)
         if self.failure:
             raise self._failed()
+        if len(requests) > self.places:
+            raise Refused(
+                400,
+                f"n: {len(requests)} choices; this replica has room for {self.places} at a time",
+                param="n",
+            )
         if self.taken + len(requests) > self.places:
-            turns = self.waiting / self.engine.slots + 0.5
+            turns = max(0, self.taken - self.engine.slots) / self.engine.slots + 0.5
             raise Refused(
                 503,
                 f"overloaded: {self.taken} of {self.places} places are taken, this request needs "
@@ -129,10 +141,10 @@ class Driver:
                     self.wanted.clear()
                     await self.wanted.wait()
         except Exception as error:  # the replica is replaced: see `failure`
+            logging.getLogger(__name__).exception("the engine failed")
             self.failure = error
             for call in {*self.calls.values(), *self.arrived}:
                 call.events.put_nowait(self._failed())
-            raise
 
     def _tell_engine(self) -> None:
         """Submit what arrived and cancel what went; no step is running."""

@@ -4,13 +4,14 @@ In: settings. Out: settings whose paths are absolute, the digests of the keys, a
 ends with Ctrl-C. On Ray: orchestration/serve.py.
 """
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from yuzogpt.checkpoints import MANIFEST
 from yuzogpt.config import ServeSettings
-from yuzogpt.errors import Stopped, UserError
+from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED
 from yuzogpt.paths import directory_or_store
@@ -87,13 +88,18 @@ def announce(settings: ServeSettings) -> None:
 
 
 def serve_here(settings: ServeSettings, keys: Keys) -> None:
-    """Serve in this process until it is interrupted."""
+    """Serve in this process until it is interrupted; RunFailed if the engine fails."""
     import uvicorn
 
     from yuzogpt.serving.app import build
     from yuzogpt.training.stopping import on_sigterm
 
     settings = with_free_port(settings)
+    app = build(settings, keys)
+
+    def failure() -> Exception | None:
+        error: Exception | None = app.state.serving.now.driver.failure
+        return error
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -101,16 +107,27 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
             if self.started:
                 announce(settings)
 
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or failure() is not None
+
+    async def serve() -> None:
+        # Loaded before the server starts, which would show a traceback of what a user got wrong.
+        async with app.router.lifespan_context(app):
+            await Server(config).serve()
+            if error := failure():
+                raise RunFailed(f"the engine failed: {first_line(error)}")
+
     config = uvicorn.Config(
-        build(settings, keys),
+        app,
         host=settings.http.host.strip("[]"),
         port=settings.http.port,
         log_level="warning",
         timeout_graceful_shutdown=LAST_REQUESTS,
         server_header=False,
+        lifespan="off",
     )
     with on_sigterm(leave):
-        Server(config).run()
+        asyncio.run(serve())
 
 
 def leave() -> None:

@@ -31,9 +31,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
-            "yuzogpt_requests", "Answers, by HTTP status; 499: the client went", ["status"],
+            "yuzogpt_requests",
+            "Requests for completions, by the HTTP status of how they ended; 499: the client went",
+            ["status"],
             registry=self.registry,
-        )  # fmt: skip
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
         self.new_tokens = self._counter("new_tokens", "Tokens that were made")
         self.first_token = self._histogram("first_token_seconds", "From request to first token")

@@ -6,7 +6,7 @@ names that vLLM gave them. https://platform.openai.com/docs/api-reference/comple
 """
 
 import secrets
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,12 @@ T = TypeVar("T")
 Token = Annotated[int, Field(ge=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 MOST_STOPS = 16
+MOST_FIELDS = 64
+# Of many mistakes the first is told; an error for each of a million would hold up everybody.
+FIRST = Field(fail_fast=True)
+Texts = Annotated[list[str], FIRST]
+Tokens = Annotated[list[Token], FIRST]
+Stops = Annotated[list[StopString], Field(max_length=MOST_STOPS, fail_fast=True)]
 
 
 class Fields(BaseModel):
@@ -35,14 +41,14 @@ class CompletionRequest(Fields):
     """What a client asks for."""
 
     model: str
-    prompt: str | list[str] | list[Token] | list[list[Token]] = ""
+    prompt: str | Texts | Tokens | Annotated[list[Tokens], FIRST] = ""
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     n: Annotated[int, Field(ge=1)] | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
+    stop: StopString | Stops | None = None
     seed: int | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
@@ -57,7 +63,15 @@ class CompletionRequest(Fields):
     suffix: str | None = None
     frequency_penalty: float | None = 0.0
     presence_penalty: float | None = 0.0
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def not_many_fields(cls, content: Any) -> Any:
+        """Refuse what could have thousands of unknown fields, each an error."""
+        if isinstance(content, dict) and len(content) > MOST_FIELDS:
+            raise ValueError(f"{len(content)} fields; there are not so many")
+        return content
 
     @model_validator(mode="after")
     def only_what_is_done(self) -> Self:

@@ -46,5 +46,8 @@ def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """Return OpenAI's JSON of an error."""
+    # What a client sent may be quoted here; half a surrogate pair has no UTF-8.
+    message = message.encode(errors="backslashreplace").decode()
+    param = param and param.encode(errors="backslashreplace").decode()
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -7,13 +7,14 @@ old one ends with its last request.
 
 import asyncio
 import contextlib
-import functools
 import math
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from yuzogpt import checkpoints, mirrors, stored_checkpoints
 from yuzogpt.checkpoints import CorruptCheckpoint
@@ -87,15 +88,16 @@ class Serving:
         """Nothing is loaded yet."""
         self.settings = settings
         self.name = settings.served.model_name or Path(settings.served.model).name
-        self.refused: set[Identity] = set()
+        self.refused: set[Identity] = set()  # for good
+        self.troubles: set[str] = set()  # that may pass, as of the last look
+        self.working: list[Served] = []  # what is served, and what ends with its last request
         self.retiring: set[asyncio.Task[None]] = set()
         self.now: Served
 
     @contextlib.asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
         """Load the model, and serve until the end; follow its run, if that is asked for."""
-        reference = resolve_model(self.settings.served.model)
-        self.now = await self._load(reference)
+        self.now = await self._load_first()
         following = asyncio.create_task(self._follow()) if self.settings.served.follow else None
         try:
             yield
@@ -104,59 +106,106 @@ class Serving:
                 following.cancel()
             for task in self.retiring:
                 task.cancel()
-            self.now.driver.close()
+            for served in self.working:
+                served.driver.close()
+
+    async def _load_first(self) -> Served:
+        while True:
+            reference = resolve_model(self.settings.served.model)
+            try:
+                return await self._load(reference)
+            except FileNotFoundError:  # its run goes on, and has replaced it meanwhile
+                found = reference.checkpoint
+                if found is None or identify(found.directory):
+                    raise
 
     async def _load(self, reference: ModelReference) -> Served:
         replicas = self.settings.replicas
-        load = functools.partial(
-            load_engine,
-            reference,
-            reference.tokenizer(),
-            self.settings.device,
-            replicas.max_batch,
-            chunk=replicas.prefill_chunk,
-            packed=not replicas.shares(),
-        )
-        driver = await Driver.start(load, self.settings.limits.max_waiting)
-        return Served(reference, driver)
+
+        def load() -> Engine:
+            return load_engine(
+                reference,
+                reference.tokenizer(),
+                self.settings.device,
+                replicas.max_batch,
+                chunk=replicas.prefill_chunk,
+                packed=not replicas.shares(),
+                exact=True,
+            )
+
+        served = Served(reference, await Driver.start(load, self.settings.limits.max_waiting))
+        if served.engine.slots < replicas.max_batch:
+            tell(
+                f"{self.name}: {served.engine.slots} requests at a time, not the "
+                f"{replicas.max_batch} of max_batch: memory for keys and values is limited"
+            )
+        self.working.append(served)
+        return served
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self.settings.served.follow_interval)
+            troubles: set[str] = set()
             try:
-                better = await asyncio.to_thread(self._look)
-                if better:
-                    await self._replace(better)
-            except Exception as error:  # whatever a new checkpoint holds: following goes on
-                tell(f"{self.name}: {reason_of(error)}; what was loaded goes on")
+                await self._improve(troubles)
+            except Exception as error:  # the run cannot be looked at
+                troubles.add(reason_of(error))
+            for trouble in sorted(troubles - self.troubles):
+                tell(f"{self.name}: {trouble}; what was loaded goes on")
+            self.troubles = troubles
+
+    async def _improve(self, troubles: set[str]) -> None:
+        """Serve the best checkpoint that can be loaded, if it is better; note what may pass."""
+        passed_over: set[Identity] = set()
+        while directory := await asyncio.to_thread(self._look, passed_over):
+            identity, name = identify(directory), mirrors.name_of(directory)
+            try:
+                found = await asyncio.to_thread(checkpoints.verify, directory, optimizer=False)
+                run = self.settings.served.model
+                return await self._replace(ModelReference(run, shape_of(found), found))
+            except Exception as error:  # whatever a checkpoint holds: following goes on
+                if identity is None or identify(directory) != identity:
+                    continue  # its run has deleted it
+                passed_over.add(identity)
+                if may_pass(error):
+                    troubles.add(f"checkpoint {name}: {reason_of(error)}")
+                    continue
+                self.refused.add(identity)
+                why = f"cannot be loaded: {reason_of(error)}"
+                if isinstance(error, CorruptCheckpoint):
+                    why = f"is corrupt ({error})"
+                tell(f"checkpoint {name} {why}; refused, what was loaded goes on")
 
     async def _replace(self, reference: ModelReference) -> None:
         before, self.now = self.now, await self._load(reference)
-        task = asyncio.create_task(before.retire())
+        task = asyncio.create_task(self._retire(before))
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
         print(f"{self.name}: now serving step {self.now.step}", flush=True)
 
-    def _look(self) -> ModelReference | None:
-        """Return a whole checkpoint that is better than what is served, if there is one."""
+    async def _retire(self, served: Served) -> None:
+        await served.retire()
+        self.working.remove(served)
+
+    def _look(self, passed_over: set[Identity]) -> Path | None:
+        """Return the best checkpoint that is better than what is served, if there is one."""
         run = self.settings.served.model
         place = stored_checkpoints.pull_reference(run) if scheme_of(run) else Path(run)
         served = self.now.reference.checkpoint
         assert served is not None
         for directory in checkpoints.by_validation_loss(place):
             identity = identify(directory)
-            if identity is None or identity in self.refused:
+            if identity is None or identity in self.refused | passed_over:
                 continue
-            if not is_better(checkpoints.read_metrics(directory), served.state.metrics):
-                return None
-            try:
-                found = checkpoints.verify(directory, optimizer=False)
-            except CorruptCheckpoint as error:
-                self.refused.add(identity)
-                tell(f"checkpoint {mirrors.name_of(directory)} is corrupt ({error}); refused")
-                continue
-            return ModelReference(run, shape_of(found), found)
+            is_new = is_better(checkpoints.read_metrics(directory), served.state.metrics)
+            return directory if is_new else None
         return None
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether a checkpoint that could not be loaded may be loaded later."""
+    is_short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_short or isinstance(error, OSError) or "can't allocate memory" in str(error)
 
 
 def is_better(found: Mapping[str, float], served: Mapping[str, float]) -> bool:

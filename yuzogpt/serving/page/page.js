@@ -30,7 +30,7 @@ async function* events(answer) {
   let held = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return;
+    if (done) throw new Error("the connection ended before the text did");
     const parts = (held + value).split("\n\n");
     held = parts.pop();
     for (const part of parts) {
@@ -76,7 +76,7 @@ async function generate() {
       const [choice] = event.choices;
       first ||= performance.now();
       tokens += choice.logprobs.tokens.length;
-      showToken(text, choice);
+      showTokens(text, choice);
       reason = choice.finish_reason ?? reason;
       $("status").textContent = speed(tokens, first, started);
     }
@@ -109,15 +109,24 @@ function append(parent, kind, content) {
   return span;
 }
 
-function showToken(parent, choice) {
-  if (!choice.logprobs.tokens.length) return;
-  const span = append(parent, "token", choice.text);
-  const chosen = choice.logprobs.tokens[0];
-  const top = Object.entries(choice.logprobs.top_logprobs[0]);
-  top.sort((a, b) => b[1] - a[1]);
-  span.alternatives = { chosen, top };
-  span.tabIndex = -1;
-  span.style.setProperty("--surprise", 1 - Math.exp(choice.logprobs.token_logprobs[0]));
+// A piece of text may have several tokens, or begin with what belongs to the token before it.
+function showTokens(parent, { text, logprobs }) {
+  const characters = [...text];
+  const { tokens, text_offset: offsets } = logprobs;
+  const spans = parent.querySelectorAll(".token");
+  const begin = spans.length ? Number(parent.dataset.end) : (offsets[0] ?? 0);
+  const slice = (from, to) => characters.slice(from - begin, to - begin).join("");
+  const end = (parent.dataset.end = begin + characters.length);
+  const before = slice(begin, offsets[0] ?? end);
+  if (before && spans.length) spans[spans.length - 1].textContent += before;
+  for (const [i, chosen] of tokens.entries()) {
+    const span = append(parent, "token", slice(offsets[i], offsets[i + 1] ?? end));
+    const top = Object.entries(logprobs.top_logprobs[i]);
+    top.sort((a, b) => b[1] - a[1]);
+    span.alternatives = { chosen, top };
+    span.tabIndex = -1;
+    span.style.setProperty("--surprise", 1 - Math.exp(logprobs.token_logprobs[i]));
+  }
 }
 
 // --- what the model thought of a token
@@ -155,7 +164,10 @@ async function describe() {
   $("model").textContent = `${model.id}${step} · ${model.dtype} on ${model.device}`;
 }
 
+let watching = 0; // the timer of the next look
 async function watch() {
+  clearTimeout(watching);
+  const mine = (watching = setTimeout(() => {}));
   try {
     await describe();
     const run = await (await ask("v1/run")).json();
@@ -163,7 +175,8 @@ async function watch() {
   } catch (error) {
     $("model").textContent = error.message;
   }
-  if (!model || model.follows_its_run) setTimeout(watch, 5000);
+  // Unless a change of the key has begun another chain meanwhile.
+  if (mine === watching && (!model || model.follows_its_run)) watching = setTimeout(watch, 5000);
 }
 
 function draw({ train, val, step }) {

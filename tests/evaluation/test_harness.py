@@ -1,7 +1,6 @@
 """Our figures beside lm-evaluation-harness's own, of the same weights and the same texts."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 from tests.evaluation.models import exported, random_model, some_lambada, some_wikitext
 from yuzogpt.cli import main
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 lm_eval = pytest.importorskip("lm_eval")
 
 HARNESS = Path(__file__).parent / "harness"  # tasks for lm-evaluation-harness, of these files

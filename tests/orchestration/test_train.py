@@ -220,7 +220,7 @@ def test_the_wandb_key_reaches_no_process_of_ray(tmp_path, monkeypatch):
     seen = []
 
     @contextlib.contextmanager
-    def connected(address, cores, heavy_imports):
+    def connected(address, cores, heavy_imports, library):
         seen.append(os.environ.get("WANDB_API_KEY"))
         yield
 

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from yuzogpt.errors import UserError
+from yuzogpt.files import write_durably
 from yuzogpt.lease import holder_lives, this_process
 
 OWNER = "owner.json"
@@ -113,7 +114,7 @@ def embedded(cores: int) -> Iterator[None]:
     # Under /tmp, whatever TMPDIR says: paths of Ray's sockets may have 107 characters at most.
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # mode 0700
     try:
-        (directory / OWNER).write_text(json.dumps(this_process(os.getpid())))
+        write_durably(directory / OWNER, json.dumps(this_process(os.getpid())).encode())
         token = directory / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))

@@ -66,7 +66,7 @@ def test_words_are_counted_as_in_the_original(tmp_path):
     """Two words and an end of line are three tokens of the original, and here four of the model."""
     path = tmp_path / "ptb.test.txt"
     path.write_text(" a a \n")
-    (exam) = TASKS["ptb"].prepare["paper"](path, Reading(CharTokenizer("\n a"), 32, 32, False))
+    exam = TASKS["ptb"].prepare["paper"](path, Reading(CharTokenizer("\n a"), 32, 32, False))
     model = small_model(1, vocab_size=3, n_embd=8, n_head=2, vocab_multiple=1)
     with torch.no_grad():
         model.wte.weight.zero_()
@@ -139,7 +139,7 @@ def test_the_last_word_with_and_without_stop_words(tmp_path):
 def test_questions(tmp_path):
     path = tmp_path / "cbt.txt"
     story = "".join(f"{n} bead game {n} .\n" for n in range(1, 21))
-    path.write_text(story + "21 a bead XXXXX game .\tdeal\t\tdeal|meal|hell\n\n" * 1)
+    path.write_text(story + "21 a bead XXXXX game .\tdeal\t\tdeal|meal|hell\n\n")
     exam = TASKS["cbt_cn"].prepare["paper"](
         path, Reading(CharTokenizer(ALPHABET + "."), 32, 32, False)
     )

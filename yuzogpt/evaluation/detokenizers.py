@@ -118,15 +118,12 @@ class Detokenizer:
         before: list[str] = []
         after: list[str] = []
         while chunk and chunk not in self.lexicon:
-            marks = self.rules.opening | ({QUOTE} if self.rules.quotes else frozenset())
-            if len(chunk) > 1 and chunk[0] in marks:
+            if len(chunk) > 1 and chunk[0] in self.rules.in_front:
                 before.append(chunk[0])
                 chunk = chunk[1:]
                 continue
-            ends = self.rules.closing | ({QUOTE} if self.rules.quotes else frozenset())
-            end = max(
-                (e for e in ends if len(e) < len(chunk) and chunk.endswith(e)), key=len, default=""
-            )
+            ends = (e for e in self.rules.behind if len(e) < len(chunk) and chunk.endswith(e))
+            end = max(ends, key=len, default="")
             if not end:
                 break
             after.append(end)

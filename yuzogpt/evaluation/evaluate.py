@@ -128,8 +128,12 @@ def exam_of(evaluation: Evaluation, task: str) -> Exam:
     )
     place, _ = evaluation.read[task]
     if task == LOSS:
-        return loss_exam(place, reading, wanted.loss_windows)
-    return TASKS[task].prepare[wanted.protocol](Path(place), reading)
+        exam = loss_exam(place, reading, wanted.loss_windows)
+    else:
+        exam = TASKS[task].prepare[wanted.protocol](Path(place), reading)
+    if not exam.passages:
+        raise UserError(f"{place}: nothing in it that {task} could be counted on")
+    return exam
 
 
 def sitting_of(evaluation: Evaluation, task: str, weights: str) -> Sitting:
@@ -143,10 +147,6 @@ def sitting_of(evaluation: Evaluation, task: str, weights: str) -> Sitting:
         weights=weights,
         task=task,
         protocol=wanted.protocol,
-        read=evaluation.read[task][1],
-        counted=wanted.model_copy(
-            update={"tasks": (), "benchmark_dir": "", "data_dir": "", "dataset": ""}
-        ).model_dump_json(),
         size=work.shard_size,
         batch_size=work.batch_size,
         device=evaluation.settings.device,

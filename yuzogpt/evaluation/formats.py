@@ -6,6 +6,7 @@ In: a path. Out: lines, texts, questions. UserError names the line that is not a
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,11 @@ def content(path: Path) -> bytes:
     """Return the bytes of a file, or of the one file in a zip."""
     if path.suffix != ".zip":
         return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(archive.namelist()[0])
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(archive.namelist()[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError, IndexError) as error:
+        raise UserError(f"{path}: not a whole zip of one file: {error}") from None
 
 
 def lines(path: Path) -> list[str]:

@@ -1,15 +1,16 @@
 """A benchmark in pieces, each of which is computed once, by any process, and kept.
 
 In: an exam, and the model that sits it. Out: scores, in order. A shard brings its passages along:
-a worker needs nothing but the model. Its file says what it was computed from: a command that was
-killed goes on, and one with other settings computes anew.
+a worker needs nothing but the model. Its file is named after what it derives from, the weights and
+the passages themselves: a command that was killed goes on, one that asks something else computes
+anew, and what was computed before stays.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
-from functools import lru_cache
+from dataclasses import astuple, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.evaluation.tasks import Protocol
-from yuzogpt.files import sha256, to_json, write_durably
+from yuzogpt.files import sha256, write_durably
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, weight_files
 from yuzogpt.references import ModelReference, resolve_model
 
@@ -37,19 +38,9 @@ class Sitting:
     weights: str  # the SHA-256 of
     task: str
     protocol: Protocol
-    read: str  # the SHA-256 of the benchmark's file, or a corpus's fingerprint
-    counted: str  # stride, filter, limit: whatever else decides which passages there are
     size: int  # of a shard
     batch_size: int
     device: DeviceSettings
-
-    def fingerprint(self) -> str:
-        """Return what its scores derive from; not where they are computed, or in which batches."""
-        known = asdict(self)
-        for name in ("model", "batch_size", "device"):
-            known.pop(name)
-        known["dtype"] = self.device.dtype
-        return hashlib.sha256(to_json(known)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,16 +51,24 @@ class Shard:
     number: int
     passages: Sequence[Passage]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What its scores derive from; not where they are computed, or in which batches."""
+        asked = [astuple(passage) for passage in self.passages]
+        known = [self.sitting.weights, self.sitting.device.dtype, asked]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
     def path(self, directory: Path) -> Path:
         """Return where its scores are kept."""
         folder = f"{self.sitting.task}-{self.sitting.protocol}"
-        return directory / SHARDS / folder / f"{self.number:05}.json"
+        return directory / SHARDS / folder / f"{self.number:05}-{self.fingerprint[:16]}.json"
 
     def read(self, directory: Path) -> list[Score] | None:
         """Return its scores, if they are there, whole, and of this sitting."""
         try:
             found = json.loads(self.path(directory).read_bytes())
-            if found["fingerprint"] == self.sitting.fingerprint():
+            is_whole = len(found["scores"]) == len(self.passages)
+            if found["fingerprint"] == self.fingerprint and is_whole:
                 return [Score(*values) for values in found["scores"]]
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -80,7 +79,7 @@ class Shard:
         path = self.path(directory)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [list(astuple(score)) for score in scores]
-        content = {"fingerprint": self.sitting.fingerprint(), "scores": rows}
+        content = {"fingerprint": self.fingerprint, "scores": rows}
         write_durably(path, (json.dumps(content) + "\n").encode())
 
 

@@ -49,9 +49,18 @@ class Figure:
     counted: int
     unit: str  # of what was counted
 
-    def to_dict(self) -> dict[str, float | int | str]:
-        """Return it for results.json."""
-        return {"value": self.value, "counted": self.counted, "unit": self.unit}
+    def to_dict(self) -> dict[str, float | int | str | None]:
+        """Return it for results.json, which has no numbers that are not finite."""
+        value = self.value if math.isfinite(self.value) else None
+        return {"value": value, "counted": self.counted, "unit": self.unit}
+
+
+def perplexity(nats: float) -> float:
+    """Return e^nats; infinite where a model has diverged."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,10 @@ def figures_of_text(logprob: float, tokens: int, units: dict[str, int]) -> list[
             )
         else:
             name = "perplexity" if unit == "original token" else f"{unit}_perplexity"
-            found.append(Figure(name, math.exp(-logprob / count), count, f"{unit}s"))
+            found.append(Figure(name, perplexity(-logprob / count), count, f"{unit}s"))
     return [
         *found,
-        Figure("token_perplexity", math.exp(-logprob / tokens), tokens, "model's tokens"),
+        Figure("token_perplexity", perplexity(-logprob / tokens), tokens, "model's tokens"),
     ]
 
 
@@ -166,8 +175,8 @@ def documents(path: Path, reading: Reading) -> Exam:
     def judge(scores: Sequence[Score]) -> list[Figure]:
         logprob = sum(score.logprob for score in scores)
         return [
-            Figure("word_perplexity", math.exp(-logprob / words), words, "words"),
-            Figure("byte_perplexity", math.exp(-logprob / size), size, "bytes"),
+            Figure("word_perplexity", perplexity(-logprob / words), words, "words"),
+            Figure("byte_perplexity", perplexity(-logprob / size), size, "bytes"),
             Figure("bits_per_byte", -logprob / size / math.log(2), size, "bytes"),
         ]
 
@@ -192,7 +201,7 @@ def last_word(protocol: Protocol) -> Callable[[Path, Reading], Exam]:
             n = len(scores)
             logprob = sum(score.logprob for score in scores)
             found = [
-                Figure("perplexity", math.exp(-logprob / n), n, "last words"),
+                Figure("perplexity", perplexity(-logprob / n), n, "last words"),
                 Figure("accuracy", sum(score.is_greedy for score in scores) / n, n, "last words"),
             ]
             if protocol == "paper":  # some count this, and get 14 points more

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from yuzogpt.config import EvaluateSettings
+from yuzogpt.errors import UserError
 from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.evaluate import Compute
 from yuzogpt.evaluation.passages import Score
@@ -18,6 +19,7 @@ from yuzogpt.evaluation.shards import Shard
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.orchestration.prepare import user_errors
 
+RETRIES = 5  # of a shard whose worker died; a batch that is too large for memory kills each
 AHEAD = 2  # shards that are handed out for each worker, so that none waits for the next
 
 
@@ -30,7 +32,7 @@ def on_ray(settings: EvaluateSettings) -> Compute:
             return
         print("starting Ray ...", flush=True)
         cores = os.cpu_count() or 1
-        with connected(settings.work.ray_address, cores, ("torch",)), user_errors():
+        with connected(settings.work.ray_address, cores, ("torch",)), user_errors("evaluation"):
             yield from in_tasks(settings, left)
 
     return compute
@@ -44,7 +46,7 @@ def in_tasks(
 
     workers, resources, threads = places(settings)
     device = settings.device.model_copy(update={"threads": threads})
-    task = ray.remote(**resources, max_retries=-1)(shards.compute)
+    task = ray.remote(**resources, max_retries=RETRIES)(shards.compute)
     waiting, running = list(left)[::-1], dict[Any, Shard]()
     while waiting or running:
         while waiting and len(running) < AHEAD * workers:
@@ -59,13 +61,24 @@ def places(settings: EvaluateSettings) -> tuple[int, dict[str, float], int]:
     """Return how many workers there are, what each holds, and its threads."""
     import ray
 
-    have = ray.cluster_resources()
-    gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
-    wanted = settings.work.num_workers
-    device = settings.device.device
-    if device == "cuda" or (device == "auto" and gpus):
-        return wanted if isinstance(wanted, int) else max(1, gpus), {"num_gpus": 1}, 0
-    nodes = sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes()) or 1
-    workers = wanted if isinstance(wanted, int) else nodes
-    threads = settings.device.threads or max(1, cores // nodes // math.ceil(workers / nodes))
-    return workers, {"num_cpus": cores / workers if workers < cores else 1}, threads
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    cores = [int(resources["CPU"]) for resources in alive if resources.get("CPU", 0) >= 1]
+    return share_out(settings, gpus, cores or [1])
+
+
+def share_out(
+    settings: EvaluateSettings, gpus: int, cores: Sequence[int]
+) -> tuple[int, dict[str, float], int]:
+    """Return the same for so many GPUs, and so many cores of each node.
+
+    What a worker asks for is what the smallest node has room for: else Ray would wait for ever.
+    """
+    wanted, device = settings.work.num_workers, settings.device.device
+    if device == "cuda" and not gpus:
+        raise UserError("--device=cuda: Ray has no GPU; use --device=cpu")
+    if gpus and device in ("auto", "cuda"):
+        return wanted if isinstance(wanted, int) else gpus, {"num_gpus": 1}, 0
+    workers = wanted if isinstance(wanted, int) else len(cores)
+    of_each = max(1, min(cores) // math.ceil(workers / len(cores)))
+    return workers, {"num_cpus": of_each}, settings.device.threads or of_each

@@ -72,7 +72,7 @@ class RayWorkers:
         import ray
 
         count = ray.remote(sources.count_documents)
-        with user_errors():
+        with user_errors("preparation"):
             counts: list[int] = ray.get([count.remote(unit) for unit in listed])
         return counts
 
@@ -80,7 +80,7 @@ class RayWorkers:
         """Do units."""
         self.start()
         warm_up(plan.recipe)
-        with user_errors():
+        with user_errors("preparation"):
             run_units(plan, undone, self.most)
 
     def start(self) -> None:
@@ -131,7 +131,7 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(what: str) -> Iterator[None]:
     """Raise what a task raised, without Ray's wrapping: UserError, else RunFailed."""
     import ray
 
@@ -145,5 +145,5 @@ def user_errors() -> Iterator[None]:
                 raise UserError(first_line(found)) from None  # Ray adds lines of advice
             found = inner or found.__cause__
         raise RunFailed(
-            f"the preparation failed: {last_line(error)}; the same command goes on"
+            f"the {what} failed: {last_line(error)}; the same command goes on"
         ) from error

@@ -65,7 +65,7 @@ class Training:
         """Forward, backward, AdamW."""
         self.trainee.trained(self.ids[:, :-1], self.ids[:, 1:]).mean().backward()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def tensors(self) -> list[torch.Tensor]:
         """Return what a checkpoint holds."""
@@ -161,7 +161,7 @@ def torch_save(training: Training, path: Path, *, nanogpt: bool) -> float:
     """Save the blocking way; return the seconds."""
     content: dict[str, Any] = {
         "model": training.model.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
+        "optimizer": training.optimizer.each[0].state_dict(),
     }
     if nanogpt:
         shape = training.shape.model_dump()

@@ -109,7 +109,7 @@ def train(size: Size, way: ParallelSettings, world: World, steps: int) -> dict[s
         del losses, states, tensors
         clip(trainee, totals.gradient_norm, settings.grad_clip)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
     return {"held": held, "seconds": seconds[1:], "loss": loss}
 

@@ -1,7 +1,10 @@
-"""The CPU recipe on Shakespeare, from command to end: val loss, wall time, and where it goes.
+"""The CPU recipes on Shakespeare, from command to end: val loss, wall time, and where it goes.
 
     python benchmarks/shakespeare.py --seeds 1337 1 2 --dataset shakespeare_char
+    python benchmarks/shakespeare.py --presets shakespeare_char_cpu shakespeare_char_fast
     python benchmarks/shakespeare.py --nanogpt ~/nanoGPT      # its train.py, in turn with ours
+
+Presets take turns, seed by seed; the ratio is that of the wall times of each seed's first and last.
 
 Flags that this script does not know go to `yuzogpt train`. A checkout of nanoGPT must have its
 data/shakespeare_char prepared.
@@ -24,10 +27,10 @@ NANOGPT = (
 )
 
 
-def run_ours(dataset: str, seed: int, flags: list[str]) -> dict[str, float]:
+def run_ours(preset: str, dataset: str, seed: int, flags: list[str]) -> dict[str, float]:
     """Train once; return the loss and the seconds of each part."""
     with tempfile.TemporaryDirectory() as out_dir:
-        command = [sys.executable, "-m", "yuzogpt", "train", "shakespeare_char_cpu"]
+        command = [sys.executable, "-m", "yuzogpt", "train", preset]
         command += [f"--dataset={dataset}", f"--out_dir={out_dir}/run", f"--seed={seed}", *flags]
         began = time.time()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -70,17 +73,20 @@ def main() -> None:
     """Print a row a run, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="shakespeare_char")
+    parser.add_argument("--presets", nargs="+", default=["shakespeare_char_cpu"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337])
     parser.add_argument("--nanogpt", type=Path)
     arguments, flags = parser.parse_known_args()
-    rows: dict[str, list[dict[str, float]]] = {"yuzogpt": [], "nanogpt": []}
+    presets = arguments.presets
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*presets, "nanogpt")}
     for seed in arguments.seeds:
-        rows["yuzogpt"].append(run_ours(arguments.dataset, seed, flags))
+        for preset in presets:
+            rows[preset].append(run_ours(preset, arguments.dataset, seed, flags))
         if arguments.nanogpt:
             rows["nanogpt"].append(run_nanogpt(arguments.nanogpt))
         for name, found in rows.items():
             for key, value in (found[-1] if found else {}).items():
-                print(f"{name} seed {seed} {key}: {value:.4g}")
+                print(f"{name} seed {seed} {key}: {value:.5g}", flush=True)
     for name, found in rows.items():
         for key in found[0] if found else []:
             values = [row[key] for row in found]
@@ -88,6 +94,13 @@ def main() -> None:
                 f"{name} {key}: median {statistics.median(values):.5g} "
                 f"({min(values):.5g} to {max(values):.5g}, {len(values)} runs)"
             )
+    if len(presets) > 1:
+        pairs = zip(rows[presets[0]], rows[presets[-1]], strict=True)
+        ratios = [first["wall"] / last["wall"] for first, last in pairs]
+        print(
+            f"wall time of {presets[0]} over {presets[-1]}: median "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":

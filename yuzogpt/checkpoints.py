@@ -57,6 +57,7 @@ class State:
     tokenizer: str
     metrics: dict[str, float]
     guard: dict[str, float] = field(default_factory=dict)  # what the guards remember of the losses
+    batch: dict[str, float] = field(default_factory=dict)  # what its schedule has measured
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,20 @@ import uuid
 from pathlib import Path
 
 from yuzogpt import tokenizer_files
-from yuzogpt.errors import RunFailed
+from yuzogpt.config import ModelSettings
+from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import sync_directory, sync_file
 from yuzogpt.references import ModelReference
+
+# Of the model's settings, those that Hugging Face's GPT-2 has one value of: the default.
+FIXED = (
+    "pos_emb", "norm", "activation", "qk_norm", "logit_softcap", "tie_embeddings", "mup_base_width"
+)  # fmt: skip
 
 
 def to_huggingface(reference: ModelReference, folder: Path) -> None:
     """Write a model and its tokenizer; the folder gets its name when it is whole."""
+    refuse_other_parts(reference)
     tokenizer = reference.tokenizer()
     files = tokenizer_files.files_of(tokenizer, reference.shape.block_size)
 
@@ -39,3 +46,15 @@ def to_huggingface(reference: ModelReference, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_directory(folder.parent)
+
+
+def refuse_other_parts(reference: ModelReference) -> None:
+    """Raise UserError if the model has parts that Hugging Face's GPT-2 has not."""
+    gpt2 = ModelSettings()
+    others = [name for name in FIXED if getattr(reference.shape, name) != getattr(gpt2, name)]
+    if others:
+        found = ", ".join(f"{name}={getattr(reference.shape, name)}" for name in others)
+        raise UserError(
+            f"{reference.name}: Hugging Face's GPT-2 has no {found}; only models of GPT-2's own "
+            "parts can be exported"
+        )

@@ -20,10 +20,8 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 
 def load_model(reference: ModelReference, exact: bool = False) -> GPT:
     """Load a model for reading (eval mode); `exact`: as `read_weights` has it."""
-    if reference.checkpoint is None:
-        shape, weights = huggingface.read(reference.name)
-    else:
-        shape, weights = reference.shape, read_weights(reference, exact)
+    shape, weights = reference.shape, read_weights(reference, exact)
+    cut_positions(weights, shape.block_size)
     with torch.device("meta"):
         model = GPT(shape)
     # Taken as they lie in the file, memory-mapped: processes of a node share what none changes.
@@ -55,7 +53,13 @@ def starting_weights(settings: TrainSettings, resume: Checkpoint | None) -> Name
     if resume:
         return resume.tensors(MODEL)
     if settings.run.init_from == "scratch":
-        return initial_weights(settings.model, settings.run.seed)
+        return initial_weights(settings.model, settings.run.seed, settings.initialization)
     weights = read_weights(resolve_model(settings.run.init_from))
-    weights["wpe.weight"] = weights["wpe.weight"][: settings.model.block_size]
+    cut_positions(weights, settings.model.block_size)
     return weights.items()
+
+
+def cut_positions(weights: dict[str, Tensor], block_size: int) -> None:
+    """Leave out learned positions that a shorter context does not have."""
+    if "wpe.weight" in weights:
+        weights["wpe.weight"] = weights["wpe.weight"][:block_size]

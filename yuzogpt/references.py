@@ -6,7 +6,7 @@ shape of the model, and the tokenizer. Needs no torch, so that mistakes show at 
 makes the model of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -42,8 +42,29 @@ class ModelReference:
         )
 
 
-def resolve_model(name: str) -> ModelReference:
-    """Return what `name` refers to; UserError if there is no model."""
+def resolve_model(name: str, context: int = 0) -> ModelReference:
+    """Return what `name` refers to; UserError if there is no model.
+
+    `context`: tokens that it is to see at a time; 0: as many as it was trained with.
+    """
+    return with_context(find_model(name), context)
+
+
+def with_context(reference: ModelReference, context: int) -> ModelReference:
+    """Return a model that sees so many tokens; UserError if it has no positions for them."""
+    shape = reference.shape
+    if not context:
+        return reference
+    if context > shape.block_size and not shape.is_extensible:
+        raise UserError(
+            f"--context={context}: {reference.name} has learned positions, for "
+            f"{shape.block_size} tokens; rotary and alibi go on past their block_size"
+        )
+    return replace(reference, shape=shape.model_copy(update={"block_size": context}))
+
+
+def find_model(name: str) -> ModelReference:
+    """Return what `name` refers to, as it was trained."""
     if name in PUBLISHED:
         return ModelReference(name, PUBLISHED[name].shape, None)
     if Path(name, CONFIG).is_file():

@@ -6,7 +6,6 @@ from, or a UserError with the difference. Needs no torch, so the answer comes at
 
 import contextlib
 import importlib.util
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -173,7 +172,7 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
     """Raise UserError with the difference if the run would not be the same run."""
     old = checkpoint.state.settings
     differences = changed_frozen(old, as_started(settings, checkpoint))
-    rows_before = math.prod(old["batch"].values())
+    rows_before = old["batch"]["batch_size"] * old["batch"]["gradient_accumulation_steps"]
     if rows_before != settings.batch.global_rows:
         differences.append(
             "batch_size x gradient_accumulation_steps: "
@@ -190,10 +189,11 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
 
 def check_world(settings: TrainSettings, workers: int) -> None:
     """Raise UserError if the global batch is too small to give each worker a row."""
-    if settings.batch.global_rows < workers:
+    least = settings.batch.least_rows
+    if least < workers:
+        flag = "batch_size" if least == settings.batch.global_rows else "start_rows"
         raise UserError(
-            f"a global batch of {settings.batch.global_rows} rows is too small for {workers} "
-            "workers; raise --batch_size"
+            f"a global batch of {least} rows is too small for {workers} workers; raise --{flag}"
         )
 
 
@@ -288,7 +288,7 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
         found = getattr(shape, name)
         if wanted != found:
             raise UserError(f"{origin}: its {name} is {found}, not {wanted}; leave {name} out")
-    if shape.block_size < fitted.model.block_size:
+    if shape.block_size < fitted.model.block_size and not shape.is_extensible:
         raise UserError(
             f"{origin}: it has positions for {shape.block_size} tokens; lower "
             f"--block_size={fitted.model.block_size}"

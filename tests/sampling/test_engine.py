@@ -16,8 +16,7 @@ from tests.sampling.engines import (
     uncached,
 )
 from yuzogpt.errors import UserError
-from yuzogpt.model.positions import LearnedPositions
-from yuzogpt.sampling.engine import Engine, window_start
+from yuzogpt.sampling.engine import window_start
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.weights import ByteLinear
 from yuzogpt.tokenizers import gpt2_tokenizer
@@ -278,30 +277,34 @@ def test_nothing_to_do_is_done_at_once():
     assert [(event.token, event.finish) for event in events] == [(None, "length")]
 
 
-class Turned(LearnedPositions):
-    """Positions in all three places, as rotary ones turn and ALiBi weighs."""
-
-    def turn(self, x, at):
-        at = at if at.dim() == 2 else at[None]
-        return x * torch.cos(at[:, None, :, None] * 0.3)
-
-    def bias(self, queries_at, keys_at):
-        distance = (queries_at[:, None] - keys_at).float()
-        return -distance * torch.tensor([0.5, 0.1])[:, None, None]
+VARIANTS = [
+    {"pos_emb": "rotary"},
+    {"pos_emb": "alibi"},
+    {"pos_emb": "rotary", "qk_norm": True, "norm": "rms", "activation": "swiglu"},
+    {"pos_emb": "alibi", "tie_embeddings": False, "logit_softcap": 5.0, "activation": "relu2"},
+]
 
 
-def with_turned_positions():
-    model = small_model()
-    weight = model.wpe.weight
-    model.wpe = Turned(*weight.shape)
-    model.wpe.weight = weight
-    return model
-
-
-def test_other_positions_go_through_the_cache_too():
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes)))
+def test_variants_go_through_the_cache_as_without_it(changes):
+    """Up to the context's end, past it, and in a context longer than block_size."""
     prompts = [random_prompt(length, length) for length in (1, 6, 19)]
-    events = run(Engine(with_turned_positions(), make_engine().tokenizer, torch.device("cpu")),
-                 [greedy(prompt, 40) for prompt in prompts])  # fmt: skip
-    check_against_uncached(with_turned_positions(), prompts, events)
+    events = run(make_engine(small_model(**changes)), [greedy(prompt, 40) for prompt in prompts])
+    check_against_uncached(small_model(**changes), prompts, events)
     with pytest.raises(AssertionError):
         check_against_uncached(small_model(), prompts, events)
+    longer = {**changes, "block_size": 4 * SHAPE.block_size}
+    events = run(make_engine(small_model(**longer)), [greedy(prompt, 90) for prompt in prompts])
+    check_against_uncached(small_model(**longer), prompts, events)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_an_untied_head_is_laid_out_too(dtype):
+    model = small_model(tie_embeddings=False, pos_emb="rotary")
+    prompt = random_prompt(12, 3)
+    with torch.no_grad():
+        wanted = model(torch.tensor([prompt]))[0, -1].log_softmax(-1)
+    engine = make_engine(small_model(tie_embeddings=False, pos_emb="rotary"), dtype=dtype)
+    ((event,),) = run(engine, [greedy(prompt, 1)])
+    error = (logprobs(event) - wanted).abs().max().item()
+    assert error < {torch.float32: 1e-4, torch.bfloat16: 0.3, torch.int8: 0.5}[dtype]

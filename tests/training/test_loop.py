@@ -18,6 +18,7 @@ from yuzogpt.config import (
 )
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.export import to_huggingface
 from yuzogpt.files import sha256
 from yuzogpt.lease import LEASE
 from yuzogpt.loading import load_model
@@ -308,11 +309,28 @@ def test_schedule_is_nanogpts():
     assert lr_at(0, optimizer, constant) == 1.0
 
 
+def test_models_without_learned_positions_read_further(finished, corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    train(corpus_dir, run, "--max_iters=20", "--pos_emb=rotary", "--qk_norm=True")
+    model = load_model(resolve_model(str(run), context=64))
+    ids = torch.randint(0, 20, (1, 64))
+    assert model(ids).shape[:2] == (1, 64)
+    with pytest.raises(UserError, match="no pos_emb=rotary, qk_norm=True; only models"):
+        to_huggingface(resolve_model(str(run)), tmp_path / "hf")
+    longer = tmp_path / "longer"  # and goes on to learn from longer rows
+    train(corpus_dir, longer, "--max_iters=2", f"--init_from={run}", "--block_size=64")
+    assert resolve_model(str(longer)).shape.block_size == 64
+    with pytest.raises(UserError, match="learned positions, for 16 tokens"):
+        resolve_model(str(finished), context=17)
+    shorter = load_model(resolve_model(str(finished), context=8))
+    assert torch.equal(shorter(ids[:, :8]), load_model(resolve_model(str(finished)))(ids[:, :8]))
+
+
 def test_optimizer_state_round_trips_by_name():
     model = GPT(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5, bias=True))
     initialize(model, 1)
     optimizer = build_optimizer(model, OptimizerSettings(), FinetuningSettings())
-    decayed, plain = optimizer.param_groups
+    decayed, plain = optimizer.groups()
     assert all(p.dim() >= 2 for p in decayed["params"])
     assert decayed["weight_decay"] == 0.1
     assert all(p.dim() < 2 for p in plain["params"])

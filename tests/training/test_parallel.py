@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from tests.conftest import tiny_settings
-from tests.training.worlds import losses, run_world, start_world, weights
+from tests.training.worlds import exit_codes, losses, run_world, start_world, weights
 from yuzogpt.config import ModelSettings
 from yuzogpt.hardware import Hardware
 from yuzogpt.loading import load_model
@@ -59,6 +59,25 @@ def test_a_run_goes_on_in_any_world_and_way(root):
     mixed = losses(root / "mixed")
     for step, loss in losses(root / "ddp").items():
         assert mixed[step] == pytest.approx(loss, abs=1e-4)
+
+
+class InPieces:
+    """Has a rank compute its losses for few tokens at a time, as those of a large vocabulary."""
+
+    def __call__(self, rank: int) -> None:
+        from yuzogpt.model import gpt
+
+        gpt.LOGITS_AT_ONCE = 200
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_losses_in_pieces_are_those_at_once(root, corpus_dir, tmp_path, parallel):
+    flags = (*FLAGS, "--max_iters=12", f"--parallel={parallel}")
+    ranks = start_world(2, tiny_settings(corpus_dir, tmp_path, *flags), InPieces())
+    assert exit_codes(ranks) == [0, 0]
+    at_once = losses(root / "ddp")
+    for step, loss in losses(tmp_path).items():
+        assert loss == pytest.approx(at_once[step], rel=1e-5)
 
 
 def test_a_checkpoint_of_several_ranks_is_hugging_faces_layout(root):

@@ -14,6 +14,7 @@ from yuzogpt.config.evaluate import (
     EvaluationDeviceSettings,
     EvaluationWorkSettings,
 )
+from yuzogpt.config.model import InitializationSettings, ModelSettings
 from yuzogpt.config.prepare import (
     CorpusSettings,
     InspectedCorpus,
@@ -39,7 +40,6 @@ from yuzogpt.config.train import (
     FinetuningSettings,
     GuardSettings,
     LogSettings,
-    ModelSettings,
     OptimizerSettings,
     ParallelSettings,
     RunSettings,
@@ -68,6 +68,7 @@ __all__ = [
     "FinetuningSettings",
     "GuardSettings",
     "HTTPSettings",
+    "InitializationSettings",
     "InspectSettings",
     "InspectedCorpus",
     "LargeCorpusSettings",

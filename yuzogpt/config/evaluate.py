@@ -32,6 +32,9 @@ class BenchmarkSettings(Section):
     benchmark_dir: str = setting(
         "", "where the benchmarks' files are; empty: the cache, filled from the web where it can be"
     )
+    context: Count = setting(
+        0, "what the model sees at a time; 0: its block_size; more: rotary, alibi only", "tokens"
+    )
     stride: Positive = setting(
         512, "paper: tokens that each window foretells after the first", "tokens"
     )

@@ -32,6 +32,9 @@ class SamplingSettings(Section):
     )
     num_samples: Positive = setting(10, "samples to draw, of each prompt")
     max_new_tokens: Positive = setting(500, "most tokens of each sample", "tokens")
+    context: Count = setting(
+        0, "what the model sees at a time; 0: its block_size; more: rotary, alibi only", "tokens"
+    )
     temperature: NonNegative = setting(0.8, "0: always the likeliest token")
     top_k: Count = setting(200, "only the k likeliest tokens; 0: all", "tokens")
     top_p: Annotated[float, Field(gt=0, le=1)] = setting(

@@ -17,8 +17,11 @@ class ServedModelSettings(Section):
     model_name: str = setting("", "what requests call it; empty: the last part of model")
     follow: bool = setting(False, "serve the run's better checkpoints as they come, without a gap")
     follow_interval: Annotated[float, Field(gt=0)] = setting(5.0, "between looks", "seconds")
+    context: Count = setting(
+        0, "what the model sees at a time; 0: its block_size; more: rotary, alibi only", "tokens"
+    )
     context_overflow: Literal["slide", "stop"] = setting(
-        "slide", "past block_size: go on with a later window, or end there"
+        "slide", "past the context: go on with a later window, or end there"
     )
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
 

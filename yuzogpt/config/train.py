@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from yuzogpt.config.model import InitializationSettings, ModelSettings
 from yuzogpt.config.section import (
     Auto,
     Count,
@@ -29,44 +30,24 @@ class DataSettings(Section):
     data_dir: str = setting("", "its directory; empty: data/<dataset>")
 
 
-class ModelSettings(Section):
-    """The shape of the GPT."""
-
-    n_layer: Positive = setting(12, "transformer blocks", frozen=True)
-    n_head: Positive = setting(12, "attention heads; divides n_embd", frozen=True)
-    n_embd: Positive = setting(768, "width of the residual stream", "channels", frozen=True)
-    block_size: Positive = setting(1024, "context length", "tokens", frozen=True)
-    bias: bool = setting(False, "biases in linear layers and norms (GPT-2: True)", frozen=True)
-    dropout: Fraction = setting(0.0, "dropout; 0 for pretraining, 0.1+ for finetuning", frozen=True)
-    vocab_size: Count = setting(0, "0: taken from the corpus", "tokens", frozen=True)
-    vocab_multiple: Positive = setting(
-        64, "embedding rows are padded to a multiple of this; padding is never sampled", frozen=True
-    )
-
-    def count_weights(self) -> int:
-        """Count all weights, positions and padding included."""
-        vocab = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-        matrices, norms = 12 * self.n_embd**2, 2 * self.n_embd
-        biases = 11 * self.n_embd if self.bias else 0
-        in_norm = self.n_embd * (2 if self.bias else 1)
-        embeddings = (vocab + self.block_size) * self.n_embd
-        return embeddings + self.n_layer * (matrices + norms + biases) + in_norm
-
-    @model_validator(mode="after")
-    def heads_divide_width(self) -> Self:
-        """Each head gets an equal share of the channels."""
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
-        return self
-
-
 class OptimizerSettings(Section):
-    """AdamW, as in nanoGPT."""
+    """AdamW, as in nanoGPT; or Muon for the matrices of the layers, and AdamW for the rest."""
 
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "of the layers' matrices", frozen=True)
     learning_rate: NonNegative = setting(6e-4, "peak learning rate", frozen=True)
+    matrix_rate: NonNegative = setting(
+        1.0, "learning rate of the layers' matrices, over the run's", frozen=True
+    )
+    embedding_rate: NonNegative = setting(
+        1.0, "that of the embeddings, over the run's", frozen=True
+    )
+    head_rate: NonNegative = setting(
+        1.0, "that of an untied output matrix, over the run's", frozen=True
+    )
     weight_decay: NonNegative = setting(0.1, "on matrices only", frozen=True)
     beta1: Fraction = setting(0.9, "decay of AdamW's first moment", frozen=True)
     beta2: Fraction = setting(0.95, "decay of AdamW's second moment", frozen=True)
+    momentum: Fraction = setting(0.95, "decay of Muon's moment", frozen=True)
     grad_clip: NonNegative = setting(1.0, "largest gradient norm; 0: no clipping", frozen=True)
 
 
@@ -90,9 +71,15 @@ class ScheduleSettings(Section):
     """How long, and the learning rate on the way."""
 
     max_iters: Positive = setting(600_000, "optimizer steps in all", "steps")
-    decay_lr: bool = setting(True, "cosine decay to min_lr; False: constant", frozen=True)
+    decay_lr: bool = setting(True, "decay to min_lr; False: constant", frozen=True)
+    lr_schedule: Literal["cosine", "linear", "wsd"] = setting(
+        "cosine", "way from the peak to min_lr; wsd: constant, then linear", frozen=True
+    )
     warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
     lr_decay_iters: Positive = setting(600_000, "where the decay ends", "steps", frozen=True)
+    cooldown_iters: Count = setting(
+        0, "wsd: the decay begins so long before its end", "steps", frozen=True
+    )
     min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
 
 
@@ -103,11 +90,52 @@ class BatchSettings(Section):
     gradient_accumulation_steps: Positive = setting(
         40, "the global batch is this many times batch_size; workers share it out", "micro-steps"
     )
+    batch_schedule: Literal["constant", "linear", "steps", "noise"] = setting(
+        "constant",
+        "how the global batch grows to that; steps: it doubles; noise: as the gradient's noise "
+        "scale, measured on the way, asks for",
+        frozen=True,
+    )
+    start_rows: Count = setting(
+        0, "its first size, of which all are multiples; 0: the whole batch", "rows", frozen=True
+    )
+    ramp_iters: Count = setting(
+        0, "linear, steps: the batch is whole from this step on", "steps", frozen=True
+    )
+    batch_lr_power: NonNegative = setting(
+        0.5,
+        "a batch of a share s of the whole one learns with s^this of the learning rate",
+        frozen=True,
+    )
 
     @property
     def global_rows(self) -> int:
-        """Rows in one optimizer step, over all workers."""
+        """Rows in one optimizer step, over all workers; with a schedule, at its end."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def least_rows(self) -> int:
+        """Rows in the smallest step."""
+        return self.global_rows if self.batch_schedule == "constant" else self.start_rows
+
+    @model_validator(mode="after")
+    def ramp_ends_at_whole_batch(self) -> Self:
+        """A schedule has a first size that its last is a multiple of."""
+        rows, first, kind = self.global_rows, self.start_rows, self.batch_schedule
+        if kind == "constant":
+            return self
+        if not first or rows % first:
+            raise ValueError(
+                f"batch_schedule={kind}: start_rows={first} must divide the whole batch, {rows}"
+            )
+        if kind == "steps" and (rows // first).bit_count() != 1:
+            raise ValueError(
+                f"batch_schedule=steps doubles: {rows} rows are not start_rows={first} times 2, "
+                "4, 8, ..."
+            )
+        if kind != "noise" and not self.ramp_iters:
+            raise ValueError(f"batch_schedule={kind}: ramp_iters says where it ends")
+        return self
 
 
 class EvaluationSettings(Section):
@@ -243,6 +271,7 @@ class TrainSettings(Section):
 
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
+    initialization: InitializationSettings = InitializationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     finetuning: FinetuningSettings = FinetuningSettings()
     schedule: ScheduleSettings = ScheduleSettings()

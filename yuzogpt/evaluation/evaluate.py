@@ -46,7 +46,7 @@ class Evaluation:
 def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluation:
     """Find the model and the files; UserError for what is missing or does not exist."""
     check_tasks(settings.benchmarks)
-    reference = resolve_model(settings.evaluated.model)
+    reference = resolve_model(settings.evaluated.model, settings.benchmarks.context)
     reference.tokenizer()
     read: dict[str, tuple[str, str]] = {}
     for name in dict.fromkeys(settings.benchmarks.tasks):

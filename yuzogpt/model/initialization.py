@@ -1,12 +1,19 @@
 """How every weight starts.
 
-In: the shape of a GPT. Out: its first weights, in a way that depends on shape and seed alone.
+In: the shape of a GPT, and settings. Out: its first weights, in a way that depends on these and the
+seed alone. As GPT-2 has it (init_std 0.02, residual_init scaled):
 
-    matrices and embeddings     normal, standard deviation 0.02
-    attn.c_proj, mlp.c_proj     normal, 0.02 / sqrt(2 n_layer): 2 n_layer additions to the
-                                residual stream keep its variance (GPT-2, section 2.3)
-    biases; padding of wte      0
+    matrices and embeddings     normal, standard deviation init_std
+    attn.c_proj, mlp.c_proj     they end in the residual stream. scaled: init_std / sqrt(2 n_layer),
+                                so that 2 n_layer additions keep its variance (GPT-2, section 2.3);
+                                plain: init_std; zero: 0, so that a new block changes nothing
+    biases; padding of the vocabulary    0
     norms                       weight 1, bias 0
+
+muP (Yang et al., 2022; Adam's column of table 8): a model m times as wide as the base starts with
+the matrices of its blocks smaller by sqrt(m). Its other halves are in gpt.py (logits by 1 / m) and
+in training/optimizers.py (learning rate of those matrices by 1 / m). Heads are to become more, not
+wider: their scores are scaled by 1 / sqrt(D), as in GPT-2.
 """
 
 import math
@@ -15,28 +22,43 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from yuzogpt.config import ModelSettings
+from yuzogpt.config import InitializationSettings, ModelSettings
 from yuzogpt.model.gpt import GPT
 
+GPT2 = InitializationSettings()
 
-def initial_weights(settings: ModelSettings, seed: int) -> Iterator[tuple[str, Tensor]]:
+
+def initial_weights(
+    shape: ModelSettings, seed: int, settings: InitializationSettings = GPT2
+) -> Iterator[tuple[str, Tensor]]:
     """Yield each weight's name and value, one after the other, on the CPU.
 
     So a rank that keeps only a part of each never holds more than one of them whole.
     """
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in GPT(settings).named_parameters()}
+        sizes = {name: p.shape for name, p in GPT(shape).named_parameters()}
     generator = torch.Generator().manual_seed(seed)
-    residual_std = 0.02 / math.sqrt(2 * settings.n_layer)
-    for name, shape in shapes.items():
-        if len(shape) < 2:
-            yield name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+    for name, size in sizes.items():
+        if len(size) < 2:
+            yield name, torch.full(size, 1.0 if name.endswith("weight") else 0.0)
             continue
-        std = residual_std if name.endswith("c_proj.weight") else 0.02
-        value = torch.empty(shape).normal_(0.0, std, generator=generator)
-        if name == "wte.weight":
-            value[settings.vocab_size :] = 0.0
+        std = standard_deviation(name, shape, settings)
+        value = torch.empty(size).normal_(0.0, std, generator=generator)
+        if name in ("wte.weight", "lm_head.weight"):
+            value[shape.vocab_size :] = 0.0
         yield name, value
+
+
+def standard_deviation(name: str, shape: ModelSettings, settings: InitializationSettings) -> float:
+    """Return the spread with which a matrix starts."""
+    std = settings.init_std
+    if not name.startswith("h."):
+        return std
+    if name.endswith("c_proj.weight"):
+        std *= {"scaled": (2 * shape.n_layer) ** -0.5, "plain": 1.0, "zero": 0.0}[
+            settings.residual_init
+        ]
+    return std / math.sqrt(shape.width_ratio)
 
 
 @torch.no_grad()

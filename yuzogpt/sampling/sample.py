@@ -61,7 +61,8 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
 
 def resolve(wanted: SamplingSettings) -> tuple[ModelReference, Tokenizer]:
     """Find the model, and the tokenizer that it speaks."""
-    reference = resolve_model(wanted.out_dir if wanted.init_from == "resume" else wanted.init_from)
+    name = wanted.out_dir if wanted.init_from == "resume" else wanted.init_from
+    reference = resolve_model(name, wanted.context)
     return reference, reference.tokenizer()
 
 

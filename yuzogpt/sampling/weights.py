@@ -44,7 +44,10 @@ def lay_out(model: GPT, dtype: torch.dtype, device: torch.device, packed: bool =
             for name, child in part.named_children():
                 if isinstance(child, nn.Linear):
                     part.add_module(name, linear(child.weight.detach(), child.bias))
-    model.add_module("wte", DecodingEmbedding(model.wte, linear))
+    if model.lm_head is None:
+        model.add_module("wte", DecodingEmbedding(model.wte, linear))
+    else:
+        model.add_module("lm_head", linear(model.lm_head.weight.detach(), None))
     return model
 
 

@@ -31,7 +31,7 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
         model = directory_or_store(model, served.storage, "model")
     if served.follow and not is_run(model):
         raise UserError(f"--follow {served.model}: not a run; only runs get better checkpoints")
-    resolve_model(model).tokenizer()
+    resolve_model(model, served.context).tokenizer()
     file = limits.api_keys_file and str(Path(limits.api_keys_file).expanduser().absolute())
     keys = read_keys(file)
     if not keys and not is_loopback(settings.http.host):

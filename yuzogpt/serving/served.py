@@ -21,7 +21,7 @@ from yuzogpt.checkpoints import CorruptCheckpoint
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import reason_of
 from yuzogpt.filesystems import scheme_of
-from yuzogpt.references import ModelReference, resolve_model, shape_of
+from yuzogpt.references import ModelReference, resolve_model, shape_of, with_context
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.serving.driver import Driver
@@ -111,7 +111,7 @@ class Serving:
 
     async def _load_first(self) -> Served:
         while True:
-            reference = resolve_model(self.settings.served.model)
+            reference = resolve_model(self.settings.served.model, self.settings.served.context)
             try:
                 return await self._load(reference)
             except FileNotFoundError:  # its run goes on, and has replaced it meanwhile
@@ -161,8 +161,9 @@ class Serving:
             identity, name = identify(directory), mirrors.name_of(directory)
             try:
                 found = await asyncio.to_thread(checkpoints.verify, directory, optimizer=False)
-                run = self.settings.served.model
-                return await self._replace(ModelReference(run, shape_of(found), found))
+                served = self.settings.served
+                reference = ModelReference(served.model, shape_of(found), found)
+                return await self._replace(with_context(reference, served.context))
             except Exception as error:  # whatever a checkpoint holds: following goes on
                 if identity is None or identify(directory) != identity:
                     continue  # its run has deleted it

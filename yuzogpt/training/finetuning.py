@@ -3,9 +3,9 @@
 In: a parameter's name. Out: whether it is frozen, and its learning rate over the run's. Depths, for
 a model of n layers:
 
-    0         wte, wpe: the embeddings. wte is the output matrix, too
+    0         wte, wpe: the embeddings. wte is the output matrix, too, unless it has its own
     1 to n    h.0 to h.{n-1}
-    n + 1     ln_f
+    n + 1     ln_f, lm_head
 """
 
 from yuzogpt.config import FinetuningSettings
@@ -16,7 +16,7 @@ def depth_of(name: str, n_layer: int) -> int:
     """Return how far from the input a parameter is."""
     if name.startswith("h."):
         return int(name.split(".")[1]) + 1
-    return n_layer + 1 if name.startswith("ln_f.") else 0
+    return n_layer + 1 if name.startswith(("ln_f.", "lm_head.")) else 0
 
 
 def freeze(model: GPT, layers: int) -> None:
@@ -30,7 +30,7 @@ def freeze(model: GPT, layers: int) -> None:
 
 
 def rate_of(name: str, n_layer: int, settings: FinetuningSettings) -> float:
-    """Return a parameter's learning rate over the run's: 1 for ln_f, less with each layer below.
+    """Return a parameter's learning rate over the run's: the less, the lower it is.
 
     ULMFiT's discriminative finetuning (Howard and Ruder, 2018).
     """

@@ -26,6 +26,7 @@ from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
 from yuzogpt.network import measure
+from yuzogpt.training.batch_size import GlobalBatch
 from yuzogpt.training.monitor import (
     Guard,
     Health,
@@ -33,12 +34,13 @@ from yuzogpt.training.monitor import (
     add_up,
     clip,
     not_finite_layers,
+    squares_of_gradients,
 )
-from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, set_learning_rate
+from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
 from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
 from yuzogpt.training.records import Records, finite
 from yuzogpt.training.saving import Report, Saver
-from yuzogpt.training.schedules import lr_at
+from yuzogpt.training.schedules import batch_factor, lr_at
 from yuzogpt.training.stopping import StopRequest
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
@@ -70,7 +72,7 @@ def train(
     `log`: on rank 0 only. RunFailed if the run cannot go on.
     """
     schedule, run = settings.schedule, outside.run
-    seed, global_rows = settings.run.seed, settings.batch.global_rows
+    seed = settings.run.seed
 
     def moves(place: str) -> None:  # in the loop's own thread alone
         outside.watchdog.moves(place)
@@ -88,6 +90,7 @@ def train(
     model = trainee.model
     optimizer = build_optimizer(model, settings.optimizer, settings.finetuning)
     guard = Guard.remembering(settings.guard, resume.state.guard if resume else {})
+    batch = GlobalBatch.remembering(settings.batch, resume.state.batch if resume else {})
     step, rows_seen = 0, 0
     if resume:
         step, rows_seen = resume.state.step, resume.state.rows_seen
@@ -109,7 +112,8 @@ def train(
     records.start(world, kind)
     if step == 0:
         records.evaluation(0, validation.estimate(model))
-    first_batch = next(micro_batches(data, settings, world, hardware, rows_seen))
+    first_rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
+    first_batch = next(micro_batches(data, rows_seen, first_rows, most, world, hardware))
     settle_buckets(trainee.trained, hardware, *first_batch)
 
     def save(metrics: dict[str, float]) -> None:
@@ -122,6 +126,7 @@ def train(
                 tokenizer=corpus.manifest.tokenizer["fingerprint"],
                 metrics=metrics,
                 guard=guard.memory(),
+                batch=batch.memory(),
             )
         )
 
@@ -131,21 +136,24 @@ def train(
     records.clock()
     reason, seconds, is_long = None, 0.0, False
     while step < schedule.max_iters and reason is None:
-        lr = lr_at(step, settings.optimizer, schedule)
-        set_learning_rate(optimizer, lr)
+        rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
+        lr = lr_at(step, settings.optimizer, schedule) * batch_factor(rows, settings.batch)
+        optimizer.set_learning_rate(lr)
 
         # Forward and backward, in micro-steps that fit into memory. Gradients are averaged over
         # ranks; the scale turns that into the mean over the global batch, however it is shared.
-        began, tokens = time.perf_counter(), global_rows * data.block_size
-        loss_sum = torch.zeros((), device=hardware.device)
-        micro_steps = len(world.batches(global_rows, settings.batch.batch_size))
-        batches = micro_batches(data, settings, world, hardware, rows_seen)
+        began, tokens = time.perf_counter(), rows * data.block_size
+        loss_sum, part_square = torch.zeros((), device=hardware.device), None
+        micro_steps = len(world.batches(rows, most))
+        batches = micro_batches(data, rows_seen, rows, most, world, hardware)
         for micro_step, (ids, targets, keys) in enumerate(batches, start=1):
             with trainee.averaging(last=micro_step == micro_steps):
                 with hardware.autocasting():
                     losses = trainee.trained(ids, targets, keys)  # (B, T)
                 (losses.sum() * (world.size / tokens)).backward()
             loss_sum += losses.detach().sum()
+            if micro_step == 1 and batch.is_measured_at(step, world):
+                part_square = squares_of_gradients(trainee).sum()
             moves(f"step {step + 1}")
             if is_long and (reason := asked_to_stop(outside.stop, world)):
                 break
@@ -155,7 +163,7 @@ def train(
 
         # Is the step fit to be taken? All ranks come to the same answer.
         is_asked = outside.stop.look() is not None
-        totals = add_up(trainee, loss_sum, tokens, is_asked, seconds, world)
+        totals = add_up(trainee, loss_sum, tokens, is_asked, seconds, world, part_square)
         seconds = time.perf_counter() - began
         is_long = totals.seconds > LONG_STEP
         expected, verdict = guard.mean, guard.judge(totals)
@@ -165,11 +173,16 @@ def train(
                 health = Health(trainee)
             is_clipped = clip(trainee, totals.gradient_norm, settings.optimizer.grad_clip)
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step, rows_seen = step + 1, rows_seen + global_rows
+        optimizer.zero_grad()
+        if part_square is not None:
+            before = batch.rows
+            take_noise(batch, totals, most, trainee, world)
+            records.batch(before, batch)
+        step, rows_seen = step + 1, rows_seen + rows
         records.after_step(
-            rows_seen, lr, totals, verdict, taken=is_taken, clipped=is_clipped, expected=expected
-        )
+            rows_seen, lr, totals, verdict, tokens=tokens, taken=is_taken, clipped=is_clipped,
+            expected=expected,
+        )  # fmt: skip
         if health:
             records.write("health", layers=health.layers(totals, world))
         if world.size > 1 and is_due(step, settings.log.network_interval):
@@ -216,14 +229,28 @@ def is_due(step: int, interval: int) -> bool:
 
 
 def micro_batches(
-    data: Rows, settings: TrainSettings, world: World, hardware: Hardware, rows_seen: int
+    data: Rows, rows_seen: int, count: int, most: int, world: World, hardware: Hardware
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield this rank's share of the next global batch: ids (B, T), targets (B, T), keys (B,)."""
-    for batch in world.batches(settings.batch.global_rows, settings.batch.batch_size):
+    """Yield this rank's share of a global batch: ids (B, T), targets (B, T), keys (B,).
+
+    The batch is the next `count` rows, at most `most` of them at a time.
+    """
+    for batch in world.batches(count, most):
         rows = torch.from_numpy(data.rows(rows_seen + batch.start, len(batch)))
-        keys = row_keys(settings.run.seed, rows_seen + batch.start, len(batch))
+        keys = row_keys(data.seed, rows_seen + batch.start, len(batch))
         rows, keys = hardware.send(rows), hardware.send(keys)
         yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), keys
+
+
+def take_noise(
+    batch: GlobalBatch, totals: StepTotals, most: int, trainee: Trainee, world: World
+) -> None:
+    """Tell the batch's schedule how much a part's gradient differs from the whole one."""
+    of_rank = min(most, batch.rows // world.size)  # rows of a first pass
+    part = of_rank * (world.size if trainee.kind == "fsdp" else 1)
+    # The gradient of a part is divided by the rows of all, and DDP averages over ranks.
+    scale = batch.rows / (world.size * of_rank)
+    batch.measure(part, totals.part_square * scale**2, totals.gradient_norm**2)
 
 
 @dataclass(frozen=True)

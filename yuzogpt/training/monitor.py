@@ -31,6 +31,7 @@ class StepTotals:
     stopping: bool  # whether any rank was asked to stop
     seconds: float  # of the step before, the mean over ranks
     gradient_norms: list[float]  # of each parameter that learns, in the model's order
+    part_square: float = 0.0  # the square of the norm of a part's gradient, if that was measured
 
     @property
     def gradient_norm(self) -> float:
@@ -39,22 +40,36 @@ class StepTotals:
 
 
 def add_up(
-    trainee: Trainee, loss_sum: Tensor, tokens: int, stopping: bool, seconds: float, world: World
+    trainee: Trainee,
+    loss_sum: Tensor,
+    tokens: int,
+    stopping: bool,
+    seconds: float,
+    world: World,
+    part_square: Tensor | None = None,
 ) -> StepTotals:
     """Add up over ranks what one of them knows: its part of the loss, and of sharded gradients.
 
     One collective and one wait for the device a step.
     """
-    norms = torch.stack(torch._foreach_norm(trainee.gradients()))
-    squares = norms.double() ** 2 if norms.device.type != "mps" else norms**2
-    own = torch.cat([loss_sum[None], loss_sum.new_tensor([stopping, seconds])]).to(squares.dtype)
+    squares = squares_of_gradients(trainee)
+    told = [loss_sum, *loss_sum.new_tensor([stopping, seconds]), squares.new_zeros(())]
+    if part_square is not None:  # under ddp each rank has a part of its own: their mean is taken
+        told[-1] = part_square / (1 if trainee.kind == "fsdp" else world.size)
+    own = torch.stack([value.to(squares.dtype) for value in told])
     if trainee.kind == "fsdp":
         totals = world.sum(torch.cat([own, squares]))
     else:
         totals = torch.cat([world.sum(own), squares])
-    loss, wishes, seconds, *squared = totals.tolist()
+    loss, wishes, seconds, part, *squared = totals.tolist()
     norms_of_all = [math.sqrt(value) for value in squared]
-    return StepTotals(loss / tokens, wishes > 0, seconds / world.size, norms_of_all)
+    return StepTotals(loss / tokens, wishes > 0, seconds / world.size, norms_of_all, part)
+
+
+def squares_of_gradients(trainee: Trainee) -> Tensor:
+    """Return the square of the norm of each gradient, as far as this rank holds it."""
+    norms = torch.stack(torch._foreach_norm(trainee.gradients()))
+    return norms.double() ** 2 if norms.device.type != "mps" else norms**2
 
 
 def clip(trainee: Trainee, norm: float, limit: float) -> bool:

@@ -14,6 +14,7 @@ from yuzogpt.hardware import Hardware
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.gpt import GPT
 from yuzogpt.network import Network
+from yuzogpt.training.batch_size import GlobalBatch
 from yuzogpt.training.monitor import StepTotals, Verdict
 from yuzogpt.world import World
 
@@ -24,9 +25,9 @@ class Records:
     def __init__(self, log: MetricsLog | None, settings: TrainSettings, step: int) -> None:
         """`step`: from which the run goes on."""
         self.log, self.settings, self.step = log, settings, step
-        rows, block_size = settings.batch.global_rows, settings.model.block_size
-        self.tokens_per_step = rows * block_size
+        self.tokens_per_step = settings.batch.global_rows * settings.model.block_size
         self.started, self.steps, self.clipped, self.skipped = time.perf_counter(), 0, 0, 0
+        self.tokens = 0
 
     def write(self, kind: str, **values: object) -> None:
         """Write a record at the current step."""
@@ -38,12 +39,16 @@ class Records:
     ) -> None:
         """Say what is about to happen, before it does."""
         shape, rows = model.settings, self.settings.batch.global_rows
+        batch = self.settings.batch
+        is_constant = batch.batch_schedule == "constant"
+        grows = "" if is_constant else f", from {batch.start_rows} rows on ({batch.batch_schedule})"
         epoch, _ = data.locate(rows_seen)
         workers = f"{world.size} worker(s) x {hardware.threads} thread(s) on {hardware.device.type}"
         for line in (
             f"model: {model.num_parameters() / 1e6:.2f}M parameters, {shape.n_layer} layers, "
             f"{shape.n_embd} wide, context {shape.block_size}",
-            f"batch: {rows} rows x {shape.block_size} = {self.tokens_per_step:,} tokens a step",
+            f"batch: {rows} rows x {shape.block_size} = {self.tokens_per_step:,} tokens a step"
+            + grows,
             f"data: epoch {epoch + 1} has {data.windows(epoch):,} rows; "
             f"its phase leaves {data.dropped(epoch):,} of {len(data.stream):,} tokens out",
             "; ".join((workers, why, *hardware.reasons)),
@@ -93,6 +98,7 @@ class Records:
         totals: StepTotals,
         verdict: Verdict,
         *,
+        tokens: int,
         taken: bool,
         clipped: bool,
         expected: float,
@@ -100,6 +106,7 @@ class Records:
         """Count a step; write of it what is due."""
         self.step += 1
         self.steps += 1
+        self.tokens += tokens
         self.clipped += clipped
         self.skipped += not taken
         if verdict != "healthy":
@@ -116,10 +123,10 @@ class Records:
             grad_norm=finite(totals.gradient_norm),
             clip_rate=round(self.clipped / self.steps, 4),
             skipped=self.skipped,
-            tokens_per_second=round(self.steps * self.tokens_per_step / (now - self.started), 1),
-            tokens_per_step=self.tokens_per_step,
+            tokens_per_second=round(self.tokens / (now - self.started), 1),
+            tokens_per_step=round(self.tokens / self.steps),
         )
-        self.started, self.steps, self.clipped, self.skipped = now, 0, 0, 0
+        self.started, self.steps, self.clipped, self.skipped, self.tokens = now, 0, 0, 0, 0
 
     def _odd_step(
         self, totals: StepTotals, verdict: Verdict, is_taken: bool, expected: float
@@ -136,6 +143,12 @@ class Records:
     def evaluation(self, rows_seen: int, estimate: float) -> None:
         """Write the estimate of the validation loss."""
         self.write("evaluation", rows_seen=rows_seen, val_loss_estimate=finite(estimate))
+
+    def batch(self, before: int, batch: GlobalBatch) -> None:
+        """Say so if the batch grows, and why."""
+        if batch.rows > before:
+            scale = f"the gradient's noise scale is about {batch.noise_scale:,.0f} rows"
+            self.write("notice", text=f"{scale}: the batch grows from {before} to {batch.rows}")
 
     def network(self, network: Network) -> None:
         """Write how fast the ranks reach each other."""

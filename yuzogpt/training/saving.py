@@ -33,7 +33,7 @@ from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.tensor_files import write_tensors
-from yuzogpt.training.optimizers import state_tensors
+from yuzogpt.training.optimizers import Optimizer, state_tensors
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT, Trainee, local, rows_of_rank
 from yuzogpt.world import World
 
@@ -54,7 +54,7 @@ class Saver:
         settings: CheckpointSettings,
         world: World,
         trainee: Trainee,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         tokenizer: bytes,
         log: MetricsLog | None,
         report: Report,

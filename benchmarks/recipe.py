@@ -1,0 +1,108 @@
+"""What each part of a recipe does: the recipe, and the same with one part changed.
+
+    python benchmarks/recipe.py --data_dir data/shakespeare_char     # of shakespeare_char_fast
+    python benchmarks/recipe.py --data_dir data/shakespeare_char --table starts
+    python benchmarks/recipe.py --data_dir data/shakespeare_char --seeds 1 2 3 --only "as it is"
+
+Without Ray (`--num_workers=0`), seed by seed; medians. `parts`: the val loss over the whole split
+at the end of the recipe's steps. `starts`, of ways in which weights start: the loss of the first
+500 steps of shakespeare_char_cpu, averaged over the last 20 before each mark.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ADAMW = ("--optimizer=adamw", "--matrix_rate=1", "--learning_rate=0.004", "--warmup_iters=20")
+PARTS = {
+    "as it is": (),
+    "learned positions": ("--pos_emb=learned",),
+    "ALiBi": ("--pos_emb=alibi",),
+    "layer norm": ("--norm=layer",),
+    "GELU": ("--activation=gelu",),
+    "SwiGLU": ("--activation=swiglu",),
+    "queries and keys not normed": ("--qk_norm=False",),
+    "residual_init=scaled": ("--residual_init=scaled",),
+    "AdamW, the best of its rates": ADAMW,
+    "Muon's momentum 0.95": ("--momentum=0.95",),
+    "cosine": ("--lr_schedule=cosine",),
+    "wsd, 80 steps of decay": ("--lr_schedule=wsd", "--cooldown_iters=80"),
+    "batch from 4 to 12 in 80 steps": (
+        "--batch_schedule=linear", "--start_rows=4", "--ramp_iters=80",
+    ),
+}  # fmt: skip
+FIRST_500 = ("--max_iters=500", "--eval_interval=500", "--log_interval=1", "--health_interval=0")
+STARTS = {
+    "GPT-2's (scaled)": (),
+    "plain": ("--residual_init=plain",),
+    "zero": ("--residual_init=zero",),
+    "init_std 0.05": ("--init_std=0.05",),
+    "init_std 0.05, zero": ("--init_std=0.05", "--residual_init=zero"),
+    "muP from 64 wide": ("--mup_base_width=64",),
+}
+MARKS = (100, 250, 500)
+
+
+def train(preset: str, data_dir: Path, seed: int, flags: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Train once; return what was recorded."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "yuzogpt", "train", preset, f"--data_dir={data_dir}"]
+        command += [f"--out_dir={directory}/run", f"--seed={seed}", "--num_workers=0", *flags]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        lines = (Path(directory) / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def parts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
+    """Print the val loss of the recipe with each part changed."""
+    print("| | val loss | of seeds | ms a step |\n|---|---|---|---|")
+    for name, flags in PARTS.items():
+        if only and name not in only:
+            continue
+        losses, paces = [], []
+        for seed in seeds:
+            found = train("shakespeare_char_fast", data_dir, seed, flags)
+            losses.append(found[-1]["val_loss"])
+            steps = [r for r in found if r["kind"] == "train"]
+            paces += [1e3 * r["tokens_per_step"] / r["tokens_per_second"] for r in steps[2:]]
+        spread = " ".join(f"{loss:.4f}" for loss in losses)
+        middle = statistics.median(losses)
+        print(f"| {name} | {middle:.4f} | {spread} | {statistics.median(paces):.0f} |", flush=True)
+
+
+def starts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
+    """Print how far the first steps come from each way to start."""
+    print("| | " + " | ".join(f"step {mark}" for mark in MARKS) + " | val loss |")
+    print("|---|" + "---|" * (len(MARKS) + 1))
+    for name, flags in STARTS.items():
+        if only and name not in only:
+            continue
+        rows = []
+        for seed in seeds:
+            found = train("shakespeare_char_cpu", data_dir, seed, (*FIRST_500, *flags))
+            loss = {r["step"]: r["loss"] for r in found if r["kind"] == "train"}
+            marks = [statistics.mean(loss[i] for i in range(m - 19, m + 1)) for m in MARKS]
+            rows.append([*marks, found[-1]["val_loss"]])
+        medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in medians) + " |", flush=True)
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--table", choices=["parts", "starts"], default="parts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337])
+    parser.add_argument("--only", nargs="+", default=[])
+    wanted = parser.parse_args()
+    table = {"parts": parts, "starts": starts}[wanted.table]
+    table(wanted.data_dir.absolute(), wanted.seeds, wanted.only)
+
+
+if __name__ == "__main__":
+    main()

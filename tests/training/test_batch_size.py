@@ -1,0 +1,161 @@
+"""Schedules: formulas by step, the order of data, resuming in the middle, the noise scale."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.conftest import tiny_settings
+from tests.training.worlds import losses, records, run_world, weights
+from yuzogpt import checkpoints
+from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
+from yuzogpt.errors import UserError
+from yuzogpt.training.batch_size import MEASURED_EVERY, WARM_AFTER, GlobalBatch
+from yuzogpt.training.schedules import batch_factor, lr_at, rows_at, rows_before
+from yuzogpt.world import World
+
+RAMPS = {
+    "linear": ("--batch_schedule=linear", "--start_rows=2", "--ramp_iters=20"),
+    "steps": ("--batch_schedule=steps", "--start_rows=3", "--ramp_iters=20"),
+    "noise": ("--batch_schedule=noise", "--start_rows=4"),
+}
+LAST = {"linear": 30, "steps": 30, "noise": 120}
+
+
+def batch(kind: str, start: int, ramp: int, micro: int = 4, times: int = 4) -> BatchSettings:
+    return BatchSettings(
+        batch_size=micro, gradient_accumulation_steps=times, batch_schedule=kind,
+        start_rows=start, ramp_iters=ramp,
+    )  # fmt: skip
+
+
+def test_a_linear_ramp_takes_equal_steps():
+    ramp = batch("linear", 4, 12)  # 4, 8, 12, 16
+    assert [rows_at(step, ramp) for step in range(14)] == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 2
+    assert rows_before(14, ramp) == 4 * (4 + 8 + 12) + 2 * 16
+
+
+def test_doublings_are_equally_far_apart():
+    ramp = batch("steps", 2, 9)  # 2, 4, 8, 16
+    assert [rows_at(step, ramp) for step in range(11)] == [2] * 3 + [4] * 3 + [8] * 3 + [16] * 2
+    assert rows_before(11, ramp) == 3 * 14 + 32
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "steps"])
+def test_rows_before_a_step_are_the_sum_of_those_of_each(kind):
+    ramp = batch(kind, 2, 37)
+    sums = [0, *itertools.accumulate(rows_at(step, ramp) for step in range(100))]
+    assert [rows_before(step, ramp) for step in range(101)] == sums
+
+
+def test_the_learning_rate_follows_the_root_of_the_batch():
+    ramp = batch("linear", 4, 12)
+    assert batch_factor(16, ramp) == 1
+    assert batch_factor(4, ramp) == pytest.approx(0.5)
+    assert batch_factor(4, ramp.model_copy(update={"batch_lr_power": 0.0})) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_60", "at_84"),
+    [("cosine", 0.55, None), ("linear", 0.55, 0.325), ("wsd", 1.0, 0.55)],
+)
+def test_ways_from_the_peak(kind, at_60, at_84):
+    schedule = ScheduleSettings(
+        lr_schedule=kind, warmup_iters=10, lr_decay_iters=110, min_lr=0.1, cooldown_iters=50
+    )
+    optimizer = OptimizerSettings(learning_rate=1.0)
+    assert lr_at(10, optimizer, schedule) == pytest.approx(1.0)
+    assert lr_at(60, optimizer, schedule) == pytest.approx(at_60)
+    if at_84:
+        assert lr_at(85, optimizer, schedule) == pytest.approx(at_84)
+    assert lr_at(110, optimizer, schedule) == lr_at(10**6, optimizer, schedule) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--batch_schedule=linear", "--ramp_iters=5"), "start_rows=0 must divide"),
+        (("--batch_schedule=noise", "--start_rows=5"), "start_rows=5 must divide"),
+        (("--batch_schedule=steps", "--start_rows=4", "--ramp_iters=5"), "4 times 2, 4, 8"),
+        (("--batch_schedule=linear", "--start_rows=4"), "ramp_iters says where"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words):
+    with pytest.raises(UserError, match=words):
+        tiny_settings(corpus_dir, tmp_path, *flags)
+
+
+@pytest.fixture(scope="module")
+def root(corpus_dir, tmp_path_factory):
+    """Runs with each schedule, at once, and in two parts whose seam is on the way up."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, flags in RAMPS.items():
+        all_of_it, seam = f"--max_iters={LAST[name]}", "--max_iters=11"
+        if name == "noise":
+            seam = f"--max_iters={MEASURED_EVERY * WARM_AFTER + 5}"
+        run_world(2, tiny_settings(corpus_dir, root / name, *flags, all_of_it))
+        run_world(2, tiny_settings(corpus_dir, root / f"{name}-parts", *flags, seam))
+        run_world(2, tiny_settings(corpus_dir, root / f"{name}-parts", *flags, all_of_it))
+    run_world(1, tiny_settings(corpus_dir, root / "one", *RAMPS["linear"], "--max_iters=30"))
+    return root
+
+
+@pytest.mark.parametrize("name", RAMPS)
+def test_resuming_in_the_middle_of_a_ramp_is_exact(root, name):
+    assert losses(root / name) == losses(root / f"{name}-parts")
+    last = LAST[name]
+    assert weights(root / name, last) == weights(root / f"{name}-parts", last)
+
+
+@pytest.mark.parametrize("name", ["linear", "steps"])
+def test_tokens_seen_at_a_step_match_the_formula(root, name):
+    settings = BatchSettings(
+        batch_size=4, gradient_accumulation_steps=3, batch_schedule=name,
+        start_rows=2 if name == "linear" else 3, ramp_iters=20,
+    )  # fmt: skip
+    for record in records(root / name, "train"):
+        assert record["rows_seen"] == rows_before(record["step"], settings)
+        assert record["tokens_per_step"] == 16 * rows_at(record["step"] - 1, settings)
+    state = checkpoints.newest(root / name, lambda *_: None).state
+    assert state.rows_seen == rows_before(30, settings)
+
+
+def test_a_ramp_is_the_same_on_any_world(root):
+    two = losses(root / "linear")
+    for step, loss in losses(root / "one").items():
+        assert two[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_noise_scale_makes_the_batch_grow(root):
+    rows = [record["tokens_per_step"] // 16 for record in records(root / "noise", "train")]
+    first = MEASURED_EVERY * (WARM_AFTER - 1) + 1  # steps with too few measurements
+    assert rows == sorted(rows)
+    assert set(rows[:first]) == {4}
+    assert rows[-1] > 4
+    state = checkpoints.newest(root / "noise", lambda *_: None).state
+    growing = [step for step, count in enumerate(rows) if count < 12]
+    grown = [r["text"] for r in records(root / "noise", "notice") if "noise scale" in r["text"]]
+    assert grown
+    assert grown[0].endswith(f"grows from 4 to {rows[first]}")
+    assert state.batch["measured"] == sum(step % MEASURED_EVERY == 0 for step in growing)
+
+
+def test_the_noise_scale_of_gradients_that_are_known():
+    """Gradients are drawn around G with a known covariance; the estimate finds trace / |G|^2."""
+    generator = torch.Generator().manual_seed(1)
+    mean, deviation = torch.full((50,), 0.1), 0.5  # |G|^2 = 0.5, trace = 12.5: 25 rows
+    found = GlobalBatch.remembering(batch("noise", 8, 0, micro=8, times=16), {})
+    for _ in range(400):
+        rows = mean + deviation * torch.randn(found.rows, 50, generator=generator)
+        part = found.rows // 2
+        found.measure(part, float(rows[:part].mean(0).norm() ** 2), float(rows.mean(0).norm() ** 2))
+    assert 16 <= found.rows <= 48
+    assert 12 < found.noise_scale < 50
+
+
+def test_a_measured_step_has_two_passes_on_every_rank():
+    growing = GlobalBatch.remembering(batch("noise", 4, 0), {})
+    assert growing.most_in_pass(0, World()) == 2
+    assert growing.most_in_pass(1, World()) == 4
+    assert growing.most_in_pass(0, World(size=2)) == 1
+    assert growing.most_in_pass(0, World(size=3)) == 4  # not a row for each of two: not measured

@@ -1,0 +1,101 @@
+"""The GPT itself: its shape, its parts, and how its weights start."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from yuzogpt.config.section import Count, Fraction, NonNegative, Positive, Section, setting
+
+
+class ModelSettings(Section):
+    """The shape of the GPT; what is not set is as in GPT-2, but for biases and dropout."""
+
+    n_layer: Positive = setting(12, "transformer blocks", frozen=True)
+    n_head: Positive = setting(12, "attention heads; divides n_embd", frozen=True)
+    n_embd: Positive = setting(768, "width of the residual stream", "channels", frozen=True)
+    block_size: Positive = setting(1024, "context length", "tokens", frozen=True)
+    bias: bool = setting(False, "biases in linear layers and norms (GPT-2: True)", frozen=True)
+    dropout: Fraction = setting(0.0, "dropout; 0 for pretraining, 0.1+ for finetuning", frozen=True)
+    vocab_size: Count = setting(0, "0: taken from the corpus", "tokens", frozen=True)
+    vocab_multiple: Positive = setting(
+        64, "embedding rows are padded to a multiple of this; padding is never sampled", frozen=True
+    )
+    pos_emb: Literal["learned", "rotary", "alibi"] = setting(
+        "learned",
+        "how tokens know where they stand; rotary and alibi go on past block_size",
+        frozen=True,
+    )
+    norm: Literal["layer", "rms"] = setting("layer", "of what enters a layer's parts", frozen=True)
+    activation: Literal["gelu", "relu2", "swiglu"] = setting(
+        "gelu", "of the perceptrons; swiglu: three matrices of 2/3 the width", frozen=True
+    )
+    qk_norm: bool = setting(False, "norms of queries and keys are made equal", frozen=True)
+    logit_softcap: NonNegative = setting(
+        0.0, "no logit gets beyond it: cap * tanh(logit / cap); 0: no cap", frozen=True
+    )
+    tie_embeddings: bool = setting(
+        True, "one matrix for embedding and output; False: the output's own", frozen=True
+    )
+
+    mup_base_width: Count = setting(
+        0,
+        "muP: the n_embd whose learning rates are to hold for this one; 0: no scaling",
+        "channels",
+        frozen=True,
+    )
+
+    @property
+    def width_ratio(self) -> float:
+        """How many times as wide as muP's base: 1 without muP."""
+        return self.n_embd / (self.mup_base_width or self.n_embd)
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels within a perceptron: 4 n_embd; of swiglu 8/3 n_embd, to a multiple of 8."""
+        gated = -(-8 * self.n_embd // 24) * 8
+        return gated if self.activation == "swiglu" else 4 * self.n_embd
+
+    @property
+    def is_extensible(self) -> bool:
+        """Tell whether the model can see more than block_size tokens."""
+        return self.pos_emb != "learned"
+
+    def count_weights(self) -> int:
+        """Count all weights, positions and padding included."""
+        C, hidden, layer_norm = self.n_embd, self.hidden_width, self.norm == "layer"
+        into = (2 if self.activation == "swiglu" else 1) * hidden
+        layer = 4 * C * C + (into + hidden) * C + 2 * C
+        outside = self.padded_vocab * C * (1 if self.tie_embeddings else 2) + C
+        outside += self.block_size * C if self.pos_emb == "learned" else 0
+        if self.bias:
+            layer += 5 * C + into + (2 * C if layer_norm else 0)
+            outside += C if layer_norm else 0
+        return outside + self.n_layer * layer
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Self:
+        """Each head gets an equal share of the channels."""
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        width = self.n_embd // self.n_head
+        if self.pos_emb == "rotary" and width % 2:
+            raise ValueError(f"pos_emb=rotary turns pairs of channels, a head has {width}")
+        return self
+
+
+class InitializationSettings(Section):
+    """How weights start (GPT-2's way, if nothing is set)."""
+
+    init_std: Annotated[float, Field(gt=0)] = setting(
+        0.02, "standard deviation of matrices and embeddings", frozen=True
+    )
+    residual_init: Literal["scaled", "plain", "zero"] = setting(
+        "scaled",
+        "matrices that end in the residual stream; scaled: init_std / sqrt(2 n_layer)",
+        frozen=True,
+    )

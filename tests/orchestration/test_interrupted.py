@@ -3,6 +3,7 @@
 What SIGTERM does to it, test_jobs.py holds: `ray job stop` sends it.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import REPOSITORY, TINY, tiny_settings
@@ -26,9 +28,9 @@ STEPS = 250
 FLAGS = ("--dropout=0.1", "--eval_interval=25", f"--max_iters={STEPS}", "--spare_workers=False")
 
 
-def start(corpus_dir: Path, out_dir: Path) -> "subprocess.Popen[str]":
+def start(corpus_dir: Path, out_dir: Path, *more: str) -> "subprocess.Popen[str]":
     """Start the run, or go on with it."""
-    flags = ["train", *TINY, *FLAGS, f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
+    flags = ["train", *TINY, *FLAGS, f"--data_dir={corpus_dir}", f"--out_dir={out_dir}", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "yuzogpt", *flags, "--num_workers=2"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -92,3 +94,25 @@ def test_a_command_is_interrupted_while_ray_starts(corpus_dir, tmp_path):
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "yuzogpt: interrupted; the same command goes on"
     assert rays_of(process) == []
+
+
+def test_no_process_is_started_that_does_not_work(corpus_dir, tmp_path):
+    """No dashboard, no autoscaler; and Ray Train takes the workers that were started for it."""
+    process = start(corpus_dir, tmp_path / "run", "--spare_workers=True", "--max_iters=100000")
+    wait_for_start(tmp_path / "run", 1, 5)
+    titles = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            titles.append(" ".join(child.cmdline()))
+    names = [title.split("::")[1].split(".")[0].strip() for title in titles if "ray::" in title]
+    assert sorted(names) == [
+        "DashboardAgent",  # Ray's raylet does not do without it
+        "RayTrainWorker",
+        "RayTrainWorker",
+        "RuntimeEnvAgent",
+        "TrainController",
+    ]
+    assert not [t for t in titles if "monitor.py" in t or "dashboard.py" in t]
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143

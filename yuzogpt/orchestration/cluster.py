@@ -22,6 +22,7 @@ from typing import Any
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.lease import holder_lives, this_process
+from yuzogpt.orchestration.lean import few_processes
 
 OWNER = "owner.json"
 PREFIX = "yuzogpt-ray-"
@@ -29,6 +30,7 @@ PREFIX = "yuzogpt-ray-"
 ONLY_HERE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no node drains here: a process of 3 s less
     "RAY_worker_niceness": "0",  # else Ray's own processes go before the work
+    "RAY_prestart_worker_first_driver": "0",  # workers that nobody asks for
 }
 # Set before ray is imported, wherever it runs.
 QUIET = {
@@ -122,13 +124,14 @@ def embedded(cores: int) -> Iterator[None]:
             os.environ.setdefault(name, value)
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-        connect(
-            address="local",
-            num_cpus=cores,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all users
-        )
+        with few_processes():
+            connect(
+                address="local",
+                num_cpus=cores,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
+            )
         yield
     finally:
         if "ray" in sys.modules:  # else it was interrupted before

@@ -7,6 +7,7 @@ do.
 """
 
 import contextlib
+import json
 import time
 from collections import Counter
 from importlib import import_module
@@ -22,6 +23,8 @@ NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch"
 
 # Ray calls a function of this name in each new worker process, before it has work.
 HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.import_what_is_needed"}
+# What Ray Train's controller is started with, and hands on.
+WARNING = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 
 
 def import_what_is_needed() -> None:
@@ -68,22 +71,38 @@ def runtime_environment() -> str:
 
 def start_spares(group: Any, made_for: str) -> None:
     """Ask each node for as many processes as it has workers, made like them."""
+    for node_id, count in Counter(w.metadata.node_id for w in group.get_workers()).items():
+        start_processes(node_id, count, made_for)
+
+
+def start_processes(node_id: str, count: int, made_for: str) -> None:
+    """Ask a node for so many worker processes; what work they are for, says the environment."""
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
-    nodes = {node["NodeID"]: node for node in ray.nodes()}
-    for node_id, count in Counter(w.metadata.node_id for w in group.get_workers()).items():
-        request = node_manager_pb2.PrestartWorkersRequest(
-            language=common_pb2.PYTHON,
-            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-            keep_alive_duration_secs=KEPT_FOR,
-            num_workers=count,
-        )
-        request.runtime_env_info.serialized_runtime_env = made_for
-        request.runtime_env_info.runtime_env_config.setup_timeout_seconds = 600
-        request.runtime_env_info.runtime_env_config.eager_install = True
-        node = nodes[node_id]
-        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-        with init_grpc_channel(address) as channel:
-            stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
-            stub.PrestartWorkers(request, timeout=10)
+    node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
+    request = node_manager_pb2.PrestartWorkersRequest(
+        language=common_pb2.PYTHON,
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+        keep_alive_duration_secs=KEPT_FOR,
+        num_workers=count,
+    )
+    request.runtime_env_info.serialized_runtime_env = made_for
+    request.runtime_env_info.runtime_env_config.setup_timeout_seconds = 600
+    request.runtime_env_info.runtime_env_config.eager_install = True
+    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
+        stub.PrestartWorkers(request, timeout=10)
+
+
+def start_first_workers(count: int) -> None:
+    """Start the processes of a run's first workers here, while Ray Train starts its controller.
+
+    They are made for the environment that Ray Train will ask for. If that is another one in some
+    version, they stay idle, and it starts its own.
+    """
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    environment = {"env_vars": {**get_env_vars_to_propagate(), **WARNING, **HOOK}}
+    made_for = json.dumps(environment, sort_keys=True, separators=(",", ":"))  # to the letter
+    start_processes(ray.get_runtime_context().get_node_id(), count, made_for)

@@ -7,7 +7,9 @@ read off out_dir by the workers themselves.
 
 import contextlib
 import os
+import threading
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
 from yuzogpt.filesystems import open_filesystem
+from yuzogpt.metrics import Listener, Record
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.stopping import ask_to_stop, on_sigterm
@@ -39,7 +42,8 @@ PLACED_WITHIN = "5"
 SECOND_LINE = 10.0  # seconds that Ray waits longer than our own watchdog for a worker that hangs
 # What a worker may end in, besides its end.
 ENDS_IN: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
-HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset", "matplotlib.pyplot")
+HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset")
+NEEDED_AT_THE_END = "matplotlib.pyplot"
 
 
 def run_on_ray(settings: TrainSettings) -> None:
@@ -86,13 +90,25 @@ def train_connected(
     run = runs.directory_of(settings)
     with (
         Display(settings, wandb_key) as display,
-        Follower(run / runs.METRICS, display),
+        Follower(run / runs.METRICS, importing_at_first_step(display)),
         Follower(run / runs.EVALUATIONS, display),
         # The workers are other processes: rank 0 looks for the request in out_dir.
         on_sigterm(lambda: ask_to_stop(run, "SIGTERM")),
     ):
         reason = fit(settings, run, exams=exams)
     conclude(settings, reason)
+
+
+def importing_at_first_step(listener: Listener) -> Listener:
+    """Return the listener; while the first steps are made, what only the end needs is imported."""
+    importing = threading.Thread(target=import_module, args=(NEEDED_AT_THE_END,), daemon=True)
+
+    def listen(record: Record) -> None:
+        if record["kind"] == "train" and importing.ident is None:
+            importing.start()
+        listener(record)
+
+    return listen
 
 
 def fit(
@@ -112,7 +128,8 @@ def fit(
 
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
-    from yuzogpt.orchestration.spares import HOOK, Spares
+    from yuzogpt.orchestration.lean import lean_trainer
+    from yuzogpt.orchestration.spares import HOOK, Spares, start_first_workers
     from yuzogpt.orchestration.validation import validation
     from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 
@@ -129,11 +146,13 @@ def fit(
     if settings.workers.spare_workers and is_embedded(settings):
         callbacks.append(Spares())
         runtime_env = {"env_vars": HOOK}
+        with contextlib.suppress(Exception):
+            start_first_workers(most)
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
     filesystem, storage = open_filesystem(mirrors.name_of(run))
-    trainer = TorchTrainer(
+    trainer = (lean_trainer() if is_embedded(settings) else TorchTrainer)(
         train_worker,
         train_loop_config={"settings": settings.model_dump()},
         torch_config=TorchConfig(timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),

@@ -1,0 +1,61 @@
+"""A Ray that has one node and one command, without what only a cluster needs.
+
+In: nothing, or what Ray Train is given. Out: fewer processes: each costs a second or more of a core
+while the user waits. Ray has no public way for this, so nothing depends on it: where Ray's names
+are others, it starts as ever.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+# Methods of Ray's node that start: the autoscaler, what carries workers' output to the driver (we
+# switch that off), and the server behind the dashboard and the interfaces for jobs and states.
+NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
+# Of Ray Train. The first removes the placement group of a dead controller: ours ends with all of
+# Ray. The second shares out datasets: we have none. Workers wait 3 s for the process of each.
+NEEDLESS_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+
+
+@contextlib.contextmanager
+def few_processes() -> Iterator[None]:
+    """Start a node in this context with its GCS, its raylet and their agents alone."""
+    from ray._private.node import Node
+
+    found = {name: getattr(Node, name) for name in NEEDLESS if hasattr(Node, name)}
+    for name in found:
+        setattr(Node, name, do_nothing)
+    try:
+        yield
+    finally:
+        for name, method in found.items():
+            setattr(Node, name, method)
+
+
+def do_nothing(*_: Any, **__: Any) -> None:
+    """Stand in for what a single node does not need."""
+
+
+def lean_trainer() -> type:
+    """Return Ray's TorchTrainer, for a fixed number of workers on one node and without datasets."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    class OneNode(FixedScalingPolicy):  # type: ignore[misc]
+        """Asks no autoscaler for room: there is none, and its actor takes 3 s to start."""
+
+        after_controller_start = _maybe_send_resource_request = do_nothing
+
+    class LeanTrainer(TorchTrainer):  # type: ignore[misc]
+        """Starts its workers without the actors that a cluster has."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [one for one in made if type(one).__name__ not in NEEDLESS_CALLBACKS]
+
+        def _initialize_and_run_controller(self, **given: Any) -> Any:
+            if type(given.get("scaling_policy")) is FixedScalingPolicy:
+                given["scaling_policy"] = OneNode(self.scaling_config)
+            return super()._initialize_and_run_controller(**given)
+
+    return LeanTrainer

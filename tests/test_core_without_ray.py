@@ -60,7 +60,7 @@ LINE = [
     ["checkpoints", "stored_checkpoints", "references", "loading", "runs"],
     ["sampling", "evaluation", "report", "doctor", "export"],
     ["training"],
-    ["tuning", "serving"],
+    ["tuning", "serving", "bench"],
     ["orchestration"],
     ["verbs"],
     ["cli", "__main__"],

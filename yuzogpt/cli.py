@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from yuzogpt import verbs
 from yuzogpt.config import (
+    BenchSettings,
     DoctorSettings,
     EvaluateSettings,
     ExportSettings,
@@ -65,6 +66,10 @@ VERBS = {
         "RUN | DIR | gpt2 | PRESET", "checkpoint -> benchmarks", EvaluateSettings, verbs.evaluate,
         ("model",), "one model", takes_presets=True,
     ),
+    "bench": Verb(
+        "[PRESET | FILE.yaml]...", "what a training step costs", BenchSettings, verbs.bench,
+        takes_presets=True,
+    ),
     "sample": Verb("", "checkpoint -> text", SampleSettings, verbs.sample),
     "serve": Verb(
         "RUN | DIR | gpt2", "checkpoint -> HTTP and a page", ServeSettings, verbs.serve,
@@ -114,7 +119,7 @@ def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[lis
     """Return the presets and YAML files, and the flags, of which some came without their names."""
     flags = [argument for argument in arguments if argument.startswith("-")]
     plain = [argument for argument in arguments if not argument.startswith("-")]
-    if verb.schema is DoctorSettings:
+    if verb.schema in (BenchSettings, DoctorSettings):
         flags = ["--output=json" if flag == "--json" else flag for flag in flags]
     if not verb.positional and verb.takes_presets:
         return plain, flags

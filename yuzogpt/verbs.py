@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from yuzogpt.config import (
+    BenchSettings,
     DoctorSettings,
     EvaluateSettings,
     ExportSettings,
@@ -157,6 +158,21 @@ def report(settings: Section) -> None:
     run = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
     html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
     print(f"\npage: {write(runs.directory_of_reader(run), html)}")
+
+
+def bench(settings: Section) -> None:
+    """Measure what a training step costs."""
+    assert isinstance(settings, BenchSettings)
+    settings = locate_train(settings)
+    trace = settings.bench.trace
+    if trace:
+        trace = str(absolute(trace, settings.run.storage, "trace"))
+    wanted = settings.bench.model_copy(update={"trace": trace})
+
+    from yuzogpt.bench.bench import bench as measure
+    from yuzogpt.bench.bench import show
+
+    show(measure(settings.model_copy(update={"bench": wanted})), wanted.output)
 
 
 def sample(settings: Section) -> None:

@@ -6,6 +6,7 @@ within a verb, so that `--n_layer=4` needs no section. How values get in (defaul
 `--key=value`) is in overrides.py.
 """
 
+from yuzogpt.config.bench import BenchmarkedSettings, BenchSettings
 from yuzogpt.config.doctor import DoctorSettings, SoundnessSettings
 from yuzogpt.config.evaluate import (
     BenchmarkSettings,
@@ -52,7 +53,9 @@ from yuzogpt.config.tune import SweepSettings, TuneSettings
 
 __all__ = [
     "BatchSettings",
+    "BenchSettings",
     "BenchmarkSettings",
+    "BenchmarkedSettings",
     "CheckpointSettings",
     "CorpusSettings",
     "DataSettings",

@@ -1,0 +1,185 @@
+"""`yuzogpt bench`: from settings to a table of what a step costs.
+
+In: the settings of a training run, and of the measurement. Out: rows, as a table or as JSON. Each
+row is a short run of the loop of `yuzogpt train`, in a directory that is deleted.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
+from yuzogpt.bench.launchers import LAUNCHERS, Timing, run_bare
+from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
+from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
+from yuzogpt.data.remote import open_anywhere
+from yuzogpt.hardware import choose_hardware
+from yuzogpt.world import World
+
+NEVER = 10**9  # steps
+COLUMNS = ("workers", "ms a step", "tokens/s", "of ideal", "MFU", "first step", "memory")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a step costs, started in one way."""
+
+    launcher: str
+    workers: int
+    ms_per_step: float  # median
+    ms_low: float  # a tenth of the steps take less
+    ms_high: float  # a tenth of the steps take more
+    tokens_per_second: float
+    mfu: float  # share of the measured matrix rate
+    seconds_to_first_step: float
+    memory_bytes: int | None
+
+
+def bench(settings: BenchSettings) -> dict[str, Any]:
+    """Measure, and return everything that is known."""
+    wanted = settings.bench
+    with tempfile.TemporaryDirectory(prefix="yuzogpt-bench-") as directory:
+        base = short_run(settings, Path(directory))
+        hardware = choose_hardware(base.device, World(), base.device.compile)
+        rate = matrix_rate(hardware)
+        rows: list[Row] = []
+
+        def add(name: str, workers: int, timing: Timing) -> None:
+            rows.append(row(name, workers, timing, base.model, rate, wanted.warmup_steps))
+
+        if "bare" in wanted.launchers:
+            trace = Path(wanted.trace) if wanted.trace else None
+            add("bare", 1, run_bare(in_directory(base, directory, "bare"), trace))
+            if hardware.compile:
+                device = base.device.model_copy(update={"compile": False})
+                eager = base.model_copy(update={"device": device})
+                add("bare, eager", 1, run_bare(in_directory(eager, directory, "eager"), None))
+        for workers in wanted.world_sizes:
+            for name in (name for name in wanted.launchers if name in LAUNCHERS):
+                run = in_directory(base, directory, f"{name}-{workers}")
+                add(name, workers, LAUNCHERS[name](run, workers))
+        return {
+            "device": hardware.device.type,
+            "threads": hardware.threads,
+            "choices": list(hardware.reasons),
+            "shape": base.model.model_dump(),
+            "tokens_per_step": base.batch.global_rows * base.model.block_size,
+            "flops_per_token": flops_per_token(base.model),
+            "matrix_flops_per_second": rate,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "break_even_steps": break_even(rows),
+        }
+
+
+def short_run(settings: BenchSettings, directory: Path) -> TrainSettings:
+    """Return the settings of a run that does nothing but steps; make its corpus, if need be."""
+    wanted, data_dir = settings.bench, settings.data.data_dir
+    steps = wanted.warmup_steps + wanted.steps
+    if wanted.synthetic:
+        rows = steps * settings.batch.global_rows + 2
+        data_dir = str(directory / "corpus")
+        length = settings.model.block_size
+        tokenizer = tokenizer_of(settings.data.dataset, settings.model.vocab_size)
+        write_random_corpus(Path(data_dir), tokenizer, train=rows * length, val=2 * length + 1)
+    vocab = open_anywhere(data_dir).manifest.tokenizer["vocab_size"]
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"data_dir": data_dir},
+        "model": {"vocab_size": vocab},
+        "schedule": {"max_iters": steps},
+        "evaluation": {"eval_interval": NEVER, "eval_iters": 1, "eval_only": False},
+        "checkpoint": {"checkpoint_interval": 0},
+        "log": {"log_interval": 1, "health_interval": 0, "network_interval": 0, "wandb_log": False},
+        "run": {"init_from": "scratch", "overwrite": False},
+        "workers": {"num_workers": 0},
+    }
+    sections: dict[str, Section] = {name: getattr(settings, name) for name in changes}
+    updated = {name: part.model_copy(update=changes[name]) for name, part in sections.items()}
+    kept = {name: getattr(settings, name) for name in TrainSettings.model_fields}
+    return TrainSettings(**{**kept, **updated})
+
+
+def in_directory(settings: TrainSettings, directory: str, name: str) -> TrainSettings:
+    """Return the settings of a run of that name."""
+    out_dir = str(Path(directory) / name)
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"out_dir": out_dir})})
+
+
+def row(
+    name: str, workers: int, timing: Timing, shape: ModelSettings, rate: float, warmup: int
+) -> Row:
+    """Turn a run's steps into a row, without those of the warm-up."""
+    middle, low, high = spread(timing.seconds[warmup:])
+    tokens_per_second = timing.tokens / middle
+    return Row(
+        launcher=name,
+        workers=workers,
+        ms_per_step=1e3 * middle,
+        ms_low=1e3 * low,
+        ms_high=1e3 * high,
+        tokens_per_second=tokens_per_second,
+        mfu=tokens_per_second * flops_per_token(shape) / rate,
+        seconds_to_first_step=timing.until_first,
+        memory_bytes=timing.memory,
+    )
+
+
+def break_even(rows: list[Row]) -> float | None:
+    """Return after how many steps compiling has paid off; None if it was not tried, or never."""
+    by_name = {row.launcher: row for row in rows}
+    if "bare, eager" not in by_name:
+        return None
+    compiled, eager = by_name["bare"], by_name["bare, eager"]
+    gained = (eager.ms_per_step - compiled.ms_per_step) / 1e3
+    lost = compiled.seconds_to_first_step - eager.seconds_to_first_step
+    return max(0.0, lost / gained) if gained > 0 else None
+
+
+def show(found: dict[str, Any], output: str) -> None:
+    """Print what was found."""
+    if output == "json":
+        json.dump(found, sys.stdout, indent=2)
+        print()
+        return
+    rate = found["matrix_flops_per_second"] / 1e9
+    print("; ".join([f"{found['threads']} thread(s) on {found['device']}", *found["choices"]]))
+    print(
+        f"{found['tokens_per_step']:,} tokens a step, {found['flops_per_token'] / 1e6:,.1f} MFLOP "
+        f"a token; matrix products alone: {rate:,.0f} GFLOP/s"
+    )
+    Console(highlight=False).print(table(found["rows"], found["device"] == "cpu"))
+    if any(row["launcher"] == "bare, eager" for row in found["rows"]):
+        steps = found["break_even_steps"]
+        paid = "never pays off here" if steps is None else f"has paid off after {steps:,.0f} steps"
+        print(f"compiling {paid}, its own time counted")
+
+
+def table(rows: list[dict[str, Any]], workers_share: bool) -> Table:
+    """Return the rows as a table; `workers_share`: all run on the same cores."""
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False)
+    drawn.add_column("launcher")
+    for name in COLUMNS:
+        drawn.add_column(name, justify="right")
+    alone = {row["launcher"]: row["tokens_per_second"] for row in rows if row["workers"] == 1}
+    reference = alone.get("bare", rows[0]["tokens_per_second"] / rows[0]["workers"])
+    for row in rows:
+        ideal = reference * (1 if workers_share else row["workers"])
+        memory = row["memory_bytes"]
+        drawn.add_row(
+            row["launcher"],
+            str(row["workers"]),
+            f"{row['ms_per_step']:,.1f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['tokens_per_second'] / ideal:.2f}",
+            f"{row['mfu']:.1%}",
+            f"{row['seconds_to_first_step']:.1f} s",
+            "" if memory is None else f"{memory / 2**20:,.0f} MiB",
+        )
+    return drawn

@@ -1,0 +1,52 @@
+"""A corpus of random tokens: what a step costs does not depend on what the text says.
+
+In: how many tokens, of which vocabulary. Out: a prepared corpus.
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from yuzogpt import tokenizers
+from yuzogpt.data import blocks
+from yuzogpt.data.blocks import BlockWriter, Manifest
+from yuzogpt.data.corpora import CORPORA
+from yuzogpt.files import write_durably
+from yuzogpt.references import GPT2_VOCABULARY
+from yuzogpt.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
+
+FIRST = 0x4E00  # of the characters; what they are does not matter
+SHAKESPEARES = 65  # characters of tinyshakespeare
+
+
+def tokenizer_of(dataset: str, vocab_size: int) -> Tokenizer:
+    """Return GPT-2's tokenizer, or one of characters where the corpus or the size asks for it."""
+    of_characters = dataset in CORPORA and CORPORA[dataset].tokenizer == "char"
+    if vocab_size in (0, GPT2_VOCABULARY) and not of_characters:
+        return gpt2_tokenizer()
+    return CharTokenizer("".join(map(chr, range(FIRST, FIRST + (vocab_size or SHAKESPEARES)))))
+
+
+def write_random_corpus(directory: Path, tokenizer: Tokenizer, train: int, val: int) -> None:
+    """Write so many tokens of each split."""
+    directory.mkdir(parents=True)
+    dtype, generator = tokenizers.id_dtype(tokenizer.vocab_size), np.random.default_rng(1)
+    written = []
+    for split, count in (("train", train), ("val", val)):
+        ids = generator.integers(0, tokenizer.vocab_size, count).astype(dtype)
+        name = functools.partial(blocks.block_name, split)
+        writer = BlockWriter(directory, split, count, name)
+        writer.add(blocks.list_array([ids], dtype))
+        written += writer.finish()
+    write_durably(directory / blocks.TOKENIZER, tokenizers.to_bytes(tokenizer))
+    manifest = Manifest(
+        corpus="synthetic",
+        tokenizer=tokenizers.describe(tokenizer),
+        source={"name": "random tokens", "sha256": ""},
+        split_rule="tail",
+        append_end_of_text=False,
+        blocks=written,
+        rejected={},
+    )
+    write_durably(directory / blocks.MANIFEST, manifest.to_bytes())

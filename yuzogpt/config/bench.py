@@ -1,0 +1,53 @@
+"""`yuzogpt bench`: what a training step costs."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from yuzogpt.config.section import Count, Names, Positive, Section, setting
+from yuzogpt.config.train import TrainSettings
+
+
+def read_numbers(value: Any) -> Any:
+    """Read whole numbers with commas between, or a list of them."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if isinstance(value, int) else value
+
+
+Numbers = Annotated[tuple[int, ...], BeforeValidator(read_numbers)]
+LAUNCHERS = ("bare", "torchrun", "ray")
+
+
+class BenchmarkedSettings(Section):
+    """What is measured, and against what."""
+
+    steps: Positive = setting(20, "measured, the median counts", "steps")
+    warmup_steps: Count = setting(5, "before them", "steps")
+    launchers: Names = setting(
+        ("bare",), "bare: the loop in this process; torchrun; ray: each with the loop of train"
+    )
+    world_sizes: Numbers = setting(
+        (1,), "of torchrun and ray; with commas between: how they scale", "workers"
+    )
+    synthetic: bool = setting(
+        True, "random tokens, as many kinds as the corpus has; False: the corpus of dataset"
+    )
+    trace: str = setting("", "file for a trace of three bare steps (chrome://tracing)")
+    output: Literal["table", "json"] = setting("table", "--json: the same for programs")
+
+    @model_validator(mode="after")
+    def launchers_are_known(self) -> Self:
+        """Only what there is."""
+        for name in self.launchers:
+            if name not in LAUNCHERS:
+                raise ValueError(f"launchers={name}: not one of {', '.join(LAUNCHERS)}")
+        if not self.launchers or not self.world_sizes or min(self.world_sizes) < 1:
+            raise ValueError("give at least one launcher, and worlds of at least one worker")
+        return self
+
+
+class BenchSettings(TrainSettings):
+    """`yuzogpt bench`: what of `yuzogpt train` decides how fast it is, and how that is measured."""
+
+    bench: BenchmarkedSettings = BenchmarkedSettings()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -76,9 +77,11 @@ class Cluster:
 def started(head_cpus: int, nodes: int) -> Iterator[Cluster]:
     """Start a cluster: a head with so many CPUs, and nodes of one CPU each."""
     with tempfile.TemporaryDirectory(prefix="yuzogpt-test-", dir="/tmp") as directory:
+        Path(directory, "ray").mkdir()  # where Ray writes the head's address: not /tmp/ray
+        environment = {**QUICK_TO_NOTICE, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": directory}
         process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER, directory, str(head_cpus)],
-            env={**os.environ, **QUICK_TO_NOTICE, "RAY_AUTH_MODE": "disabled"},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -197,13 +197,18 @@ def check_world(settings: TrainSettings, workers: int) -> None:
         )
 
 
-def check_out_dir(settings: TrainSettings, run: Path) -> None:
-    """Raise UserError if the run would replace the user's files, or what it is to start from."""
-    name = settings.run.out_dir
-    there = next(path for path in (run, *run.parents) if path.exists())
+def check_writable(directory: Path, name: str) -> None:
+    """Raise UserError if nothing can be written into a directory, which need not exist."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "not writable" if there.is_dir() else "not a directory"
         raise UserError(f"--out_dir={name}: {there} is {why}; choose another")
+
+
+def check_out_dir(settings: TrainSettings, run: Path) -> None:
+    """Raise UserError if the run would replace the user's files, or what it is to start from."""
+    name = settings.run.out_dir
+    check_writable(run, name)
     found = run / SETTINGS
     if found.exists() and not found.read_bytes().startswith(SIGNATURE.encode()):
         raise UserError(f"--out_dir={name}: its {SETTINGS} is not of a run; choose another")

@@ -49,7 +49,7 @@ def some_lambada(path: Path, passages: int = 40) -> None:
 
 
 def some_wikitext(path: Path, pages: int = 5) -> list[str]:
-    """Write articles in WikiText's tokens; return them."""
+    """Write articles in WikiText's tokens; return them as the harness's dataset has them."""
     generator = random.Random(2)
     found = []
     for number in range(pages):
@@ -61,6 +61,6 @@ def some_wikitext(path: Path, pages: int = 5) -> list[str]:
                 f' The @-@ {body} , " {body} " ( {body} ) 1 @,@ 204 . ',
                 " ",
             ]
-        found.append("".join(f"{line}\n" for line in lines))
-    path.write_text("".join(found))
-    return found
+        found.append("\n".join(lines))
+    path.write_text("\n".join(found) + "\n")
+    return [*found[:-1], f"{found[-1]}\n"]

@@ -1,6 +1,7 @@
 """`yuzogpt evaluate` as its user meets it: mistakes, a second run, a kill, another batch."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, yuzogpt
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
-from yuzogpt.cli import main
+from yuzogpt.cli import main, run
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,13 @@ def files(tmp_path_factory):
 def command(model, files, out_dir, *flags):
     return ["evaluate", str(model), f"--benchmark_dir={files}", f"--out_dir={out_dir}",
             "--device=cpu", "--threads=1", "--shard_size=8", "--stride=16", *flags]  # fmt: skip
+
+
+def status(arguments):
+    """Return what the command exits with, in this process: its files are the tests' own."""
+    with pytest.raises(SystemExit) as caught:
+        run(arguments)
+    return caught.value.code
 
 
 def results(out_dir):
@@ -74,7 +82,9 @@ def test_mistakes(model, files, tmp_path):
         ("--tasks=",): "--tasks: none",
         (f"--benchmark_dir={tmp_path / 'empty'}",): "lambada_test.jsonl is missing; put",
         (f"--benchmark_dir={files}",): "the published file's is",
-        ("--tasks=loss", f"--data_dir={tmp_path / 'empty'}"): "",
+        ("--tasks=loss", f"--data_dir={tmp_path / 'empty'}"): "no prepared corpus here",
+        (f"--out_dir={__file__}",): "is not a directory; choose another",
+        ("--dtype=auto",): "float32",
         ("--strid=3",): "did you mean stride?",
     }.items():
         result = yuzogpt("evaluate", str(model), f"--out_dir={tmp_path / 'out'}", *arguments)
@@ -82,6 +92,75 @@ def test_mistakes(model, files, tmp_path):
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert not (tmp_path / "out").exists()
+
+
+def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
+    out_dir = tmp_path / "out"
+    main(command(model, files, out_dir, "--num_workers=0", "--tasks=lambada", "--limit=9"))
+    shown = capsys.readouterr().out
+    assert "35.13" not in shown  # the paper's figure is of all passages
+    lambada = results(out_dir)["tasks"]["lambada"]
+    assert (lambada["limit"], lambada["context"], lambada["dtype"]) == (9, 64, "float32")
+    harness = ("--tasks=lambada,wikitext2", "--protocol=harness")
+    main(command(model, files, out_dir, "--num_workers=0", *harness))
+    main(command(model, files, out_dir, "--num_workers=0", "--tasks=wikitext2"))
+    found = results(out_dir)["tasks"]
+    assert list(found) == ["lambada", "lambada-harness", "wikitext2", "wikitext2-harness"]
+    assert found["lambada"] == lambada
+    assert found["wikitext2"]["unknown_words"] == found["wikitext2-harness"]["unknown_words"] == 0
+
+    other = random_model(tmp_path / "other", 2)
+    refused = yuzogpt(*command(other, files, out_dir, "--num_workers=0"))
+    assert refused.returncode == 2
+    assert "choose another --out_dir" in refused.stderr
+    assert results(out_dir)["tasks"] == found
+    main(command(other, files, out_dir, "--num_workers=0", "--tasks=lambada", "--overwrite"))
+    assert list(results(out_dir)["tasks"]) == ["lambada"]
+    # The same run, trained on: its figures begin anew.
+    random_model(other, 3)
+    main(command(other, files, out_dir, "--num_workers=0", "--tasks=wikitext2"))
+    assert list(results(out_dir)["tasks"]) == ["wikitext2"]
+
+
+def shards_in(out_dir):
+    """Return each shard's file, and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in out_dir.glob("shards/*/*.json")}
+
+
+def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys):
+    out_dir, own = tmp_path / "out", tmp_path / "files"
+    shutil.copytree(files, own)
+    asked = command(model, own, out_dir, "--num_workers=0", "--tasks=wikitext2")
+    main(asked)
+    first, before = results(out_dir), shards_in(out_dir)
+    main([*asked, "--stride=32"])
+    both = shards_in(out_dir)
+    assert len(both) > len(before)
+    main(asked)  # back again: all of it is there
+    assert shards_in(out_dir) == both
+    assert results(out_dir) == first
+    # Scores that are too few, as after a disk that was full, are no scores.
+    victim = sorted(before)[1]
+    content = json.loads(victim.read_text())
+    victim.write_text(json.dumps(content | {"scores": content["scores"][:-1]}))
+    main(asked)
+    assert results(out_dir) == first
+    # Another text of the same name.
+    path = own / "wikitext2_test.txt"
+    path.write_text(path.read_text().replace("Castle", "Palace"))
+    main(asked)
+    other = results(out_dir)["tasks"]["wikitext2"]
+    assert other["file_sha256"] != first["tasks"]["wikitext2"]["file_sha256"]
+    assert other["figures"] != first["tasks"]["wikitext2"]["figures"]
+    # Nothing in it.
+    path.write_text("")
+    capsys.readouterr()
+    assert status(asked) == 2
+    assert "nothing in it that wikitext2 could be counted on" in capsys.readouterr().err
+    # Half a zip.
+    (own / "enwik8.zip").write_bytes(b"PK\x03\x04" + bytes(50))
+    assert status([*asked, "--tasks=enwik8"]) == 2
+    assert "not a whole zip of one file" in capsys.readouterr().err
 
 
 def test_loss_on_a_corpus(gpt2_corpus_dir, model, tmp_path):
@@ -110,8 +189,10 @@ def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out_dir / "results.json").exists()
+    done = shards_in(out_dir)
     main(command(model, files, out_dir, "--num_workers=0"))
     assert results(out_dir) == results(tmp_path / "whole")
+    assert {path: shards_in(out_dir)[path] for path in done} == done
 
 
 # The command, with the tests' own files in place of the published ones.

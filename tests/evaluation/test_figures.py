@@ -8,12 +8,14 @@ import torch
 
 from tests.sampling.engines import ALPHABET, small_model
 from yuzogpt.config import DeviceSettings
-from yuzogpt.evaluation.passages import Passage, continuation, windows
+from yuzogpt.errors import UserError
+from yuzogpt.evaluation import formats
+from yuzogpt.evaluation.passages import Passage, continuation, start_of, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.evaluation.tasks import TASKS, Reading
 from yuzogpt.hardware import choose_hardware
 from yuzogpt.model.gpt import GPT
-from yuzogpt.tokenizers import CharTokenizer
+from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
 from yuzogpt.world import World
 
 HARDWARE = choose_hardware(DeviceSettings(device="cpu", dtype="float32", threads=1), World())
@@ -136,6 +138,83 @@ def test_the_last_word_with_and_without_stop_words(tmp_path):
     assert never.logprob == only.logprob  # the filter is for answers, not for likelihoods
 
 
+def test_a_stop_word_that_only_begins_the_answer_is_none(tmp_path):
+    path = tmp_path / "lambada_test.jsonl"
+    texts = ("he went inside", "she came in", "he ate the cake")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tokenizer = gpt2_tokenizer()
+    exam = TASKS["lambada"].prepare["paper"](path, Reading(tokenizer, 32, 32, True))
+    inside, only_in, cake = exam.passages
+    (word,) = tokenizer.encode(" in").tolist()
+    assert [tokenizer.decode([t]) for t in inside.tokens[-inside.scored :]] == [" inside"]
+    assert word in inside.never and word in only_in.never and word in cake.never
+    assert (exam.notes["stop_word_filter"], exam.notes["answers_that_are_stop_words"]) == ("on", 1)
+    # " hers" is " her" and "s": no stop word of one token, though it begins with one.
+    path.write_text(json.dumps({"text": "the herscape"}) + "\n")
+    (odd,) = TASKS["lambada"].prepare["paper"](path, Reading(tokenizer, 32, 32, True)).passages
+    first, *rest = odd.tokens[-odd.scored :]
+    assert rest and tokenizer.decode([first]) == " her"
+    assert first not in odd.never and word in odd.never
+
+
+def test_a_text_without_line_ends_begins_with_a_space():
+    assert start_of(CharTokenizer(" a")) == 0
+    assert start_of(CharTokenizer("\n a")) == 0
+    assert start_of(gpt2_tokenizer()) == 50256
+
+
+def test_childrens_books_as_people_write(tmp_path):
+    """The file's tokens are the Penn Treebank's; the gap may follow an opening quote."""
+    path = tmp_path / "cbtest_CN_valid_2000ex.txt"
+    story = "".join(f"{n} `` I do n't know , '' said the {n}th king -LRB- sadly -RRB- .\n"
+                    for n in range(1, 21))  # fmt: skip
+    path.write_text(
+        f"{story}21 `` XXXXX , '' said she , `` the king 's here !\tdear\t\tdear|cat\n\n"
+        f"{story}21 he saw a XXXXX ; ` oh ' he said .\tcat\t\tdear|cat\n"
+    )
+    quoted, plain = formats.childrens_books(path)
+    first = '"I don\'t know," said the 1th king (sadly).'
+    assert quoted.context.startswith(f"{first} \"I don't know")
+    assert quoted.context.endswith('20th king (sadly). "')
+    assert quoted.choices == [
+        "dear,\" said she, \"the king's here!", "cat,\" said she, \"the king's here!"
+    ]  # fmt: skip
+    assert (quoted.answer, plain.answer) == (0, 1)
+    assert plain.context.endswith("(sadly). he saw a ")
+    assert plain.choices[1] == "cat; 'oh' he said."
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"label": 4}, {"label": "x"}, {"endings": ["a", "b", "[step]", "d"]}, {"endings": 7},
+     {"ctx_b": None}],
+)  # fmt: skip
+def test_a_scene_that_is_not_hellaswags_is_named(tmp_path, damage):
+    path = tmp_path / "hellaswag_val.jsonl"
+    scene = {"activity_label": "Eating", "ctx_a": "He eats.", "ctx_b": "then", "label": 1,
+             "endings": ["a", "b", "c", "d"]}  # fmt: skip
+    path.write_text(json.dumps(scene) + "\n")
+    (question,) = formats.hellaswag(path)
+    assert (question.context, question.answer) == ("Eating: He eats. Then", 1)
+    path.write_text(json.dumps(scene) + "\n" + json.dumps(scene | damage) + "\n")
+    with pytest.raises(UserError, match=r"hellaswag_val.jsonl:2: not a line of HellaSwag"):
+        formats.hellaswag(path)
+
+
+def test_a_line_that_is_not_tokenized_is_named(tmp_path):
+    path = tmp_path / "wikitext2_test.txt"
+    path.write_text(" a b \nHe said it.\n")
+    with pytest.raises(UserError, match=r"wikitext2_test.txt:2: not a line of tokens"):
+        TASKS["wikitext2"].prepare["paper"](path, Reading(gpt2_tokenizer(), 32, 32, False))
+
+
+def test_float32_means_float32():
+    """On GPUs training may round inputs of matrix products to 10 bits; figures must not."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    score(small_model(1), [Passage((1, 2, 3), 1)], 1, HARDWARE)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_questions(tmp_path):
     path = tmp_path / "cbt.txt"
     story = "".join(f"{n} bead game {n} .\n" for n in range(1, 21))
@@ -145,7 +224,7 @@ def test_questions(tmp_path):
     )
     tokenizer = CharTokenizer(ALPHABET + ".")
     ends = [tokenizer.decode(one.tokens[-one.scored :]) for one in exam.passages]
-    assert ends == [" deal game .", " meal game .", " hell game ."]
+    assert ends == [" deal game.", " meal game.", " hell game."]
     by_hand = [type("S", (), {"logprob": value})() for value in (-3.0, -1.0, -2.0)]
     accuracy, _ = exam.judge(by_hand)
     assert (accuracy.value, accuracy.counted) == (0.0, 1)

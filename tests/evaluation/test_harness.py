@@ -70,8 +70,8 @@ def test_figures_are_the_harness_own(files, folder, tmp_path, monkeypatch, capsy
         task: {k: f["value"] for k, f in found["figures"].items()} for task, found in ours.items()
     }
     for task, here, names in (
-        ("lambada_here", "lambada", {"perplexity": "perplexity", "acc": "accuracy"}),
-        ("wikitext_here", "wikitext2", {n: n for n in ("word_perplexity", "byte_perplexity",
+        ("lambada_here", "lambada-harness", {"perplexity": "perplexity", "acc": "accuracy"}),
+        ("wikitext_here", "wikitext2-harness", {n: n for n in ("word_perplexity", "byte_perplexity",
                                                        "bits_per_byte")}),
     ):  # fmt: skip
         for theirs_name, our_name in names.items():

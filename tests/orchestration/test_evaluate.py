@@ -15,9 +15,10 @@ from tests.conftest import REPOSITORY
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
 from tests.evaluation.test_evaluate import WITH_OUR_FILES, command, results
 from yuzogpt.cli import main
+from yuzogpt.config import EvaluateSettings
+from yuzogpt.errors import UserError
 from yuzogpt.evaluation import benchmark_files
-
-pytestmark = pytest.mark.slow
+from yuzogpt.orchestration.evaluate import share_out
 
 
 def workers(process):
@@ -30,6 +31,7 @@ def workers(process):
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_files, "find", lambda task, folder: (tmp_path / task.file, "own"))
     model = random_model(tmp_path / "run", n_layer=6, n_embd=192, n_head=4)
@@ -62,3 +64,28 @@ def test_a_killed_worker_changes_nothing(tmp_path, monkeypatch):
             other = found["tasks"][task]["figures"][name]
             assert other["counted"] == figure["counted"]
             assert other["value"] == pytest.approx(figure["value"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "cores", "expected"),
+    [
+        ("auto", 0, [8], (1, {"num_cpus": 8}, 8)),
+        ("auto", 0, [8, 8], (2, {"num_cpus": 8}, 8)),
+        (1, 0, [8, 8], (1, {"num_cpus": 8}, 8)),
+        (3, 0, [4, 4, 4, 4], (3, {"num_cpus": 4}, 4)),
+        (6, 0, [16], (6, {"num_cpus": 2}, 2)),
+        (2, 0, [8, 2], (2, {"num_cpus": 2}, 2)),  # either may be on the smaller node
+        (9, 0, [2], (9, {"num_cpus": 1}, 1)),
+        ("auto", 4, [64], (4, {"num_gpus": 1}, 0)),
+        (2, 4, [64], (2, {"num_gpus": 1}, 0)),
+    ],
+)
+def test_what_a_worker_asks_for_is_what_every_node_has(wanted, gpus, cores, expected):
+    settings = EvaluateSettings.model_validate({"work": {"num_workers": wanted}})
+    assert share_out(settings, gpus, cores) == expected
+
+
+def test_a_gpu_that_ray_has_not_is_one_line():
+    settings = EvaluateSettings.model_validate({"device": {"device": "cuda"}})
+    with pytest.raises(UserError, match="Ray has no GPU; use --device=cpu"):
+        share_out(settings, 0, [8])

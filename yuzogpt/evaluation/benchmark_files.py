@@ -4,6 +4,8 @@ In: a task. Out: the path of its file. What is known by its SHA-256 is checked, 
 from; of the rest results.json says which bytes were read.
 """
 
+import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -49,11 +51,11 @@ PUBLISHED = {
     ),
     "cbt_cn": Published(
         "https://www.thespermwhale.com/jaseweston/babi/CBTest.tgz",
-        how="data/cbtest_CN_test_2500ex.txt of it",
+        how="data/cbtest_CN_valid_2000ex.txt of it",
     ),
     "cbt_ne": Published(
         "https://www.thespermwhale.com/jaseweston/babi/CBTest.tgz",
-        how="data/cbtest_NE_test_2500ex.txt of it",
+        how="data/cbtest_NE_valid_2000ex.txt of it",
     ),
     "hellaswag": Published(
         "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -71,24 +73,32 @@ def find(task: Task, folder: str) -> tuple[Path, str]:
             raise UserError(f"{task.name}: {path} is missing; put {what} there: {published.url}")
         fetch(task.name, published, path)
     found = sha256(path)
-    if published.sha256 and found != published.sha256:
-        raise UserError(
-            f"{path}: its SHA-256 is {found[:12]}..., the published file's is "
-            f"{published.sha256[:12]}...; put that one there: {published.url}"
-        )
+    refuse_other(f"{path}", found, published)
     return path, found
 
 
+def refuse_other(what: str, found: str, published: Published) -> None:
+    """Raise UserError for a file that is not the published one."""
+    if published.sha256 and found != published.sha256:
+        raise UserError(
+            f"{what}: its SHA-256 is {found[:12]}..., the published file's is "
+            f"{published.sha256[:12]}...; put that one there: {published.url}"
+        )
+
+
 def fetch(name: str, published: Published, path: Path) -> None:
-    """Download a file into the cache."""
+    """Download a file into the cache; what is not that file does not get there."""
     try:
         with urllib.request.urlopen(published.url, timeout=TIMEOUT) as answer:
             content = answer.read()
-    except (OSError, urllib.error.URLError) as error:
+        if content[:64].lstrip().lower().startswith((b"<!doctype", b"<html")):
+            raise OSError("it answers with a web page")
+    except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
         reason = reason_of(getattr(error, "reason", None) or error)
         raise UserError(
             f"{name}: {published.url} is out of reach ({reason}); put that file in a folder as "
             f"{path.name}, and give the folder: --benchmark_dir=DIR"
         ) from None
+    refuse_other(f"{name}: what was downloaded", hashlib.sha256(content).hexdigest(), published)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, content)

@@ -51,6 +51,7 @@ WIKITEXT = Rules(
 )
 PTB = Rules(frozenset("$#"), frozenset(["%", *CLITICS]), {}, quotes=False)
 ONE_BILLION = Rules(frozenset("([$£"), WIKITEXT.closing, {}, quotes=True)
+CBT = Rules(frozenset("([$£`"), WIKITEXT.closing, {}, quotes=True)
 
 
 @dataclass

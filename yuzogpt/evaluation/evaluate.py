@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from yuzogpt import mirrors
+from yuzogpt import __version__, mirrors
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import benchmark_files, results
@@ -22,6 +22,7 @@ from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.lease import Lease
 from yuzogpt.overrides import nearest
 from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.runs import check_writable
 
 LOSS = "loss"  # the task that reads a prepared corpus
 # Computes shards, in any order, and yields each with its scores.
@@ -46,7 +47,10 @@ class Evaluation:
 def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluation:
     """Find the model and the files; UserError for what is missing or does not exist."""
     check_tasks(settings.benchmarks)
+    check_writable(directory, settings.evaluated.out_dir or directory.name)
     reference = resolve_model(settings.evaluated.model, settings.benchmarks.context)
+    if not settings.evaluated.overwrite:
+        results.refuse_other_model(directory, reference.name)
     reference.tokenizer()
     read: dict[str, tuple[str, str]] = {}
     for name in dict.fromkeys(settings.benchmarks.tasks):
@@ -103,10 +107,7 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Res
                 shard.write(directory, scores)
                 bar.set_postfix_str(shard.sitting.task)
                 bar.update()
-        found = [
-            judge(directory, exams[task], of_task, evaluation.read[task][1])
-            for task, of_task in shards.items()
-        ]
+        found = [judge(evaluation, task, exams[task], of_task) for task, of_task in shards.items()]
         model = {"name": reference.name, "sha256": weights}
         if reference.checkpoint:
             model["step"] = str(reference.checkpoint.state.step)
@@ -153,12 +154,20 @@ def sitting_of(evaluation: Evaluation, task: str, weights: str) -> Sitting:
     )
 
 
-def judge(directory: Path, exam: Exam, shards: Sequence[Shard], digest: str) -> Result:
+def judge(evaluation: Evaluation, task: str, exam: Exam, shards: Sequence[Shard]) -> Result:
     """Return the figures of a task whose shards are all there."""
     scores = list[Score]()
     for shard in shards:
-        found = shard.read(directory)
-        assert found is not None and len(found) == len(shard.passages), shard.path(directory)
+        found = shard.read(evaluation.directory)
+        assert found is not None, shard.path(evaluation.directory)
         scores += found
-    task = shards[0].sitting.task
-    return Result(task, exam.judge(scores), {**exam.notes, "file_sha256": digest})
+    settings = evaluation.settings
+    notes = {
+        **exam.notes,
+        "context": evaluation.reference.shape.block_size,
+        "limit": settings.benchmarks.limit,
+        "dtype": settings.device.dtype,
+        "file_sha256": evaluation.read[task][1],
+        "yuzogpt": __version__,
+    }
+    return Result(task, exam.judge(scores), notes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yuzogpt.errors import UserError
+from yuzogpt.evaluation.detokenizers import CBT, Detokenizer
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ def content(path: Path) -> bytes:
 def lines(path: Path) -> list[str]:
     """Return the lines of a text, without their ends."""
     try:
-        return content(path).decode("utf-8").removesuffix("\n").split("\n")
+        text = content(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8: {error}") from None
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,9 +75,13 @@ def hellaswag(path: Path) -> list[Question]:
     for place, scene in json_lines(path):
         try:
             text = f"{scene['activity_label']}: {scene['ctx_a']} {scene['ctx_b'].capitalize()}"
-            ends = [f" {without_marks(end)}" for end in scene["endings"]]
-            found.append(Question(without_marks(text), ends, int(scene["label"])))
-        except (KeyError, TypeError, ValueError, AttributeError):
+            ends = [without_marks(end) for end in scene["endings"]]
+            right = ends[int(scene["label"])]
+            if not all(ends):
+                raise ValueError("an end without a word")
+            choices = [f" {end}" for end in ends]
+            found.append(Question(without_marks(text), choices, ends.index(right)))
+        except (LookupError, TypeError, ValueError, AttributeError):
             raise UserError(f"{place}: not a line of HellaSwag") from None
     return found
 
@@ -89,37 +95,61 @@ def without_marks(text: str) -> str:
 def childrens_books(path: Path) -> list[Question]:
     """Return CBT's questions: twenty sentences, and one with a gap, for which there are ten words.
 
-    The continuation is that sentence from the gap on: the rest tells of the word, too.
+    The continuation is that sentence from the gap on: the rest tells of the word, too. All of it
+    as people write: the file has the tokens of the Penn Treebank.
     """
-    found, story = [], list[str]()
-    for number, line in enumerate(lines(path), 1):
-        place, _, text = line.partition(" ")
-        if place != "21":
-            story = [text] if place == "1" else [*story, text] if text else []
-            continue
-        try:
-            query, answer, _, words = text.split("\t")
-        except ValueError:
-            raise UserError(f"{path}:{number}: not a question of CBT") from None
-        before, gap, after = query.partition("XXXXX")
-        choices = words.split("|")
-        if not gap or answer not in choices:
-            raise UserError(f"{path}:{number}: no gap, or no answer among the words")
-        context = " ".join([*story, before]).rstrip()
-        ends = [f" {word}{after}" for word in choices]
-        found.append(Question(context, ends, choices.index(answer)))
+    asked = list(gapped(path))
+    lines = (line for story, query, _, _ in asked for line in (*story, query))
+    detokenizer = Detokenizer.of(CBT, lines)
+    found = []
+    for story, query, words, answer in asked:
+        before, _, after = detokenizer.join(query).partition(GAP)
+        context = " ".join([*map(detokenizer.join, story), before]).replace("`", "'")
+        ends = [f"{word}{after}".replace("`", "'") for word in words]
+        found.append(Question(context, ends, words.index(answer)))
     return found
 
 
+def gapped(path: Path) -> Iterator[tuple[list[str], str, list[str], str]]:
+    """Yield of CBT's questions the story, the sentence with the gap, the words, and the answer."""
+    story = list[str]()
+    for number, line in enumerate(lines(path), 1):
+        place, _, text = line.partition(" ")
+        if place != "21":
+            story = [treebank(text)] if place == "1" else [*story, treebank(text)] if text else []
+            continue
+        try:
+            query, answer, _, choices = text.split("\t")
+        except ValueError:
+            raise UserError(f"{path}:{number}: not a question of CBT") from None
+        words = choices.split("|")
+        if GAP not in query or answer not in words or not all(words):
+            raise UserError(f"{path}:{number}: no gap, or no answer among the words")
+        yield story, treebank(query), words, answer
+
+
+def treebank(text: str) -> str:
+    """Return a sentence's tokens with a space around each, and marks as they are typed."""
+    return f" {' '.join(TREEBANK.get(token, token) for token in text.split())} "
+
+
+GAP = "XXXXX"
+TREEBANK = {
+    "``": '"', "''": '"', "-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{",
+    "-RCB-": "}",
+}  # fmt: skip
+
+
 def wikitext_pages(path: Path) -> list[str]:
-    """Return the articles, each from its title on."""
-    pages = list[str]()
-    for line in lines(path):
-        is_title = re.fullmatch(r" = [^=].*[^=] = ", line) or re.fullmatch(r" = [^=] = ", line)
-        if is_title or not pages:
-            pages.append("")
-        pages[-1] += f"{line}\n"
-    return [page for page in pages if page.strip()]
+    """Return the articles, each from its title on, as the harness cuts them."""
+    pages = [list[str]()]
+    for line in [*lines(path), ""]:  # its last line has an end, too
+        text = line.replace("= = =", "===").replace("= =", "==").strip()
+        if text.startswith("= ") and text.endswith(" ="):
+            pages.append([])
+        pages[-1].append(line)
+    joined = ("\n".join(page) for page in pages)
+    return [page for page in joined if page.strip()]
 
 
 # lm-evaluation-harness's way from WikiText's tokens to text: what is replaced, in this order. It

@@ -4,7 +4,7 @@
     python -m yuzogpt.evaluation.harness run --model_args model=out-gpt2 --tasks lambada_openai
 
 In: the harness's requests. Out: log-likelihoods and texts. It is the harness's own command, with
-one more kind of model, `yuzogpt`: `--model_args` takes model, device, dtype and threads.
+one more kind of model, `yuzogpt`: `--model_args` takes model, context, device, dtype and threads.
 """
 
 import sys
@@ -16,6 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from yuzogpt.config import DeviceSettings
+from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, start_of, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.hardware import choose_hardware
@@ -40,13 +41,15 @@ class YuzoGPT(TemplateLM):  # type: ignore[misc]
         device: str = "auto",
         dtype: str = "float32",
         threads: int = 0,
+        context: int = 0,
         **unknown: Any,
     ) -> None:
-        """`model`: whatever the other commands take."""
+        """`model`: whatever the other commands take; `context`: 0 for its block_size."""
         super().__init__()
         if wrong := [name for name, value in unknown.items() if value is not None]:
-            raise ValueError(f"--model_args: {', '.join(wrong)} is not known; model, device, dtype")
-        self.reference = resolve_model(model)
+            known = "model, context, device, dtype, threads"
+            raise UserError(f"--model_args: {', '.join(wrong)} is not known; known: {known}")
+        self.reference = resolve_model(model, int(context))
         self.tokens = self.reference.tokenizer()
         name = {"cuda:0": "cuda", None: "auto"}.get(device, device)
         self.settings = DeviceSettings.model_validate(
@@ -123,7 +126,11 @@ def main() -> None:
 
     if not any(argument.startswith("--model=") or argument == "--model" for argument in sys.argv):
         sys.argv += ["--model", "yuzogpt"]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"yuzogpt: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ In: the ids of texts. Out: passages that fit into a model's context. Needs no to
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from yuzogpt.errors import UserError
 from yuzogpt.tokenizers import Tokenizer
 
 
@@ -67,6 +68,14 @@ def continuation(
 
 
 def start_of(tokenizer: Tokenizer) -> int:
-    """Return the token that stands for the beginning of a text."""
+    """Return the token that stands for the beginning of a text.
+
+    Characters have no end of text: a line's end stands for it, or, in a text of one line, a space.
+    """
     end = tokenizer.end_of_text
-    return int(tokenizer.encode("\n")[0]) if end is None else end
+    if end is not None:
+        return end
+    try:
+        return int(tokenizer.encode("\n")[0])
+    except UserError:
+        return int(tokenizer.encode(" ")[0])

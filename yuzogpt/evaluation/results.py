@@ -1,8 +1,10 @@
 """What an evaluation found: results.json, and a table beside the GPT-2 paper's figures.
 
-In: the figures of each task. Out: a file that has everything that was counted, and a table.
+In: the figures of each task. Out: a file that has everything that was counted, and a table. The
+file is of one model: what another command found of the same weights stays in it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from yuzogpt.errors import UserError
 from yuzogpt.evaluation.tasks import TASKS, Figure
 from yuzogpt.files import to_json, write_durably
 
@@ -28,6 +31,13 @@ class Result:
     figures: Sequence[Figure]
     notes: Mapping[str, str | int]
 
+    @property
+    def key(self) -> str:
+        """What it is called in results.json: as the task, if in the first of its protocols."""
+        protocol = self.notes.get("protocol")
+        is_first = self.task not in TASKS or protocol == next(iter(TASKS[self.task].prepare))
+        return self.task if is_first else f"{self.task}-{protocol}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it for results.json."""
         return {
@@ -37,11 +47,32 @@ class Result:
 
 
 def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) -> Path:
-    """Write results.json."""
+    """Write results.json; figures of the same weights that are not among these stay."""
+    found = read(directory)
+    earlier = found["tasks"] if found and found["model"] == model else {}
+    tasks = earlier | {result.key: result.to_dict() for result in results}
     path = directory / RESULTS
-    tasks = {result.task: result.to_dict() for result in results}
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))
     return path
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """Return results.json, if it is there and whole."""
+    try:
+        found: dict[str, Any] = json.loads((directory / RESULTS).read_bytes())
+        return found if {"model", "tasks"} <= found.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def refuse_other_model(directory: Path, name: str) -> None:
+    """Raise UserError if the results there are of a model of another name."""
+    found = read(directory)
+    if found and found["model"].get("name") != name:
+        raise UserError(
+            f"{directory / RESULTS}: has the figures of {found['model'].get('name')}; "
+            "choose another --out_dir, or give --overwrite"
+        )
 
 
 def show(results: Sequence[Result]) -> None:
@@ -72,8 +103,8 @@ def row(result: Result, figure: Figure) -> list[str]:
 def paper(result: Result, figure: Figure) -> tuple[str, ...]:
     """Return the paper's figures for the four sizes, where it has this one."""
     task = TASKS.get(result.task)
-    wanted = result.notes.get("protocol") == "paper" and task is not None
-    if not wanted or task is None:
+    is_papers = result.notes.get("protocol") == "paper" and not result.notes.get("limit")
+    if task is None or not is_papers:
         return ()
     if result.task == "lambada" and figure.metric == "accuracy":
         return LAMBADA_ACCURACY

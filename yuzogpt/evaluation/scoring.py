@@ -26,6 +26,7 @@ def score(
 
     A score does not depend on the batch but in its last bits; sums are in float64.
     """
+    torch.backends.cuda.matmul.allow_tf32 = False  # float32 is to mean the same on every machine
     order = sorted(range(len(passages)), key=lambda i: -len(passages[i].tokens))
     found: dict[int, Score] = {}
     for first in range(0, len(order), batch_size):

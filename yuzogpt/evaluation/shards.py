@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from yuzogpt.checkpoints import MANIFEST
 from yuzogpt.config import DeviceSettings
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, first_line
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.evaluation.tasks import Protocol
 from yuzogpt.files import sha256, write_durably
@@ -94,11 +94,19 @@ def shards_of(sitting: Sitting, passages: Sequence[Passage]) -> list[Shard]:
 
 def compute(shard: Shard) -> list[Score]:
     """Score a shard; the model is kept for the next one in this process."""
+    import torch
+
     from yuzogpt.evaluation.scoring import score
 
     sitting = shard.sitting
     model, hardware = loaded(sitting.model, sitting.weights, sitting.device)
-    return score(model, shard.passages, sitting.batch_size, hardware)
+    try:
+        return score(model, shard.passages, sitting.batch_size, hardware)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--batch_size={sitting.batch_size}: too much for {hardware.device} "
+            f"({first_line(error)}); give a smaller one"
+        ) from None
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,61 @@
+"""Benchmarks from the web: what is not the published file never gets into the cache."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from yuzogpt.errors import UserError
+from yuzogpt.evaluation.benchmark_files import Published, fetch
+
+CONTENT = b"a line of a benchmark\n" * 100
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+PAGE = b"\n<!DOCTYPE html><title>Sign in</title>"
+
+
+class Answers(BaseHTTPRequestHandler):
+    """The web, on good days and on bad ones."""
+
+    def do_GET(self) -> None:
+        body = {"/file": CONTENT, "/short": CONTENT, "/page": PAGE}.get(self.path)
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write((body or b"")[: 50 if self.path == "/short" else None])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def web():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file_is_kept(web, tmp_path):
+    path = tmp_path / "cache" / "file.txt"
+    fetch("ptb", Published(f"{web}/file", DIGEST), path)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "message"),
+    [("short", "", "out of reach"), ("page", "", "answers with a web page"),
+     ("missing", "", "out of reach"), ("file", "0" * 64, "the published file's is 000000000000")],
+)  # fmt: skip
+def test_what_is_not_the_file_is_not_kept(web, tmp_path, name, digest, message):
+    with pytest.raises(UserError, match=message):
+        fetch("ptb", Published(f"{web}/{name}", digest), tmp_path / "cache" / "file.txt")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_nobody_answers(web, tmp_path):
+    with pytest.raises(UserError, match=r"out of reach \(.*refused\); put that file in a folder"):
+        fetch("ptb", Published("http://127.0.0.1:9/file"), tmp_path / "file.txt")

@@ -38,7 +38,7 @@ class Door:
     """ASGI middleware: so many completions at a time, and JSON whatever happens."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
-        """`most`: what all replicas have places for, and a few more."""
+        """`most`: what all replicas have places for."""
         self.app = app
         self.most = most
         self.inside = 0

@@ -25,7 +25,6 @@ APPLICATION = "yuzogpt"
 # it tells of, and its refusals are plain text.
 MOST_AT_ONCE = 10_000
 LOOK_EVERY = 5.0  # seconds
-REFUSED_INSIDE = 4  # requests beyond its places that a replica is handed: it knows best
 # Set before ray is imported.
 ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
@@ -117,9 +116,13 @@ def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
 
 
 def most_requests(settings: ServeSettings) -> int:
-    """Return how many requests a proxy lets in: all places, and a few that are refused there."""
+    """Return how many requests a proxy lets in: as many as all replicas have places for.
+
+    None more: where they are refused in an instant, the next comes at once, so that nearly all of
+    what is too much would go through the proxy, the router and the engine's process.
+    """
     places = settings.replicas.max_batch + settings.limits.max_waiting
-    return settings.replicas.span()[1] * (places + REFUSED_INSIDE)
+    return settings.replicas.span()[1] * places
 
 
 def wait() -> None:

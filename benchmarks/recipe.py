@@ -2,11 +2,14 @@
 
     python benchmarks/recipe.py --data_dir data/shakespeare_char     # of shakespeare_char_fast
     python benchmarks/recipe.py --data_dir data/shakespeare_char --table starts
+    python benchmarks/recipe.py --data_dir data/shakespeare_char --table contexts
     python benchmarks/recipe.py --data_dir data/shakespeare_char --seeds 1 2 3 --only "as it is"
 
 Without Ray (`--num_workers=0`), seed by seed; medians. `parts`: the val loss over the whole split
 at the end of the recipe's steps. `starts`, of ways in which weights start: the loss of the first
-500 steps of shakespeare_char_cpu, averaged over the last 20 before each mark.
+500 steps of shakespeare_char_cpu, averaged over the last 20 before each mark. `contexts`: the val
+loss of the recipe's model, over the whole split, in windows of one, two and four times the context
+that it was trained with.
 """
 
 import argparse
@@ -15,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,7 @@ PARTS = {
     "SwiGLU": ("--activation=swiglu",),
     "queries and keys not normed": ("--qk_norm=False",),
     "residual_init=scaled": ("--residual_init=scaled",),
-    "AdamW, the best of its rates": ADAMW,
+    "AdamW, learning rate 0.004": ADAMW,
     "Muon's momentum 0.95": ("--momentum=0.95",),
     "cosine": ("--lr_schedule=cosine",),
     "wsd, 80 steps of decay": ("--lr_schedule=wsd", "--cooldown_iters=80"),
@@ -48,14 +53,37 @@ STARTS = {
 MARKS = (100, 250, 500)
 
 
+POSITIONS = {
+    "rotary": (),
+    "ALiBi": ("--pos_emb=alibi",),
+    "learned": ("--pos_emb=learned",),
+}
+TRAINED_CONTEXT = 64
+CONTEXTS = (64, 128, 256)
+
+
+@contextmanager
+def trained(preset: str, data_dir: Path, seed: int, flags: tuple[str, ...]) -> Iterator[Path]:
+    """Train once; yield the run, which is deleted then."""
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(directory) / "run"
+        yuzogpt(
+            "train", preset, f"--data_dir={data_dir}", f"--out_dir={run}", f"--seed={seed}",
+            "--num_workers=0", *flags,
+        )  # fmt: skip
+        yield run
+
+
+def yuzogpt(*arguments: str) -> None:
+    """Run a command."""
+    command = [sys.executable, "-m", "yuzogpt", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def train(preset: str, data_dir: Path, seed: int, flags: tuple[str, ...]) -> list[dict[str, Any]]:
     """Train once; return what was recorded."""
-    with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "yuzogpt", "train", preset, f"--data_dir={data_dir}"]
-        command += [f"--out_dir={directory}/run", f"--seed={seed}", "--num_workers=0", *flags]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lines = (Path(directory) / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    with trained(preset, data_dir, seed, flags) as run:
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def parts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
@@ -70,9 +98,9 @@ def parts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
             losses.append(found[-1]["val_loss"])
             steps = [r for r in found if r["kind"] == "train"]
             paces += [1e3 * r["tokens_per_step"] / r["tokens_per_second"] for r in steps[2:]]
-        spread = " ".join(f"{loss:.4f}" for loss in losses)
+        each = " ".join(f"{loss:.4f}" for loss in losses)
         middle = statistics.median(losses)
-        print(f"| {name} | {middle:.4f} | {spread} | {statistics.median(paces):.0f} |", flush=True)
+        print(f"| {name} | {middle:.4f} | {each} | {statistics.median(paces):.0f} |", flush=True)
 
 
 def starts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
@@ -92,15 +120,49 @@ def starts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in medians) + " |", flush=True)
 
 
+def contexts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
+    """Print the val loss in windows longer than those of the training."""
+    print("| | " + " | ".join(f"windows of {context}" for context in CONTEXTS) + " |")
+    print("|---|" + "---|" * len(CONTEXTS))
+    for name, flags in POSITIONS.items():
+        if only and name not in only:
+            continue
+        readable = CONTEXTS if name != "learned" else (TRAINED_CONTEXT,)
+        rows = []
+        for seed in seeds:
+            with trained("shakespeare_char_fast", data_dir, seed, flags) as run:
+                rows.append([loss_in_windows(run, data_dir, context) for context in readable])
+        cells = [spread(column) for column in zip(*rows, strict=True)]
+        cells += ["-"] * (len(CONTEXTS) - len(cells))
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def loss_in_windows(run: Path, data_dir: Path, context: int) -> float:
+    """Return the val loss of a run's best checkpoint, which sees so many tokens at a time."""
+    out_dir = run.with_name(f"evaluated-{context}")
+    yuzogpt(
+        "evaluate", str(run), "--tasks=loss", f"--data_dir={data_dir}", f"--out_dir={out_dir}",
+        f"--context={context}", "--loss_windows=0", "--batch_size=64", "--num_workers=0",
+    )  # fmt: skip
+    found = json.loads((out_dir / "results.json").read_text())["tasks"]["loss"]["figures"]
+    loss: float = found["val_loss"]["value"]
+    return loss
+
+
+def spread(losses: tuple[float, ...]) -> str:
+    """Return the median, and from where to where."""
+    return f"{statistics.median(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
+
+
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--table", choices=["parts", "starts"], default="parts")
+    parser.add_argument("--table", choices=["parts", "starts", "contexts"], default="parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337])
     parser.add_argument("--only", nargs="+", default=[])
     wanted = parser.parse_args()
-    table = {"parts": parts, "starts": starts}[wanted.table]
+    table = {"parts": parts, "starts": starts, "contexts": contexts}[wanted.table]
     table(wanted.data_dir.absolute(), wanted.seeds, wanted.only)
 
 

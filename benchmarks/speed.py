@@ -1,7 +1,8 @@
-"""Milliseconds a training step, against transformers' GPT2LMHeadModel in a plain loop.
+"""Milliseconds a training step, against the GPT of transformers, or litgpt, in a plain loop.
 
     python benchmarks/speed.py                      # 6 layers, 384 wide, context 256, batch 16
     python benchmarks/speed.py --rounds 9 --kinds "float32 eager" "float32 compiled"
+    python benchmarks/speed.py --peer litgpt        # pip install litgpt; rotary positions in both
 
 The same model (GPT-2's parts, with biases), the same random tokens, AdamW and clipping; both in
 this process, eager and compiled, in float32 and under bfloat16 autocast (which a CPU without
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings, ParallelSettings
@@ -57,8 +59,8 @@ def our_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) ->
     return step
 
 
-def their_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) -> Step:
-    """Return a step of transformers' model, as its users write it."""
+def transformers_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) -> Step:
+    """Return a step of transformers' GPT-2, whose loss leaves its last position out."""
     config = GPT2Config(
         vocab_size=shape.vocab_size, n_positions=shape.block_size, n_layer=shape.n_layer,
         n_head=shape.n_head, n_embd=shape.n_embd, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
@@ -66,19 +68,54 @@ def their_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) 
     )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     called = torch.compile(model) if compiled else model
+
+    def loss(rows: Tensor) -> Tensor:
+        found: Tensor = called(rows[:, :-1], labels=rows[:, :-1]).loss
+        return found
+
+    return plain_step(model, loss, dtype)
+
+
+def litgpt_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) -> Step:
+    """Return a step of litgpt's GPT; it has no learned positions."""
+    from litgpt.config import Config  # type: ignore[import-not-found,unused-ignore]
+    from litgpt.model import GPT  # type: ignore[import-not-found,unused-ignore]
+
+    config = Config(
+        block_size=shape.block_size, vocab_size=shape.vocab_size, n_layer=shape.n_layer,
+        padded_vocab_size=shape.padded_vocab, n_head=shape.n_head, n_embd=shape.n_embd, bias=True,
+        norm_class_name="LayerNorm", parallel_residual=False, mlp_class_name="GptNeoxMLP",
+        gelu_approximate="tanh", rotary_percentage=1.0,
+    )  # fmt: skip
+    model = GPT(config)
+    called = torch.compile(model) if compiled else model
+
+    def loss(rows: Tensor) -> Tensor:
+        logits = called(rows[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+    return plain_step(model, loss, dtype)
+
+
+def plain_step(
+    model: torch.nn.Module, loss_of: Callable[[Tensor], Tensor], dtype: torch.dtype | None
+) -> Step:
+    """Return a step as the users of a library write it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95))
 
     def step(rows: Tensor) -> None:
-        on = torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
-        with on:
-            loss = called(rows, labels=rows).loss
-        loss.backward()
+        with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
+            loss = loss_of(rows)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
 
     return step
+
+
+PEERS = {"transformers": transformers_step, "litgpt": litgpt_step}
 
 
 def main() -> None:
@@ -91,29 +128,31 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=65)
+    parser.add_argument("--peer", default="transformers", choices=PEERS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     wanted = parser.parse_args()
     shape = ModelSettings(
         n_layer=wanted.layers, n_head=wanted.width // 64, n_embd=wanted.width,
         block_size=wanted.context, vocab_size=wanted.vocab, bias=True,
+        pos_emb="rotary" if wanted.peer == "litgpt" else "learned",
     )  # fmt: skip
     rows = torch.randint(0, wanted.vocab, (wanted.batch, wanted.context + 1))
     kinds = {name: KINDS[name] for name in wanted.kinds}
-    # Theirs predicts each row's next tokens out of the row itself: the same number of positions.
+    their_step = PEERS[wanted.peer]
     contenders = {
         name: (our_step(shape, *kind), their_step(shape, *kind)) for name, kind in kinds.items()
     }
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in kinds}
     for number in range(wanted.rounds + 1):
         for name, pair in contenders.items():
-            for side, (step, given) in enumerate(zip(pair, (rows, rows[:, :-1]), strict=True)):
+            for side, step in enumerate(pair):
                 began = time.perf_counter()
                 for _ in range(wanted.steps):
-                    step(given)
+                    step(rows)
                 if number:
                     found[name][side].append((time.perf_counter() - began) / wanted.steps)
     print(f"{torch.get_num_threads()} threads, {wanted.rounds} rounds; ms a step, medians\n")
-    print("| | ours | transformers | ratio (lowest to highest round) |\n|---|---|---|---|")
+    print(f"| | ours | {wanted.peer} | ratio (lowest to highest round) |\n|---|---|---|---|")
     for name, (ours, theirs) in found.items():
         print_row(name, ours, theirs)
     ours = min((pair[0] for pair in found.values()), key=statistics.median)

@@ -135,6 +135,7 @@ def train(
     saver.wait()  # for its memory: better none here than none at the first checkpoint
     records.clock()
     reason, seconds, is_long = None, 0.0, False
+    metrics: dict[str, float] = {}  # of the weights as they are
     while step < schedule.max_iters and reason is None:
         rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
         lr = lr_at(step, settings.optimizer, schedule) * batch_factor(rows, settings.batch)
@@ -158,7 +159,7 @@ def train(
             if is_long and (reason := asked_to_stop(outside.stop, world)):
                 break
         if reason:  # in the middle of a long step, which is done again
-            save({})
+            save(metrics)
             break
 
         # Is the step fit to be taken? All ranks come to the same answer.
@@ -198,7 +199,7 @@ def train(
         is_last = step == schedule.max_iters
         if totals.stopping and not is_last:
             reason = asked_to_stop(outside.stop, world)
-        metrics: dict[str, float] = {}
+        metrics = {}
         if is_last or (is_due(step, settings.evaluation.eval_interval) and not reason):
             with records.not_timed():
                 estimate = validation.estimate(model)

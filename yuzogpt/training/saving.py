@@ -76,6 +76,7 @@ class Saver:
         }
         self.parts = share_out(weights, world.size if trainee.kind == "fsdp" else 1)
         self.failures, self.bytes = 0, 0
+        self.step: int | None = None  # of the last checkpoint that is written, or being written
         self.copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}
         holds_something = trainee.kind == "fsdp" or world.rank == 0
         self.writing: Future[None] = in_thread(self._allocate if holds_something else lambda: None)
@@ -83,11 +84,15 @@ class Saver:
     def save(self, state: State) -> None:
         """Copy what a checkpoint holds, and write it beside what comes next.
 
-        Waits for the checkpoint before, if that is not written yet. RunFailed, on every rank, if
-        checkpoints cannot be written, or out_dir is another command's by now.
+        Waits for the checkpoint before, if that is not written yet; one of the same step is not
+        replaced. RunFailed, on every rank, if checkpoints cannot be written, or out_dir is another
+        command's by now.
         """
         started = time.perf_counter()
         self.wait()
+        if state.step == self.step:
+            return
+        self.step = state.step
         waited = time.perf_counter() - started
         for kind, copies in self.copies.items():
             for name, copy in copies.items():
@@ -171,7 +176,7 @@ class Saver:
         return self.run / "checkpoints" / f"step-{state.step}"
 
     def _note_failure(self, state: State, text: str, is_fatal: bool) -> None:
-        self.failures += 1
+        self.failures, self.step = self.failures + 1, None
         if is_fatal:
             raise RunFailed(text)
         if self.log:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.conftest import REPOSITORY
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import CorruptCheckpoint, State
 from yuzogpt.errors import UserError
+from yuzogpt.tensor_files import write_tensors
 
 TENSORS = {"w": torch.arange(1000.0)}
 
@@ -58,6 +60,20 @@ def test_damage_falls_back_to_the_one_before(tmp_path, damage, file):
     aside = checkpoints.quarantine(newer.directory)
     assert aside.name == "broken-step-10-0"
     assert checkpoints.candidates(tmp_path) == [older.directory]
+
+
+def test_what_the_disk_gives_back_otherwise_gets_no_name(tmp_path):
+    older = write(tmp_path, 5)
+    temporary = checkpoints.begin(tmp_path, 10)
+    digest = write_tensors(temporary / "model.safetensors", TENSORS, TENSORS.values())
+    flip(temporary / "model.safetensors")
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors does not have"):
+        checkpoints.commit(
+            temporary, replace(older.state, step=10), b"{}",
+            {"model.safetensors": digest}, {"model.safetensors": ["w"]},
+        )  # fmt: skip
+    assert checkpoints.candidates(tmp_path) == [older.directory]
+    assert checkpoints.newest(tmp_path, pytest.fail) == older
 
 
 def test_prune_keeps_the_best_and_the_successor(tmp_path):

@@ -235,6 +235,25 @@ def test_uploads_that_fail_end_the_run_after_three(store, corpus_dir, monkeypatc
     assert checkpoints.step_of(checkpoints.resumable(run)[-1]) == 15
 
 
+def test_a_checkpoint_whose_records_are_not_in_the_store_replaces_none(
+    store, corpus_dir, monkeypatch
+):
+    real, calls = MetricsLog.push, []
+
+    def push(log):
+        calls.append(None)
+        if len(calls) == 2:
+            raise OSError(5, "no route to the store")
+        real(log)
+
+    monkeypatch.setattr(MetricsLog, "push", push)
+    train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5", "--keep_last=2")
+    left = {name.split("/")[1] for name in names(store) if name.endswith("optimizer.safetensors")}
+    assert left == {"step-5", "step-15"}
+    kept = checkpoints.candidates(directory_of(URI, mirrors.WORKER))
+    assert [checkpoints.step_of(directory) for directory in kept] == [5, 15]
+
+
 def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch):
     made = []
 

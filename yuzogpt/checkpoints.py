@@ -11,8 +11,9 @@ In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
     manifest.json            the SHA-256 of each; written last
 
 Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
-written under another name, synced, then renamed. The directory is the only truth: which checkpoint
-is newest or best is read off what is there. stored_checkpoints.py: the same in an object store.
+written under another name, synced, verified, then renamed. The directory is the only truth: which
+checkpoint is newest or best is read off what is there. stored_checkpoints.py: the same in an object
+store.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +113,10 @@ def commit(
     hashes: Mapping[str, str],
     places: Mapping[str, list[str]],
 ) -> Checkpoint:
-    """Make a checkpoint of the tensor files in `temporary`: add the rest, rename, verify.
+    """Make a checkpoint of the tensor files in `temporary`: add the rest, verify, rename.
 
-    The files are synced. `hashes`: their SHA-256; `places`: the tensors in each.
+    The files are synced. `hashes`: their SHA-256; `places`: the tensors in each. CorruptCheckpoint
+    if the disk gives other bytes back: nothing has the checkpoint's name then.
     """
     small = {TOKENIZER: tokenizer, STATE: to_json(asdict(state)), **indices(places)}
     for name, content in small.items():
@@ -125,11 +127,12 @@ def commit(
     (temporary / MANIFEST).write_bytes(to_json(manifest))
     sync_file(temporary / MANIFEST)
     sync_directory(temporary)
+    written = verify(temporary, head_only=mirrors.uri_of(temporary) is not None)
     final = temporary.with_name(f"step-{state.step}")
     remove(final)
     temporary.rename(final)
     sync_directory(final.parent)
-    return verify(final, head_only=mirrors.uri_of(final) is not None)
+    return replace(written, directory=final)
 
 
 def indices(places: Mapping[str, list[str]]) -> dict[str, bytes]:

@@ -267,14 +267,15 @@ class Saver:
                 for part in range(len(self.parts))
             }
             self.refuse_to_write()
-            written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
             if self.log:
                 self.log.push()  # a run that goes on from this checkpoint has its records, too
+            written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
             stored_checkpoints.publish(written.directory)
-            self.bytes = stored_checkpoints.size_of(written.directory)
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             return error
+        with contextlib.suppress(OSError):
+            self.bytes = stored_checkpoints.size_of(written.directory)
         try:
             checkpoints.prune(self.run, written, self.settings.keep_last, self.settings.keep_best)
         except Exception as error:  # the new one is whole, whatever is the matter with old ones

@@ -5,10 +5,12 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,6 +26,8 @@ from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.overrides import resolve
 
 REPOSITORY = Path(__file__).parents[1]
+
+T = TypeVar("T")
 
 # A GPT that trains in milliseconds a step, in several DDP buckets, as flags.
 TINY = (
@@ -146,6 +150,15 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         filesystems.store.cache_clear()
         yield boto3.client("s3")
         filesystems.store.cache_clear()
+
+
+def wait_until(is_so: Callable[[], T], seconds: float = 120) -> T:
+    """Wait until something is so, or there; return it."""
+    wait, deadline = threading.Event(), time.monotonic() + seconds
+    while not (found := is_so()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        wait.wait(0.02)
+    return found
 
 
 def tiny_settings(corpus: Path, out_dir: Path | str, *flags: str) -> TrainSettings:

@@ -1,5 +1,6 @@
 """The loop in this process: evaluation, schedule, optimizer, accumulation, starting weights."""
 
+import contextlib
 import json
 import shutil
 
@@ -276,6 +277,34 @@ def test_a_writer_whose_lease_is_anothers_writes_no_checkpoint(corpus_dir, tmp_p
     with pytest.raises(RunFailed, match="another command has taken over"):
         work(settings, World(), lambda *_: None, taken_over, StopRequest())
     assert checkpoints.candidates(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("is_restored", [True, False])
+def test_a_lease_that_cannot_be_read_costs_a_checkpoint_and_no_run(
+    corpus_dir, tmp_path, is_restored
+):
+    run = tmp_path / "run"
+    flags = ("--max_iters=25", "--eval_interval=5", "--keep_best=9")
+    settings, _ = runs.check(tiny_settings(corpus_dir, run, *flags))
+    content = json.dumps({"id": "x", "host": "", "process": 1})
+
+    def lose(record):
+        if record["kind"] == "checkpoint" and record["step"] == 5:
+            (run / LEASE).unlink()
+        if is_restored and "step-10 could not be written" in record.get("text", ""):
+            (run / LEASE).write_text(content)
+
+    run.mkdir()
+    (run / LEASE).write_text(content)  # by hand, and without a heart
+    (run / runs.SETTINGS).write_text(runs.SIGNATURE)
+    with contextlib.ExitStack() as stack:
+        if not is_restored:
+            stack.enter_context(pytest.raises(RunFailed, match="3 checkpoints in a row"))
+        work(settings, World(), lambda *_: None, lose, StopRequest())
+    kept = [checkpoints.step_of(path) for path in checkpoints.candidates(run)]
+    assert kept == ([5, 15, 20, 25] if is_restored else [5])
+    notices = [r["text"] for r in records(run, "notice") if "!!!" in r["text"]]
+    assert all("its lease is gone" in text for text in notices)
 
 
 def test_a_checkpoint_that_its_run_replaced_is_looked_up_again(corpus_dir, tmp_path):

@@ -77,8 +77,9 @@ def work(
             if world.local_rank == 0:
                 download(settings.run.init_from)
     log: MetricsLog | None = None
-    holder = holder_of(run)
-    if world.rank == 0:
+    holder = None
+    if world.rank == 0:  # it alone commits checkpoints
+        holder = holder_of(run)
         step = resume.state.step if resume else -1
         log = MetricsLog(run / runs.METRICS, step, listener)
         for line in broken:
@@ -108,8 +109,14 @@ def tell_of_stall(run: Path, line: str) -> None:
 
 
 def refuse_other(run: Path, holder: str | None) -> None:
-    """Raise RunFailed if out_dir has another writer now: this one's command was killed."""
-    if holder_of(run) != holder:
+    """Raise RunFailed if out_dir has another writer now: this one's command was killed.
+
+    OSError if that cannot be told: the command makes a lease that was removed anew.
+    """
+    found = holder_of(run)
+    if found is None and holder:
+        raise OSError(f"{mirrors.name_of(run)}: nobody holds it, its lease is gone")
+    if found != holder:
         raise RunFailed(f"{mirrors.name_of(run)}: another command has taken over")
 
 

@@ -266,8 +266,17 @@ def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch
     monkeypatch.setattr(launch, "Display", Watching)
     with pytest.raises(Stopped, match="enough for today"):
         train(corpus_dir, URI, "--max_iters=100000", "--eval_interval=100000")
-    assert f"checkpoints/step-{made[-1]}/manifest.json" in names(store)
+    stopped = made[-1]
+    manifest = f"checkpoints/step-{stopped}/manifest.json"
+    assert manifest in names(store)
     assert runs.STOP not in names(store)
+    assert "metrics" not in json.loads(get(store, manifest))
+    train(corpus_dir, URI, f"--max_iters={stopped + 1}", f"--eval_interval={stopped}")
+    run = directory_of(URI, mirrors.WORKER)
+    (looked, _) = records(run, "evaluation")[1:]
+    assert looked["step"] == stopped
+    found = json.loads(get(store, manifest))["metrics"]
+    assert found["val_loss_estimate"] == looked["val_loss_estimate"]
 
 
 def test_overwrite_deletes_the_runs_own_files_only(store, corpus_dir):

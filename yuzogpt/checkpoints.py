@@ -8,7 +8,8 @@ In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
                              where resuming does not need it
     tokenizer.json           so that sampling needs nothing else
     state.json               rows_seen, step, settings, dataset fingerprint, metrics
-    manifest.json            the SHA-256 of each; written last
+    manifest.json            the SHA-256 of each; written last. And what was found out later: the
+                             validation loss, if the run was stopped before it looked at it
 
 Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
 written under another name, synced, verified, then renamed. The directory is the only truth: which
@@ -39,6 +40,7 @@ MODEL, OPTIMIZER = "model", "optimizer"  # the two kinds of tensor files
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 MANIFEST = "manifest.json"
+METRICS = "metrics"  # in the manifest: what was found out after the checkpoint was written
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # 1 had no files of several ranks
 
@@ -187,8 +189,21 @@ def is_whole(path: Path, expected: str) -> bool:
 def read(directory: Path) -> Checkpoint:
     """Read the state of a checkpoint that was verified already, by this process or another."""
     content = json.loads((directory / STATE).read_bytes())
+    content["metrics"] |= json.loads((directory / MANIFEST).read_bytes()).get(METRICS, {})
     known = {name: content[name] for name in State.__annotations__ if name in content}
     return Checkpoint(directory, State(**known))
+
+
+def add_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
+    """Keep with a checkpoint what was found out later: in its manifest, which is one file."""
+    manifest = json.loads((directory / MANIFEST).read_bytes())
+    rewrite_manifest(directory, {**manifest, METRICS: dict(metrics)})
+
+
+def rewrite_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest of a checkpoint, here and in its store."""
+    write_durably(directory / MANIFEST, to_json(manifest))
+    mirrors.push(directory / MANIFEST)
 
 
 def newest(
@@ -296,7 +311,7 @@ def is_evaluated(directory: Path) -> bool:
 def read_metrics(directory: Path) -> dict[str, float]:
     """Return the metrics of a checkpoint that may be broken: none, then."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = json.loads((directory / STATE).read_bytes())["metrics"]
+        found = read(directory).state.metrics
         return {str(name): float(value) for name, value in found.items()}
     return {}
 
@@ -336,8 +351,7 @@ def drop_optimizer(directory: Path) -> None:
         return  # damaged since it was verified: whoever wants to read it will say so
     if gone:
         kept = {name: hash for name, hash in manifest["files"].items() if name not in gone}
-        write_durably(directory / MANIFEST, to_json({**manifest, "files": kept}))
-        mirrors.push(directory / MANIFEST)
+        rewrite_manifest(directory, {**manifest, "files": kept})
     here = [path.name for path in directory.iterdir()]
     for name in {*here, *mirrors.listing(directory)}:
         if name.startswith(OPTIMIZER):

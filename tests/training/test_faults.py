@@ -28,7 +28,6 @@ from yuzogpt import checkpoints, runs
 from yuzogpt.config import GuardSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
-from yuzogpt.training import loop
 from yuzogpt.training.launch import work
 from yuzogpt.training.monitor import Guard, StepTotals
 from yuzogpt.training.stopping import StopRequest, read_request
@@ -141,27 +140,6 @@ def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
         assert work(settings, World(), lambda *_: None, ask, stop) == "enough for today"
     assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step >= 20
     assert not (tmp_path / "run" / runs.STOP).exists()
-
-
-def test_a_checkpoint_is_not_written_again_when_the_step_after_it_is_given_up(
-    corpus_dir, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(loop, "LONG_STEP", 0)  # so no step is waited for
-    settings, _ = runs.check(
-        tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=40", "--eval_interval=10")
-    )
-    stop = StopRequest()
-
-    def ask(record):
-        if record["kind"] == "evaluation" and record["step"] == 10:
-            stop.set("enough")
-
-    with runs.writing(settings):
-        assert work(settings, World(), lambda *_: None, ask, stop) == "enough"
-    newest = checkpoints.newest(tmp_path / "run", pytest.fail)
-    assert newest.state.step == 10
-    assert "val_loss_estimate" in newest.state.metrics
-    assert [record["step"] for record in records(tmp_path / "run", "checkpoint")] == [10]
 
 
 # --- a rank stands still

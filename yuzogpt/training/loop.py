@@ -110,8 +110,21 @@ def train(
         outside.refuse_to_write, outside.watchdog.moves,
     )  # fmt: skip
     records.start(world, kind)
-    if step == 0:
-        records.evaluation(0, validation.estimate(model))
+
+    def evaluate() -> dict[str, float]:
+        estimate = validation.estimate(model)
+        records.evaluation(rows_seen, estimate)
+        return {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
+
+    def is_evaluated_after(step: int) -> bool:
+        return step == schedule.max_iters or is_due(step, settings.evaluation.eval_interval)
+
+    metrics: dict[str, float] = {}  # of the weights as they are
+    if resume is None:
+        evaluate()
+    elif is_evaluated_after(step) and "val_loss_estimate" not in resume.state.metrics:
+        metrics = evaluate()  # the run was stopped before it could
+        saver.add_metrics(resume, metrics)
     first_rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
     first_batch = next(micro_batches(data, rows_seen, first_rows, most, world, hardware))
     settle_buckets(trainee.trained, hardware, *first_batch)
@@ -135,7 +148,6 @@ def train(
     saver.wait()  # for its memory: better none here than none at the first checkpoint
     records.clock()
     reason, seconds, is_long = None, 0.0, False
-    metrics: dict[str, float] = {}  # of the weights as they are
     while step < schedule.max_iters and reason is None:
         rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
         lr = lr_at(step, settings.optimizer, schedule) * batch_factor(rows, settings.batch)
@@ -200,11 +212,9 @@ def train(
         if totals.stopping and not is_last:
             reason = asked_to_stop(outside.stop, world)
         metrics = {}
-        if is_last or (is_due(step, settings.evaluation.eval_interval) and not reason):
+        if is_evaluated_after(step) and not reason:
             with records.not_timed():
-                estimate = validation.estimate(model)
-            metrics = {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
-            records.evaluation(rows_seen, estimate)
+                metrics = evaluate()
         # Weights that may be spoilt push no good ones out.
         is_fit = is_last or reason or not guard.not_finite_in_a_row
         if is_fit and (metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval)):

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from yuzogpt import checkpoints, mirrors, stored_checkpoints
-from yuzogpt.checkpoints import MODEL, OPTIMIZER, State, tensor_file
+from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State, tensor_file
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
@@ -101,6 +101,15 @@ class Saver:
             torch.cuda.synchronize()
         stall = time.perf_counter() - started
         self.writing = in_thread(lambda: self._write(state, stall, waited))
+
+    def add_metrics(self, checkpoint: Checkpoint, metrics: dict[str, float]) -> None:
+        """Keep with a checkpoint what was found out about it since it was written."""
+        if self.world.rank == 0:
+            try:
+                checkpoints.add_metrics(checkpoint.directory, metrics)
+            except OSError as error:
+                self._notice(checkpoint.state.step, f"metrics not kept ({reason_of(error)})")
+        self.report(metrics, checkpoint.directory)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or known to have failed.
@@ -179,16 +188,16 @@ class Saver:
         self.failures, self.step = self.failures + 1, None
         if is_fatal:
             raise RunFailed(text)
-        if self.log:
-            line = (
-                f"!!! checkpoint step-{state.step} could not be written ({text}); training goes on"
-            )
-            self.log.write("notice", state.step, text=line)
+        self._notice(state.step, f"could not be written ({text}); training goes on")
         if self.failures >= MOST_FAILURES:
             raise RunFailed(
                 f"{mirrors.name_of(self.run)}: {self.failures} checkpoints in a row could not be "
                 f"written ({text}); mend that, and the same command goes on from the newest one"
             )
+
+    def _notice(self, step: int, what: str) -> None:
+        if self.log:
+            self.log.write("notice", step, text=f"!!! checkpoint step-{step} {what}")
 
     def _write_tensors(self, temporary: Path, directory: Path) -> tuple[dict[str, str], str | None]:
         """Write this rank's files; return their hashes, and what went wrong."""

@@ -3,7 +3,9 @@
 In: records. Out: a file that plots, displays, reports and W&B are fed from, wherever they run.
 Every record has kind, step and time (Unix seconds); one with a text is shown to the user. Kinds:
 
-    start        the loop began or went on, with so many workers; redone_steps: once known, and lost
+    start        the loop began or went on, with so many workers; redone_steps, redone_tokens: what
+                 was done once already, and lost
+    undone       so many steps and rows were lost: later records are not there any more
     train        a step: loss, lr, grad_norm; since the train record before: the share of steps
                  whose gradient was clipped (clip_rate), and how many were skipped
     health       of each layer: norm of gradient and weights, and of the update over the weights
@@ -11,7 +13,8 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
     evaluation   the estimate of the validation loss
     checkpoint   one was written: how long the loop waited, how long it took, bytes
     skip, spike  a step whose numbers were not finite, or whose loss was far too high
-    failure      a worker died or stood still (from outside the loop: at step 0)
+    failure      a worker died or stood still (from outside the loop: at step 0); with a reason for
+                 a text: the run gave up, and the command says so
     stop         the run was asked to stop, and did, with a checkpoint
     final        the validation loss over the whole split, of the last and the best checkpoint
     tasks        figures of benchmarks (in evaluations.jsonl, by another process)
@@ -34,9 +37,10 @@ from yuzogpt.files import write_durably
 
 Record = dict[str, Any]
 Listener = Callable[[Record], None]
+Line = tuple[str, Record]  # of the file, and what it says
 
-
-HISTORY = ("start", "failure", "stop")  # what happened to a run is not undone with its steps
+# What happened to a run is not undone with its steps.
+HISTORY = ("start", "undone", "failure", "stop")
 
 
 class MetricsLog:
@@ -46,19 +50,26 @@ class MetricsLog:
     written with a later record. In a mirror the file is copied to its store every few seconds.
     """
 
-    def __init__(self, path: Path, step: int, listener: Listener | None) -> None:
+    def __init__(
+        self, path: Path, step: int | None, listener: Listener | None, rows_seen: int = 0
+    ) -> None:
         """Open the file for a run that goes on from `step`: later records are undone.
 
-        `step` is -1 for a run that starts anew: all of them are, but for HISTORY.
+        `step` is -1 for a run that starts anew: all of them are, but for HISTORY. It is None for a
+        run that is only looked at: none are.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.undone_steps = 0
+        self.undone_steps = self.undone_rows = 0  # since the loop began last
         if path.exists():
             found = list(read_lines(path))
-            kept = [line for line, r in found if r["step"] <= step or r["kind"] in HISTORY]
-            undone = [record["step"] for _, record in found if record["kind"] == "train"]
-            self.undone_steps = max(0, max(undone, default=0) - max(step, 0))
-            write_durably(path, "".join(f"{line}\n" for line in kept).encode())
+            kept = found if step is None else undo(found, step, rows_seen)
+            for _, record in kept:
+                if record["kind"] == "start":
+                    self.undone_steps = self.undone_rows = 0
+                elif record["kind"] == "undone":
+                    self.undone_steps += record["steps"]
+                    self.undone_rows += record["rows"]
+            write_durably(path, "".join(f"{line}\n" for line, _ in kept).encode())
         self.file = path.open("ab", buffering=0)
         self.listener = listener
         self.unwritten = b""
@@ -67,7 +78,7 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one record."""
-        record = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+        record = record_of(kind, step, **values)
         with self.lock:
             self.unwritten += (json.dumps(record) + "\n").encode()
             with contextlib.suppress(OSError):
@@ -102,14 +113,34 @@ class MetricsLog:
                 print(f"!!! {error.filename or 'metrics'}: {error.strerror}", file=sys.stderr)
 
 
-def append_record(path: Path, kind: str, text: str, **values: Any) -> None:
+def record_of(kind: str, step: int, **values: Any) -> Record:
+    """Return a record of what happens now."""
+    return {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+
+
+def undo(found: list[Line], step: int, rows_seen: int) -> list[Line]:
+    """Leave out the records after `step`, but for HISTORY; a new one counts what they told of.
+
+    So the count is not forgotten if this start is killed, too. `rows_seen`: until `step`.
+    """
+    kept = [(line, r) for line, r in found if r["step"] <= step or r["kind"] in HISTORY]
+    trained = [r for _, r in found if r["kind"] == "train" and r["step"] > max(step, 0)]
+    if trained:
+        last = max(trained, key=lambda record: record["step"])
+        steps, rows = last["step"] - max(step, 0), last.get("rows_seen", rows_seen) - rows_seen
+        record = record_of("undone", max(step, 0), steps=steps, rows=rows)
+        kept.append((json.dumps(record), record))
+    return kept
+
+
+def append_record(path: Path, kind: str, text: str, *, step: int = 0, **values: Any) -> None:
     """Append a record from outside the loop: when its workers are gone, or about to go."""
-    record = {"kind": kind, "step": 0, "text": text, **values, "time": round(time.time(), 3)}
+    record = record_of(kind, step, text=text, **values)
     # On a line of its own, even if the writer died in the middle of one.
     mirrors.append(path, f"\n{json.dumps(record)}\n".encode())
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
+def read_lines(path: Path) -> Iterator[Line]:
     """Yield the records of the file with their lines; what a crash left of a line is skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:

@@ -337,15 +337,22 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
         stored_checkpoints.sweep(run)
         for name in (STOP, PAUSE):
             mirrors.delete(run / name)
-        # Without `overwrite`: to train from this file again must not delete the run.
-        kept = settings.run.model_copy(update={"overwrite": False})
-        content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
-        mirrors.write(run / SETTINGS, content.encode())
+        # What is only to be evaluated keeps its settings: they say how it was trained.
+        if not settings.evaluation.eval_only or not mirrors.exists(run / SETTINGS):
+            write_settings(settings, run)
         try:
             yield run
         finally:
             with contextlib.suppress(OSError):
                 mirrors.delete(run / STOP)
+
+
+def write_settings(settings: TrainSettings, run: Path) -> None:
+    """Write settings.yaml, which the same command can be given again."""
+    # Without `overwrite`: to train from this file again must not delete the run.
+    kept = settings.run.model_copy(update={"overwrite": False})
+    content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
+    mirrors.write(run / SETTINGS, content.encode())
 
 
 def clear(run: Path) -> None:

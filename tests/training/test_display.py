@@ -63,7 +63,23 @@ def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
     assert steps[-1] == 40
     assert [record["text"] for record in seen if record["kind"] == "failure"] == ["worker 0 failed"]
     kept = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [record.get("loss") for record in kept] == [1, 2, 3, None, 40]
+    assert [record.get("loss", record["kind"]) for record in kept] == [
+        1, 2, 3, "failure", "undone", 40,
+    ]  # fmt: skip
+
+
+def test_steps_undone_are_counted_until_the_loop_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, -1, None)
+    for step in range(1, 9):
+        log.write("train", step, rows_seen=step * (step + 1))  # in a batch that grows
+    log.close()
+    MetricsLog(path, 6, None, rows_seen=42).close()  # and is killed before its loop begins
+    again = MetricsLog(path, 5, None, rows_seen=30)  # the checkpoint of step 6 was corrupt
+    assert (again.undone_steps, again.undone_rows) == (3, 72 - 30)
+    again.write("start", 5)
+    again.close()
+    assert MetricsLog(path, 5, None, rows_seen=30).undone_steps == 0
 
 
 def test_ctrl_c_in_the_middle_of_a_write_leaves_no_line_twice(tmp_path):

@@ -251,6 +251,20 @@ def test_eval_only_evaluates_a_finished_run(finished, corpus_dir, capsys):
     assert runs.is_finished(settings, resume)
 
 
+def test_eval_only_changes_no_run(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    train(corpus_dir, run, "--max_iters=8", "--eval_interval=5")
+    shutil.rmtree(run / "checkpoints" / "step-8")  # as if it had been killed before
+    before = (run / runs.SETTINGS).read_bytes(), (run / runs.METRICS).read_bytes()
+    train(corpus_dir, run, "--max_iters=8", "--eval_interval=5", "--eval_only", "--batch_size=2",
+          "--gradient_accumulation_steps=6")  # fmt: skip
+    assert (run / runs.SETTINGS).read_bytes() == before[0]
+    assert (run / runs.METRICS).read_bytes().startswith(before[1])
+    assert records(run, "eval_only")[-1]["step"] == 5
+    train(corpus_dir, tmp_path / "new", "--eval_only")
+    assert (tmp_path / "new" / runs.SETTINGS).exists()  # what was asked for
+
+
 def test_files_that_are_not_ours_are_not_replaced(corpus_dir, tmp_path):
     (tmp_path / "settings.yaml").write_text("n_layer: 3\n")
     (tmp_path / "checkpoints" / "precious").mkdir(parents=True)

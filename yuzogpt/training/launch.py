@@ -80,8 +80,9 @@ def work(
     holder = None
     if world.rank == 0:  # it alone commits checkpoints
         holder = holder_of(run)
-        step = resume.state.step if resume else -1
-        log = MetricsLog(run / runs.METRICS, step, listener)
+        step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
+        is_read = settings.evaluation.eval_only  # what is evaluated stays as it is
+        log = MetricsLog(run / runs.METRICS, None if is_read else step, listener, rows_seen)
         for line in broken:
             log.write("notice", max(step, 0), text=line)
 
@@ -94,6 +95,10 @@ def work(
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
             return train(settings, world, corpus, resume, log, outside)
+        except RunFailed as error:
+            if log:
+                log.write("failure", 0, reason=str(error))
+            raise
         finally:
             if world.local_rank == 0:
                 stored_checkpoints.keep_heads(run)

@@ -24,9 +24,9 @@ from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
 from yuzogpt.training import curves
 from yuzogpt.training.display import Display, number, take_wandb_key
-from yuzogpt.training.loop import Outside, train
+from yuzogpt.training.loop import train
+from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.parallel import process_group
-from yuzogpt.training.saving import Report
 from yuzogpt.training.stopping import Interruption, StopRequest, on_sigterm, request_in
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World

@@ -37,26 +37,15 @@ from yuzogpt.training.monitor import (
     squares_of_gradients,
 )
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
+from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
 from yuzogpt.training.records import Records, finite
-from yuzogpt.training.saving import Report, Saver
+from yuzogpt.training.saving import Saver
 from yuzogpt.training.schedules import batch_factor, lr_at
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 
 LONG_STEP = 5.0  # seconds; a longer one is not waited for when the run is asked to stop
-
-
-@dataclass(frozen=True)
-class Outside:
-    """What connects the loop to whoever started it."""
-
-    run: Path  # where this process finds out_dir
-    report: Report
-    refuse_to_write: Callable[[], None]  # raises RunFailed if out_dir is another command's by now
-    stop: StopRequest
-    watchdog: Watchdog
 
 
 def train(
@@ -105,10 +94,7 @@ def train(
         records.write("eval_only", val_loss=finite(validation.whole(model)))
         return None
     tokenizer = (corpus.directory / TOKENIZER).read_bytes()
-    saver = Saver(
-        run, settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside.report,
-        outside.refuse_to_write, outside.watchdog.moves,
-    )  # fmt: skip
+    saver = Saver(settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside)
     records.start(world, kind)
 
     def evaluate() -> dict[str, float]:

@@ -34,15 +34,12 @@ from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.tensor_files import write_tensors
 from yuzogpt.training.optimizers import Optimizer, state_tensors
+from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT, Trainee, local, rows_of_rank
 from yuzogpt.world import World
 
 LOWEST_PRIORITY = 19  # of the thread that writes, as `nice` counts
 MOST_FAILURES = 3  # checkpoints in a row that could not be written, before the run ends
-
-# The seam to the outside: called by every rank, equally often, for each checkpoint, with its
-# metrics and its directory.
-Report = Callable[[dict[str, float], Path], None]
 
 
 class Saver:
@@ -50,20 +47,17 @@ class Saver:
 
     def __init__(
         self,
-        run: Path,
         settings: CheckpointSettings,
         world: World,
         trainee: Trainee,
         optimizer: Optimizer,
         tokenizer: bytes,
         log: MetricsLog | None,
-        report: Report,
-        refuse_to_write: Callable[[], None],
-        on_progress: Callable[[], None],
+        outside: Outside,
     ) -> None:
         """Call it on every rank; `log` is rank 0's, the rest as in loop.train."""
-        self.run, self.settings, self.tokenizer, self.log = run, settings, tokenizer, log
-        self.report, self.refuse_to_write, self.on_progress = report, refuse_to_write, on_progress
+        self.settings, self.tokenizer, self.log = settings, tokenizer, log
+        self.outside, self.run = outside, outside.run
         self.world = world
         if world.size > 1:
             group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
@@ -109,7 +103,7 @@ class Saver:
                 checkpoints.add_metrics(checkpoint.directory, metrics)
             except OSError as error:
                 self._notice(checkpoint.state.step, f"metrics not kept ({reason_of(error)})")
-        self.report(metrics, checkpoint.directory)
+        self.outside.report(metrics, checkpoint.directory)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or known to have failed.
@@ -117,7 +111,7 @@ class Saver:
         Slow storage is no hang: waiting for it counts as moving, until COLLECTIVE_TIMEOUT ends it.
         """
         while not self.writing.done():
-            self.on_progress()
+            self.outside.watchdog.moves()
             concurrent.futures.wait([self.writing], timeout=1)
         self.writing.result()
 
@@ -152,7 +146,7 @@ class Saver:
         place: str | None = None
         if is_first:
             try:
-                self.refuse_to_write()
+                self.outside.refuse_to_write()
                 mirrors.delete_folder(self._directory(state), first=checkpoints.MANIFEST)
                 place = checkpoints.begin(self.run, state.step).name
             except Exception as error:  # whatever it is, the other ranks wait for an answer
@@ -164,10 +158,9 @@ class Saver:
             found = self.world.gather((hashes, failed))
             if is_first:
                 problem = self._commit(temporary, state, found)
-        text = self.world.from_rank_0(reason_of(problem) if problem else None)
-        is_fatal = self.world.from_rank_0("fatal" if isinstance(problem, RunFailed) else None)
-        if text is not None:
-            self._note_failure(state, text, is_fatal is not None)
+        told = (reason_of(problem), isinstance(problem, RunFailed)) if problem else None
+        if failure := self.world.from_rank_0(told):
+            self._note_failure(state, *failure)
             return
         self.failures = 0
         if self.log:
@@ -179,7 +172,7 @@ class Saver:
                 write_seconds=round(time.perf_counter() - started, 3),
                 bytes=self.bytes,
             )
-        self.report(state.metrics, self._directory(state))
+        self.outside.report(state.metrics, self._directory(state))
 
     def _directory(self, state: State) -> Path:
         return self.run / "checkpoints" / f"step-{state.step}"
@@ -275,7 +268,7 @@ class Saver:
                 for kind in (MODEL, OPTIMIZER)
                 for part in range(len(self.parts))
             }
-            self.refuse_to_write()
+            self.outside.refuse_to_write()
             if self.log:
                 self.log.push()  # a run that goes on from this checkpoint has its records, too
             written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)

@@ -23,6 +23,7 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -30,14 +31,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from yuzogpt import mirrors
 from yuzogpt.files import write_durably
 
 Record = dict[str, Any]
-Listener = Callable[[Record], None]
 Line = tuple[str, Record]  # of the file, and what it says
+Listener = Callable[[Record], None]
 
 # What happened to a run is not undone with its steps.
 HISTORY = ("start", "undone", "failure", "stop")
@@ -175,9 +176,11 @@ class Follower:
         """Records that are there already are not handed on."""
         self.path = path
         self.listener = listener
-        self.seen = {line for line, _ in read_lines(path)} if path.exists() else set()
-        self.offset = 0
-        self.inode = 0
+        self.file: BinaryIO | None = None  # open, and read as far as its records were handed on
+        with contextlib.suppress(FileNotFoundError):
+            self.file = path.open("rb")
+            for _ in whole_lines(self.file):
+                pass
         self.done = threading.Event()
         self.is_copied = mirrors.uri_of(path) is not None
         self.thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
@@ -191,6 +194,8 @@ class Follower:
         """Hand on what is left, and stop."""
         self.done.set()
         self.thread.join()
+        if self.file:
+            self.file.close()
 
     def _follow(self) -> None:
         pause = self.POLL
@@ -205,20 +210,36 @@ class Follower:
         if self.is_copied:
             with contextlib.suppress(OSError):  # tried again
                 mirrors.pull(self.path, if_changed=True)
-        try:
-            file = self.path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self.inode:  # a resumed run rewrote the file: start over, skip the known
-                self.inode, self.offset = inode, 0
-            file.seek(self.offset)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.decode("utf-8", errors="replace").splitlines():
-            record = None if line in self.seen else parse(line)
+        with contextlib.suppress(FileNotFoundError):
+            self._take_over(self.path.open("rb"))
+        for line in whole_lines(self.file) if self.file else ():
+            record = parse(line.decode("utf-8", errors="replace"))
             if record:
-                self.seen.add(line)
                 self.listener(record)
+
+    def _take_over(self, file: BinaryIO) -> None:
+        """Read on in the file of that name, if it is another one: a resumed run rewrote it.
+
+        It begins with what was kept of the old one, which is open still and tells what is known.
+        """
+        old, self.file = self.file, file
+        if old is None:
+            return
+        begin = end = old.tell()
+        if not os.path.samestat(os.fstat(old.fileno()), os.fstat(file.fileno())):
+            old.seek(0)
+            known = itertools.takewhile(lambda _: old.tell() <= end, whole_lines(old))
+            begin = 0
+            for line in whole_lines(file):
+                if line not in known:  # which is read on to that line, or to its end
+                    break
+                begin = file.tell()
+        file.seek(begin)
+        old.close()
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines from here on; what is not a whole one yet is left to be read again."""
+    while (line := file.readline()).endswith(b"\n"):
+        yield line
+    file.seek(-len(line), os.SEEK_CUR)

@@ -5,12 +5,10 @@ import os
 import random
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -26,8 +24,6 @@ from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.overrides import resolve
 
 REPOSITORY = Path(__file__).parents[1]
-
-T = TypeVar("T")
 
 # A GPT that trains in milliseconds a step, in several DDP buckets, as flags.
 TINY = (
@@ -152,13 +148,10 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         filesystems.store.cache_clear()
 
 
-def wait_until(is_so: Callable[[], T], seconds: float = 120) -> T:
-    """Wait until something is so, or there; return it."""
-    wait, deadline = threading.Event(), time.monotonic() + seconds
-    while not (found := is_so()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        wait.wait(0.02)
-    return found
+def names(s3: Any, prefix: str = "team/run/") -> set[str]:
+    """Return the files below a folder of the bucket `runs`, without the marks of empty folders."""
+    found = s3.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])
+    return {item["Key"].removeprefix(prefix) for item in found if not item["Key"].endswith("/")}
 
 
 def tiny_settings(corpus: Path, out_dir: Path | str, *flags: str) -> TrainSettings:

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from tests.conftest import REPOSITORY, wait_until
+from tests.conftest import REPOSITORY
+from tests.waiting import wait_until
 from yuzogpt import lease
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.lease import LEASE, Lease

@@ -98,6 +98,21 @@ def test_a_corrupt_best_is_not_loaded(tmp_path):
         checkpoints.find(str(tmp_path / "checkpoints" / "step-10"))
 
 
+def test_one_that_its_run_deletes_while_it_is_read_is_not_corrupt(tmp_path, monkeypatch, capfd):
+    best = write(tmp_path, 5, 1.0).directory
+    real = checkpoints.sha256
+
+    def prune(path):
+        monkeypatch.setattr(checkpoints, "sha256", real)
+        write(tmp_path, 10, 0.5)
+        checkpoints.remove(best)
+        return real(path)
+
+    monkeypatch.setattr(checkpoints, "sha256", prune)
+    assert checkpoints.find(str(tmp_path)).state.step == 10
+    assert "corrupt" not in capfd.readouterr().err
+
+
 def test_another_format_is_refused(tmp_path):
     directory = write(tmp_path, 5).directory
     manifest = json.loads((directory / "manifest.json").read_text())

@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, TINY, tiny_settings, yuzogpt
+from tests.conftest import REPOSITORY, TINY, names, tiny_settings, yuzogpt
 from tests.training.worlds import exit_codes, losses, records, run_world, start_world, weights
-from yuzogpt import checkpoints, cli, lease, mirrors, runs
+from tests.waiting import wait_until
+from yuzogpt import checkpoints, cli, lease, mirrors, runs, stored_checkpoints
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.lease import LEASE, Lease
 from yuzogpt.metrics import Follower, MetricsLog, append_record
@@ -63,12 +63,6 @@ def store(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "SETTLES_IN", 0.05)
     monkeypatch.setattr(mirrors, "EVERY", 0.2)
     return s3
-
-
-def names(s3, prefix="team/run/"):
-    """Return the files below a folder of the bucket, without the marks of empty folders."""
-    found = s3.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])
-    return {item["Key"].removeprefix(prefix) for item in found if not item["Key"].endswith("/")}
 
 
 def download(s3, directory):
@@ -127,10 +121,7 @@ def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corp
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.DEVNULL,
     )
-    wait, deadline = threading.Event(), time.monotonic() + 120
-    while "checkpoints/step-50/manifest.json" not in names(store):
-        assert time.monotonic() < deadline
-        wait.wait(0.1)
+    wait_until(lambda: "checkpoints/step-50/manifest.json" in names(store), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert records(download(store, tmp_path / "killed"), "final") == []
@@ -248,8 +239,10 @@ def test_a_checkpoint_whose_records_are_not_in_the_store_replaces_none(
 
     monkeypatch.setattr(MetricsLog, "push", push)
     train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5", "--keep_last=2")
-    left = {name.split("/")[1] for name in names(store) if name.endswith("optimizer.safetensors")}
-    assert left == {"step-5", "step-15"}
+    left = names(store)
+    committed = {name.split("/")[1] for name in left if name.endswith("/manifest.json")}
+    assert committed == {"step-5", "step-15"}
+    assert "checkpoints/step-5/optimizer.safetensors" in left  # a run could go on from it
     kept = checkpoints.candidates(directory_of(URI, mirrors.WORKER))
     assert [checkpoints.step_of(directory) for directory in kept] == [5, 15]
 
@@ -326,6 +319,16 @@ def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, t
     assert (tmp_path / "hf" / "config.json").is_file()
     train(corpus_dir, tmp_path / "tuned", f"--init_from={URI}", "--max_iters=2")
     assert sorted(losses(tmp_path / "tuned")) == [1, 2]
+
+
+def test_a_checkpoint_deleted_since_a_reader_listed_it_is_not_corrupt(store, corpus_dir, capfd):
+    train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
+    reader = stored_checkpoints.pull_reference(URI)
+    best, other = checkpoints.by_validation_loss(reader)
+    for name in names(store, f"team/run/checkpoints/{best.name}/"):
+        store.delete_object(Bucket="runs", Key=f"team/run/checkpoints/{best.name}/{name}")
+    assert checkpoints.find(str(reader)).directory == other
+    assert "corrupt" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["s3://nobucket/run", "s3://runs/no/run"])
@@ -414,9 +417,7 @@ def test_records_are_followed_through_the_store(store):
     with Follower(followed, seen.append):
         log.write("train", 1, loss=2.0)
         log.write("start", 1)
-        deadline = time.monotonic() + 20
-        while len(seen) < 2 and time.monotonic() < deadline:
-            threading.Event().wait(0.05)
+        wait_until(lambda: len(seen) == 2)
         assert [record["kind"] for record in seen] == ["train", "start"]
         log.write("train", 2, loss=1.0)
         log.close()

@@ -213,22 +213,36 @@ def newest(
 
     `on_corrupt` is told of each newer one that is not whole; `head_only`: as far as states tell.
     """
-    for directory in reversed(resumable(run)):
-        try:
-            return verify(directory, head_only=head_only)
-        except CorruptCheckpoint as error:
-            on_corrupt(directory, str(error))
-    return None
+    return first_whole(lambda: resumable(run)[::-1], on_corrupt, head_only=head_only)
 
 
 def best(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
     """Return the checkpoint with the lowest validation loss whose weights are whole."""
-    for directory in by_validation_loss(run):
+    return first_whole(lambda: by_validation_loss(run), on_corrupt, optimizer=False)
+
+
+def first_whole(
+    listed: Callable[[], list[Path]], on_corrupt: Callable[[Path, str], None], **needed: bool
+) -> Checkpoint | None:
+    """Return the first of those that are listed that is whole.
+
+    One that its run deleted while it was read is not corrupt: what is there now is listed again.
+    """
+    seen: set[Path] = set()
+    while directory := next((path for path in listed() if path not in seen), None):
+        seen.add(directory)
         try:
-            return verify(directory, optimizer=False)
+            return verify(directory, **needed)
         except CorruptCheckpoint as error:
-            on_corrupt(directory, str(error))
+            if not is_gone(directory):
+                on_corrupt(directory, str(error))
     return None
+
+
+def is_gone(directory: Path) -> bool:
+    """Tell whether a checkpoint was deleted, there where it is kept."""
+    is_mirror = mirrors.uri_of(directory) is not None
+    return not mirrors.exists(directory / MANIFEST if is_mirror else directory)
 
 
 def find(reference: str) -> Checkpoint | None:
@@ -241,6 +255,8 @@ def find(reference: str) -> Checkpoint | None:
         if (directory / STATE).exists() or (directory / MANIFEST).exists():
             return verify(directory, optimizer=False)
     except CorruptCheckpoint as error:
+        if is_gone(directory):
+            return None
         raise UserError(f"{name}: corrupt checkpoint: {error}") from None
     broken: list[str] = []
 

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.conftest import TINY, tiny_settings, yuzogpt
+from tests.waiting import wait_until
 from yuzogpt.config import LogSettings
 from yuzogpt.metrics import Follower, MetricsLog, append_record
 from yuzogpt.training.display import Display, take_wandb_key
@@ -56,12 +57,13 @@ def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
             log.write("train", step, loss=step)
         log.close()
         append_record(path, "failure", "worker 0 failed")
+        wait_until(lambda: len(seen) == 6)
         resumed = MetricsLog(path, 3, None)
         resumed.write("train", 4, loss=40)
         resumed.close()
-    steps = [record["loss"] for record in seen if record["kind"] == "train"]
-    assert steps[-1] == 40
-    assert [record["text"] for record in seen if record["kind"] == "failure"] == ["worker 0 failed"]
+    assert [record.get("loss", record["kind"]) for record in seen] == [
+        1, 2, 3, 4, 5, "failure", "undone", 40,
+    ]  # fmt: skip
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert [record.get("loss", record["kind"]) for record in kept] == [
         1, 2, 3, "failure", "undone", 40,

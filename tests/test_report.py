@@ -116,8 +116,9 @@ def test_restarts_and_effective_training_time(tmp_path):
 
 
 def test_a_run_that_gave_up_says_so(tmp_path):
-    records = [start(1000, 0), *steps(1002, 1, 5), other("failure", 1012, reason="no disk")]
-    (restart,) = summary_of(tmp_path, [*records, start(1100, 5), *steps(1102, 6, 7)]).restarts
+    gave_up = other("failure", 1012, text="no disk", reason="gave up")
+    records = [start(1000, 0), *steps(1002, 1, 5), gave_up, start(1100, 5), *steps(1102, 6, 7)]
+    (restart,) = summary_of(tmp_path, records).restarts
     assert (restart.cause, tables.cause(restart)) == ("gave up", "no disk")
 
 
@@ -195,7 +196,10 @@ def test_old_files(tmp_path):
         ([], "not finished"),
         ([other("stop", 1100, 5, reason="preemption"), other("checkpoint", 1101, 5)], "stopped"),
         ([other("stop", 1100, 5, reason="preemption"), start(1200, 5)], "not finished"),
-        ([other("failure", 1100, reason="step 5 is the 4th")], "gave up: step 5 is"),
+        (
+            [other("failure", 1100, text="step 5 is the 4th", reason="gave up")],
+            "gave up: step 5 is",
+        ),
         ([other("failure", 1100, text=DEATH)], "not finished"),
         ([other("final", 1100, 5, val_loss=2.0), other("notice", 1101, text="x")], "finished"),
         ([other("final", 1100, 5, val_loss=2.0), *steps(1200, 6, 7)], "not finished"),

@@ -13,8 +13,8 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
     evaluation   the estimate of the validation loss
     checkpoint   one was written: how long the loop waited, how long it took, bytes
     skip, spike  a step whose numbers were not finite, or whose loss was far too high
-    failure      a worker died or stood still (from outside the loop: at step 0); with a reason for
-                 a text: the run gave up, and the command says so
+    failure      a worker died or stood still, or, with that for a reason, the run gave up (from
+                 outside the loop: at step 0)
     stop         the run was asked to stop, and did, with a checkpoint
     final        the validation loss over the whole split, of the last and the best checkpoint
     tasks        figures of benchmarks (in evaluations.jsonl, by another process)

@@ -22,7 +22,7 @@ from yuzogpt.metrics import Record
 from yuzogpt.report.history import Column, Event, History, number
 from yuzogpt.runs import SETTINGS
 
-START_UP, GAVE_UP = "start-up", "gave up"
+START_UP = "start-up"
 RESUMING = "resuming at step "  # how versions without `start` records told of one
 DEAD_WORKER = "!!! worker"  # how versions without `failure` records told of one
 
@@ -43,7 +43,10 @@ class Attempt:
     @property
     def cause(self) -> str:
         """Why there was another attempt, in as few words as causes are added up by."""
-        found = dict.fromkeys(map(cause_of, self.causes))
+        found = dict.fromkeys(
+            str(event.record.get("reason", "stopped" if event.kind == "stop" else "worker failed"))
+            for event in self.causes
+        )
         return " + ".join(found) or "started again"
 
 
@@ -233,18 +236,6 @@ def redone_tokens(start: Record) -> int | None:
     return start.get("redone_tokens", by_steps)
 
 
-def cause_of(event: Event) -> str:
-    """Return what sort of failure or stop an event was."""
-    if event.kind == "stop":
-        return str(event.record.get("reason", "stopped"))
-    return GAVE_UP if has_given_up(event) else "worker failed"
-
-
-def has_given_up(event: Event) -> bool:
-    """Tell whether a failure is the loop's own end, not one of its workers'."""
-    return event.kind == "failure" and "reason" in event.record
-
-
 def causes_of(history: History, before: Event, start: Event) -> list[Event]:
     """Return the failures and stops since the attempt before, and since its last train record."""
     causes: list[Event] = []
@@ -266,8 +257,8 @@ def state_of(history: History) -> str:
             break
         if event.kind == "final":
             return "finished"
-        if has_given_up(event):
-            return f"{GAVE_UP}: {event.record['reason']}"
+        if event.kind == "failure" and "reason" in event.record:  # not a worker's
+            return f"{event.record['reason']}: {event.record.get('text')}"
         if event.kind == "stop":
             return f"stopped ({event.record.get('reason', 'no reason given')})"
     return "not finished"

@@ -95,10 +95,6 @@ def work(
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
             return train(settings, world, corpus, resume, log, outside)
-        except RunFailed as error:
-            if log:
-                log.write("failure", 0, reason=str(error))
-            raise
         finally:
             if world.local_rank == 0:
                 stored_checkpoints.keep_heads(run)

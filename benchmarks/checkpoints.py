@@ -38,8 +38,11 @@ from yuzogpt.hardware import Hardware, available_cores
 from yuzogpt.metrics import MetricsLog, read_records
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
+from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, parallelize
 from yuzogpt.training.saving import Saver
+from yuzogpt.training.stopping import StopRequest
+from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 
 BAR = 1.5  # times the copy
@@ -74,10 +77,10 @@ class Training:
 
     def saver(self, run: Path, log: MetricsLog | None) -> Saver:
         """Return a saver as the loop makes it, before its first step."""
-        return Saver(
-            run, CheckpointSettings(), World(), self.trainee, self.optimizer, b"{}", log,
-            lambda *_: None, lambda: None, lambda: None,
-        )  # fmt: skip
+        idle = Watchdog(World(), 100, lambda _: None)
+        outside = Outside(run, lambda *_: None, lambda: None, StopRequest(), idle)
+        settings = CheckpointSettings()
+        return Saver(settings, World(), self.trainee, self.optimizer, b"{}", log, outside)
 
 
 class Copy:

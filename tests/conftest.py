@@ -148,6 +148,12 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         filesystems.store.cache_clear()
 
 
+def names(s3: Any, prefix: str = "team/run/") -> set[str]:
+    """Return the files below a folder of the bucket `runs`, without the marks of empty folders."""
+    found = s3.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])
+    return {item["Key"].removeprefix(prefix) for item in found if not item["Key"].endswith("/")}
+
+
 def tiny_settings(corpus: Path, out_dir: Path | str, *flags: str) -> TrainSettings:
     """Return the settings of a tiny run."""
     places = [f"--data_dir={corpus}", f"--out_dir={out_dir}"]

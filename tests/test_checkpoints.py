@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.conftest import REPOSITORY
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import CorruptCheckpoint, State
 from yuzogpt.errors import UserError
+from yuzogpt.tensor_files import write_tensors
 
 TENSORS = {"w": torch.arange(1000.0)}
 
@@ -60,6 +62,20 @@ def test_damage_falls_back_to_the_one_before(tmp_path, damage, file):
     assert checkpoints.candidates(tmp_path) == [older.directory]
 
 
+def test_what_the_disk_gives_back_otherwise_gets_no_name(tmp_path):
+    older = write(tmp_path, 5)
+    temporary = checkpoints.begin(tmp_path, 10)
+    digest = write_tensors(temporary / "model.safetensors", TENSORS, TENSORS.values())
+    flip(temporary / "model.safetensors")
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors does not have"):
+        checkpoints.commit(
+            temporary, replace(older.state, step=10), b"{}",
+            {"model.safetensors": digest}, {"model.safetensors": ["w"]},
+        )  # fmt: skip
+    assert checkpoints.candidates(tmp_path) == [older.directory]
+    assert checkpoints.newest(tmp_path, pytest.fail) == older
+
+
 def test_prune_keeps_the_best_and_the_successor(tmp_path):
     for step, loss in ((5, 2.0), (10, 1.0), (15, 3.0)):
         write(tmp_path, step, loss)
@@ -80,6 +96,21 @@ def test_a_corrupt_best_is_not_loaded(tmp_path):
         checkpoints.find(str(tmp_path))
     with pytest.raises(UserError, match="corrupt checkpoint"):
         checkpoints.find(str(tmp_path / "checkpoints" / "step-10"))
+
+
+def test_one_that_its_run_deletes_while_it_is_read_is_not_corrupt(tmp_path, monkeypatch, capfd):
+    best = write(tmp_path, 5, 1.0).directory
+    real = checkpoints.sha256
+
+    def prune(path):
+        monkeypatch.setattr(checkpoints, "sha256", real)
+        write(tmp_path, 10, 0.5)
+        checkpoints.remove(best)
+        return real(path)
+
+    monkeypatch.setattr(checkpoints, "sha256", prune)
+    assert checkpoints.find(str(tmp_path)).state.step == 10
+    assert "corrupt" not in capfd.readouterr().err
 
 
 def test_another_format_is_refused(tmp_path):

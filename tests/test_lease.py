@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.waiting import wait_until
 from yuzogpt import lease
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.lease import LEASE, Lease
@@ -77,6 +78,31 @@ def test_a_living_holder_whose_heart_is_slow_keeps_its_lease(holder, tmp_path):
     with pytest.raises(UserError, match=f"in use by process {holder.pid}"), Lease(tmp_path):
         pass
     holder.send_signal(signal.SIGCONT)
+
+
+def test_a_lease_that_was_removed_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    with Lease(tmp_path) as mine:
+        (tmp_path / LEASE).unlink()
+        wait_until((tmp_path / LEASE).exists)
+        assert lease.holder_of(tmp_path) == mine.holder["id"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_is_gone_after_a_standstill_was_anothers(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(lease, "EXPIRES_AFTER", 0.0)  # any pause is one
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(RunFailed, match="another command took over"), Lease(tmp_path):
+        (tmp_path / LEASE).unlink()
+        threading.Event().wait(60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_cannot_be_read_is_not_anothers(tmp_path):
+    (tmp_path / LEASE).mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        lease.holder_of(tmp_path)
 
 
 def test_a_holder_that_lost_its_lease_ends(tmp_path, monkeypatch):

@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, TINY, tiny_settings, yuzogpt
+from tests.conftest import REPOSITORY, TINY, names, tiny_settings, yuzogpt
 from tests.training.worlds import exit_codes, losses, records, run_world, start_world, weights
-from yuzogpt import checkpoints, cli, lease, mirrors, runs
+from tests.waiting import wait_until
+from yuzogpt import checkpoints, cli, lease, mirrors, runs, stored_checkpoints
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.lease import LEASE, Lease
 from yuzogpt.metrics import Follower, MetricsLog, append_record
@@ -63,12 +63,6 @@ def store(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "SETTLES_IN", 0.05)
     monkeypatch.setattr(mirrors, "EVERY", 0.2)
     return s3
-
-
-def names(s3, prefix="team/run/"):
-    """Return the files below a folder of the bucket, without the marks of empty folders."""
-    found = s3.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])
-    return {item["Key"].removeprefix(prefix) for item in found if not item["Key"].endswith("/")}
 
 
 def download(s3, directory):
@@ -127,10 +121,7 @@ def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corp
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.DEVNULL,
     )
-    wait, deadline = threading.Event(), time.monotonic() + 120
-    while "checkpoints/step-50/manifest.json" not in names(store):
-        assert time.monotonic() < deadline
-        wait.wait(0.1)
+    wait_until(lambda: "checkpoints/step-50/manifest.json" in names(store), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert records(download(store, tmp_path / "killed"), "final") == []
@@ -235,6 +226,27 @@ def test_uploads_that_fail_end_the_run_after_three(store, corpus_dir, monkeypatc
     assert checkpoints.step_of(checkpoints.resumable(run)[-1]) == 15
 
 
+def test_a_checkpoint_whose_records_are_not_in_the_store_replaces_none(
+    store, corpus_dir, monkeypatch
+):
+    real, calls = MetricsLog.push, []
+
+    def push(log):
+        calls.append(None)
+        if len(calls) == 2:
+            raise OSError(5, "no route to the store")
+        real(log)
+
+    monkeypatch.setattr(MetricsLog, "push", push)
+    train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5", "--keep_last=2")
+    left = names(store)
+    committed = {name.split("/")[1] for name in left if name.endswith("/manifest.json")}
+    assert committed == {"step-5", "step-15"}
+    assert "checkpoints/step-5/optimizer.safetensors" in left  # a run could go on from it
+    kept = checkpoints.candidates(directory_of(URI, mirrors.WORKER))
+    assert [checkpoints.step_of(directory) for directory in kept] == [5, 15]
+
+
 def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch):
     made = []
 
@@ -247,8 +259,17 @@ def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch
     monkeypatch.setattr(launch, "Display", Watching)
     with pytest.raises(Stopped, match="enough for today"):
         train(corpus_dir, URI, "--max_iters=100000", "--eval_interval=100000")
-    assert f"checkpoints/step-{made[-1]}/manifest.json" in names(store)
+    stopped = made[-1]
+    manifest = f"checkpoints/step-{stopped}/manifest.json"
+    assert manifest in names(store)
     assert runs.STOP not in names(store)
+    assert "metrics" not in json.loads(get(store, manifest))
+    train(corpus_dir, URI, f"--max_iters={stopped + 1}", f"--eval_interval={stopped}")
+    run = directory_of(URI, mirrors.WORKER)
+    (looked, _) = records(run, "evaluation")[1:]
+    assert looked["step"] == stopped
+    found = json.loads(get(store, manifest))["metrics"]
+    assert found["val_loss_estimate"] == looked["val_loss_estimate"]
 
 
 def test_overwrite_deletes_the_runs_own_files_only(store, corpus_dir):
@@ -298,6 +319,16 @@ def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, t
     assert (tmp_path / "hf" / "config.json").is_file()
     train(corpus_dir, tmp_path / "tuned", f"--init_from={URI}", "--max_iters=2")
     assert sorted(losses(tmp_path / "tuned")) == [1, 2]
+
+
+def test_a_checkpoint_deleted_since_a_reader_listed_it_is_not_corrupt(store, corpus_dir, capfd):
+    train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
+    reader = stored_checkpoints.pull_reference(URI)
+    best, other = checkpoints.by_validation_loss(reader)
+    for name in names(store, f"team/run/checkpoints/{best.name}/"):
+        store.delete_object(Bucket="runs", Key=f"team/run/checkpoints/{best.name}/{name}")
+    assert checkpoints.find(str(reader)).directory == other
+    assert "corrupt" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["s3://nobucket/run", "s3://runs/no/run"])
@@ -386,9 +417,7 @@ def test_records_are_followed_through_the_store(store):
     with Follower(followed, seen.append):
         log.write("train", 1, loss=2.0)
         log.write("start", 1)
-        deadline = time.monotonic() + 20
-        while len(seen) < 2 and time.monotonic() < deadline:
-            threading.Event().wait(0.05)
+        wait_until(lambda: len(seen) == 2)
         assert [record["kind"] for record in seen] == ["train", "start"]
         log.write("train", 2, loss=1.0)
         log.close()

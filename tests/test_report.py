@@ -115,6 +115,26 @@ def test_restarts_and_effective_training_time(tmp_path):
     assert (checkpoints.median_write, checkpoints.median_bytes) == (6, 3000)
 
 
+def test_a_run_that_gave_up_says_so(tmp_path):
+    gave_up = other("failure", 1012, text="no disk", reason="gave up")
+    records = [start(1000, 0), *steps(1002, 1, 5), gave_up, start(1100, 5), *steps(1102, 6, 7)]
+    (restart,) = summary_of(tmp_path, records).restarts
+    assert (restart.cause, tables.cause(restart)) == ("gave up", "no disk")
+
+
+def test_redone_tokens_are_those_that_were_counted(tmp_path):
+    counted = {**start(1100, 5, redone=5), "redone_tokens": 1200}  # in a batch that grew
+    records = [start(1000, 0), *steps(1002, 1, 10), counted, *steps(1102, 6, 10)]
+    (restart,) = summary_of(tmp_path, records).restarts
+    assert (restart.redone_steps, restart.redone_tokens) == (5, 1200)
+
+
+def test_an_evaluation_later_on_is_no_time_of_the_run(tmp_path):
+    killed = [start(1000, 0), *steps(1002, 1, 10)]  # until 1020
+    evaluated = [other("notice", 9000, 5, text="model: 1M"), other("eval_only", 9060, 5)]
+    assert summary_of(tmp_path, [*killed, *evaluated]).wall == 20
+
+
 def test_an_attempt_that_trained_nothing_is_not_counted_twice(tmp_path):
     records = [
         start(0 + 1000, 0),
@@ -176,6 +196,11 @@ def test_old_files(tmp_path):
         ([], "not finished"),
         ([other("stop", 1100, 5, reason="preemption"), other("checkpoint", 1101, 5)], "stopped"),
         ([other("stop", 1100, 5, reason="preemption"), start(1200, 5)], "not finished"),
+        (
+            [other("failure", 1100, text="step 5 is the 4th", reason="gave up")],
+            "gave up: step 5 is",
+        ),
+        ([other("failure", 1100, text=DEATH)], "not finished"),
         ([other("final", 1100, 5, val_loss=2.0), other("notice", 1101, text="x")], "finished"),
         ([other("final", 1100, 5, val_loss=2.0), *steps(1200, 6, 7)], "not finished"),
     ],

@@ -8,11 +8,13 @@ In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
                              where resuming does not need it
     tokenizer.json           so that sampling needs nothing else
     state.json               rows_seen, step, settings, dataset fingerprint, metrics
-    manifest.json            the SHA-256 of each; written last
+    manifest.json            the SHA-256 of each; written last. And what was found out later: the
+                             validation loss, if the run was stopped before it looked at it
 
 Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
-written under another name, synced, then renamed. The directory is the only truth: which checkpoint
-is newest or best is read off what is there. stored_checkpoints.py: the same in an object store.
+written under another name, synced, verified, then renamed. The directory is the only truth: which
+checkpoint is newest or best is read off what is there. stored_checkpoints.py: the same in an object
+store.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ MODEL, OPTIMIZER = "model", "optimizer"  # the two kinds of tensor files
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 MANIFEST = "manifest.json"
+METRICS = "metrics"  # in the manifest: what was found out after the checkpoint was written
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # 1 had no files of several ranks
 
@@ -112,9 +115,10 @@ def commit(
     hashes: Mapping[str, str],
     places: Mapping[str, list[str]],
 ) -> Checkpoint:
-    """Make a checkpoint of the tensor files in `temporary`: add the rest, rename, verify.
+    """Make a checkpoint of the tensor files in `temporary`: add the rest, verify, rename.
 
-    The files are synced. `hashes`: their SHA-256; `places`: the tensors in each.
+    The files are synced. `hashes`: their SHA-256; `places`: the tensors in each. CorruptCheckpoint
+    if the disk gives other bytes back: nothing has the checkpoint's name then.
     """
     small = {TOKENIZER: tokenizer, STATE: to_json(asdict(state)), **indices(places)}
     for name, content in small.items():
@@ -125,11 +129,12 @@ def commit(
     (temporary / MANIFEST).write_bytes(to_json(manifest))
     sync_file(temporary / MANIFEST)
     sync_directory(temporary)
+    written = verify(temporary, head_only=mirrors.uri_of(temporary) is not None)
     final = temporary.with_name(f"step-{state.step}")
     remove(final)
     temporary.rename(final)
     sync_directory(final.parent)
-    return verify(final, head_only=mirrors.uri_of(final) is not None)
+    return replace(written, directory=final)
 
 
 def indices(places: Mapping[str, list[str]]) -> dict[str, bytes]:
@@ -184,8 +189,21 @@ def is_whole(path: Path, expected: str) -> bool:
 def read(directory: Path) -> Checkpoint:
     """Read the state of a checkpoint that was verified already, by this process or another."""
     content = json.loads((directory / STATE).read_bytes())
+    content["metrics"] |= json.loads((directory / MANIFEST).read_bytes()).get(METRICS, {})
     known = {name: content[name] for name in State.__annotations__ if name in content}
     return Checkpoint(directory, State(**known))
+
+
+def add_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
+    """Keep with a checkpoint what was found out later: in its manifest, which is one file."""
+    manifest = json.loads((directory / MANIFEST).read_bytes())
+    rewrite_manifest(directory, {**manifest, METRICS: dict(metrics)})
+
+
+def rewrite_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest of a checkpoint, here and in its store."""
+    write_durably(directory / MANIFEST, to_json(manifest))
+    mirrors.push(directory / MANIFEST)
 
 
 def newest(
@@ -195,22 +213,36 @@ def newest(
 
     `on_corrupt` is told of each newer one that is not whole; `head_only`: as far as states tell.
     """
-    for directory in reversed(resumable(run)):
-        try:
-            return verify(directory, head_only=head_only)
-        except CorruptCheckpoint as error:
-            on_corrupt(directory, str(error))
-    return None
+    return first_whole(lambda: resumable(run)[::-1], on_corrupt, head_only=head_only)
 
 
 def best(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
     """Return the checkpoint with the lowest validation loss whose weights are whole."""
-    for directory in by_validation_loss(run):
+    return first_whole(lambda: by_validation_loss(run), on_corrupt, optimizer=False)
+
+
+def first_whole(
+    listed: Callable[[], list[Path]], on_corrupt: Callable[[Path, str], None], **needed: bool
+) -> Checkpoint | None:
+    """Return the first of those that are listed that is whole.
+
+    One that its run deleted while it was read is not corrupt: what is there now is listed again.
+    """
+    seen: set[Path] = set()
+    while directory := next((path for path in listed() if path not in seen), None):
+        seen.add(directory)
         try:
-            return verify(directory, optimizer=False)
+            return verify(directory, **needed)
         except CorruptCheckpoint as error:
-            on_corrupt(directory, str(error))
+            if not is_gone(directory):
+                on_corrupt(directory, str(error))
     return None
+
+
+def is_gone(directory: Path) -> bool:
+    """Tell whether a checkpoint was deleted, there where it is kept."""
+    is_mirror = mirrors.uri_of(directory) is not None
+    return not mirrors.exists(directory / MANIFEST if is_mirror else directory)
 
 
 def find(reference: str) -> Checkpoint | None:
@@ -223,6 +255,8 @@ def find(reference: str) -> Checkpoint | None:
         if (directory / STATE).exists() or (directory / MANIFEST).exists():
             return verify(directory, optimizer=False)
     except CorruptCheckpoint as error:
+        if is_gone(directory):
+            return None
         raise UserError(f"{name}: corrupt checkpoint: {error}") from None
     broken: list[str] = []
 
@@ -293,7 +327,7 @@ def is_evaluated(directory: Path) -> bool:
 def read_metrics(directory: Path) -> dict[str, float]:
     """Return the metrics of a checkpoint that may be broken: none, then."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = json.loads((directory / STATE).read_bytes())["metrics"]
+        found = read(directory).state.metrics
         return {str(name): float(value) for name, value in found.items()}
     return {}
 
@@ -333,8 +367,7 @@ def drop_optimizer(directory: Path) -> None:
         return  # damaged since it was verified: whoever wants to read it will say so
     if gone:
         kept = {name: hash for name, hash in manifest["files"].items() if name not in gone}
-        write_durably(directory / MANIFEST, to_json({**manifest, "files": kept}))
-        mirrors.push(directory / MANIFEST)
+        rewrite_manifest(directory, {**manifest, "files": kept})
     here = [path.name for path in directory.iterdir()]
     for name in {*here, *mirrors.listing(directory)}:
         if name.startswith(OPTIMIZER):

@@ -40,7 +40,7 @@ class Lease:
         """`directory` is made if missing; that of a mirror stands for its folder in the store."""
         self.path, self.name = directory / LEASE, mirrors.name_of(directory)
         self.holder: Holder = {"id": uuid.uuid4().hex, **this_process(os.getpid())}
-        self.beat = 0
+        self.beat, self.beaten = 0, 0.0  # when, by this process's clock
         self.lost = threading.Event()
         self.released = threading.Event()
         self.heart = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
@@ -53,6 +53,7 @@ class Lease:
                 self._remove_or_refuse()
         except OSError as error:
             raise UserError(f"{self.name}: not writable: {error.strerror}") from None
+        self.beaten = time.monotonic()
         self.heart.start()
         return self
 
@@ -161,14 +162,30 @@ class Lease:
     def _keep_beating(self) -> None:
         while not self.released.wait(HEARTBEAT):
             with contextlib.suppress(OSError):  # a full disk must not end the run here
-                found = parse(mirrors.read(self.path))
-                if found is not None and found["id"] != self.holder["id"]:
+                if self._is_anothers():
                     self.lost.set()
                     # As Ctrl-C would: two writers would be worse than none.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
-                self.beat += 1
-                mirrors.write(self.path, self._content())
+                self.beaten = time.monotonic()
+
+    def _is_anothers(self) -> bool:
+        """Tell whether another took the lease over; rewrite it otherwise, also if it was removed.
+
+        One that is gone after this process stood still may have been another's, which is done.
+        """
+        self.beat += 1
+        try:
+            found = parse(mirrors.read(self.path))
+        except FileNotFoundError:
+            if time.monotonic() - self.beaten > EXPIRES_AFTER:
+                return True
+            self._create()
+            return False
+        if found is not None and found["id"] != self.holder["id"]:
+            return True
+        mirrors.write(self.path, self._content())
+        return False
 
 
 def parse(content: bytes) -> Holder | None:
@@ -183,15 +200,11 @@ def parse(content: bytes) -> Holder | None:
 def holder_of(directory: Path) -> str | None:
     """Return the id of whoever holds a directory; None if nobody does.
 
-    OSError if a store does not answer.
+    OSError if that cannot be told.
     """
     try:
         found = parse(mirrors.read(directory / LEASE))
     except FileNotFoundError:
-        return None
-    except OSError:
-        if mirrors.uri_of(directory):
-            raise
         return None
     return str(found["id"]) if found else None
 

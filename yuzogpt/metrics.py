@@ -3,7 +3,9 @@
 In: records. Out: a file that plots, displays, reports and W&B are fed from, wherever they run.
 Every record has kind, step and time (Unix seconds); one with a text is shown to the user. Kinds:
 
-    start        the loop began or went on, with so many workers; redone_steps: once known, and lost
+    start        the loop began or went on, with so many workers; redone_steps, redone_tokens: what
+                 was done once already, and lost
+    undone       so many steps and rows were lost: later records are not there any more
     train        a step: loss, lr, grad_norm; since the train record before: the share of steps
                  whose gradient was clipped (clip_rate), and how many were skipped
     health       of each layer: norm of gradient and weights, and of the update over the weights
@@ -11,7 +13,8 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
     evaluation   the estimate of the validation loss
     checkpoint   one was written: how long the loop waited, how long it took, bytes
     skip, spike  a step whose numbers were not finite, or whose loss was far too high
-    failure      a worker died or stood still (from outside the loop: at step 0)
+    failure      a worker died or stood still, or, with that for a reason, the run gave up (from
+                 outside the loop: at step 0)
     stop         the run was asked to stop, and did, with a checkpoint
     final        the validation loss over the whole split, of the last and the best checkpoint
     tasks        figures of benchmarks (in evaluations.jsonl, by another process)
@@ -20,6 +23,7 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -27,16 +31,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from yuzogpt import mirrors
 from yuzogpt.files import write_durably
 
 Record = dict[str, Any]
+Line = tuple[str, Record]  # of the file, and what it says
 Listener = Callable[[Record], None]
 
-
-HISTORY = ("start", "failure", "stop")  # what happened to a run is not undone with its steps
+# What happened to a run is not undone with its steps.
+HISTORY = ("start", "undone", "failure", "stop")
 
 
 class MetricsLog:
@@ -46,19 +51,26 @@ class MetricsLog:
     written with a later record. In a mirror the file is copied to its store every few seconds.
     """
 
-    def __init__(self, path: Path, step: int, listener: Listener | None) -> None:
+    def __init__(
+        self, path: Path, step: int | None, listener: Listener | None, rows_seen: int = 0
+    ) -> None:
         """Open the file for a run that goes on from `step`: later records are undone.
 
-        `step` is -1 for a run that starts anew: all of them are, but for HISTORY.
+        `step` is -1 for a run that starts anew: all of them are, but for HISTORY. It is None for a
+        run that is only looked at: none are.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.undone_steps = 0
+        self.undone_steps = self.undone_rows = 0  # since the loop began last
         if path.exists():
             found = list(read_lines(path))
-            kept = [line for line, r in found if r["step"] <= step or r["kind"] in HISTORY]
-            undone = [record["step"] for _, record in found if record["kind"] == "train"]
-            self.undone_steps = max(0, max(undone, default=0) - max(step, 0))
-            write_durably(path, "".join(f"{line}\n" for line in kept).encode())
+            kept = found if step is None else undo(found, step, rows_seen)
+            for _, record in kept:
+                if record["kind"] == "start":
+                    self.undone_steps = self.undone_rows = 0
+                elif record["kind"] == "undone":
+                    self.undone_steps += record["steps"]
+                    self.undone_rows += record["rows"]
+            write_durably(path, "".join(f"{line}\n" for line, _ in kept).encode())
         self.file = path.open("ab", buffering=0)
         self.listener = listener
         self.unwritten = b""
@@ -67,7 +79,7 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one record."""
-        record = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+        record = record_of(kind, step, **values)
         with self.lock:
             self.unwritten += (json.dumps(record) + "\n").encode()
             with contextlib.suppress(OSError):
@@ -102,14 +114,34 @@ class MetricsLog:
                 print(f"!!! {error.filename or 'metrics'}: {error.strerror}", file=sys.stderr)
 
 
-def append_record(path: Path, kind: str, text: str, **values: Any) -> None:
+def record_of(kind: str, step: int, **values: Any) -> Record:
+    """Return a record of what happens now."""
+    return {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+
+
+def undo(found: list[Line], step: int, rows_seen: int) -> list[Line]:
+    """Leave out the records after `step`, but for HISTORY; a new one counts what they told of.
+
+    So the count is not forgotten if this start is killed, too. `rows_seen`: until `step`.
+    """
+    kept = [(line, r) for line, r in found if r["step"] <= step or r["kind"] in HISTORY]
+    trained = [r for _, r in found if r["kind"] == "train" and r["step"] > max(step, 0)]
+    if trained:
+        last = max(trained, key=lambda record: record["step"])
+        steps, rows = last["step"] - max(step, 0), last.get("rows_seen", rows_seen) - rows_seen
+        record = record_of("undone", max(step, 0), steps=steps, rows=rows)
+        kept.append((json.dumps(record), record))
+    return kept
+
+
+def append_record(path: Path, kind: str, text: str, *, step: int = 0, **values: Any) -> None:
     """Append a record from outside the loop: when its workers are gone, or about to go."""
-    record = {"kind": kind, "step": 0, "text": text, **values, "time": round(time.time(), 3)}
+    record = record_of(kind, step, text=text, **values)
     # On a line of its own, even if the writer died in the middle of one.
     mirrors.append(path, f"\n{json.dumps(record)}\n".encode())
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
+def read_lines(path: Path) -> Iterator[Line]:
     """Yield the records of the file with their lines; what a crash left of a line is skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -144,9 +176,11 @@ class Follower:
         """Records that are there already are not handed on."""
         self.path = path
         self.listener = listener
-        self.seen = {line for line, _ in read_lines(path)} if path.exists() else set()
-        self.offset = 0
-        self.inode = 0
+        self.file: BinaryIO | None = None  # open, and read as far as its records were handed on
+        with contextlib.suppress(FileNotFoundError):
+            self.file = path.open("rb")
+            for _ in whole_lines(self.file):
+                pass
         self.done = threading.Event()
         self.is_copied = mirrors.uri_of(path) is not None
         self.thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
@@ -160,6 +194,8 @@ class Follower:
         """Hand on what is left, and stop."""
         self.done.set()
         self.thread.join()
+        if self.file:
+            self.file.close()
 
     def _follow(self) -> None:
         pause = self.POLL
@@ -174,20 +210,36 @@ class Follower:
         if self.is_copied:
             with contextlib.suppress(OSError):  # tried again
                 mirrors.pull(self.path, if_changed=True)
-        try:
-            file = self.path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self.inode:  # a resumed run rewrote the file: start over, skip the known
-                self.inode, self.offset = inode, 0
-            file.seek(self.offset)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.decode("utf-8", errors="replace").splitlines():
-            record = None if line in self.seen else parse(line)
+        with contextlib.suppress(FileNotFoundError):
+            self._take_over(self.path.open("rb"))
+        for line in whole_lines(self.file) if self.file else ():
+            record = parse(line.decode("utf-8", errors="replace"))
             if record:
-                self.seen.add(line)
                 self.listener(record)
+
+    def _take_over(self, file: BinaryIO) -> None:
+        """Read on in the file of that name, if it is another one: a resumed run rewrote it.
+
+        It begins with what was kept of the old one, which is open still and tells what is known.
+        """
+        old, self.file = self.file, file
+        if old is None:
+            return
+        begin = end = old.tell()
+        if not os.path.samestat(os.fstat(old.fileno()), os.fstat(file.fileno())):
+            old.seek(0)
+            known = itertools.takewhile(lambda _: old.tell() <= end, whole_lines(old))
+            begin = 0
+            for line in whole_lines(file):
+                if line not in known:  # which is read on to that line, or to its end
+                    break
+                begin = file.tell()
+        file.seek(begin)
+        old.close()
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines from here on; what is not a whole one yet is left to be read again."""
+    while (line := file.readline()).endswith(b"\n"):
+        yield line
+    file.seek(-len(line), os.SEEK_CUR)

@@ -17,11 +17,11 @@ from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
-from yuzogpt.errors import UserError
+from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.files import refuse_public
 from yuzogpt.filesystems import scheme_of
-from yuzogpt.lease import Lease
-from yuzogpt.metrics import read_records
+from yuzogpt.lease import Lease, holder_of
+from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
@@ -331,21 +331,33 @@ def ray_address(settings: TrainSettings) -> str:
 def writing(settings: TrainSettings) -> Iterator[Path]:
     """Hold out_dir for this command alone; with `--overwrite`, empty it first."""
     run = directory_of(settings)
-    with Lease(run):
+    with Lease(run) as lease:
         if settings.run.overwrite:
             clear(run)
         stored_checkpoints.sweep(run)
         for name in (STOP, PAUSE):
             mirrors.delete(run / name)
-        # Without `overwrite`: to train from this file again must not delete the run.
-        kept = settings.run.model_copy(update={"overwrite": False})
-        content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
-        mirrors.write(run / SETTINGS, content.encode())
+        # What is only to be evaluated keeps its settings: they say how it was trained.
+        if not settings.evaluation.eval_only or not mirrors.exists(run / SETTINGS):
+            write_settings(settings, run)
         try:
             yield run
+        except RunFailed as error:
+            with contextlib.suppress(OSError):
+                if holder_of(run) == lease.holder["id"]:  # not into another's records
+                    append_record(run / METRICS, "failure", str(error), reason="gave up")
+            raise
         finally:
             with contextlib.suppress(OSError):
                 mirrors.delete(run / STOP)
+
+
+def write_settings(settings: TrainSettings, run: Path) -> None:
+    """Write settings.yaml, which the same command can be given again."""
+    # Without `overwrite`: to train from this file again must not delete the run.
+    kept = settings.run.model_copy(update={"overwrite": False})
+    content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
+    mirrors.write(run / SETTINGS, content.encode())
 
 
 def clear(run: Path) -> None:

@@ -86,14 +86,14 @@ def send(room: Path, directory: Path, hashes: Mapping[str, str]) -> None:
 
 
 def publish(directory: Path) -> None:
-    """Commit a checkpoint whose tensors are in the store; OSError leaves none, here either."""
+    """Commit a checkpoint whose tensors are in the store; an error leaves none, here either."""
     if not mirrors.uri_of(directory):
         return
     names = {path.name for path in directory.iterdir()} - {MANIFEST}
     try:
         for name in (*sorted(names), MANIFEST):
             mirrors.push(directory / name)
-    except OSError:
+    except Exception:
         checkpoints.remove(directory)
         raise
     keep_heads(directory.parent.parent)

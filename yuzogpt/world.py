@@ -61,9 +61,9 @@ class World:
         starts = [min(share.start + index * batch_size, share.stop) for index in range(count + 1)]
         return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
-    def from_rank_0(self, text: str | None) -> str | None:
-        """Return rank 0's text on every rank."""
-        box = [text]
+    def from_rank_0(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+        box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, group=self.group)
         return box[0]

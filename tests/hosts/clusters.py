@@ -18,7 +18,8 @@ import urllib.request
 from pathlib import Path
 
 from tests.conftest import REPOSITORY, TINY
-from tests.hosts.machines import Hosts, wait_for
+from tests.hosts.machines import Hosts
+from tests.waiting import wait_until
 
 RAY = str(Path(sys.executable).with_name("ray"))
 SHIPPED = REPOSITORY / "cluster" / "onprem.yaml"
@@ -105,13 +106,13 @@ class Cluster:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(lambda: self.status("/api/version") == 200, 60)
+        wait_until(lambda: self.status("/api/version") == 200, seconds=60)
         self.wait_for_nodes(len(self.hosts.all))
         self.say(f"up: {len(self.workers)} workers")
 
     def wait_for_nodes(self, count: int, seconds: float = 120) -> None:
         """Wait until so many nodes live, the head included."""
-        wait_for(lambda: self.living() == count, seconds)
+        wait_until(lambda: self.living() == count, seconds=seconds)
 
     def living(self) -> int:
         """Return how many nodes `ray status` counts as living, on the head."""

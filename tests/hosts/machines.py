@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from tests.conftest import REPOSITORY
+from tests.waiting import wait_until
 
 NEEDED = (
     *("ip", "tc", "nft", "ss", "unshare", "nsenter"),
@@ -108,7 +107,8 @@ class Host:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(lambda: b"Server listening" in (self.directory / "log").read_bytes())
+        log = self.directory / "log"
+        wait_until(lambda: b"Server listening" in log.read_bytes(), seconds=UP_WITHIN)
 
     def power_off(self) -> None:
         """Let it lose power: SIGKILL to all that runs on it, sshd included."""
@@ -236,14 +236,6 @@ def remove_leftovers() -> None:
         name = line.split()[0].partition("@")[0]
         if name == BRIDGE or name.startswith("yz-"):
             run(f"ip link del {name}")
-
-
-def wait_for(is_so: Callable[[], bool], seconds: float = UP_WITHIN) -> None:
-    """Wait until something is so."""
-    wait, deadline = threading.Event(), time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        wait.wait(0.05)
 
 
 def run(command: str) -> str:

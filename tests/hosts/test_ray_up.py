@@ -23,6 +23,7 @@ from tests.training.worlds import (
     wait_for_step,
     weights,
 )
+from tests.waiting import wait_until
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.overrides import resolve
@@ -109,7 +110,7 @@ def test_a_host_loses_power_and_the_spare_takes_over(cluster, corpus_dir, tmp_pa
     start = wait_for_workers(run, 2, 2, 1)
     cluster.say(f"recovered at step {start['step']}, {time.monotonic() - began:.1f} s later")
     wait_for_step(run, STEPS)
-    machines.wait_for(lambda: bool(records(run, "final")), 60)
+    wait_until(lambda: bool(records(run, "final")), seconds=60)
     cluster.say(f"finished: step {STEPS}")
     victim.boot()
     cluster.say(f"{victim.name} has power again")
@@ -183,7 +184,7 @@ def test_without_a_spare_one_worker_goes_on(cluster, corpus_dir, tmp_path):
     start = wait_for_workers(run, 2, 1, 50)
     cluster.say(f"goes on with 1 worker at step {start['step']}")
     (run / runs.STOP).touch()
-    machines.wait_for(lambda: bool(records(run, "stop")), 60)
+    wait_until(lambda: bool(records(run, "stop")), seconds=60)
     cluster.say("stopped")
 
     by_step = losses(run)

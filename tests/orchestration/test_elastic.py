@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.orchestration.clusters import started
 from tests.training.worlds import losses, records, run_world, wait_for_start
+from tests.waiting import wait_until
 from yuzogpt import runs
 from yuzogpt.metrics import read_records
 
@@ -39,38 +39,18 @@ def start(cluster, corpus_dir, out_dir, *flags):
     )
 
 
-def wait_for(process, out_dir, what, seconds=120):
-    """Wait until the records of a run satisfy `what`; return them."""
-    wait, deadline = threading.Event(), time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = read_records(out_dir / "metrics.jsonl")
-        if what(found):
-            return found
-        assert process.poll() is None, process.communicate()[0]
-        wait.wait(0.05)
-    process.kill()
-    raise AssertionError(f"not within {seconds} s; the last records: {found[-5:]}")
+def trains_with(out_dir, workers, steps):
+    """Tell whether the last start is of so many workers, and has made `steps`."""
+    found = read_records(out_dir / runs.METRICS)
+    starts = [index for index, record in enumerate(found) if record["kind"] == "start"]
+    if not starts or found[starts[-1]]["workers"] != workers:
+        return False
+    return sum(record["kind"] == "train" for record in found[starts[-1] :]) >= steps
 
 
-def trains_with(workers, steps):
-    """Tell, of records, whether the last start is of so many workers, and has made `steps`."""
-
-    def check(found):
-        starts = [index for index, record in enumerate(found) if record["kind"] == "start"]
-        if not starts or found[starts[-1]]["workers"] != workers:
-            return False
-        return sum(record["kind"] == "train" for record in found[starts[-1] :]) >= steps
-
-    return check
-
-
-def was_left_for(reason):
-    """Tell, of records, whether workers have stopped for a reason."""
-
-    def check(found):
-        return any(r["kind"] == "stop" and r["reason"] == reason for r in found)
-
-    return check
+def was_left_for(out_dir, reason):
+    """Tell whether workers have stopped for a reason."""
+    return any(record["reason"] == reason for record in records(out_dir, "stop"))
 
 
 def test_workers_come_and_go_and_a_node_that_will_go_is_left_with_a_checkpoint(
@@ -79,15 +59,15 @@ def test_workers_come_and_go_and_a_node_that_will_go_is_left_with_a_checkpoint(
     out_dir = tmp_path / "run"
     # One failure is survived: that a node will go is none.
     process = start(cluster, corpus_dir, out_dir, "--num_workers=1..2", "--max_failures=1")
-    wait_for(process, out_dir, trains_with(2, 100))
+    wait_until(lambda: trains_with(out_dir, 2, 100), process)
     cluster.do("lose")  # without a word, as in a power cut
-    wait_for(process, out_dir, trains_with(1, 100))
+    wait_until(lambda: trains_with(out_dir, 1, 100), process)
     cluster.do("add")
-    wait_for(process, out_dir, trains_with(2, 50))
+    wait_until(lambda: trains_with(out_dir, 2, 50), process)
     cluster.do("add")
     asked = time.time()
     assert cluster.do("drain 0 60") == "True"
-    wait_for(process, out_dir, was_left_for("preemption of a node"))
+    wait_until(lambda: was_left_for(out_dir, "preemption of a node"), process)
     wait_for_start(out_dir, 4, 50)
     (out_dir / runs.STOP).touch()
     output, _ = process.communicate(timeout=60)

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, yuzogpt
 from tests.orchestration.clusters import newest_worker, started
 from tests.training.worlds import records
+from tests.waiting import wait_until
 from yuzogpt.metrics import read_records
 
 pytestmark = pytest.mark.slow
@@ -61,15 +61,6 @@ def found_by(directory):
     """Return of each trial what must not depend on what happened on the way."""
     keys = ("name", "values", "state", "best_val_loss_estimate", "best_step", "evaluations")
     return [{key: trial[key] for key in keys} for trial in outcome(directory)["trials"]]
-
-
-def wait_until(is_so, process, seconds=120):
-    """Wait until something is so, while a command runs."""
-    wait, deadline = threading.Event(), time.monotonic() + seconds
-    while not is_so():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        wait.wait(0.02)
 
 
 def steps_of(run):

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.conftest import TINY, tiny_settings, yuzogpt
+from tests.waiting import wait_until
 from yuzogpt.config import LogSettings
 from yuzogpt.metrics import Follower, MetricsLog, append_record
 from yuzogpt.training.display import Display, take_wandb_key
@@ -56,14 +57,31 @@ def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
             log.write("train", step, loss=step)
         log.close()
         append_record(path, "failure", "worker 0 failed")
+        wait_until(lambda: len(seen) == 6)
         resumed = MetricsLog(path, 3, None)
         resumed.write("train", 4, loss=40)
         resumed.close()
-    steps = [record["loss"] for record in seen if record["kind"] == "train"]
-    assert steps[-1] == 40
-    assert [record["text"] for record in seen if record["kind"] == "failure"] == ["worker 0 failed"]
+    assert [record.get("loss", record["kind"]) for record in seen] == [
+        1, 2, 3, 4, 5, "failure", "undone", 40,
+    ]  # fmt: skip
     kept = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [record.get("loss") for record in kept] == [1, 2, 3, None, 40]
+    assert [record.get("loss", record["kind"]) for record in kept] == [
+        1, 2, 3, "failure", "undone", 40,
+    ]  # fmt: skip
+
+
+def test_steps_undone_are_counted_until_the_loop_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, -1, None)
+    for step in range(1, 9):
+        log.write("train", step, rows_seen=step * (step + 1))  # in a batch that grows
+    log.close()
+    MetricsLog(path, 6, None, rows_seen=42).close()  # and is killed before its loop begins
+    again = MetricsLog(path, 5, None, rows_seen=30)  # the checkpoint of step 6 was corrupt
+    assert (again.undone_steps, again.undone_rows) == (3, 72 - 30)
+    again.write("start", 5)
+    again.close()
+    assert MetricsLog(path, 5, None, rows_seen=30).undone_steps == 0
 
 
 def test_ctrl_c_in_the_middle_of_a_write_leaves_no_line_twice(tmp_path):

@@ -247,6 +247,8 @@ def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path
     assert "step 23 is the 4th in a row to be skipped: loss nan" in text
     assert "weights are those of step 19" in text
     assert "\n" not in text
+    (failure,) = records(tmp_path / "run", "failure")
+    assert (failure["reason"], failure["text"]) == ("gave up", text)
 
 
 # --- the disk is full

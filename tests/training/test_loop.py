@@ -1,5 +1,6 @@
 """The loop in this process: evaluation, schedule, optimizer, accumulation, starting weights."""
 
+import contextlib
 import json
 import shutil
 
@@ -250,6 +251,20 @@ def test_eval_only_evaluates_a_finished_run(finished, corpus_dir, capsys):
     assert runs.is_finished(settings, resume)
 
 
+def test_eval_only_changes_no_run(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    train(corpus_dir, run, "--max_iters=8", "--eval_interval=5")
+    shutil.rmtree(run / "checkpoints" / "step-8")  # as if it had been killed before
+    before = (run / runs.SETTINGS).read_bytes(), (run / runs.METRICS).read_bytes()
+    train(corpus_dir, run, "--max_iters=8", "--eval_interval=5", "--eval_only", "--batch_size=2",
+          "--gradient_accumulation_steps=6")  # fmt: skip
+    assert (run / runs.SETTINGS).read_bytes() == before[0]
+    assert (run / runs.METRICS).read_bytes().startswith(before[1])
+    assert records(run, "eval_only")[-1]["step"] == 5
+    train(corpus_dir, tmp_path / "new", "--eval_only")
+    assert (tmp_path / "new" / runs.SETTINGS).exists()  # what was asked for
+
+
 def test_files_that_are_not_ours_are_not_replaced(corpus_dir, tmp_path):
     (tmp_path / "settings.yaml").write_text("n_layer: 3\n")
     (tmp_path / "checkpoints" / "precious").mkdir(parents=True)
@@ -276,6 +291,34 @@ def test_a_writer_whose_lease_is_anothers_writes_no_checkpoint(corpus_dir, tmp_p
     with pytest.raises(RunFailed, match="another command has taken over"):
         work(settings, World(), lambda *_: None, taken_over, StopRequest())
     assert checkpoints.candidates(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("is_restored", [True, False])
+def test_a_lease_that_cannot_be_read_costs_a_checkpoint_and_no_run(
+    corpus_dir, tmp_path, is_restored
+):
+    run = tmp_path / "run"
+    flags = ("--max_iters=25", "--eval_interval=5", "--keep_best=9")
+    settings, _ = runs.check(tiny_settings(corpus_dir, run, *flags))
+    content = json.dumps({"id": "x", "host": "", "process": 1})
+
+    def lose(record):
+        if record["kind"] == "checkpoint" and record["step"] == 5:
+            (run / LEASE).unlink()
+        if is_restored and "step-10 could not be written" in record.get("text", ""):
+            (run / LEASE).write_text(content)
+
+    run.mkdir()
+    (run / LEASE).write_text(content)  # by hand, and without a heart
+    (run / runs.SETTINGS).write_text(runs.SIGNATURE)
+    with contextlib.ExitStack() as stack:
+        if not is_restored:
+            stack.enter_context(pytest.raises(RunFailed, match="3 checkpoints in a row"))
+        work(settings, World(), lambda *_: None, lose, StopRequest())
+    kept = [checkpoints.step_of(path) for path in checkpoints.candidates(run)]
+    assert kept == ([5, 15, 20, 25] if is_restored else [5])
+    notices = [r["text"] for r in records(run, "notice") if "!!!" in r["text"]]
+    assert all("its lease is gone" in text for text in notices)
 
 
 def test_a_checkpoint_that_its_run_replaced_is_looked_up_again(corpus_dir, tmp_path):

@@ -4,12 +4,11 @@ import contextlib
 import multiprocessing
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import wait_until
 from yuzogpt.config import TrainSettings
 from yuzogpt.metrics import read_records
 
@@ -94,24 +93,22 @@ def weights(run: Path, step: int) -> dict[str, bytes]:
 
 def wait_for_step(run: Path, step: int) -> int:
     """Wait until a run has made a step; return how far it is."""
-    wait, deadline = threading.Event(), time.monotonic() + 120
-    while time.monotonic() < deadline:
-        made = [record["step"] for record in records(run, "train")]
-        if made and made[-1] >= step:
-            return int(made[-1])
-        wait.wait(0.02)
-    raise AssertionError(f"{run}: no step {step} within two minutes")
+
+    def made() -> int:
+        last = ([0] + [record["step"] for record in records(run, "train")])[-1]
+        return int(last) if last >= step else 0
+
+    return wait_until(made)
 
 
 def wait_for_start(run: Path, number: int, steps: int) -> int:
     """Wait until the loop of a run was started so often, and made so many steps since."""
-    wait, deadline = threading.Event(), time.monotonic() + 120
-    while time.monotonic() < deadline:
+
+    def made() -> int:
         found = read_records(run / "metrics.jsonl")
         starts = [index for index, record in enumerate(found) if record["kind"] == "start"]
-        if len(starts) >= number:
-            made = [r["step"] for r in found[starts[number - 1] :] if r["kind"] == "train"]
-            if len(made) >= steps:
-                return int(made[-1])
-        wait.wait(0.02)
-    raise AssertionError(f"{run}: start {number} has not made {steps} steps within two minutes")
+        since = found[starts[number - 1] :] if len(starts) >= number else []
+        steps_made = [record["step"] for record in since if record["kind"] == "train"]
+        return int(steps_made[-1]) if len(steps_made) >= steps else 0
+
+    return wait_until(made)

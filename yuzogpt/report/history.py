@@ -27,6 +27,7 @@ NUMBERS = {
     ),
     "evaluation": ("step", "time", "val_loss_estimate"),
 }  # fmt: skip
+BESIDE = ("notice", "undone", "eval_only")  # kinds that do not show that a run trains
 LAYER_NUMBERS = ("grad_norm", "update_to_weight")
 
 
@@ -59,7 +60,7 @@ class History:
     health: Health
     events: list[Event]  # in the order of the file
     begin: float  # time of the first record
-    end: float  # time of the last record of the run
+    end: float  # time of the last record that shows that it trained
 
     @classmethod
     def read(cls, path: Path) -> "History | None":
@@ -78,9 +79,10 @@ class History:
         for record in timed(records):
             kind, time = record["kind"], record["time"]
             begin = time if math.isnan(begin) else begin
-            # What is said after the end, by an evaluation say, is no part of the run's time.
+            # What is said after the end is no part of the run's time, nor what is said of a run
+            # that does not train at the time: before a start, or by an evaluation.
             finished = (finished or kind == "final") and kind not in ("start", "train")
-            if not finished or kind == "final":
+            if (not finished or kind == "final") and kind not in BESIDE:
                 end = time
             if kind in columns:
                 for name in NUMBERS[kind]:
@@ -96,6 +98,7 @@ class History:
         train, evaluation = (
             {name: np.array(column) for name, column in columns[kind].items()} for kind in NUMBERS
         )
+        end = begin if math.isnan(end) else end
         return cls(train, evaluation, health_of(health), events, begin, end)
 
     def of_kind(self, *kinds: str) -> list[Event]:

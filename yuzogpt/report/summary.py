@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from yuzogpt.metrics import Record
 from yuzogpt.report.history import Column, Event, History, number
 from yuzogpt.runs import SETTINGS
 
@@ -43,7 +44,7 @@ class Attempt:
     def cause(self) -> str:
         """Why there was another attempt, in as few words as causes are added up by."""
         found = dict.fromkeys(
-            str(event.record.get("reason", "stopped")) if event.kind == "stop" else "worker failed"
+            str(event.record.get("reason", "stopped" if event.kind == "stop" else "worker failed"))
             for event in self.causes
         )
         return " + ".join(found) or "started again"
@@ -213,7 +214,6 @@ def attempts_of(history: History, starts: list[Event], pace: float) -> list[Atte
             first = start.trains
             lost = train["time"][first] - begin - (train["step"][first] - step) * pace
         redone = start.record.get("redone_steps")
-        tokens = start.record.get("tokens_per_step")
         attempts.append(
             Attempt(
                 started=start.time,
@@ -221,12 +221,19 @@ def attempts_of(history: History, starts: list[Event], pace: float) -> list[Atte
                 step=start.step,
                 causes=found,
                 redone_steps=redone,
-                redone_tokens=None if redone is None or tokens is None else redone * tokens,
+                redone_tokens=redone_tokens(start.record),
                 lost_from=begin,
                 lost_seconds=max(0.0, float(lost)),
             )
         )
     return attempts
+
+
+def redone_tokens(start: Record) -> int | None:
+    """Return the tokens of the steps done again; by the last batch, where they were not counted."""
+    steps, tokens = start.get("redone_steps"), start.get("tokens_per_step")
+    by_steps = None if steps is None or tokens is None else steps * tokens
+    return start.get("redone_tokens", by_steps)
 
 
 def causes_of(history: History, before: Event, start: Event) -> list[Event]:
@@ -250,6 +257,8 @@ def state_of(history: History) -> str:
             break
         if event.kind == "final":
             return "finished"
+        if event.kind == "failure" and "reason" in event.record:  # not a worker's
+            return f"{event.record['reason']}: {event.record.get('text')}"
         if event.kind == "stop":
             return f"stopped ({event.record.get('reason', 'no reason given')})"
     return "not finished"

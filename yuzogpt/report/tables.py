@@ -37,7 +37,7 @@ def facts(summary: Summary) -> Facts:
     max_iters = section(summary, "schedule").get("max_iters")
     of_all = f" of {max_iters:,}" if isinstance(max_iters, int) else ""
     found = [
-        ("state", summary.state),
+        ("state", plain(summary.state)),
         ("model", summary.model),
         ("corpus", str(data or "")),
         ("workers", workers(summary)),

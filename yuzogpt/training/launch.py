@@ -24,9 +24,9 @@ from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
 from yuzogpt.training import curves
 from yuzogpt.training.display import Display, number, take_wandb_key
-from yuzogpt.training.loop import Outside, train
+from yuzogpt.training.loop import train
+from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.parallel import process_group
-from yuzogpt.training.saving import Report
 from yuzogpt.training.stopping import Interruption, StopRequest, on_sigterm, request_in
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
@@ -77,10 +77,12 @@ def work(
             if world.local_rank == 0:
                 download(settings.run.init_from)
     log: MetricsLog | None = None
-    holder = holder_of(run)
-    if world.rank == 0:
-        step = resume.state.step if resume else -1
-        log = MetricsLog(run / runs.METRICS, step, listener)
+    holder = None
+    if world.rank == 0:  # it alone commits checkpoints
+        holder = holder_of(run)
+        step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
+        is_read = settings.evaluation.eval_only  # what is evaluated stays as it is
+        log = MetricsLog(run / runs.METRICS, None if is_read else step, listener, rows_seen)
         for line in broken:
             log.write("notice", max(step, 0), text=line)
 
@@ -108,8 +110,14 @@ def tell_of_stall(run: Path, line: str) -> None:
 
 
 def refuse_other(run: Path, holder: str | None) -> None:
-    """Raise RunFailed if out_dir has another writer now: this one's command was killed."""
-    if holder_of(run) != holder:
+    """Raise RunFailed if out_dir has another writer now: this one's command was killed.
+
+    OSError if that cannot be told: the command makes a lease that was removed anew.
+    """
+    found = holder_of(run)
+    if found is None and holder:
+        raise OSError(f"{mirrors.name_of(run)}: nobody holds it, its lease is gone")
+    if found != holder:
         raise RunFailed(f"{mirrors.name_of(run)}: another command has taken over")
 
 

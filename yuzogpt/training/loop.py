@@ -37,26 +37,15 @@ from yuzogpt.training.monitor import (
     squares_of_gradients,
 )
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
+from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
 from yuzogpt.training.records import Records, finite
-from yuzogpt.training.saving import Report, Saver
+from yuzogpt.training.saving import Saver
 from yuzogpt.training.schedules import batch_factor, lr_at
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 
 LONG_STEP = 5.0  # seconds; a longer one is not waited for when the run is asked to stop
-
-
-@dataclass(frozen=True)
-class Outside:
-    """What connects the loop to whoever started it."""
-
-    run: Path  # where this process finds out_dir
-    report: Report
-    refuse_to_write: Callable[[], None]  # raises RunFailed if out_dir is another command's by now
-    stop: StopRequest
-    watchdog: Watchdog
 
 
 def train(
@@ -105,13 +94,23 @@ def train(
         records.write("eval_only", val_loss=finite(validation.whole(model)))
         return None
     tokenizer = (corpus.directory / TOKENIZER).read_bytes()
-    saver = Saver(
-        run, settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside.report,
-        outside.refuse_to_write, outside.watchdog.moves,
-    )  # fmt: skip
+    saver = Saver(settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside)
     records.start(world, kind)
-    if step == 0:
-        records.evaluation(0, validation.estimate(model))
+
+    def evaluate() -> dict[str, float]:
+        estimate = validation.estimate(model)
+        records.evaluation(rows_seen, estimate)
+        return {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
+
+    def is_evaluated_after(step: int) -> bool:
+        return step == schedule.max_iters or is_due(step, settings.evaluation.eval_interval)
+
+    metrics: dict[str, float] = {}  # of the weights as they are
+    if resume is None:
+        evaluate()
+    elif is_evaluated_after(step) and "val_loss_estimate" not in resume.state.metrics:
+        metrics = evaluate()  # the run was stopped before it could
+        saver.add_metrics(resume, metrics)
     first_rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
     first_batch = next(micro_batches(data, rows_seen, first_rows, most, world, hardware))
     settle_buckets(trainee.trained, hardware, *first_batch)
@@ -158,7 +157,7 @@ def train(
             if is_long and (reason := asked_to_stop(outside.stop, world)):
                 break
         if reason:  # in the middle of a long step, which is done again
-            save({})
+            save(metrics)
             break
 
         # Is the step fit to be taken? All ranks come to the same answer.
@@ -198,12 +197,10 @@ def train(
         is_last = step == schedule.max_iters
         if totals.stopping and not is_last:
             reason = asked_to_stop(outside.stop, world)
-        metrics: dict[str, float] = {}
-        if is_last or (is_due(step, settings.evaluation.eval_interval) and not reason):
+        metrics = {}
+        if is_evaluated_after(step) and not reason:
             with records.not_timed():
-                estimate = validation.estimate(model)
-            metrics = {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
-            records.evaluation(rows_seen, estimate)
+                metrics = evaluate()
         # Weights that may be spoilt push no good ones out.
         is_fit = is_last or reason or not guard.not_finite_in_a_row
         if is_fit and (metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval)):

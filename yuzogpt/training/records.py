@@ -72,11 +72,13 @@ class Records:
 
     def start(self, world: World, parallel: str) -> None:
         """Say that the loop begins, or goes on, and what was lost for it."""
+        block_size = self.settings.model.block_size
         self.write(
             "start",
             workers=world.size,
             parallel=parallel,
             redone_steps=self.log.undone_steps if self.log else 0,
+            redone_tokens=self.log.undone_rows * block_size if self.log else 0,
             tokens_per_step=self.tokens_per_step,
         )
 

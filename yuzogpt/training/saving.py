@@ -28,21 +28,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from yuzogpt import checkpoints, mirrors, stored_checkpoints
-from yuzogpt.checkpoints import MODEL, OPTIMIZER, State, tensor_file
+from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State, tensor_file
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.tensor_files import write_tensors
 from yuzogpt.training.optimizers import Optimizer, state_tensors
+from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT, Trainee, local, rows_of_rank
 from yuzogpt.world import World
 
 LOWEST_PRIORITY = 19  # of the thread that writes, as `nice` counts
 MOST_FAILURES = 3  # checkpoints in a row that could not be written, before the run ends
-
-# The seam to the outside: called by every rank, equally often, for each checkpoint, with its
-# metrics and its directory.
-Report = Callable[[dict[str, float], Path], None]
 
 
 class Saver:
@@ -50,20 +47,17 @@ class Saver:
 
     def __init__(
         self,
-        run: Path,
         settings: CheckpointSettings,
         world: World,
         trainee: Trainee,
         optimizer: Optimizer,
         tokenizer: bytes,
         log: MetricsLog | None,
-        report: Report,
-        refuse_to_write: Callable[[], None],
-        on_progress: Callable[[], None],
+        outside: Outside,
     ) -> None:
         """Call it on every rank; `log` is rank 0's, the rest as in loop.train."""
-        self.run, self.settings, self.tokenizer, self.log = run, settings, tokenizer, log
-        self.report, self.refuse_to_write, self.on_progress = report, refuse_to_write, on_progress
+        self.settings, self.tokenizer, self.log = settings, tokenizer, log
+        self.outside, self.run = outside, outside.run
         self.world = world
         if world.size > 1:
             group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
@@ -76,6 +70,7 @@ class Saver:
         }
         self.parts = share_out(weights, world.size if trainee.kind == "fsdp" else 1)
         self.failures, self.bytes = 0, 0
+        self.step: int | None = None  # of the last checkpoint that is written, or being written
         self.copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}
         holds_something = trainee.kind == "fsdp" or world.rank == 0
         self.writing: Future[None] = in_thread(self._allocate if holds_something else lambda: None)
@@ -83,11 +78,15 @@ class Saver:
     def save(self, state: State) -> None:
         """Copy what a checkpoint holds, and write it beside what comes next.
 
-        Waits for the checkpoint before, if that is not written yet. RunFailed, on every rank, if
-        checkpoints cannot be written, or out_dir is another command's by now.
+        Waits for the checkpoint before, if that is not written yet; one of the same step is not
+        replaced. RunFailed, on every rank, if checkpoints cannot be written, or out_dir is another
+        command's by now.
         """
         started = time.perf_counter()
         self.wait()
+        if state.step == self.step:
+            return
+        self.step = state.step
         waited = time.perf_counter() - started
         for kind, copies in self.copies.items():
             for name, copy in copies.items():
@@ -97,13 +96,22 @@ class Saver:
         stall = time.perf_counter() - started
         self.writing = in_thread(lambda: self._write(state, stall, waited))
 
+    def add_metrics(self, checkpoint: Checkpoint, metrics: dict[str, float]) -> None:
+        """Keep with a checkpoint what was found out about it since it was written."""
+        if self.world.rank == 0:
+            try:
+                checkpoints.add_metrics(checkpoint.directory, metrics)
+            except OSError as error:
+                self._notice(checkpoint.state.step, f"metrics not kept ({reason_of(error)})")
+        self.outside.report(metrics, checkpoint.directory)
+
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or known to have failed.
 
         Slow storage is no hang: waiting for it counts as moving, until COLLECTIVE_TIMEOUT ends it.
         """
         while not self.writing.done():
-            self.on_progress()
+            self.outside.watchdog.moves()
             concurrent.futures.wait([self.writing], timeout=1)
         self.writing.result()
 
@@ -138,7 +146,7 @@ class Saver:
         place: str | None = None
         if is_first:
             try:
-                self.refuse_to_write()
+                self.outside.refuse_to_write()
                 mirrors.delete_folder(self._directory(state), first=checkpoints.MANIFEST)
                 place = checkpoints.begin(self.run, state.step).name
             except Exception as error:  # whatever it is, the other ranks wait for an answer
@@ -150,10 +158,9 @@ class Saver:
             found = self.world.gather((hashes, failed))
             if is_first:
                 problem = self._commit(temporary, state, found)
-        text = self.world.from_rank_0(reason_of(problem) if problem else None)
-        is_fatal = self.world.from_rank_0("fatal" if isinstance(problem, RunFailed) else None)
-        if text is not None:
-            self._note_failure(state, text, is_fatal is not None)
+        told = (reason_of(problem), isinstance(problem, RunFailed)) if problem else None
+        if failure := self.world.from_rank_0(told):
+            self._note_failure(state, *failure)
             return
         self.failures = 0
         if self.log:
@@ -165,25 +172,25 @@ class Saver:
                 write_seconds=round(time.perf_counter() - started, 3),
                 bytes=self.bytes,
             )
-        self.report(state.metrics, self._directory(state))
+        self.outside.report(state.metrics, self._directory(state))
 
     def _directory(self, state: State) -> Path:
         return self.run / "checkpoints" / f"step-{state.step}"
 
     def _note_failure(self, state: State, text: str, is_fatal: bool) -> None:
-        self.failures += 1
+        self.failures, self.step = self.failures + 1, None
         if is_fatal:
             raise RunFailed(text)
-        if self.log:
-            line = (
-                f"!!! checkpoint step-{state.step} could not be written ({text}); training goes on"
-            )
-            self.log.write("notice", state.step, text=line)
+        self._notice(state.step, f"could not be written ({text}); training goes on")
         if self.failures >= MOST_FAILURES:
             raise RunFailed(
                 f"{mirrors.name_of(self.run)}: {self.failures} checkpoints in a row could not be "
                 f"written ({text}); mend that, and the same command goes on from the newest one"
             )
+
+    def _notice(self, step: int, what: str) -> None:
+        if self.log:
+            self.log.write("notice", step, text=f"!!! checkpoint step-{step} {what}")
 
     def _write_tensors(self, temporary: Path, directory: Path) -> tuple[dict[str, str], str | None]:
         """Write this rank's files; return their hashes, and what went wrong."""
@@ -261,15 +268,16 @@ class Saver:
                 for kind in (MODEL, OPTIMIZER)
                 for part in range(len(self.parts))
             }
-            self.refuse_to_write()
-            written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
+            self.outside.refuse_to_write()
             if self.log:
                 self.log.push()  # a run that goes on from this checkpoint has its records, too
+            written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
             stored_checkpoints.publish(written.directory)
-            self.bytes = stored_checkpoints.size_of(written.directory)
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             return error
+        with contextlib.suppress(OSError):
+            self.bytes = stored_checkpoints.size_of(written.directory)
         try:
             checkpoints.prune(self.run, written, self.settings.keep_last, self.settings.keep_best)
         except Exception as error:  # the new one is whole, whatever is the matter with old ones

@@ -82,6 +82,13 @@ class ScheduleSettings(Section):
     )
     min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
 
+    @model_validator(mode="after")
+    def cooldown_is_given(self) -> Self:
+        """Constant and then linear: somebody must say when."""
+        if self.decay_lr and self.lr_schedule == "wsd" and not self.cooldown_iters:
+            raise ValueError("lr_schedule=wsd: cooldown_iters says how long its decay is, in steps")
+        return self
+
 
 class BatchSettings(Section):
     """The global batch of one step: batch_size x gradient_accumulation_steps rows, on any world."""

@@ -157,7 +157,7 @@ class EvaluationSettings(Section):
     eval_only: bool = setting(False, "evaluate the whole val split and stop")
     val_part: Part = setting(
         "whole",
-        "which half of the val split is looked at, or all of it; a sweep searches on the first",
+        "what of the val split is looked at: all, a half (sweeps search on the first), one window",
     )
     eval_tasks: Names = setting(
         (),

@@ -107,8 +107,9 @@ def refuse_short(split: str, tokens: int, block_size: int, part: Part = "whole")
         raise UserError(
             f"the {split} split is empty; prepare the corpus with a larger --val_fraction"
         )
-    rows, needs = ("a row needs", "") if part == "whole" else ("its two halves need", "2 * ")
-    least = block_size * (1 if part == "whole" else 2) + 1
+    is_half = part in ("first", "second")
+    rows, needs = ("its two halves need", "2 * ") if is_half else ("a row needs", "")
+    least = block_size * (2 if is_half else 1) + 1
     if tokens < least:
         raise UserError(
             f"the {split} split has {tokens:,} tokens, {rows} "
@@ -190,7 +191,8 @@ class FixedWindows:
     def numbers(self) -> range:
         """Which windows of the split these are."""
         count = (len(self.stream) - 1) // self.block_size
-        parts = {"whole": (0, count), "first": (0, count // 2), "second": (count // 2, count)}
+        half = count // 2
+        parts = {"whole": (0, count), "first": (0, half), "second": (half, count), "one": (0, 1)}
         return range(*parts[self.part])
 
     def __len__(self) -> int:

@@ -40,11 +40,13 @@ class Verb:
     positional: tuple[str, ...] = ()  # settings that are given without their names, in this order
     one: str = ""  # what these are
     takes_presets: bool = False
+    goes_on: bool = False  # where it was interrupted, when it is called again
 
 
 VERBS = {
     "prepare": Verb(
-        "CORPUS", "text -> Arrow blocks", PrepareSettings, verbs.prepare, ("dataset",), "one corpus"
+        "CORPUS", "text -> Arrow blocks", PrepareSettings, verbs.prepare,
+        ("dataset",), "one corpus", goes_on=True,
     ),
     "inspect": Verb(
         "DIR", "what is in a prepared corpus", InspectSettings, verbs.inspect,
@@ -52,11 +54,11 @@ VERBS = {
     ),
     "train": Verb(
         "[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, verbs.train,
-        takes_presets=True,
+        takes_presets=True, goes_on=True,
     ),
     "tune": Verb(
         "[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, verbs.tune,
-        takes_presets=True,
+        takes_presets=True, goes_on=True,
     ),
     "report": Verb(
         "OUT_DIR", "what a run did -> report.html", ReportSettings, verbs.report,
@@ -64,7 +66,7 @@ VERBS = {
     ),
     "evaluate": Verb(
         "RUN | DIR | gpt2 | PRESET", "checkpoint -> benchmarks", EvaluateSettings, verbs.evaluate,
-        ("model",), "one model", takes_presets=True,
+        ("model",), "one model", takes_presets=True, goes_on=True,
     ),
     "bench": Verb(
         "[PRESET | FILE.yaml]...", "what a training step costs", BenchSettings, verbs.bench,
@@ -167,8 +169,9 @@ def overview() -> str:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        main(sys.argv[1:] if arguments is None else arguments)
+        main(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
             print(f"yuzogpt: {error}", file=sys.stderr)
@@ -187,5 +190,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print(f"yuzogpt: {error.filename or 'the system says'}: {reason}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("yuzogpt: interrupted; the same command goes on", file=sys.stderr)
+        goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
+        more = "; the same command goes on" if goes_on else ""
+        print(f"yuzogpt: interrupted{more}", file=sys.stderr)
         sys.exit(130)

@@ -97,6 +97,13 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
     return True, "compile on: CUDA with triton"
 
 
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of memory that a device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def available_cores() -> int:
     """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

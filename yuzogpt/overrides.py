@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -178,8 +178,15 @@ def help_text(schema: type[Section]) -> str:
         extra = field.json_schema_extra
         unit = f" [{extra['unit']}]" if isinstance(extra, dict) and extra["unit"] else ""
         flag = f"--{leaf}={field.default!r}"
-        lines.append(f"  {flag:<36} {field.description}{unit}")
+        lines.append(f"  {flag:<36} {field.description}{choices(field)}{unit}")
     return "\n".join(lines).lstrip("\n")
+
+
+def choices(field: FieldInfo) -> str:
+    """Return the values that a setting may have, if they are few words."""
+    if get_origin(field.annotation) is not Literal:
+        return ""
+    return f" ({' | '.join(value for value in get_args(field.annotation) if value)})"
 
 
 def to_yaml(settings: Section, without: dict[str, set[str]] | None = None) -> str:

@@ -195,6 +195,12 @@ def check_world(settings: TrainSettings, workers: int) -> None:
         raise UserError(
             f"a global batch of {least} rows is too small for {workers} workers; raise --{flag}"
         )
+    grows = settings.batch.batch_schedule == "noise" and least < settings.batch.global_rows
+    if grows and least < 2 * workers:  # one gradient alone shows no noise
+        raise UserError(
+            f"batch_schedule=noise: {workers} workers need {2 * workers} rows to measure it; raise "
+            f"--start_rows={least}"
+        )
 
 
 def check_writable(directory: Path, name: str) -> None:

@@ -61,22 +61,36 @@ def train(settings: Section) -> None:
 
 def locate_train(settings: T) -> T:
     """Make every path absolute; one in an object store stays a URI."""
-    from yuzogpt.model.hub import PUBLISHED
-
     run, data = settings.run, settings.data
-    named = data.data_dir or f"data/{data.dataset}"
-    data_dir = absolute_or_remote(named, run.storage, "data_dir")
-    changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
-    if run.init_from not in ("scratch", "resume", *PUBLISHED):
-        changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
+    changes = {
+        "out_dir": directory_or_store(run.out_dir, run.storage, "out_dir"),
+        "init_from": locate_start(settings),
+    }
     key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
-            "data": data.model_copy(update={"data_dir": data_dir}),
+            "data": data.model_copy(update={"data_dir": locate_data(settings)}),
             "log": settings.log.model_copy(update={"wandb_key_file": key_file}),
         }
     )
+
+
+def locate_data(settings: TrainSettings) -> str:
+    """Return where the corpus is."""
+    data = settings.data
+    named = data.data_dir or f"data/{data.dataset}"
+    return absolute_or_remote(named, settings.run.storage, "data_dir")
+
+
+def locate_start(settings: TrainSettings) -> str:
+    """Return where weights start: a name, or where the directory is."""
+    from yuzogpt.model.hub import PUBLISHED
+
+    start = settings.run.init_from
+    if start in ("scratch", "resume", *PUBLISHED):
+        return start
+    return directory_or_store(start, settings.run.storage, "init_from")
 
 
 def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
@@ -163,16 +177,29 @@ def report(settings: Section) -> None:
 def bench(settings: Section) -> None:
     """Measure what a training step costs."""
     assert isinstance(settings, BenchSettings)
-    settings = locate_train(settings)
-    trace = settings.bench.trace
-    if trace:
-        trace = str(absolute(trace, settings.run.storage, "trace"))
-    wanted = settings.bench.model_copy(update={"trace": trace})
+    settings = locate_bench(settings)
 
     from yuzogpt.bench.bench import bench as measure
     from yuzogpt.bench.bench import show
 
-    show(measure(settings.model_copy(update={"bench": wanted})), wanted.output)
+    show(measure(settings), settings.bench.output)
+
+
+def locate_bench(settings: BenchSettings) -> BenchSettings:
+    """Make the paths absolute that are used: its runs are in a directory that is deleted."""
+    run, data, wanted = settings.run, settings.data, settings.bench
+    trace, data_dir = wanted.trace, data.data_dir
+    if trace:
+        trace = str(absolute(trace, run.storage, "trace"))
+    if not wanted.synthetic:
+        data_dir = locate_data(settings)
+    return settings.model_copy(
+        update={
+            "run": run.model_copy(update={"init_from": locate_start(settings)}),
+            "data": data.model_copy(update={"data_dir": data_dir}),
+            "bench": wanted.model_copy(update={"trace": trace}),
+        }
+    )
 
 
 def sample(settings: Section) -> None:

@@ -1,16 +1,31 @@
 """`yuzogpt bench` as its user calls it: real runs, a table, JSON, a trace."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from yuzogpt.bench.bench import Row, break_even
+from tests.conftest import REPOSITORY
+from tests.training.worlds import wait_for_step
+from yuzogpt import cli, tokenizers
+from yuzogpt.bench.bench import Row, break_even, in_directory, row, short_run, table
 from yuzogpt.bench.hardware_rate import flops_per_token, spread
-from yuzogpt.config import ModelSettings
+from yuzogpt.bench.launchers import Timing, measure, what_went_wrong
+from yuzogpt.bench.synthetic import MOST, tokenizer_of
+from yuzogpt.config import BenchSettings, ModelSettings
+from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.model.gpt import GPT
+from yuzogpt.overrides import resolve
+from yuzogpt.paths import SUBMITTED_JOB
 
 FLAGS = (
     "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4 --vocab_size=40 "
@@ -19,57 +34,196 @@ FLAGS = (
 ).split()
 
 
-def bench(*flags, cwd) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "yuzogpt", "bench", *FLAGS, *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def bench(*flags: str) -> None:
+    cli.main(["bench", *FLAGS, *flags])
 
 
-def test_bare_and_torchrun_are_measured_and_nothing_is_left(tmp_path):
-    flags = ("--launchers=bare,torchrun", "--world_sizes=2", "--json", "--trace=trace.json")
-    ended = bench(*flags, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
+def settings_of(*flags) -> BenchSettings:
+    return resolve(BenchSettings, [], [*FLAGS, *flags])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Call bench from an empty directory, and have it make its own in another."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path / "here"
+    assert not list(tmp_path.glob("yuzogpt-bench-*"))
+
+
+def test_bare_and_torchrun_are_measured_and_nothing_is_left(here, capsys):
+    bench("--launchers=bare,torchrun", "--world_sizes=2", "--json", "--trace=trace.json")
+    found = json.loads(capsys.readouterr().out)
     assert [(row["launcher"], row["workers"]) for row in found["rows"]] == [
         ("bare", 1),
         ("torchrun", 2),
     ]
     assert found["tokens_per_step"] == 4 * 2 * 16
-    for row in found["rows"]:
-        assert row["ms_low"] <= row["ms_per_step"] <= row["ms_high"]
-        seconds = found["tokens_per_step"] / row["tokens_per_second"]
-        assert 1e3 * seconds == pytest.approx(row["ms_per_step"])
-        rate = found["flops_per_token"] * row["tokens_per_second"]
-        assert row["mfu"] == pytest.approx(rate / found["matrix_flops_per_second"])
-        assert 0 < row["mfu"] < 1
-    trace = json.loads((tmp_path / "trace.json").read_text())
+    for one in found["rows"]:
+        assert one["ms_low"] <= one["ms_per_step"] <= one["ms_high"]
+        seconds = found["tokens_per_step"] / one["tokens_per_second"]
+        assert 1e3 * seconds == pytest.approx(one["ms_per_step"])
+        rate = found["flops_per_token"] * one["tokens_per_second"]
+        assert one["mfu"] == pytest.approx(rate / found["matrix_flops_per_second"])
+        assert 0 < one["mfu"] < 1
+    trace = json.loads((here / "trace.json").read_text())
     names = {event.get("name") for event in trace["traceEvents"]}
     assert "aten::scaled_dot_product_attention" in names
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["trace.json"]
+    assert [path.name for path in here.iterdir()] == ["trace.json"]
 
 
-def test_a_person_gets_a_table(tmp_path):
-    ended = bench(cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert "GFLOP/s" in ended.stdout
-    (line,) = [line for line in ended.stdout.splitlines() if line.split()[:2] == ["bare", "1"]]
-    assert line.rstrip().endswith("MiB")
+def test_a_person_gets_a_table(here, capsys, monkeypatch):
+    """In a submitted job, too: nothing is read or left where relative paths lead."""
+    monkeypatch.setenv(SUBMITTED_JOB, "{}")
+    held = np.ones(2**27)  # 1 GiB, which the run's memory has nothing to do with
+    bench()
+    shown = capsys.readouterr().out
+    assert "GFLOP/s" in shown
+    (line,) = [line for line in shown.splitlines() if line.split()[:2] == ["bare", "1"]]
+    memory, unit = line.split()[-2:]
+    assert unit == "MiB"
+    assert 100 < float(memory.replace(",", "")) < held.nbytes / 2**20
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("flag", "words"),
+    ("flags", "words"),
     [
         ("--launchers=mpi", "not one of bare, torchrun, ray"),
         ("--world_sizes=0", "at least one worker"),
         ("--world_sizes=two", "valid integer"),
         ("--n_head=3", "not a multiple of n_head"),
         ("--synthetic=False", "no prepared corpus here"),
+        ("--trace=t.json --launchers=torchrun", "only launchers=bare"),
+        ("--trace=t.json --steps=2", "the last 3 of more steps"),
+        ("--trace=no/such/t.json", "a directory that exists"),
+        ("--launchers=torchrun --world_sizes=1,9", "too small for 9 workers"),
+        ("--launchers=ray --ray_address=127.0.0.1:9", "say with --storage"),
+        ("--init_from=gpt2 --freeze_layers=3", "--freeze_layers=0"),
+        ("--vocab_size=1100000", "at most 1,092,096"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, flag, words):
-    ended = bench(flag, cwd=tmp_path)
-    assert ended.returncode == 2
-    assert words in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+def test_mistakes_are_one_line(here, flags, words):
+    with pytest.raises(UserError) as told:
+        bench(*flags.split())
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not list(here.iterdir())
+
+
+def test_ctrl_c_leaves_no_process_and_no_file(tmp_path):
+    mark = f"bench-{tmp_path.name}-{os.getpid()}"
+    flags = "--launchers=torchrun", "--world_sizes=2", "--steps=100000"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yuzogpt", "bench", *FLAGS, *flags],
+        env={**os.environ, "TMPDIR": str(tmp_path), "MARK": mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(wait_for_run(tmp_path), 1)
+    assert len(marked(mark)) >= 4  # bench, torchrun, two ranks
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert marked(mark) == []
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "yuzogpt: interrupted"  # it will not go on
+
+
+def test_sigterm_ends_what_runs(tmp_path, monkeypatch):
+    mark = f"bench-{tmp_path.name}-{os.getpid()}"
+    monkeypatch.setenv("MARK", mark)
+
+    def ask() -> None:
+        wait_for_step(wait_for_run(tmp_path), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(Stopped):
+        bench("--steps=100000")
+    asking.join()
+    assert marked(mark) == []
+
+
+def wait_for_run(directory: Path) -> Path:
+    """Wait until a row of bench has begun; return its run."""
+    wait, deadline = threading.Event(), time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := list(directory.glob("yuzogpt-bench-*/*/metrics.jsonl")):
+            return found[0].parent
+        wait.wait(0.02)
+    raise AssertionError("no run within a minute")
+
+
+def marked(mark: str) -> list[int]:
+    """Return the processes that inherited a variable of that value."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found
+
+
+def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tmp_path):
+    settings = resolve(BenchSettings, [], [
+        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear", "--start_rows=12",
+        "--ramp_iters=9", "--eval_tasks=lambada", "--dataset=shakespeare_char", "--steps=1",
+    ])  # fmt: skip
+    run = short_run(settings, tmp_path)
+    assert (run.model.n_layer, run.model.n_embd, run.model.dropout) == (3, 48, 0.1)
+    assert run.run.init_from == "scratch"
+    assert run.batch.batch_schedule == "constant"
+    assert run.evaluation.eval_tasks == ()
+
+
+def test_a_row_that_fails_says_why(tmp_path):
+    run = in_directory(short_run(settings_of(), tmp_path), str(tmp_path), "torchrun-1")
+    changed = run.data.model_copy(update={"data_dir": str(tmp_path / "none")})
+    with pytest.raises(RunFailed, match=r"torchrun, 1 worker.*no prepared corpus here"):
+        measure("torchrun", run.model_copy(update={"data": changed}), 1)
+
+
+def test_of_a_log_the_line_that_says_it_is_shown():
+    rank = ["[rank1]:   File x", "[rank1]: torch.OutOfMemoryError: CUDA out of memory", "W1126 ..."]
+    end = ["elastic.errors.ChildFailedError: ", "=====", "exitcode : 1", "====="]
+    assert what_went_wrong([*rank, *end]) == rank[1]
+    assert what_went_wrong(["yuzogpt: too hot", *rank, *end]) == "too hot"
+    assert what_went_wrong(["hm", "-----", ""]) == "hm"
+    assert what_went_wrong([]) == ""
+
+
+def test_synthetic_text_has_any_vocabulary_that_unicode_has_characters_for():
+    for size in (40, 50_000, MOST):
+        tokenizer = tokenizer_of("openwebtext", size)
+        assert tokenizer.vocab_size == size
+        assert tokenizers.to_bytes(tokenizer)
+    with pytest.raises(UserError, match="at most 1,092,096"):
+        tokenizer_of("openwebtext", MOST + 1)
+
+
+def test_shares_are_of_the_ideal_and_of_all_devices():
+    shape = ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=40)
+    rate, timing = 1e9, Timing([0.5, 0.5], tokens=1000, until_first=1.0, memory=None)
+    one, two = (row("torchrun", n, timing, shape, "cuda", rate, 0) for n in (1, 2))
+    shared = row("torchrun", 2, timing, shape, "cpu", rate, 0)
+    assert two.mfu == one.mfu / 2
+    assert shared.mfu == one.mfu
+
+    def ideal(workers_share: bool, *counts: int) -> list[str]:
+        rows = [{**vars(one), "workers": count} for count in counts]
+        drawn = table(rows, workers_share)
+        column = next(column for column in drawn.columns if column.header == "of ideal")
+        return list(column.cells)
+
+    assert ideal(True, 2, 4) == ["1.00", "1.00"]
+    assert ideal(False, 2, 4) == ["1.00", "0.50"]
+    assert ideal(False, 4, 1) == ["0.25", "1.00"]
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.gpt_neox.modeling_gpt_neox import (
     GPTNeoXConfig,
     GPTNeoXRotaryEmbedding,
@@ -96,6 +97,13 @@ def test_alibi_attention_is_that_of_its_equation():
         weights = scores.softmax(-1)
         expected[:, t, own] = torch.einsum("bs,bsd->bd", weights, v[:, : t + 1, own])
     torch.testing.assert_close(found, attention.c_proj(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
+def test_attention_is_the_flash_kernels(pos_emb):
+    model, ids = made(pos_emb=pos_emb), torch.zeros(2, 32, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # and no other
+        model(ids, ids).sum().backward()
 
 
 @pytest.mark.parametrize("pos_emb", ["rotary", "alibi"])

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.sampling.engines import (
     SHAPE,
@@ -296,6 +297,12 @@ def test_variants_go_through_the_cache_as_without_it(changes):
     longer = {**changes, "block_size": 4 * SHAPE.block_size}
     events = run(make_engine(small_model(**longer)), [greedy(prompt, 90) for prompt in prompts])
     check_against_uncached(small_model(**longer), prompts, events)
+
+
+@pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
+def test_cached_attention_is_the_flash_kernels(pos_emb):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # and no other
+        run(make_engine(small_model(pos_emb=pos_emb)), [greedy(random_prompt(6, 1), 3)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, yuzogpt
 from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
+from yuzogpt.errors import UserError
 from yuzogpt.overrides import resolve
 from yuzogpt.sampling.sample import sample as draw_samples
 
@@ -55,6 +56,14 @@ def test_prompts_of_a_file_are_sampled_together_as_they_are_alone(run_dir, tmp_p
         f"--stop={json.dumps(['zzz', stop])}",
     )  # fmt: skip
     assert cut == "thou" + whole[4 : whole.index(stop, 4)]
+
+
+def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):
+    flags = [*TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
+    main(["train", *flags, "--num_workers=0", "--max_iters=1", "--pos_emb=rotary"])
+    assert sample(tmp_path / "run", "--context=64")
+    with pytest.raises(UserError, match=r"--context=9{12}: keys .* GB, and there are .* lower it"):
+        sample(tmp_path / "run", f"--context={'9' * 12}")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,15 @@
 """Schedules: formulas by step, the order of data, resuming in the middle, the noise scale."""
 
-import itertools
-
 import pytest
 import torch
 
 from tests.conftest import tiny_settings
 from tests.training.worlds import losses, records, run_world, weights
-from yuzogpt import checkpoints
+from yuzogpt import checkpoints, runs
 from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.training.batch_size import MEASURED_EVERY, WARM_AFTER, GlobalBatch
-from yuzogpt.training.schedules import batch_factor, lr_at, rows_at, rows_before
+from yuzogpt.training.schedules import batch_factor, lr_at, rows_at
 from yuzogpt.world import World
 
 RAMPS = {
@@ -32,20 +30,11 @@ def batch(kind: str, start: int, ramp: int, micro: int = 4, times: int = 4) -> B
 def test_a_linear_ramp_takes_equal_steps():
     ramp = batch("linear", 4, 12)  # 4, 8, 12, 16
     assert [rows_at(step, ramp) for step in range(14)] == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 2
-    assert rows_before(14, ramp) == 4 * (4 + 8 + 12) + 2 * 16
 
 
 def test_doublings_are_equally_far_apart():
     ramp = batch("steps", 2, 9)  # 2, 4, 8, 16
     assert [rows_at(step, ramp) for step in range(11)] == [2] * 3 + [4] * 3 + [8] * 3 + [16] * 2
-    assert rows_before(11, ramp) == 3 * 14 + 32
-
-
-@pytest.mark.parametrize("kind", ["constant", "linear", "steps"])
-def test_rows_before_a_step_are_the_sum_of_those_of_each(kind):
-    ramp = batch(kind, 2, 37)
-    sums = [0, *itertools.accumulate(rows_at(step, ramp) for step in range(100))]
-    assert [rows_before(step, ramp) for step in range(101)] == sums
 
 
 def test_the_learning_rate_follows_the_root_of_the_batch():
@@ -71,6 +60,15 @@ def test_ways_from_the_peak(kind, at_60, at_84):
     assert lr_at(110, optimizer, schedule) == lr_at(10**6, optimizer, schedule) == 0.1
 
 
+def test_a_cooldown_longer_than_there_is_room_for_begins_after_the_warmup():
+    schedule = ScheduleSettings(
+        lr_schedule="wsd", warmup_iters=10, lr_decay_iters=110, min_lr=0.0, cooldown_iters=500
+    )
+    optimizer = OptimizerSettings(learning_rate=1.0)
+    found = [lr_at(step, optimizer, schedule) for step in (10, 35, 60, 110)]
+    assert found == pytest.approx([1.0, 0.75, 0.5, 0.0])
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -78,11 +76,22 @@ def test_ways_from_the_peak(kind, at_60, at_84):
         (("--batch_schedule=noise", "--start_rows=5"), "start_rows=5 must divide"),
         (("--batch_schedule=steps", "--start_rows=4", "--ramp_iters=5"), "4 times 2, 4, 8"),
         (("--batch_schedule=linear", "--start_rows=4"), "ramp_iters says where"),
+        (("--lr_schedule=wsd",), "cooldown_iters says how long"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words):
     with pytest.raises(UserError, match=words):
         tiny_settings(corpus_dir, tmp_path, *flags)
+
+
+def test_a_schedule_by_noise_needs_two_rows_a_worker(corpus_dir, tmp_path):
+    """Fewer are one gradient, and nothing to hold it against: the batch would never grow."""
+    settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=4")
+    runs.check_world(settings, 2)
+    with pytest.raises(UserError, match="3 workers need 6 rows to measure it; raise --start_rows"):
+        runs.check_world(settings, 3)
+    whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=12")
+    runs.check_world(whole, 12)  # has nowhere to grow
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +116,16 @@ def test_resuming_in_the_middle_of_a_ramp_is_exact(root, name):
     assert weights(root / name, last) == weights(root / f"{name}-parts", last)
 
 
+SIZES = {"linear": (2, 4, 6, 8, 10), "steps": (3, 6)}  # of RAMPS, on the way to 12 rows
+
+
+def rows_before(step: int, name: str) -> int:
+    """Return the rows of all steps before one: each size lasts equally long."""
+    each = 20 // len(SIZES[name])
+    ramp = (rows * min(max(step - each * i, 0), each) for i, rows in enumerate(SIZES[name]))
+    return sum(ramp) + 12 * max(0, step - 20)
+
+
 @pytest.mark.parametrize("name", ["linear", "steps"])
 def test_tokens_seen_at_a_step_match_the_formula(root, name):
     settings = BatchSettings(
@@ -114,10 +133,10 @@ def test_tokens_seen_at_a_step_match_the_formula(root, name):
         start_rows=2 if name == "linear" else 3, ramp_iters=20,
     )  # fmt: skip
     for record in records(root / name, "train"):
-        assert record["rows_seen"] == rows_before(record["step"], settings)
+        assert record["rows_seen"] == rows_before(record["step"], name)
         assert record["tokens_per_step"] == 16 * rows_at(record["step"] - 1, settings)
     state = checkpoints.newest(root / name, lambda *_: None).state
-    assert state.rows_seen == rows_before(30, settings)
+    assert state.rows_seen == rows_before(30, name)
 
 
 def test_a_ramp_is_the_same_on_any_world(root):

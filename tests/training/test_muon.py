@@ -232,3 +232,5 @@ def test_mup_keeps_what_a_step_changes_at_every_width():
     assert with_mup[0] == without[0]  # at the base's width there is nothing to scale
     assert max(with_mup) < 2 * min(with_mup), with_mup
     assert without[-1] > 3 * without[0], without
+    by_muon = [coordinates(width, 64, "muon", 0.003) for width in (64, 192, 512)]
+    assert max(by_muon) < 2 * min(by_muon), by_muon

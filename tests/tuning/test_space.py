@@ -42,6 +42,10 @@ def test_whole_numbers_stay_whole():
     assert type(distribution["schedule.warmup_iters"]).__name__ == "IntDistribution"
 
 
+def test_how_weights_start_can_be_searched():
+    assert len(space_of("residual_init={choice: [scaled, zero]}").grid()) == 2
+
+
 def test_a_trials_values_leave_unset_what_the_user_left_out():
     """A pretrained model's shape is its own where the user said nothing."""
     changed = with_values(SETTINGS, {"optimizer.learning_rate": 0.1})

@@ -16,12 +16,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from yuzogpt import runs
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
-from yuzogpt.bench.launchers import LAUNCHERS, Timing, run_bare
+from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_sigterm
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
-from yuzogpt.data.remote import open_anywhere
+from yuzogpt.errors import UserError
 from yuzogpt.hardware import choose_hardware
+from yuzogpt.paths import absolute
+from yuzogpt.references import resolve_model
 from yuzogpt.world import World
 
 NEVER = 10**9  # steps
@@ -46,60 +49,90 @@ class Row:
 def bench(settings: BenchSettings) -> dict[str, Any]:
     """Measure, and return everything that is known."""
     wanted = settings.bench
-    with tempfile.TemporaryDirectory(prefix="yuzogpt-bench-") as directory:
+    storage = check(settings)
+    place = tempfile.TemporaryDirectory(prefix="yuzogpt-bench-", dir=storage)
+    with raising_on_sigterm(), place as directory:
         base = short_run(settings, Path(directory))
+        base, _ = runs.check(in_directory(base, directory, "none"))
+        for workers in wanted.world_sizes if wanted.launchers != ("bare",) else ():
+            runs.check_world(base, workers)
         hardware = choose_hardware(base.device, World(), base.device.compile)
-        rate = matrix_rate(hardware)
-        rows: list[Row] = []
-
-        def add(name: str, workers: int, timing: Timing) -> None:
-            rows.append(row(name, workers, timing, base.model, rate, wanted.warmup_steps))
-
+        timings: list[tuple[str, int, Timing]] = []
         if "bare" in wanted.launchers:
-            trace = Path(wanted.trace) if wanted.trace else None
-            add("bare", 1, run_bare(in_directory(base, directory, "bare"), trace))
+            run = in_directory(base, directory, "bare")
+            timings.append(("bare", 1, measure("bare", run, 1, wanted.trace)))
             if hardware.compile:
                 device = base.device.model_copy(update={"compile": False})
                 eager = base.model_copy(update={"device": device})
-                add("bare, eager", 1, run_bare(in_directory(eager, directory, "eager"), None))
+                run = in_directory(eager, directory, "eager")
+                timings.append(("bare, eager", 1, measure("bare", run, 1)))
         for workers in wanted.world_sizes:
-            for name in (name for name in wanted.launchers if name in LAUNCHERS):
+            for name in (name for name in wanted.launchers if name != "bare"):
                 run = in_directory(base, directory, f"{name}-{workers}")
-                add(name, workers, LAUNCHERS[name](run, workers))
-        return {
-            "device": hardware.device.type,
-            "threads": hardware.threads,
-            "choices": list(hardware.reasons),
-            "shape": base.model.model_dump(),
-            "tokens_per_step": base.batch.global_rows * base.model.block_size,
-            "flops_per_token": flops_per_token(base.model),
-            "matrix_flops_per_second": rate,
-            "rows": [dataclasses.asdict(row) for row in rows],
-            "break_even_steps": break_even(rows),
-        }
+                timings.append((name, workers, LAUNCHERS[name](run, workers)))
+        rate = matrix_rate(hardware)
+    kind, warmup = hardware.device.type, wanted.warmup_steps
+    rows = [row(*timing, base.model, kind, rate, warmup) for timing in timings]
+    return {
+        "device": kind,
+        "threads": hardware.threads,
+        "choices": list(hardware.reasons),
+        "shape": base.model.model_dump(),
+        "tokens_per_step": base.batch.global_rows * base.model.block_size,
+        "flops_per_token": flops_per_token(base.model),
+        "matrix_flops_per_second": rate,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "break_even_steps": break_even(rows),
+    }
+
+
+def check(settings: BenchSettings) -> Path | None:
+    """Find the mistakes that need no corpus; return where runs are to be, if not just anywhere."""
+    wanted, storage, trace = settings.bench, settings.run.storage, settings.bench.trace
+    if trace and (not Path(trace).parent.is_dir() or Path(trace).is_dir()):
+        raise UserError(f"--trace={trace}: give a file in a directory that exists")
+    if settings.finetuning.freeze_layers:
+        raise UserError(
+            f"--freeze_layers={settings.finetuning.freeze_layers}: only steps in which all layers "
+            "learn are measured; --freeze_layers=0"
+        )
+    if storage:
+        directory = absolute(".", storage, "storage")
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+    if "ray" in wanted.launchers and runs.ray_address(settings):
+        raise UserError(
+            "--launchers=ray, on a cluster: say with --storage where all its nodes see what the "
+            "others write"
+        )
+    return None
 
 
 def short_run(settings: BenchSettings, directory: Path) -> TrainSettings:
     """Return the settings of a run that does nothing but steps; make its corpus, if need be."""
-    wanted, data_dir = settings.bench, settings.data.data_dir
+    wanted, data_dir, start = settings.bench, settings.data.data_dir, settings.run.init_from
     steps = wanted.warmup_steps + wanted.steps
+    if start not in ("scratch", "resume"):  # new weights do as well; their shape counts
+        model = runs.shaped_like(settings, resolve_model(start).shape).model
+        settings = settings.model_copy(update={"model": model})
     if wanted.synthetic:
         rows = steps * settings.batch.global_rows + 2
         data_dir = str(directory / "corpus")
         length = settings.model.block_size
         tokenizer = tokenizer_of(settings.data.dataset, settings.model.vocab_size)
         write_random_corpus(Path(data_dir), tokenizer, train=rows * length, val=2 * length + 1)
-    vocab = open_anywhere(data_dir).manifest.tokenizer["vocab_size"]
     changes: dict[str, dict[str, Any]] = {
         "data": {"data_dir": data_dir},
-        "model": {"vocab_size": vocab},
         "schedule": {"max_iters": steps},
-        "evaluation": {"eval_interval": NEVER, "eval_iters": 1, "eval_only": False},
+        "batch": {"batch_schedule": "constant"},
+        "evaluation": {
+            "eval_interval": NEVER, "val_part": "one", "eval_only": False, "eval_tasks": ()
+        },
         "checkpoint": {"checkpoint_interval": 0},
         "log": {"log_interval": 1, "health_interval": 0, "network_interval": 0, "wandb_log": False},
         "run": {"init_from": "scratch", "overwrite": False},
         "workers": {"num_workers": 0},
-    }
+    }  # fmt: skip
     sections: dict[str, Section] = {name: getattr(settings, name) for name in changes}
     updated = {name: part.model_copy(update=changes[name]) for name, part in sections.items()}
     kept = {name: getattr(settings, name) for name in TrainSettings.model_fields}
@@ -113,9 +146,19 @@ def in_directory(settings: TrainSettings, directory: str, name: str) -> TrainSet
 
 
 def row(
-    name: str, workers: int, timing: Timing, shape: ModelSettings, rate: float, warmup: int
+    name: str,
+    workers: int,
+    timing: Timing,
+    shape: ModelSettings,
+    device: str,
+    rate: float,
+    warmup: int,
 ) -> Row:
-    """Turn a run's steps into a row, without those of the warm-up."""
+    """Turn a run's steps into a row, without those of the warm-up; `rate`: of one device.
+
+    Workers share a CPU, and have a GPU each.
+    """
+    devices = 1 if device == "cpu" else workers
     middle, low, high = spread(timing.seconds[warmup:])
     tokens_per_second = timing.tokens / middle
     return Row(
@@ -125,7 +168,7 @@ def row(
         ms_low=1e3 * low,
         ms_high=1e3 * high,
         tokens_per_second=tokens_per_second,
-        mfu=tokens_per_second * flops_per_token(shape) / rate,
+        mfu=tokens_per_second * flops_per_token(shape) / (rate * devices),
         seconds_to_first_step=timing.until_first,
         memory_bytes=timing.memory,
     )
@@ -167,10 +210,10 @@ def table(rows: list[dict[str, Any]], workers_share: bool) -> Table:
     drawn.add_column("launcher")
     for name in COLUMNS:
         drawn.add_column(name, justify="right")
-    alone = {row["launcher"]: row["tokens_per_second"] for row in rows if row["workers"] == 1}
-    reference = alone.get("bare", rows[0]["tokens_per_second"] / rows[0]["workers"])
+    reference = min(rows, key=lambda row: row["workers"])  # the first of them
     for row in rows:
-        ideal = reference * (1 if workers_share else row["workers"])
+        times = 1 if workers_share else row["workers"] / reference["workers"]
+        ideal = reference["tokens_per_second"] * times
         memory = row["memory_bytes"]
         drawn.add_row(
             row["launcher"],

@@ -21,11 +21,8 @@ def flops_per_token(shape: ModelSettings) -> float:
     Six for each weight that something is multiplied with, and 12 n_layer n_embd T for attention,
     as if all of T tokens were seen. What is computed again is not counted.
     """
-    C, V = shape.n_embd, shape.vocab_size
-    outside = shape.padded_vocab * C * (1 if shape.tie_embeddings else 2) + C
-    outside += shape.block_size * C if shape.pos_emb == "learned" else 0
-    multiplied = shape.count_weights() - outside + V * C
-    return 6.0 * multiplied + 12.0 * shape.n_layer * C * shape.block_size
+    multiplied = shape.n_layer * shape.count_layer() + shape.vocab_size * shape.n_embd
+    return 6.0 * multiplied + 12.0 * shape.n_layer * shape.n_embd * shape.block_size
 
 
 def matrix_rate(hardware: Hardware) -> float:

@@ -1,29 +1,32 @@
 """The loop of `yuzogpt train`, started in each of its ways for a few steps.
 
 In: settings of a short run in a directory of its own. Out: the seconds of each step, as rank 0
-wrote them to metrics.jsonl. Nothing is measured but what a user's run does, too.
+wrote them to metrics.jsonl. Nothing is measured but what a user's run does, too: each is a command
+of its own, with the time that its imports take.
 """
 
 import contextlib
+import functools
 import os
-import resource
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from types import FrameType
 
 from yuzogpt import runs
+from yuzogpt.bench.bare import MEMORY
 from yuzogpt.config import TrainSettings
-from yuzogpt.errors import RunFailed
-from yuzogpt.metrics import Listener, Record, read_records
+from yuzogpt.errors import RunFailed, Stopped
+from yuzogpt.metrics import read_records
 from yuzogpt.overrides import to_yaml
-from yuzogpt.training.launch import work_here
 
-TRACED = 3  # steps
+ENDS_WITHIN = 60.0  # seconds; torchrun itself gives its ranks 30
 
 
 @dataclass(frozen=True)
@@ -33,71 +36,41 @@ class Timing:
     seconds: list[float]  # of each step, those of the warm-up included
     tokens: int  # of a step
     until_first: float  # seconds from the command to the end of the first step
-    memory: int | None  # bytes at most: of the GPU, or resident; not known of other processes
+    memory: int | None  # bytes at most: of the GPU, or resident; not known of several processes
 
 
-def run_bare(settings: TrainSettings, trace: Path | None) -> Timing:
-    """Run the loop in this process; write a trace of its last steps, if that is wanted."""
-    settings, _ = runs.check(settings)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    began = time.time()
-    tracing = tracer(settings.schedule.max_iters, trace) if trace else contextlib.nullcontext()
-    with runs.writing(settings) as run, tracing as listener:
-        work_here(settings, run, listener or (lambda _: None))
-    return timing(run, began, peak_memory())
-
-
-@contextlib.contextmanager
-def tracer(last: int, path: Path) -> Iterator[Listener]:
-    """Trace the last steps of a run; yield what must hear of each."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    profiler = torch.profiler.profile(activities=activities, profile_memory=True)
-
-    def listen(record: Record) -> None:
-        if record["kind"] == "train" and record["step"] == max(0, last - TRACED):
-            profiler.start()
-        elif record["kind"] == "train" and record["step"] == last:
-            profiler.stop()
-            profiler.export_chrome_trace(str(path))
-
-    yield listen
-
-
-def run_torchrun(settings: TrainSettings, workers: int) -> Timing:
-    """Run the loop as so many of torchrun's ranks."""
-    ranks = ["--standalone", f"--nproc_per_node={workers}", "-m", "yuzogpt.training"]
-    return run_command(settings, [*ranks, "{file}"], "torch.distributed.run")
-
-
-def run_on_ray(settings: TrainSettings, workers: int) -> Timing:
-    """Run the loop as so many of Ray Train's workers."""
-    return run_command(settings, ["train", "{file}", f"--num_workers={workers}"], "yuzogpt")
-
-
-LAUNCHERS: dict[str, Callable[[TrainSettings, int], Timing]] = {
-    "torchrun": run_torchrun,
-    "ray": run_on_ray,
-}
-
-
-def run_command(settings: TrainSettings, arguments: list[str], module: str) -> Timing:
-    """Run a module as a command of its own, with the settings in a file."""
+def measure(launcher: str, settings: TrainSettings, workers: int, trace: str = "") -> Timing:
+    """Run the loop as a command, read off what it took, and delete the run."""
     run = Path(settings.run.out_dir)
     file, log = run.with_suffix(".yaml"), run.with_suffix(".log")
     file.write_text(to_yaml(settings))
-    command = [sys.executable, "-m", module, *(part.format(file=file) for part in arguments)]
+    command = [sys.executable, "-m", *arguments(launcher, str(file), workers, trace)]
     began = time.time()
     with log.open("wb") as out:
-        ended = subprocess.run(
-            command, stdout=out, stderr=subprocess.STDOUT, check=False, env=environment()
+        status = wait_for(
+            subprocess.Popen(
+                command, stdout=out, stderr=out, env=environment(), start_new_session=True
+            )
         )
-    if ended.returncode:
-        last = log.read_text(errors="replace").splitlines()[-1:] or ["it said nothing"]
-        raise RunFailed(f"{module} ended with {ended.returncode}: {last[0]}")
-    return timing(run, began, None)
+    if status:
+        said = what_went_wrong(log.read_text(errors="replace").splitlines())
+        raise RunFailed(f"{launcher}, {workers} worker(s): {said or f'ended with {status}'}")
+    found = timing(run, began)
+    shutil.rmtree(run)
+    return found
+
+
+def arguments(launcher: str, file: str, workers: int, trace: str) -> Sequence[str]:
+    """Return the module that is run, and its arguments."""
+    if launcher == "bare":
+        return "yuzogpt.bench.bare", file, *([trace] if trace else [])
+    if launcher == "torchrun":
+        ranks = "--standalone", f"--nproc_per_node={workers}"
+        return "torch.distributed.run", *ranks, "-m", "yuzogpt.training", file
+    return "yuzogpt", "train", file, f"--num_workers={workers}"
+
+
+LAUNCHERS = {name: functools.partial(measure, name) for name in ("torchrun", "ray")}
 
 
 def environment() -> dict[str, str]:
@@ -105,20 +78,55 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
 
 
-def timing(run: Path, began: float, memory: int | None) -> Timing:
-    """Read off a run's metrics what its steps took."""
+def wait_for(child: "subprocess.Popen[bytes]") -> int:
+    """Return what a command ends with; one that is interrupted ends first, with all it started."""
+    try:
+        return child.wait()
+    except (KeyboardInterrupt, Stopped) as error:
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        child.send_signal(signal.SIGINT if is_interrupted else signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(ENDS_WITHIN)
+        raise
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Raise Stopped where this process is on SIGTERM, as Ctrl-C raises KeyboardInterrupt."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise Stopped("stopped (SIGTERM)")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def what_went_wrong(lines: Sequence[str]) -> str:
+    """Return the line of a log that says it: ours, else an exception's last, else the last."""
+    for is_it in (
+        lambda line: line.startswith("yuzogpt: "),
+        lambda line: re.search(r"Error: \S", line),
+        lambda line: line.strip("=- "),
+    ):
+        for line in reversed(lines):
+            if is_it(line):
+                return line.removeprefix("yuzogpt: ").strip()
+    return ""
+
+
+def timing(run: Path, began: float) -> Timing:
+    """Read off a run what its steps took."""
     train = [record for record in read_records(run / runs.METRICS) if record["kind"] == "train"]
+    memory = run / MEMORY
     return Timing(
         seconds=[record["tokens_per_step"] / record["tokens_per_second"] for record in train],
         tokens=train[-1]["tokens_per_step"],
         until_first=train[0]["time"] - began,
-        memory=memory,
+        memory=int(memory.read_text()) if memory.exists() else None,
     )
-
-
-def peak_memory() -> int:
-    """Return the most memory that this process has had: of the GPU, if it has one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,6 +4,7 @@ In: how many tokens, of which vocabulary. Out: a prepared corpus.
 """
 
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from yuzogpt import tokenizers
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import BlockWriter, Manifest
 from yuzogpt.data.corpora import CORPORA
+from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.references import GPT2_VOCABULARY
 from yuzogpt.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 
 FIRST = 0x4E00  # of the characters; what they are does not matter
+SURROGATES = range(0xD800, 0xE000)  # no characters, and no UTF-8 has them
+MOST = 0x110000 - FIRST - len(SURROGATES)  # characters up to Unicode's last
 SHAKESPEARES = 65  # characters of tinyshakespeare
 
 
@@ -25,7 +29,11 @@ def tokenizer_of(dataset: str, vocab_size: int) -> Tokenizer:
     of_characters = dataset in CORPORA and CORPORA[dataset].tokenizer == "char"
     if vocab_size in (0, GPT2_VOCABULARY) and not of_characters:
         return gpt2_tokenizer()
-    return CharTokenizer("".join(map(chr, range(FIRST, FIRST + (vocab_size or SHAKESPEARES)))))
+    if vocab_size > MOST:
+        raise UserError(f"--vocab_size={vocab_size}: of random tokens there are at most {MOST:,}")
+    points = (point for point in range(FIRST, 0x110000) if point not in SURROGATES)
+    characters = itertools.islice(points, vocab_size or SHAKESPEARES)
+    return CharTokenizer("".join(map(chr, characters)))
 
 
 def write_random_corpus(directory: Path, tokenizer: Tokenizer, train: int, val: int) -> None:

@@ -17,6 +17,7 @@ def read_numbers(value: Any) -> Any:
 
 Numbers = Annotated[tuple[int, ...], BeforeValidator(read_numbers)]
 LAUNCHERS = ("bare", "torchrun", "ray")
+TRACED = 3  # steps
 
 
 class BenchmarkedSettings(Section):
@@ -25,7 +26,7 @@ class BenchmarkedSettings(Section):
     steps: Positive = setting(20, "measured, the median counts", "steps")
     warmup_steps: Count = setting(5, "before them", "steps")
     launchers: Names = setting(
-        ("bare",), "bare: the loop in this process; torchrun; ray: each with the loop of train"
+        ("bare",), "with commas between: bare (a process, and no launcher), torchrun, ray"
     )
     world_sizes: Numbers = setting(
         (1,), "of torchrun and ray; with commas between: how they scale", "workers"
@@ -42,6 +43,10 @@ class BenchmarkedSettings(Section):
         for name in self.launchers:
             if name not in LAUNCHERS:
                 raise ValueError(f"launchers={name}: not one of {', '.join(LAUNCHERS)}")
+        if self.trace and "bare" not in self.launchers:
+            raise ValueError(f"trace={self.trace}: only launchers=bare is traced")
+        if self.trace and self.warmup_steps + self.steps <= TRACED:
+            raise ValueError(f"trace={self.trace}: the last {TRACED} of more steps")
         if not self.launchers or not self.world_sizes or min(self.world_sizes) < 1:
             raise ValueError("give at least one launcher, and worlds of at least one worker")
         return self

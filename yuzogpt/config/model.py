@@ -67,15 +67,20 @@ class ModelSettings(Section):
 
     def count_weights(self) -> int:
         """Count all weights, positions and padding included."""
-        C, hidden, layer_norm = self.n_embd, self.hidden_width, self.norm == "layer"
+        C = self.n_embd
+        embeddings = self.padded_vocab * C * (1 if self.tie_embeddings else 2)
+        embeddings += self.block_size * C if self.pos_emb == "learned" else 0
+        last_norm = C * (2 if self.bias and self.norm == "layer" else 1)
+        return embeddings + last_norm + self.n_layer * self.count_layer()
+
+    def count_layer(self) -> int:
+        """Count the weights of a layer."""
+        C, hidden = self.n_embd, self.hidden_width
         into = (2 if self.activation == "swiglu" else 1) * hidden
-        layer = 4 * C * C + (into + hidden) * C + 2 * C
-        outside = self.padded_vocab * C * (1 if self.tie_embeddings else 2) + C
-        outside += self.block_size * C if self.pos_emb == "learned" else 0
+        weights = 4 * C * C + (into + hidden) * C + 2 * C
         if self.bias:
-            layer += 5 * C + into + (2 * C if layer_norm else 0)
-            outside += C if layer_norm else 0
-        return outside + self.n_layer * layer
+            weights += 5 * C + into + (2 * C if self.norm == "layer" else 0)
+        return weights
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Self:

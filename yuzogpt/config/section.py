@@ -13,7 +13,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # of a corpus, and its directory
 Auto = Literal["auto"]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_names(value))]
-Part = Literal["whole", "first", "second"]  # of a split; the halves have no window in common
+Part = Literal["whole", "first", "second", "one"]  # of a split: all, a half, a single window
 
 
 def setting(default: Any, meaning: str, unit: str = "", *, frozen: bool = False) -> Any:

@@ -82,6 +82,13 @@ class ScheduleSettings(Section):
     )
     min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
 
+    @model_validator(mode="after")
+    def cooldown_is_given(self) -> Self:
+        """Constant and then linear: somebody must say when."""
+        if self.decay_lr and self.lr_schedule == "wsd" and not self.cooldown_iters:
+            raise ValueError("lr_schedule=wsd: cooldown_iters says how long its decay is, in steps")
+        return self
+
 
 class BatchSettings(Section):
     """The global batch of one step: batch_size x gradient_accumulation_steps rows, on any world."""
@@ -150,7 +157,7 @@ class EvaluationSettings(Section):
     eval_only: bool = setting(False, "evaluate the whole val split and stop")
     val_part: Part = setting(
         "whole",
-        "which half of the val split is looked at, or all of it; a sweep searches on the first",
+        "what of the val split is looked at: all, a half (sweeps search on the first), one window",
     )
     eval_tasks: Names = setting(
         (),

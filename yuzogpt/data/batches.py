@@ -7,6 +7,7 @@ tokens. Any row is found in the same time, and a run's place in the data is one 
 Next on the line: training/loop.py.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from yuzogpt.errors import UserError
 Int64s = npt.NDArray[np.int64]
 Uint64s = npt.NDArray[np.uint64]
 
+AT_ONCE = 4096  # indices
 ROUNDS = 6  # of the Feistel network below; 4 already pass the tests
 
 
@@ -37,17 +39,13 @@ class Rows:
 
     def rows(self, first_row: int, count: int) -> Int64s:
         """Return rows `first_row` to `first_row + count`, shape (count, block_size + 1)."""
-        starts = self.starts(first_row, count)
-        out = np.empty((count, self.block_size + 1), np.int64)
-        for index, start in enumerate(starts.tolist()):
-            out[index] = self.stream.read(start, self.block_size + 1)
-        return out
+        return self.stream.read_rows(self.starts(first_row, count), self.block_size + 1)
 
     def starts(self, first_row: int, count: int) -> Int64s:
         """Return where in the stream each row starts, shape (count,)."""
         pieces = [np.empty(0, np.int64)]
         for epoch, row, length in self._epochs(first_row, count):
-            windows = permute(np.arange(row, row + length), self.windows(epoch), self.seed, epoch)
+            windows = permuted(row, length, self.windows(epoch), self.seed, epoch)
             pieces.append(self.phase(epoch) + windows * self.block_size)
         return np.concatenate(pieces)
 
@@ -89,8 +87,18 @@ class Rows:
         return np.maximum(0, (len(self.stream) - 1 - phases) // self.block_size)
 
     def _phases(self, cycle: int) -> Int64s:
-        # An epoch number that no real epoch has keeps this permutation apart from the windows'.
-        return permute(np.arange(self.block_size), self.block_size, self.seed, -1 - cycle)
+        return phases_of(cycle, self.block_size, self.seed)
+
+
+@functools.lru_cache(maxsize=4)
+def phases_of(cycle: int, block_size: int, seed: int) -> Int64s:
+    """Return the phase of each epoch of a cycle: every batch asks for it.
+
+    An epoch number that no real epoch has keeps this permutation apart from the windows'.
+    """
+    phases = permute(np.arange(block_size), block_size, seed, -1 - cycle)
+    phases.flags.writeable = False
+    return phases
 
 
 def refuse_short(split: str, tokens: int, block_size: int, part: Part = "whole") -> None:
@@ -99,13 +107,31 @@ def refuse_short(split: str, tokens: int, block_size: int, part: Part = "whole")
         raise UserError(
             f"the {split} split is empty; prepare the corpus with a larger --val_fraction"
         )
-    rows, needs = ("a row needs", "") if part == "whole" else ("its two halves need", "2 * ")
-    least = block_size * (1 if part == "whole" else 2) + 1
+    is_half = part in ("first", "second")
+    rows, needs = ("its two halves need", "2 * ") if is_half else ("a row needs", "")
+    least = block_size * (2 if is_half else 1) + 1
     if tokens < least:
         raise UserError(
             f"the {split} split has {tokens:,} tokens, {rows} "
             f"{needs}block_size + 1 = {least:,}; lower --block_size"
         )
+
+
+def permuted(first: int, count: int, size: int, seed: int, epoch: int) -> Int64s:
+    """Map the indices `first` to `first + count`: see `permute`.
+
+    Few at a time would cost as much as thousands, so thousands are kept.
+    """
+    pieces = range(first // AT_ONCE, (first + count - 1) // AT_ONCE + 1)
+    found = np.concatenate([piece_of_order(piece, size, seed, epoch) for piece in pieces])
+    return found[first - pieces.start * AT_ONCE :][:count]
+
+
+@functools.lru_cache(maxsize=4)
+def piece_of_order(piece: int, size: int, seed: int, epoch: int) -> Int64s:
+    """Map the indices of one piece, of AT_ONCE; whoever reads it copies."""
+    first = piece * AT_ONCE
+    return permute(np.arange(first, min(first + AT_ONCE, size)), size, seed, epoch)
 
 
 def permute(indices: Int64s, size: int, seed: int, epoch: int) -> Int64s:
@@ -165,7 +191,8 @@ class FixedWindows:
     def numbers(self) -> range:
         """Which windows of the split these are."""
         count = (len(self.stream) - 1) // self.block_size
-        parts = {"whole": (0, count), "first": (0, count // 2), "second": (count // 2, count)}
+        half = count // 2
+        parts = {"whole": (0, count), "first": (0, half), "second": (half, count), "one": (0, 1)}
         return range(*parts[self.part])
 
     def __len__(self) -> int:
@@ -174,11 +201,8 @@ class FixedWindows:
 
     def read(self, indices: Int64s) -> Int64s:
         """Return the windows of these numbers, shape (len(indices), block_size + 1)."""
-        out = np.empty((len(indices), self.block_size + 1), np.int64)
-        for row, index in enumerate(indices.tolist()):
-            first = self.numbers[index] * self.block_size
-            out[row] = self.stream.read(first, self.block_size + 1)
-        return out
+        starts = (self.numbers.start + indices) * self.block_size
+        return self.stream.read_rows(starts, self.block_size + 1)
 
     def spread(self, count: int) -> Int64s:
         """Return `count` window numbers, evenly spaced over the split; all, if count is 0."""

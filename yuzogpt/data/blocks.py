@@ -95,6 +95,21 @@ class TokenStream:
             pieces.append(self.blocks[index][:missing])
         return np.concatenate(pieces)
 
+    def read_rows(self, starts: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+        """Return `count` tokens from each start, shape (len(starts), count).
+
+        Blocks are looked up for all rows at once. One gather a block would be no faster: rows of a
+        batch lie in about as many blocks as there are.
+        """
+        blocks = np.searchsorted(self.starts, starts, side="right") - 1
+        offsets = starts - self.starts[blocks]
+        out = np.empty((len(starts), count), np.int64)
+        where = zip(starts.tolist(), blocks.tolist(), offsets.tolist(), strict=True)
+        for row, (start, block, offset) in zip(out, where, strict=True):
+            piece = self.blocks[block][offset : offset + count]
+            row[:] = piece if len(piece) == count else self.read(start, count)
+        return out
+
 
 @dataclass(frozen=True)
 class PreparedCorpus:

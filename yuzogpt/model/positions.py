@@ -37,7 +37,7 @@ class Positions(nn.Module):
         return None
 
     def bias(self, queries_at: Tensor, keys_at: Tensor) -> Tensor | None:
-        """Return what is added to scores, (H, Tq, Tk), for positions (Tq,) and (Tk,)."""
+        """Return what is added to scores, (1, H, Tq, Tk), for positions (Tq,) and (Tk,)."""
         return None
 
 
@@ -81,9 +81,9 @@ class AlibiPositions(Positions):
         self.heads = settings.n_head
 
     def bias(self, queries_at: Tensor, keys_at: Tensor) -> Tensor:
-        """Return -slope * distance, (H, Tq, Tk)."""
+        """Return -slope * distance, (1, H, Tq, Tk): with three dimensions, CPUs have no kernel."""
         distance = (queries_at[:, None] - keys_at).float()
-        return -self.slopes(queries_at.device)[:, None, None] * distance
+        return -self.slopes(queries_at.device)[None, :, None, None] * distance
 
     def slopes(self, device: torch.device) -> Tensor:
         """Return the rate of each head, (H,).
@@ -119,7 +119,7 @@ class Place:
 
     positions: Positions
     rotation: Tensor | None
-    mask: Tensor | None  # what is added to scores, (T, T) or (H, T, T); None: causal, no more
+    mask: Tensor | None  # what is added to scores, (T, T) or (1, H, T, T); None: causal, no more
     cache: Cache | None = None  # what is kept of the tokens before
 
     def turn(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Place:
 
 
 def causal_mask(queries_at: Tensor, keys_at: Tensor, bias: Tensor | None) -> Tensor:
-    """Return what is added to scores, (Tq, Tk) or (H, Tq, Tk): `bias`, and no key that is later."""
+    """Return what is added to scores, (Tq, Tk) or (1, H, Tq, Tk): `bias`, and no later key."""
     later = keys_at > queries_at[:, None]
     if bias is None:
         bias = torch.zeros(later.shape, device=later.device)

@@ -20,9 +20,11 @@ NEEDLESS_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 @contextlib.contextmanager
 def few_processes() -> Iterator[None]:
     """Start a node in this context with its GCS, its raylet and their agents alone."""
-    from ray._private.node import Node
+    found: dict[str, Any] = {}
+    with contextlib.suppress(ImportError):
+        from ray._private.node import Node
 
-    found = {name: getattr(Node, name) for name in NEEDLESS if hasattr(Node, name)}
+        found = {name: getattr(Node, name) for name in NEEDLESS if hasattr(Node, name)}
     for name in found:
         setattr(Node, name, do_nothing)
     try:
@@ -36,10 +38,14 @@ def do_nothing(*_: Any, **__: Any) -> None:
     """Stand in for what a single node does not need."""
 
 
-def lean_trainer() -> type:
+def lean_trainer() -> Any:
     """Return Ray's TorchTrainer, for a fixed number of workers on one node and without datasets."""
     from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    try:
+        from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    except ImportError:
+        return TorchTrainer
 
     class OneNode(FixedScalingPolicy):  # type: ignore[misc]
         """Asks no autoscaler for room: there is none, and its actor takes 3 s to start."""
@@ -53,9 +59,9 @@ def lean_trainer() -> type:
             made = super()._create_default_callbacks()
             return [one for one in made if type(one).__name__ not in NEEDLESS_CALLBACKS]
 
-        def _initialize_and_run_controller(self, **given: Any) -> Any:
+        def _initialize_and_run_controller(self, *other: Any, **given: Any) -> Any:
             if type(given.get("scaling_policy")) is FixedScalingPolicy:
                 given["scaling_policy"] = OneNode(self.scaling_config)
-            return super()._initialize_and_run_controller(**given)
+            return super()._initialize_and_run_controller(*other, **given)
 
     return LeanTrainer

@@ -5,7 +5,8 @@ seconds: whoever answers to a user calls this when the user's mistakes have show
 """
 
 from yuzogpt.config import DeviceSettings
-from yuzogpt.hardware import choose_hardware
+from yuzogpt.errors import UserError
+from yuzogpt.hardware import choose_hardware, memory_of
 from yuzogpt.loading import load_model
 from yuzogpt.references import ModelReference
 from yuzogpt.sampling.cache import bytes_per_slot
@@ -33,7 +34,13 @@ def load_engine(
     """
     device = choose_hardware(settings, World()).device
     dtype = choose_dtype(settings.dtype, device)
-    room = CACHE_BYTES // bytes_per_slot(reference.shape, activations(dtype, device))
-    slots = max(1, min(slots, room))
+    need = bytes_per_slot(reference.shape, activations(dtype, device))
+    there = memory_of(device)
+    if need > there:
+        raise UserError(
+            f"--context={reference.shape.block_size}: keys and values of so many tokens take "
+            f"{need / 1e9:,.1f} GB, and there are {there / 1e9:,.1f}; lower it"
+        )
+    slots = max(1, min(slots, CACHE_BYTES // need))
     model = load_model(reference, exact)
     return Engine(model, tokenizer, device, dtype, slots, chunk, packed)

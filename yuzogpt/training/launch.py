@@ -199,8 +199,10 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     run, name = runs.directory_of(settings), settings.run.out_dir
     mirrors.pull(run / runs.METRICS, if_changed=True)
     records = read_records(run / runs.METRICS)
+    part = settings.evaluation.val_part
+    over = "over the whole split" if part == "whole" else f"of val_part={part}"
     if settings.evaluation.eval_only:
-        print(f"val loss {number(records[-1]['val_loss'])} over the whole split")
+        print(f"val loss {number(records[-1]['val_loss'])} {over}")
         return
     finals = [record for record in records if record["kind"] == "final"]
     if not finals:
@@ -208,7 +210,7 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     final = finals[-1]
     curves.draw(records, run / runs.CURVE)
     mirrors.push(run / runs.CURVE)
-    print(f"step {final['step']}: val loss {number(final['val_loss'])} over the whole split")
+    print(f"step {final['step']}: val loss {number(final['val_loss'])} {over}")
     print(f"curves: {name}/{runs.CURVE}")
     best = f"{name}/checkpoints/step-{final['best_step']}"
     print(

@@ -1,7 +1,7 @@
 """The learning rate and the batch of each step: pure functions of the step.
 
 In: a step, from 0. Out: a learning rate; rows. The one batch that is no such function is that of
-the gradient's noise scale (noise.py): it is part of a run's state.
+the gradient's noise scale (batch_size.py): it is part of a run's state.
 """
 
 import math
@@ -50,12 +50,6 @@ def rows_at(step: int, batch: BatchSettings) -> int:
         return first * (1 + (times - 1) * step // ramp)
     doublings = times.bit_length() - 1
     return first << (doublings * step // ramp)
-
-
-def rows_before(step: int, batch: BatchSettings) -> int:
-    """Return how many rows a run has seen when `step` begins (not of the schedule noise)."""
-    ramp = min(step, batch.ramp_iters)
-    return sum(rows_at(i, batch) for i in range(ramp)) + (step - ramp) * batch.global_rows
 
 
 def batch_factor(rows: int, batch: BatchSettings) -> float:

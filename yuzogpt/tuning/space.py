@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
 RANGES, LISTS = ("uniform", "loguniform"), ("choice", "grid")
-SEARCHABLE = ("model", "optimizer", "schedule", "finetuning", "guard")  # sections
+SEARCHABLE = ("model", "initialization", "optimizer", "schedule", "finetuning", "guard")  # sections
 # Equal for all trials: else the longest would win, or losses would not compare.
 EQUAL = ("schedule.max_iters", "model.block_size", "model.vocab_size")
 

@@ -28,9 +28,9 @@ class Two:
     encode = staticmethod(CharTokenizer("\na").encode)
 
 
-def uniform_model() -> GPT:
-    """Return a model that finds both of its two tokens equally likely, always."""
-    model = small_model(1, vocab_size=2, n_embd=8, n_head=2, vocab_multiple=1)
+def uniform_model(vocab_size: int = 2) -> GPT:
+    """Return a model that finds all of its tokens equally likely, always."""
+    model = small_model(1, vocab_size=vocab_size, n_embd=8, n_head=2, vocab_multiple=1)
     with torch.no_grad():
         model.wte.weight.zero_()
     return model
@@ -69,13 +69,32 @@ def test_words_are_counted_as_in_the_original(tmp_path):
     path = tmp_path / "ptb.test.txt"
     path.write_text(" a a \n")
     exam = TASKS["ptb"].prepare["paper"](path, Reading(CharTokenizer("\n a"), 32, 32, False))
-    model = small_model(1, vocab_size=3, n_embd=8, n_head=2, vocab_multiple=1)
-    with torch.no_grad():
-        model.wte.weight.zero_()
-    figures = {one.metric: one for one in exam.judge(score(model, exam.passages, 1, HARDWARE))}
+    scores = score(uniform_model(3), exam.passages, 1, HARDWARE)
+    figures = {one.metric: one for one in exam.judge(scores)}
     assert figures["perplexity"].counted == 3
     assert figures["token_perplexity"].counted == len("a a\n")
     assert figures["perplexity"].value == pytest.approx(3 ** (4 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["ptb", "1bw"])
+def test_an_end_of_line_is_foretold_where_it_is_counted(task, tmp_path):
+    """Of ten tokens each is as likely: a word of one token and the end are ten each, in both."""
+    path = tmp_path / "text.txt"
+    path.write_text(" a \n b \n")
+    reading = Reading(CharTokenizer("\n abcdefgh"), 32, 32, False)
+    exam = TASKS[task].prepare["paper"](path, reading)
+    figure, *_ = exam.judge(score(uniform_model(10), exam.passages, 1, HARDWARE))
+    assert (figure.metric, figure.counted) == ("perplexity", 4)
+    assert figure.value == pytest.approx(10.0, rel=1e-6)
+
+
+def test_a_line_without_a_sentence_is_none(tmp_path):
+    path = tmp_path / "1bw_test.txt"
+    path.write_text("a b\n\n \na\n\n")
+    exam = TASKS["1bw"].prepare["paper"](path, Reading(CharTokenizer("\n ab"), 32, 32, False))
+    assert exam.notes["sentences"] == len(exam.passages) == 2
+    figure, *_ = exam.judge(score(uniform_model(4), exam.passages, 1, HARDWARE))
+    assert figure.counted == 3 + 2
 
 
 def test_a_score_is_the_models_own(tmp_path):

@@ -145,12 +145,12 @@ def join_lines(detokenizer: Detokenizer, lines: Sequence[str], path: Path) -> It
 
 def sentences(path: Path, reading: Reading) -> Exam:
     """One billion words: sentences that have nothing to do with each other."""
-    lines = reading.some(formats.lines(path))
+    lines = reading.some([line for line in formats.lines(path) if line.strip()])
     spaced = [f" {' '.join(line.split())} " for line in lines]
     detokenizer = Detokenizer.of(ONE_BILLION, spaced)
     start, passages, tokens = start_of(reading.tokenizer), list[Passage](), 0
-    for joined in join_lines(detokenizer, spaced, path):
-        ids = reading.tokenizer.encode(joined).tolist()
+    for joined in map(detokenizer.join, spaced):
+        ids = reading.tokenizer.encode(f"{joined}\n").tolist()  # its end is counted: as a token
         tokens += len(ids)
         passages += windows(ids, start, reading.block_size, reading.block_size)
     original = sum(len(line.split()) + 1 for line in lines)

@@ -10,9 +10,10 @@ from tests.sampling.engines import ALPHABET, small_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import formats
-from yuzogpt.evaluation.passages import Passage, continuation, start_of, windows
+from yuzogpt.evaluation.corpus_loss import loss_exam
+from yuzogpt.evaluation.passages import Passage, Score, continuation, start_of, windows
 from yuzogpt.evaluation.scoring import score
-from yuzogpt.evaluation.tasks import TASKS, Reading
+from yuzogpt.evaluation.tasks import TASKS, Reading, stop_tokens
 from yuzogpt.hardware import choose_hardware
 from yuzogpt.model.gpt import GPT
 from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
@@ -205,8 +206,8 @@ def test_childrens_books_as_people_write(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [{"label": 4}, {"label": "x"}, {"endings": ["a", "b", "[step]", "d"]}, {"endings": 7},
-     {"ctx_b": None}],
+    [{"label": 4}, {"label": -1}, {"label": "x"}, {"endings": ["a", "b", "[step]", "d"]},
+     {"endings": 7}, {"ctx_b": None}],
 )  # fmt: skip
 def test_a_scene_that_is_not_hellaswags_is_named(tmp_path, damage):
     path = tmp_path / "hellaswag_val.jsonl"
@@ -214,10 +215,38 @@ def test_a_scene_that_is_not_hellaswags_is_named(tmp_path, damage):
              "endings": ["a", "b", "c", "d"]}  # fmt: skip
     path.write_text(json.dumps(scene) + "\n")
     (question,) = formats.hellaswag(path)
-    assert (question.context, question.answer) == ("Eating: He eats. Then", 1)
+    assert (question.context, question.answer) == ("Eating: He eats. Then ", 1)
     path.write_text(json.dumps(scene) + "\n" + json.dumps(scene | damage) + "\n")
     with pytest.raises(UserError, match=r"hellaswag_val.jsonl:2: not a line of HellaSwag"):
         formats.hellaswag(path)
+
+
+def test_a_scenes_ends_are_the_harness_own(tmp_path):
+    """Its length is that of the end as it is read, spaces and all; the label is its number."""
+    path = tmp_path / "hellaswag_val.jsonl"
+    scene = {"activity_label": "a", "ctx_a": "b.", "ctx_b": "c", "label": 1,
+             "endings": ["dd", "dd", "e [step]", "fff"]}  # fmt: skip
+    path.write_text(json.dumps(scene) + "\n")
+    exam = TASKS["hellaswag"].exam("harness", path, Reading(gpt2_tokenizer(), 32, 32, False))
+    for logprobs, expected in (
+        ((-9.0, -1.0, -9.0, -9.0), (1, 1)),
+        ((-1.0, -1.0, -9.0, -9.0), (0, 0)),  # the first of equals is the answer
+        ((-9.0, -1.7, -1.8, -9.0), (1, 1)),  # by length: of two characters each, ...
+        ((-9.0, -1.7, -1.6, -9.0), (0, 0)),
+        ((-9.0, -1.7, -9.0, -2.0), (1, 0)),  # ... and of three
+    ):
+        scores = [Score(value, False, False) for value in logprobs]
+        assert tuple(figure.value for figure in exam.judge(scores)) == expected, logprobs
+
+
+def test_stop_words_are_those_that_a_vocabulary_has_letters_for():
+    tokenizer = CharTokenizer("\n ,ab")
+    assert stop_tokens(tokenizer) == {*tokenizer.encode("\n,").tolist()}
+
+
+def test_the_split_that_is_too_short_is_named(gpt2_corpus_dir):
+    with pytest.raises(UserError, match="the train split has"):
+        loss_exam(str(gpt2_corpus_dir), Reading(gpt2_tokenizer(), 10**7, 1, False), 1)
 
 
 def test_a_line_that_is_not_tokenized_is_named(tmp_path):

@@ -69,12 +69,15 @@ def locate_train(settings: T) -> T:
     changes = {"out_dir": directory_or_store(run.out_dir, run.storage, "out_dir")}
     if run.init_from not in ("scratch", "resume", *PUBLISHED):
         changes["init_from"] = directory_or_store(run.init_from, run.storage, "init_from")
+    folder = settings.evaluation.benchmark_dir
+    benchmark_dir = folder and str(absolute(folder, run.storage, "benchmark_dir"))
     key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
             "data": data.model_copy(update={"data_dir": data_dir}),
             "log": settings.log.model_copy(update={"wandb_key_file": key_file}),
+            "evaluation": settings.evaluation.model_copy(update={"benchmark_dir": benchmark_dir}),
         }
     )
 

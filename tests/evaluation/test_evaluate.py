@@ -249,14 +249,3 @@ def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
     main(command(model, files, out_dir, "--num_workers=0"))
     assert results(out_dir) == results(tmp_path / "whole")
     assert {path: shards_in(out_dir)[path] for path in done} == done
-
-
-# The command, with the tests' own files in place of the published ones.
-WITH_OUR_FILES = """
-import sys
-from dataclasses import replace
-from yuzogpt.evaluation import benchmark_files
-benchmark_files.PUBLISHED = {n: replace(o, sha256="") for n, o in benchmark_files.PUBLISHED.items()}
-from yuzogpt.cli import run
-run()
-"""

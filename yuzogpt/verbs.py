@@ -66,12 +66,15 @@ def locate_train(settings: T) -> T:
         "out_dir": directory_or_store(run.out_dir, run.storage, "out_dir"),
         "init_from": locate_start(settings),
     }
+    folder = settings.evaluation.benchmark_dir
+    benchmark_dir = folder and str(absolute(folder, run.storage, "benchmark_dir"))
     key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
             "data": data.model_copy(update={"data_dir": locate_data(settings)}),
             "log": settings.log.model_copy(update={"wandb_key_file": key_file}),
+            "evaluation": settings.evaluation.model_copy(update={"benchmark_dir": benchmark_dir}),
         }
     )
 

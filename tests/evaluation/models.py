@@ -2,12 +2,16 @@
 
 import json
 import random
+import re
 from pathlib import Path
+
+import torch
 
 from tests.sampling.engines import small_model
 from yuzogpt import checkpoints, tokenizers
 from yuzogpt.config import TrainSettings
 from yuzogpt.export import to_huggingface
+from yuzogpt.loading import load_model
 from yuzogpt.references import resolve_model
 
 WORDS = (
@@ -45,6 +49,36 @@ def some_lambada(path: Path, passages: int = 40) -> None:
         {"text": f'"{sentence(generator, 90).capitalize()}," {sentence(generator, 9)}'}
         for _ in range(passages)
     ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def end_foreseen(path: Path, name: str) -> None:
+    """Let each third passage of LAMBADA end with the word that the model itself would say."""
+    reference = resolve_model(name)
+    model, tokenizer = load_model(reference), reference.tokenizer()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[::3]:
+        words, said = row["text"].split(" "), ""
+        while not re.fullmatch(r" [A-Za-z]+", said):
+            words.pop()
+            ids = tokenizer.encode(" ".join(words)).tolist()[-reference.shape.block_size :]
+            with torch.no_grad():
+                said = tokenizer.decode([int(model(torch.tensor([ids]))[0, -1].argmax())])
+        row["text"] = " ".join(words) + said
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def some_hellaswag(path: Path, scenes: int = 24) -> None:
+    """Write scenes, with marks that are removed."""
+    generator = random.Random(3)
+    rows = []
+    for _ in range(scenes):
+        ends = [sentence(generator, 12) for _ in range(4)]
+        ends[1:3] = f"[header] {ends[1]} [title] {ends[0]}", f"{ends[2]} [step]"
+        rows.append({
+            "activity_label": sentence(generator, 5), "ctx_a": f"{sentence(generator, 20)}.",
+            "ctx_b": sentence(generator, 5), "endings": ends, "label": generator.randrange(4),
+        })  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

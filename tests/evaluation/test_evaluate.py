@@ -1,18 +1,24 @@
 """`yuzogpt evaluate` as its user meets it: mistakes, a second run, a kill, another batch."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
+from dataclasses import replace
 
 import pytest
 
 from tests.conftest import REPOSITORY, yuzogpt
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
 from yuzogpt.cli import main, run
+from yuzogpt.evaluation import benchmark_files, shards
+from yuzogpt.evaluation.results import Result, beside
+from yuzogpt.evaluation.tasks import Figure
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,15 @@ def results(out_dir):
 
 def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_path, capsys):
     main(command(model, files, tmp_path / "a", "--num_workers=0", "--batch_size=1"))
-    assert "the GPT-2 paper's figures" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "the GPT-2 paper's figures" in shown
+    for line in (
+        r"lambada +paper +accuracy .* 0\.4599",
+        r"wikitext2 +paper +token_perplexity .* 29\.41",
+        r"wikitext2, of the paper's figures: taken for per token of the model",
+    ):
+        assert re.search(line, shown)
+    assert not re.search(r"wikitext2 +paper +perplexity .* 29\.41", shown)
     main(command(model, files, tmp_path / "b", "--num_workers=0", "--batch_size=5"))
     for task, found in results(tmp_path / "a")["tasks"].items():
         other = results(tmp_path / "b")["tasks"][task]
@@ -81,7 +95,6 @@ def test_mistakes(model, files, tmp_path):
         ("--tasks=ptb", "--protocol=harness"): "ptb has the protocol paper only",
         ("--tasks=",): "--tasks: none",
         (f"--benchmark_dir={tmp_path / 'empty'}",): "lambada_test.jsonl is missing; put",
-        (f"--benchmark_dir={files}",): "the published file's is",
         ("--tasks=loss", f"--data_dir={tmp_path / 'empty'}"): "no prepared corpus here",
         (f"--out_dir={__file__}",): "is not a directory; choose another",
         ("--dtype=auto",): "float32",
@@ -101,6 +114,12 @@ def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
     assert "35.13" not in shown  # the paper's figure is of all passages
     lambada = results(out_dir)["tasks"]["lambada"]
     assert (lambada["limit"], lambada["context"], lambada["dtype"]) == (9, 64, "float32")
+    main(command(model, files, out_dir, "--num_workers=0", "--tasks=lambada"))
+    lambada = results(out_dir)["tasks"]["lambada"]
+    assert lambada["figures"]["accuracy"]["counted"] == 40
+    main(command(model, files, out_dir, "--num_workers=0", "--tasks=lambada", "--limit=9"))
+    assert "keeps those figures" in capsys.readouterr().out
+    assert results(out_dir)["tasks"]["lambada"] == lambada
     harness = ("--tasks=lambada,wikitext2", "--protocol=harness")
     main(command(model, files, out_dir, "--num_workers=0", *harness))
     main(command(model, files, out_dir, "--num_workers=0", "--tasks=wikitext2"))
@@ -127,7 +146,39 @@ def shards_in(out_dir):
     return {path: path.stat().st_mtime_ns for path in out_dir.glob("shards/*/*.json")}
 
 
-def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys):
+def test_another_edition_is_read_and_told(model, files, tmp_path, monkeypatch, capsys):
+    """The hash is that of the file on the web; there is a WikiText-2 without `<unk>`, too."""
+    other = {n: replace(one, sha256="0" * 64) for n, one in benchmark_files.PUBLISHED.items()}
+    monkeypatch.setattr(benchmark_files, "PUBLISHED", other)
+    main(command(model, files, tmp_path / "out", "--num_workers=0", "--tasks=wikitext2"))
+    assert results(tmp_path / "out")["tasks"]["wikitext2"]["published"] is False
+    shown = capsys.readouterr().out
+    assert "wikitext2: not the published file" in shown
+    assert "29.41" not in shown
+
+
+def test_a_part_of_a_file_is_told(model, tmp_path, capsys):
+    """enwik8 has a hundred million bytes, and its zip one file."""
+    with zipfile.ZipFile(tmp_path / "enwik8.zip", "w") as archive:
+        archive.writestr("enwik8", b"The king of night" * 30)
+    asked = command(model, tmp_path, tmp_path / "out", "--num_workers=0", "--tasks=enwik8")
+    main(asked)
+    assert results(tmp_path / "out")["tasks"]["enwik8"]["published"] is False
+    assert "1.16" not in capsys.readouterr().out.split("bits_per_byte")[1].splitlines()[0]
+    with zipfile.ZipFile(tmp_path / "enwik8.zip", "a") as archive:
+        archive.writestr("README", b"about it")
+    assert status(asked) == 2
+    assert "not a whole zip of one file: it has 2" in capsys.readouterr().err
+
+
+def test_losses_stand_beside_nanogpts():
+    figure = Figure("val_loss", 3.2, 10, "tokens")
+    of_openwebtext = Result("loss", [figure], {"corpus": "openwebtext", "limit": 0})
+    assert beside(of_openwebtext, figure) == (3.12, 2.84, 2.67, 2.54)
+    assert beside(Result("loss", [figure], {"corpus": "shakespeare", "limit": 0}), figure) == ()
+
+
+def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, monkeypatch):
     out_dir, own = tmp_path / "out", tmp_path / "files"
     shutil.copytree(files, own)
     asked = command(model, own, out_dir, "--num_workers=0", "--tasks=wikitext2")
@@ -139,6 +190,10 @@ def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys):
     main(asked)  # back again: all of it is there
     assert shards_in(out_dir) == both
     assert results(out_dir) == first
+    with monkeypatch.context() as patched:  # another version may score otherwise
+        patched.setattr(shards, "__version__", "another")
+        main(asked)
+    assert len(shards_in(out_dir)) == len(both) + len(before)
     # Scores that are too few, as after a disk that was full, are no scores.
     victim = sorted(before)[1]
     content = json.loads(victim.read_text())
@@ -155,8 +210,9 @@ def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys):
     # Nothing in it.
     path.write_text("")
     capsys.readouterr()
-    assert status(asked) == 2
-    assert "nothing in it that wikitext2 could be counted on" in capsys.readouterr().err
+    assert status([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
+    assert "that it could be counted on" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     # Half a zip.
     (own / "enwik8.zip").write_bytes(b"PK\x03\x04" + bytes(50))
     assert status([*asked, "--tasks=enwik8"]) == 2
@@ -179,7 +235,7 @@ def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
     main(command(model, files, tmp_path / "whole", "--num_workers=0"))
     out_dir = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-c", WITH_OUR_FILES, *command(model, files, out_dir, "--num_workers=0")],
+        [sys.executable, "-m", "yuzogpt", *command(model, files, out_dir, "--num_workers=0")],
         cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait, deadline = threading.Event(), time.monotonic() + 60
@@ -193,14 +249,3 @@ def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
     main(command(model, files, out_dir, "--num_workers=0"))
     assert results(out_dir) == results(tmp_path / "whole")
     assert {path: shards_in(out_dir)[path] for path in done} == done
-
-
-# The command, with the tests' own files in place of the published ones.
-WITH_OUR_FILES = """
-import sys
-from dataclasses import replace
-from yuzogpt.evaluation import benchmark_files
-benchmark_files.PUBLISHED = {n: replace(o, sha256="") for n, o in benchmark_files.PUBLISHED.items()}
-from yuzogpt.cli import run
-run()
-"""

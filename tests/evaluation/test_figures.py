@@ -10,9 +10,10 @@ from tests.sampling.engines import ALPHABET, small_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import formats
-from yuzogpt.evaluation.passages import Passage, continuation, start_of, windows
+from yuzogpt.evaluation.corpus_loss import loss_exam
+from yuzogpt.evaluation.passages import Passage, Score, continuation, start_of, windows
 from yuzogpt.evaluation.scoring import score
-from yuzogpt.evaluation.tasks import TASKS, Reading
+from yuzogpt.evaluation.tasks import TASKS, Reading, stop_tokens
 from yuzogpt.hardware import choose_hardware
 from yuzogpt.model.gpt import GPT
 from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
@@ -28,9 +29,9 @@ class Two:
     encode = staticmethod(CharTokenizer("\na").encode)
 
 
-def uniform_model() -> GPT:
-    """Return a model that finds both of its two tokens equally likely, always."""
-    model = small_model(1, vocab_size=2, n_embd=8, n_head=2, vocab_multiple=1)
+def uniform_model(vocab_size: int = 2) -> GPT:
+    """Return a model that finds all of its tokens equally likely, always."""
+    model = small_model(1, vocab_size=vocab_size, n_embd=8, n_head=2, vocab_multiple=1)
     with torch.no_grad():
         model.wte.weight.zero_()
     return model
@@ -69,13 +70,32 @@ def test_words_are_counted_as_in_the_original(tmp_path):
     path = tmp_path / "ptb.test.txt"
     path.write_text(" a a \n")
     exam = TASKS["ptb"].prepare["paper"](path, Reading(CharTokenizer("\n a"), 32, 32, False))
-    model = small_model(1, vocab_size=3, n_embd=8, n_head=2, vocab_multiple=1)
-    with torch.no_grad():
-        model.wte.weight.zero_()
-    figures = {one.metric: one for one in exam.judge(score(model, exam.passages, 1, HARDWARE))}
+    scores = score(uniform_model(3), exam.passages, 1, HARDWARE)
+    figures = {one.metric: one for one in exam.judge(scores)}
     assert figures["perplexity"].counted == 3
     assert figures["token_perplexity"].counted == len("a a\n")
     assert figures["perplexity"].value == pytest.approx(3 ** (4 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["ptb", "1bw"])
+def test_an_end_of_line_is_foretold_where_it_is_counted(task, tmp_path):
+    """Of ten tokens each is as likely: a word of one token and the end are ten each, in both."""
+    path = tmp_path / "text.txt"
+    path.write_text(" a \n b \n")
+    reading = Reading(CharTokenizer("\n abcdefgh"), 32, 32, False)
+    exam = TASKS[task].prepare["paper"](path, reading)
+    figure, *_ = exam.judge(score(uniform_model(10), exam.passages, 1, HARDWARE))
+    assert (figure.metric, figure.counted) == ("perplexity", 4)
+    assert figure.value == pytest.approx(10.0, rel=1e-6)
+
+
+def test_a_line_without_a_sentence_is_none(tmp_path):
+    path = tmp_path / "1bw_test.txt"
+    path.write_text("a b\n\n \na\n\n")
+    exam = TASKS["1bw"].prepare["paper"](path, Reading(CharTokenizer("\n ab"), 32, 32, False))
+    assert exam.notes["sentences"] == len(exam.passages) == 2
+    figure, *_ = exam.judge(score(uniform_model(4), exam.passages, 1, HARDWARE))
+    assert figure.counted == 3 + 2
 
 
 def test_a_score_is_the_models_own(tmp_path):
@@ -186,8 +206,8 @@ def test_childrens_books_as_people_write(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [{"label": 4}, {"label": "x"}, {"endings": ["a", "b", "[step]", "d"]}, {"endings": 7},
-     {"ctx_b": None}],
+    [{"label": 4}, {"label": -1}, {"label": "x"}, {"endings": ["a", "b", "[step]", "d"]},
+     {"endings": 7}, {"ctx_b": None}],
 )  # fmt: skip
 def test_a_scene_that_is_not_hellaswags_is_named(tmp_path, damage):
     path = tmp_path / "hellaswag_val.jsonl"
@@ -195,10 +215,38 @@ def test_a_scene_that_is_not_hellaswags_is_named(tmp_path, damage):
              "endings": ["a", "b", "c", "d"]}  # fmt: skip
     path.write_text(json.dumps(scene) + "\n")
     (question,) = formats.hellaswag(path)
-    assert (question.context, question.answer) == ("Eating: He eats. Then", 1)
+    assert (question.context, question.answer) == ("Eating: He eats. Then ", 1)
     path.write_text(json.dumps(scene) + "\n" + json.dumps(scene | damage) + "\n")
     with pytest.raises(UserError, match=r"hellaswag_val.jsonl:2: not a line of HellaSwag"):
         formats.hellaswag(path)
+
+
+def test_a_scenes_ends_are_the_harness_own(tmp_path):
+    """Its length is that of the end as it is read, spaces and all; the label is its number."""
+    path = tmp_path / "hellaswag_val.jsonl"
+    scene = {"activity_label": "a", "ctx_a": "b.", "ctx_b": "c", "label": 1,
+             "endings": ["dd", "dd", "e [step]", "fff"]}  # fmt: skip
+    path.write_text(json.dumps(scene) + "\n")
+    exam = TASKS["hellaswag"].exam("harness", path, Reading(gpt2_tokenizer(), 32, 32, False))
+    for logprobs, expected in (
+        ((-9.0, -1.0, -9.0, -9.0), (1, 1)),
+        ((-1.0, -1.0, -9.0, -9.0), (0, 0)),  # the first of equals is the answer
+        ((-9.0, -1.7, -1.8, -9.0), (1, 1)),  # by length: of two characters each, ...
+        ((-9.0, -1.7, -1.6, -9.0), (0, 0)),
+        ((-9.0, -1.7, -9.0, -2.0), (1, 0)),  # ... and of three
+    ):
+        scores = [Score(value, False, False) for value in logprobs]
+        assert tuple(figure.value for figure in exam.judge(scores)) == expected, logprobs
+
+
+def test_stop_words_are_those_that_a_vocabulary_has_letters_for():
+    tokenizer = CharTokenizer("\n ,ab")
+    assert stop_tokens(tokenizer) == {*tokenizer.encode("\n,").tolist()}
+
+
+def test_the_split_that_is_too_short_is_named(gpt2_corpus_dir):
+    with pytest.raises(UserError, match="the train split has"):
+        loss_exam(str(gpt2_corpus_dir), Reading(gpt2_tokenizer(), 10**7, 1, False), 1)
 
 
 def test_a_line_that_is_not_tokenized_is_named(tmp_path):

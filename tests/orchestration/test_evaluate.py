@@ -13,11 +13,10 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
-from tests.evaluation.test_evaluate import WITH_OUR_FILES, command, results
+from tests.evaluation.test_evaluate import command, results
 from yuzogpt.cli import main
 from yuzogpt.config import EvaluateSettings
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation import benchmark_files
 from yuzogpt.orchestration.evaluate import share_out
 
 
@@ -32,20 +31,13 @@ def workers(process):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_files, "find", lambda task, folder: (tmp_path / task.file, "own"))
+def test_a_killed_worker_changes_nothing(tmp_path):
     model = random_model(tmp_path / "run", n_layer=6, n_embd=192, n_head=4)
     some_lambada(tmp_path / "lambada_test.jsonl", 300)
     some_wikitext(tmp_path / "wikitext2_test.txt", 10)
-    own = WITH_OUR_FILES.replace(
-        "from yuzogpt.cli",
-        "from pathlib import Path\n"
-        f"benchmark_files.find = lambda task, folder: (Path({str(tmp_path)!r}, task.file), 'own')\n"
-        "from yuzogpt.cli",
-    )
     out_dir = tmp_path / "ray"
     process = subprocess.Popen(
-        [sys.executable, "-c", own, *command(model, tmp_path, out_dir, "--num_workers=2")],
+        [sys.executable, "-m", "yuzogpt", *command(model, tmp_path, out_dir, "--num_workers=2")],
         cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait, deadline = threading.Event(), time.monotonic() + 120

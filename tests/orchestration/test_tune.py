@@ -243,6 +243,7 @@ def test_trials_of_two_workers_on_a_cluster(sweep, tmp_path):
         ("--block_size=64", "it has positions for 32 tokens"),
         ("--init_from=resume", "trials begin anew"),
         ("--eval_only", "a sweep trains"),
+        ("--eval_tasks=lambada", "not evaluated on benchmarks"),
         ("--search.freeze_layers={choice:[0,9]}", "freeze_layers"),
         ("--search.block_size={choice:[8,16]}", "not to be searched"),
     ],

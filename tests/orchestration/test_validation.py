@@ -1,17 +1,22 @@
 """`--eval_tasks`: checkpoints are evaluated on benchmarks while the training goes on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.evaluation.models import some_lambada
-from tests.evaluation.test_evaluate import WITH_OUR_FILES
+from tests.orchestration.clusters import started
 from tests.training.worlds import records, wait_for_start
+from yuzogpt.config import TrainSettings
+from yuzogpt.orchestration.validation import free_on_one
+from yuzogpt.verbs import locate_train
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +38,12 @@ def arguments(corpus, folder, out_dir, *flags):
             f"--out_dir={out_dir}", *flags]  # fmt: skip
 
 
-def start(*args):
+COMMAND = "from yuzogpt.cli import run\nrun()"
+
+
+def start(*args, code=COMMAND, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", WITH_OUR_FILES, *arguments(*args)],
+        [sys.executable, "-c", code, *arguments(*args)], env={**os.environ, **environment},
         cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -60,12 +68,51 @@ def test_every_evaluation_has_its_figures(gpt2_corpus_dir, folder, tmp_path):
         "evaluate", str(checkpoint), "--tasks=lambada", f"--benchmark_dir={folder}",
         f"--out_dir={tmp_path / 'results'}", "--num_workers=0", "--threads=1", "--device=cpu",
     ]  # fmt: skip
-    subprocess.run([sys.executable, "-c", WITH_OUR_FILES, *command], cwd=REPOSITORY, check=True)
+    assert yuzogpt(*command).returncode == 0
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     figures = results["tasks"]["lambada"]["figures"]
     assert found[1]["lambada perplexity"] == pytest.approx(figures["perplexity"]["value"], rel=1e-4)
     shown = yuzogpt("report", str(tmp_path / "run"))
     assert "Benchmarks" in shown.stdout
+
+
+# The command, with an exam that is the end of any process that sits it, as where memory is short.
+DEADLY = """
+import os, signal
+from dataclasses import replace
+from yuzogpt.evaluation.tasks import TASKS
+
+def deadly(path, reading, read=TASKS["lambada"].prepare["paper"]):
+    return replace(read(path, reading), judge=lambda scores: os.kill(os.getpid(), signal.SIGKILL))
+
+TASKS["lambada"].prepare["paper"] = deadly
+"""
+
+
+def test_an_evaluation_that_dies_costs_its_figure(gpt2_corpus_dir, folder, tmp_path):
+    """On nodes of which none has all that the workers leave free."""
+    with started(1, 2) as cluster:
+        process = start(
+            gpt2_corpus_dir, folder, tmp_path / "run", "--max_iters=20",
+            code=DEADLY + COMMAND, RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled",
+        )  # fmt: skip
+        try:
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    (told,) = evaluations(tmp_path / "run")
+    assert (told["kind"], told["step"]) == ("notice", 20)
+    assert told["text"].startswith("!!! step 20 was not evaluated on lambada (")
+
+
+@pytest.mark.parametrize(
+    ("cores", "taken", "free"),
+    [([8], 2, 6), ([2, 2], 1, 2), ([2, 2], 2, 1), ([1, 1, 1], 1, 1), ([1, 1], 2, 0),
+     ([8, 2], 3, 5), ([4], 9, 0), ([], 1, 0)],
+)  # fmt: skip
+def test_what_one_node_has_free_wherever_workers_are(cores, taken, free):
+    assert free_on_one(cores, taken) == free
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tmp_path):
@@ -84,11 +131,23 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tm
     assert told[0].startswith("!!! step 20 was not evaluated on lambada")
 
 
+def test_where_the_files_are_is_known_from_anywhere():
+    settings = TrainSettings.model_validate({"evaluation": {"benchmark_dir": "~/files"}})
+    assert locate_train(settings).evaluation.benchmark_dir == str(Path.home() / "files")
+
+
 def test_mistakes_before_ray_starts(corpus_dir, gpt2_corpus_dir, folder, tmp_path):
+    (tmp_path / "lambada_test.jsonl").touch()
+    (tmp_path / "nothing").mkdir()
     for corpus, flags, message in (
         (gpt2_corpus_dir, ("--eval_tasks=lambda",), "did you mean lambada?"),
         (gpt2_corpus_dir, ("--num_workers=0",), "--num_workers=1 or more"),
-        (gpt2_corpus_dir, (f"--benchmark_dir={tmp_path}",), "lambada_test.jsonl is missing"),
+        (
+            gpt2_corpus_dir,
+            (f"--benchmark_dir={tmp_path}/nothing",),
+            "lambada_test.jsonl is missing",
+        ),
+        (gpt2_corpus_dir, (f"--benchmark_dir={tmp_path}",), "--eval_tasks=lambada: nothing in"),
     ):
         result = yuzogpt(*arguments(corpus, folder, tmp_path / "run", *flags))
         assert result.returncode == 2, result.stderr

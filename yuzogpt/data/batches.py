@@ -182,10 +182,11 @@ class FixedWindows:
     stream: TokenStream
     block_size: int
     part: Part = "whole"
+    split: str = "val"
 
     def __post_init__(self) -> None:
         """Refuse a split that has not even one window."""
-        refuse_short("val", len(self.stream), self.block_size, self.part)
+        refuse_short(self.split, len(self.stream), self.block_size, self.part)
 
     @property
     def numbers(self) -> range:

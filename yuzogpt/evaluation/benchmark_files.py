@@ -1,7 +1,7 @@
 """Where the benchmarks' files are: in a folder of the user's, or in the cache, from the web.
 
-In: a task. Out: the path of its file. What is known by its SHA-256 is checked, wherever it comes
-from; of the rest results.json says which bytes were read.
+In: a task. Out: the path of its file. What comes from the web is checked where its SHA-256 is
+known; what is in a folder of the user's may be another edition, which results.json then says.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ class Published:
 
     url: str  # of the file itself, or, where it must be taken out of something, of that
     sha256: str = ""
+    size: int = 0  # bytes or questions, where no SHA-256 is known
     how: str = ""  # to get the file from there; empty: it is the file
 
 
@@ -42,8 +43,8 @@ PUBLISHED = {
         "https://huggingface.co/datasets/Salesforce/wikitext",
         how="wiki.test.tokens of WikiText-103, word level",
     ),
-    "enwik8": Published("https://mattmahoney.net/dc/enwik8.zip"),
-    "text8": Published("https://mattmahoney.net/dc/text8.zip"),
+    "enwik8": Published("https://mattmahoney.net/dc/enwik8.zip", size=100_000_000),
+    "text8": Published("https://mattmahoney.net/dc/text8.zip", size=100_000_000),
     "1bw": Published(
         "https://www.statmt.org/lm-benchmark/1-billion-word-language-modeling-benchmark-r13output"
         ".tar.gz",
@@ -51,14 +52,17 @@ PUBLISHED = {
     ),
     "cbt_cn": Published(
         "https://www.thespermwhale.com/jaseweston/babi/CBTest.tgz",
+        size=2_000,
         how="data/cbtest_CN_valid_2000ex.txt of it",
     ),
     "cbt_ne": Published(
         "https://www.thespermwhale.com/jaseweston/babi/CBTest.tgz",
+        size=2_000,
         how="data/cbtest_NE_valid_2000ex.txt of it",
     ),
     "hellaswag": Published(
-        "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+        "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+        size=10_042,
     ),
 }
 
@@ -73,8 +77,20 @@ def find(task: Task, folder: str) -> tuple[Path, str]:
             raise UserError(f"{task.name}: {path} is missing; put {what} there: {published.url}")
         fetch(task.name, published, path)
     found = sha256(path)
-    refuse_other(f"{path}", found, published)
+    if not folder:
+        refuse_other(f"{path}", found, published)
     return path, found
+
+
+def is_published(task: str, digest: str, size: int) -> bool | None:
+    """Tell whether a file of this SHA-256, and so many bytes or questions, is the published one.
+
+    None: nothing is known of that.
+    """
+    published = PUBLISHED[task]
+    if published.sha256:
+        return digest == published.sha256
+    return size == published.size if published.size else None
 
 
 def refuse_other(what: str, found: str, published: Published) -> None:

@@ -5,7 +5,7 @@ evaluations.jsonl in out_dir, which that process alone writes; the terminal, W&B
 it beside metrics.jsonl.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from yuzogpt import mirrors
@@ -30,16 +30,17 @@ def read_exams(settings: TrainSettings) -> dict[str, Exam]:
     tokenizer = open_anywhere(settings.data.data_dir).tokenizer
     for name in wanted.eval_tasks:
         check_task(name, tuple(TASKS), "--eval_tasks")
-        path, _ = benchmark_files.find(TASKS[name], wanted.benchmark_dir)
+        task = TASKS[name]
+        path, _ = benchmark_files.find(task, wanted.benchmark_dir)
         reading = Reading(
             tokenizer, settings.model.block_size, stride=settings.model.block_size // 2 or 1,
             stop_words=False, limit=wanted.eval_tasks_limit,
         )  # fmt: skip
-        prepare = next(iter(TASKS[name].prepare.values()))  # the paper's protocol, if it has that
+        protocol = next(iter(task.prepare))  # the paper's, if it has that
         try:
-            exams[name] = prepare(path, reading)
-        except UserError as error:
-            raise UserError(f"--eval_tasks={name}: {error}") from None
+            exams[name] = task.exam(protocol, path, reading)
+        except UserError as error:  # which begins with the task's name
+            raise UserError(f"--eval_tasks={error}") from None
     return exams
 
 
@@ -51,16 +52,27 @@ def evaluate_checkpoint(
     No figures if the checkpoint is gone by now, or the run was asked to stop: that is told.
     """
     run = mirrors.directory_of(out_dir, mirrors.WORKER)
-    step = int(name.rpartition("-")[2])
+    step = step_of(name)
     try:
         figures = figures_of(name, run, exams, device)
     except Exception as error:  # whatever it is: it costs a figure, never the run
-        text = f"!!! step {step} was not evaluated on {', '.join(exams)} ({reason_of(error)})"
-        append_record(run / EVALUATIONS, "notice", text, step=step)
+        tell_of_failure(name, out_dir, exams, reason_of(error))
         return {}
     said = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
     append_record(run / EVALUATIONS, "tasks", f"step {step}: {said}", step=step, **figures)
     return figures
+
+
+def tell_of_failure(name: str, out_dir: str, tasks: Iterable[str], reason: str) -> None:
+    """Write the record of a checkpoint that has no figures."""
+    run, step = mirrors.directory_of(out_dir, mirrors.WORKER), step_of(name)
+    text = f"!!! step {step} was not evaluated on {', '.join(tasks)} ({reason})"
+    append_record(run / EVALUATIONS, "notice", text, step=step)
+
+
+def step_of(name: str) -> int:
+    """Return the step of a checkpoint of that name."""
+    return int(name.rpartition("-")[2])
 
 
 def figures_of(

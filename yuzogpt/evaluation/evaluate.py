@@ -14,7 +14,7 @@ from yuzogpt import __version__, mirrors
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import benchmark_files, results
-from yuzogpt.evaluation.corpus_loss import loss_exam
+from yuzogpt.evaluation.corpus_loss import LOSS, loss_exam
 from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
@@ -24,7 +24,6 @@ from yuzogpt.overrides import nearest
 from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.runs import check_writable
 
-LOSS = "loss"  # the task that reads a prepared corpus
 # Computes shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]
 
@@ -88,15 +87,15 @@ def check_task(name: str, known: Sequence[str], flag: str) -> None:
 def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Result]:
     """Compute what is not there yet, and write the results."""
     directory, settings = evaluation.directory, evaluation.settings
+    reference, weights = evaluation.reference, weights_hash(evaluation.reference)
+    exams = {task: exam_of(evaluation, task) for task in evaluation.read}
+    shards = {
+        task: shards_of(sitting_of(evaluation, task, weights), exam.passages)
+        for task, exam in exams.items()
+    }
+    everything = [shard for of_task in shards.values() for shard in of_task]
     directory.mkdir(parents=True, exist_ok=True)
     with Lease(directory):
-        reference, weights = evaluation.reference, weights_hash(evaluation.reference)
-        exams = {task: exam_of(evaluation, task) for task in evaluation.read}
-        shards = {
-            task: shards_of(sitting_of(evaluation, task, weights), exam.passages)
-            for task, exam in exams.items()
-        }
-        everything = [shard for of_task in shards.values() for shard in of_task]
         left = everything
         if not settings.evaluated.overwrite:
             left = list(undone(directory, everything))
@@ -129,12 +128,8 @@ def exam_of(evaluation: Evaluation, task: str) -> Exam:
     )
     place, _ = evaluation.read[task]
     if task == LOSS:
-        exam = loss_exam(place, reading, wanted.loss_windows)
-    else:
-        exam = TASKS[task].prepare[wanted.protocol](Path(place), reading)
-    if not exam.passages:
-        raise UserError(f"{place}: nothing in it that {task} could be counted on")
-    return exam
+        return loss_exam(place, reading, wanted.loss_windows)
+    return TASKS[task].exam(wanted.protocol, Path(place), reading)
 
 
 def sitting_of(evaluation: Evaluation, task: str, weights: str) -> Sitting:
@@ -162,12 +157,15 @@ def judge(evaluation: Evaluation, task: str, exam: Exam, shards: Sequence[Shard]
         assert found is not None, shard.path(evaluation.directory)
         scores += found
     settings = evaluation.settings
+    digest = evaluation.read[task][1]
+    published = None if task == LOSS else benchmark_files.is_published(task, digest, exam.size)
     notes = {
         **exam.notes,
+        **({} if published is None else {"published": published}),
         "context": evaluation.reference.shape.block_size,
         "limit": settings.benchmarks.limit,
         "dtype": settings.device.dtype,
-        "file_sha256": evaluation.read[task][1],
+        "file_sha256": digest,
         "yuzogpt": __version__,
     }
     return Result(task, exam.judge(scores), notes)

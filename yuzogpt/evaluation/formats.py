@@ -18,7 +18,10 @@ from yuzogpt.evaluation.detokenizers import CBT, Detokenizer
 
 @dataclass(frozen=True)
 class Question:
-    """A text and its possible continuations, one of which is right."""
+    """A text and its possible continuations, one of which is right.
+
+    A space between them is the text's.
+    """
 
     context: str
     choices: Sequence[str]
@@ -31,8 +34,11 @@ def content(path: Path) -> bytes:
         return path.read_bytes()
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.read(archive.namelist()[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, IndexError) as error:
+            names = archive.namelist()
+            if len(names) != 1:
+                raise zipfile.BadZipFile(f"it has {len(names)}")
+            return archive.read(names[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: not a whole zip of one file: {error}") from None
 
 
@@ -76,11 +82,10 @@ def hellaswag(path: Path) -> list[Question]:
         try:
             text = f"{scene['activity_label']}: {scene['ctx_a']} {scene['ctx_b'].capitalize()}"
             ends = [without_marks(end) for end in scene["endings"]]
-            right = ends[int(scene["label"])]
-            if not all(ends):
-                raise ValueError("an end without a word")
-            choices = [f" {end}" for end in ends]
-            found.append(Question(without_marks(text), choices, ends.index(right)))
+            right = int(scene["label"])
+            if not all(ends) or right not in range(len(ends)):
+                raise ValueError("an end without a word, or none that is right")
+            found.append(Question(f"{without_marks(text)} ", ends, right))
         except (LookupError, TypeError, ValueError, AttributeError):
             raise UserError(f"{place}: not a line of HellaSwag") from None
     return found

@@ -4,7 +4,8 @@
     python -m yuzogpt.evaluation.harness run --model_args model=out-gpt2 --tasks lambada_openai
 
 In: the harness's requests. Out: log-likelihoods and texts. It is the harness's own command, with
-one more kind of model, `yuzogpt`: `--model_args` takes model, context, device, dtype and threads.
+one more kind of model, `yuzogpt`, which `run` takes where no other is named: `--model_args` takes
+model, context, device, dtype and threads.
 """
 
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from pydantic import ValidationError
 
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
@@ -25,6 +28,7 @@ from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete
+from yuzogpt.tokenizers import END_OF_TEXT
 from yuzogpt.world import World
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
@@ -52,13 +56,18 @@ class YuzoGPT(TemplateLM):  # type: ignore[misc]
         self.reference = resolve_model(model, int(context))
         self.tokens = self.reference.tokenizer()
         name = {"cuda:0": "cuda", None: "auto"}.get(device, device)
-        self.settings = DeviceSettings.model_validate(
-            {"device": name, "dtype": dtype, "threads": threads}
-        )
+        given = {"device": name, "dtype": dtype, "threads": threads}
+        try:
+            self.settings = DeviceSettings.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"--model_args {first['loc'][0]}={first['input']}: {first['msg']}"
+            ) from None
+        self.batch_size = passages_at_a_time(batch_size)
         self.hardware = choose_hardware(self.settings, World())
         self.model = load_model(self.reference).to(self.hardware.device)
         self.block_size = self.reference.shape.block_size
-        self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
 
     @property
     def eot_token_id(self) -> int:
@@ -68,9 +77,14 @@ class YuzoGPT(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Return the ids of a text; nothing is added."""
-        ids: list[int] = self.tokens.encode(string).tolist()
-        return ids
+        """Return the ids of a text; nothing is added. `<|endoftext|>` in it is the token."""
+        end = self.tokens.end_of_text
+        if end is None:
+            return list(map(int, self.tokens.encode(string)))
+        ids = list[int]()
+        for text in string.split(END_OF_TEXT):
+            ids += [*self.tokens.encode(text).tolist(), end]
+        return ids[:-1]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -103,29 +117,50 @@ class YuzoGPT(TemplateLM):  # type: ignore[misc]
         """Go on with texts, all of them at once, until a stop string or the end of text."""
         device = self.settings
         engine = load_engine(self.reference, self.tokens, device, self.batch_size)
-        return list(complete(engine, [self._to_request(*request.args) for request in requests]))
+        asked = [self._to_request(n, *request.args) for n, request in enumerate(requests)]
+        return list(complete(engine, asked))
 
-    def _to_request(self, context: str, wanted: dict[str, Any]) -> Request:
-        until = wanted.get("until") or []
-        new = int(wanted.get("max_gen_toks") or wanted.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+    def _to_request(self, number: int, context: str, given: dict[str, Any]) -> Request:
+        wanted = normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS)
+        new = wanted["max_gen_toks"]
         room = max(1, self.block_size - new)
         ids = self.tok_encode(context)[-room:] or [self.eot_token_id]
-        is_greedy = not wanted.get("do_sample", False)
         sampling = Sampling(
-            temperature=0.0 if is_greedy else float(wanted.get("temperature", 1.0)),
+            temperature=float(wanted.get("temperature", 1.0)) if wanted["do_sample"] else 0.0,
             top_k=int(wanted.get("top_k") or 0),
             top_p=float(wanted.get("top_p") or 1.0),
+            seed=number,  # the same text may be asked for several times
         )
-        stops = (until,) if isinstance(until, str) else tuple(until)
-        return Request(ids, new, sampling, stops)
+        return Request(ids, new, sampling, tuple(wanted["until"] or ()))
+
+
+def passages_at_a_time(batch_size: int | str) -> int:
+    """Return the harness's batch size as a number; UserError if it is none."""
+    if str(batch_size).startswith("auto"):
+        return 8
+    try:
+        found = int(batch_size)
+    except ValueError:
+        found = 0
+    if found < 1:
+        raise UserError(f"--batch_size={batch_size}: give a number from 1 on, or auto")
+    return found
+
+
+def with_our_model(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of the harness's command; ours is the model where none is named."""
+    first = arguments[0] if arguments else "--help"
+    names = ("--model=", "-M", "--config", "-C")  # a configuration may name one
+    is_named = any(one == "--model" or one.startswith(names) for one in arguments)
+    asks_only = first in ("ls", "validate", "-h", "--help") or arguments == ["run"]
+    return [*arguments] if is_named or asks_only else [*arguments, "--model", "yuzogpt"]
 
 
 def main() -> None:
     """Run the harness's command with our models as its default."""
     from lm_eval.__main__ import cli_evaluate
 
-    if not any(argument.startswith("--model=") or argument == "--model" for argument in sys.argv):
-        sys.argv += ["--model", "yuzogpt"]
+    sys.argv[1:] = with_our_model(sys.argv[1:])
     try:
         cli_evaluate()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What an evaluation found: results.json, and a table beside the GPT-2 paper's figures.
+"""What an evaluation found: results.json, and a table beside published figures of the four GPT-2s.
 
 In: the figures of each task. Out: a file that has everything that was counted, and a table. The
 file is of one model: what another command found of the same weights stays in it.
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yuzogpt.errors import UserError
+from yuzogpt.evaluation.corpus_loss import LOSS, NANOGPT
 from yuzogpt.evaluation.tasks import TASKS, Figure
 from yuzogpt.files import to_json, write_durably
 
@@ -47,11 +48,17 @@ class Result:
 
 
 def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) -> Path:
-    """Write results.json; figures of the same weights that are not among these stay."""
-    found = read(directory)
-    earlier = found["tasks"] if found and found["model"] == model else {}
-    tasks = earlier | {result.key: result.to_dict() for result in results}
-    path = directory / RESULTS
+    """Write results.json; figures of the same weights that are not among these stay.
+
+    So do those of a whole task, where these are of a part.
+    """
+    found, path = read(directory), directory / RESULTS
+    tasks = dict(found["tasks"]) if found and found["model"] == model else {}
+    for result in results:
+        if result.notes.get("limit") and tasks.get(result.key, {}).get("limit") == 0:
+            print(f"{result.key}: without --limit before; {path} keeps those figures")
+        else:
+            tasks[result.key] = result.to_dict()
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))
     return path
 
@@ -76,7 +83,7 @@ def refuse_other_model(directory: Path, name: str) -> None:
 
 
 def show(results: Sequence[Result]) -> None:
-    """Print a table: a row for each figure, the paper's beside those that it has."""
+    """Print a table: a row for each figure, published ones beside it where there are any."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDE)
@@ -88,29 +95,35 @@ def show(results: Sequence[Result]) -> None:
         for figure in result.figures:
             table.add_row(*row(result, figure))
     console.print(table)
-    if any(paper(result, figure) for result in results for figure in result.figures):
-        console.print(f"{', '.join(SIZES)}: the GPT-2 paper's figures, table 3")
+    for result in results:
+        if result.notes.get("protocol") == "paper" and not result.notes.get("published", True):
+            console.print(f"{result.task}: not the published file, so nothing is beside it")
+    compared = [one for one in results if any(beside(one, figure) for figure in one.figures)]
+    if compared:
+        console.print(f"{', '.join(SIZES)}: {', '.join(dict.fromkeys(map(source, compared)))}")
+    for task in (TASKS[one.task] for one in compared if one.task in TASKS):
+        if task.about:
+            console.print(f"{task.name}, of the paper's figures: {task.about}")
 
 
 def row(result: Result, figure: Figure) -> list[str]:
     """Return the cells of a figure."""
     counted = f"{figure.counted:,} {figure.unit}"
-    beside = paper(result, figure) or ("",) * len(SIZES)
+    published = [f"{value:g}" for value in beside(result, figure)] or [""] * len(SIZES)
     protocol = str(result.notes.get("protocol", ""))
-    return [result.task, protocol, figure.metric, f"{figure.value:.4f}", counted, *beside]
+    return [result.task, protocol, figure.metric, f"{figure.value:.4f}", counted, *published]
 
 
-def paper(result: Result, figure: Figure) -> tuple[str, ...]:
-    """Return the paper's figures for the four sizes, where it has this one."""
-    task = TASKS.get(result.task)
-    is_papers = result.notes.get("protocol") == "paper" and not result.notes.get("limit")
-    if task is None or not is_papers:
+def beside(result: Result, figure: Figure) -> tuple[float, ...]:
+    """Return the published figures of the four sizes, where there are any of the same text."""
+    notes = result.notes
+    if notes.get("limit") or not notes.get("published", True):
         return ()
-    if result.task == "lambada" and figure.metric == "accuracy":
-        return LAMBADA_ACCURACY
-    if figure.metric != task.metric:
-        return ()
-    return tuple(f"{value:g}" for value in task.paper)
+    if result.task == LOSS:
+        return NANOGPT.get(figure.metric, ()) if notes.get("corpus") == "openwebtext" else ()
+    return TASKS[result.task].paper.get(figure.metric, ()) if notes["protocol"] == "paper" else ()
 
 
-LAMBADA_ACCURACY = ("0.4599", "0.5548", "0.6012", "0.6324")  # with its filter of stop words
+def source(result: Result) -> str:
+    """Return whose the published figures are."""
+    return "nanoGPT's losses" if result.task == LOSS else "the GPT-2 paper's figures, table 3"

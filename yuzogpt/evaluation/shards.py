@@ -1,9 +1,9 @@
 """A benchmark in pieces, each of which is computed once, by any process, and kept.
 
 In: an exam, and the model that sits it. Out: scores, in order. A shard brings its passages along:
-a worker needs nothing but the model. Its file is named after what it derives from, the weights and
-the passages themselves: a command that was killed goes on, one that asks something else computes
-anew, and what was computed before stays.
+a worker needs nothing but the model. Its file is named after what it derives from, the weights, the
+passages themselves and this version of YuzoGPT: a command that was killed goes on, one that asks
+something else computes anew, and what was computed before stays.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yuzogpt import __version__
 from yuzogpt.checkpoints import MANIFEST
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError, first_line
@@ -55,7 +56,7 @@ class Shard:
     def fingerprint(self) -> str:
         """What its scores derive from; not where they are computed, or in which batches."""
         asked = [astuple(passage) for passage in self.passages]
-        known = [self.sitting.weights, self.sitting.device.dtype, asked]
+        known = [__version__, self.sitting.weights, self.sitting.device.dtype, asked]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def path(self, directory: Path) -> Path:

@@ -201,3 +201,11 @@ def processes_of(directory: Path) -> list[int]:
             if mark in (process / "environ").read_bytes():
                 found.append(int(process.name))
     return found
+
+
+def cores_of_nodes() -> list[int]:
+    """Return how many cores each node has that has any."""
+    import ray
+
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [int(resources["CPU"]) for resources in alive if resources.get("CPU", 0) >= 1]

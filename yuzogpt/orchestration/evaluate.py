@@ -16,7 +16,7 @@ from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.evaluate import Compute
 from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.shards import Shard
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
 from yuzogpt.orchestration.prepare import user_errors
 
 RETRIES = 5  # of a shard whose worker died; a batch that is too large for memory kills each
@@ -61,10 +61,7 @@ def places(settings: EvaluateSettings) -> tuple[int, dict[str, float], int]:
     """Return how many workers there are, what each holds, and its threads."""
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    cores = [int(resources["CPU"]) for resources in alive if resources.get("CPU", 0) >= 1]
-    return share_out(settings, gpus, cores or [1])
+    return share_out(settings, int(ray.cluster_resources().get("GPU", 0)), cores_of_nodes() or [1])
 
 
 def share_out(

@@ -6,6 +6,7 @@ read off out_dir by the workers themselves.
 """
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
 from yuzogpt.filesystems import open_filesystem
 from yuzogpt.metrics import Listener, Record
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
 from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.stopping import ask_to_stop, on_sigterm
 
@@ -130,7 +131,7 @@ def fit(
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
     from yuzogpt.orchestration.lean import lean_trainer
     from yuzogpt.orchestration.spares import HOOK, Spares, start_first_workers
-    from yuzogpt.orchestration.validation import validation
+    from yuzogpt.orchestration.validation import free_on_one, validation
     from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 
     resources = ray.cluster_resources()
@@ -176,7 +177,8 @@ def fit(
         validation_config=validation(
             settings,
             exams or {},
-            {"CPU": int(resources.get("CPU", 0) - most * (cpus or 1)), "GPU": gpus - most},
+            cores=free_on_one(cores_of_nodes(), math.ceil(most * (cpus or 1))),
+            gpus=gpus - most,
         ),
     )
     try:

@@ -5,39 +5,42 @@ task, one at a time, on what the workers leave free. The workers do not wait for
 does, at its end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.train import Checkpoint
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from yuzogpt.config import DeviceSettings, TrainSettings
-from yuzogpt.evaluation.beside_training import evaluate_checkpoint
+from yuzogpt.errors import first_line
+from yuzogpt.evaluation.beside_training import evaluate_checkpoint, tell_of_failure
 from yuzogpt.evaluation.tasks import Exam
-
-ATTEMPTS_AGAIN = 3  # where a task's process dies
 
 
 def validation(
-    settings: TrainSettings, exams: Mapping[str, Exam], spare: Mapping[str, int]
+    settings: TrainSettings, exams: Mapping[str, Exam], cores: int, gpus: int
 ) -> ValidationConfig | None:
-    """Return how checkpoints are evaluated; None: not at all. `spare`: what no worker holds."""
+    """Return how checkpoints are evaluated; None: not at all. `cores`, `gpus`: no worker's."""
     if not exams:
         return None
-    gpu = spare.get("GPU", 0) > 0 and settings.device.device != "cpu"
-    threads = max(1, spare.get("CPU", 0))  # one, where the workers have all: they come first
+    gpu = gpus > 0 and settings.device.device != "cpu"
+    threads = max(1, cores)  # one, where the workers have all: they come first
     device = settings.device.model_copy(
         update={"device": "cuda" if gpu else "cpu", "dtype": "float32", "threads": threads}
     )
+    # No cores are asked for: Ray looks for the node that is least at work anyway, and would wait
+    # for ever for cores that were lost with a node.
+    resources = {"num_cpus": 0, "num_gpus": 1 if gpu else 0, "max_retries": 0}
     return ValidationConfig(
-        fn=partial(validate, out_dir=settings.run.out_dir, exams=exams, device=device),
-        ray_remote_kwargs={
-            "num_cpus": 0 if gpu else max(0, spare.get("CPU", 0)),
-            "num_gpus": 1 if gpu else 0,
-            "max_retries": ATTEMPTS_AGAIN,
-        },
-    )
+        fn=partial(
+            validate,
+            out_dir=settings.run.out_dir, exams=exams, device=device, resources=resources,
+        ),
+        ray_remote_kwargs={"num_cpus": 0},
+    )  # fmt: skip
 
 
 def validate(
@@ -47,6 +50,22 @@ def validate(
     out_dir: str,
     exams: Mapping[str, Exam],
     device: DeviceSettings,
+    resources: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Evaluate the checkpoint of that name."""
-    return evaluate_checkpoint(name, out_dir, exams, device)
+    """Evaluate the checkpoint of that name in a task of its own, whose death Ray Train never sees.
+
+    It would end the run for that.
+    """
+    task = ray.remote(**resources)(evaluate_checkpoint)
+    try:
+        figures: dict[str, Any] = ray.get(task.remote(name, out_dir, exams, device))
+    except RayError as error:
+        tell_of_failure(name, out_dir, exams, first_line(error))
+        return {}
+    return figures
+
+
+def free_on_one(cores: Sequence[int], taken: int) -> int:
+    """Return how many cores one of the nodes has free, wherever the workers have theirs."""
+    levels = range(max(cores, default=0))
+    return next((n for n in levels if sum(max(0, c - n) for c in cores) <= taken), len(levels))

@@ -93,6 +93,10 @@ class Sweep:
         for refused, why in (
             (self.settings.run.init_from == "resume", "--init_from=resume: trials begin anew"),
             (self.settings.evaluation.eval_only, "--eval_only: a sweep trains"),
+            (
+                self.settings.evaluation.eval_tasks,
+                "--eval_tasks: trials are not evaluated on benchmarks; train best.yaml with it",
+            ),
         ):
             if refused:
                 raise UserError(why)

@@ -9,18 +9,22 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 
-from tests.conftest import tiny_settings
+from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import (
     exit_codes,
     losses,
     records,
     run_world,
     start_world,
+    wait_for_start,
     wait_for_step,
     weights,
 )
@@ -124,6 +128,36 @@ def test_sigterm_leads_to_a_checkpoint_at_once_and_loses_nothing(corpus_dir, tmp
     assert [start["redone_steps"] for start in records(tmp_path / "run", "start")] == [0, 0]
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert weights(tmp_path / "run", 120) == weights(tmp_path / "whole", 120)
+
+
+def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max_restarts=2", "-m", "yuzogpt.training", *TINY, f"--data_dir={corpus_dir}"]
+    command += [f"--out_dir={run}", "--max_iters=100000", "--eval_interval=100000"]
+
+    def start():
+        pipe, paths = subprocess.PIPE, {"PYTHONPATH": str(REPOSITORY)}
+        return subprocess.Popen(
+            command, env={**os.environ, **paths}, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+
+    agent = start()
+    wait_for_start(run, 1, 20)
+    (run / runs.STOP).write_text("enough for today")
+    output, _ = agent.communicate(timeout=60)
+    assert agent.returncode == 0, output
+    assert "yuzogpt: stopped (enough for today) with a checkpoint" in output
+
+    agent = start()
+    wait_for_start(run, 2, 20)
+    for process in [psutil.Process(agent.pid), *psutil.Process(agent.pid).children()]:
+        process.terminate()  # as Slurm does; and torchrun hands it on to the ranks
+    agent.communicate(timeout=60)
+    stops = records(run, "stop")
+    assert [stop["reason"] for stop in stops] == ["enough for today", "SIGTERM"]
+    assert checkpoints.newest(run, pytest.fail).state.step == stops[1]["step"]
+    assert [start["redone_steps"] for start in records(run, "start")] == [0, 0]
 
 
 def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):

@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import (
+    FORKSERVER,
     exit_codes,
     losses,
     records,
@@ -29,7 +30,7 @@ from tests.training.worlds import (
     weights,
 )
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import GuardSettings
+from yuzogpt.config import GuardSettings, TrainSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
 from yuzogpt.training.launch import work
@@ -229,6 +230,38 @@ def test_a_rank_that_waits_for_ever_is_named(corpus_dir, tmp_path):
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith("!!! worker 1 on ")
     assert "stands still for" in failure["text"]
+
+
+def be_an_only_worker(settings, fault):
+    """Be what Ray Train starts for `--num_workers=1`."""
+    fault(0)
+    checked, _ = runs.check(TrainSettings.model_validate(settings))
+    with runs.writing(checked):
+        work(checked, World(), lambda *_: None, None, StopRequest(), is_restarted=True)
+
+
+def exit_code_of_only_worker(settings, fault):
+    """Start such a worker, wait for its end, and return its exit status."""
+    said = settings.model_dump(exclude_unset=True)
+    process = FORKSERVER.Process(target=be_an_only_worker, args=(said, fault))
+    process.start()
+    return exit_codes([process])[0]
+
+
+def test_an_only_worker_that_waits_for_ever_ends(corpus_dir, tmp_path):
+    flags = ("--max_iters=100000", "--hang_timeout=1")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
+    assert exit_code_of_only_worker(settings, HangAt(0, 40)) == EXIT_STATUS
+    (failure,) = records(tmp_path / "run", "failure")
+    assert failure["text"].startswith("!!! worker 0 on ")
+    assert "stands still for" in failure["text"]
+
+
+def test_a_slow_step_is_no_hang(corpus_dir, tmp_path):
+    flags = ("--batch_size=12", "--gradient_accumulation_steps=1", "--max_iters=3")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags, "--hang_timeout=0.5")
+    assert exit_code_of_only_worker(settings, Slow(1)) == 0
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
 
 
 # --- numbers go wrong

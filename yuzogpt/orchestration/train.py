@@ -280,7 +280,7 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     # A user's wish comes before the launcher's.
     stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)
     try:
-        reason = work(settings, world, reports, None, stop)
+        reason = work(settings, world, reports, None, stop, is_restarted=True)
     except tuple(ENDS_IN.values()) as error:
         return type(error).__name__, str(error)
     if reason in PAUSES:

@@ -7,7 +7,6 @@ read off out_dir by the workers themselves.
 
 import contextlib
 import os
-import signal
 import threading
 from collections.abc import Mapping
 from importlib import import_module
@@ -98,7 +97,7 @@ def train_connected(
             keep_asking(run, "SIGTERM")
         else:  # nobody would look
             is_left.set()
-            signal.raise_signal(signal.SIGINT)  # Ray leaves in good order on Ctrl-C
+            raise SystemExit  # what Ray's calls hand on; its controller, which waits, is not asked
 
     with (
         Display(settings, wandb_key) as display,
@@ -110,7 +109,7 @@ def train_connected(
     ):
         try:
             reason = fit(settings, run, exams=exams)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if is_left.is_set():
                 leave()
             raise

@@ -1,7 +1,7 @@
 """`yuzogpt VERB ... --key=value`: from the command line to the verbs.
 
 In: arguments. Out: an exit status: 0 done, 1 a run that failed, 2 the user's mistake (one line on
-stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM), with a checkpoint.
+stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM), with a checkpoint (under torchrun 0).
 Nothing heavy is imported before the settings are known to be right.
 """
 
@@ -181,7 +181,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except Stopped as error:
         print(f"yuzogpt: {error}", file=sys.stderr)
-        sys.exit(143)
+        # torchrun takes any other status for a failure, and starts all ranks again.
+        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 143)
     except BrokenPipeError:  # `| head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

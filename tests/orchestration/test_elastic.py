@@ -59,16 +59,16 @@ def test_workers_come_and_go_and_a_node_that_will_go_is_left_with_a_checkpoint(
     out_dir = tmp_path / "run"
     # One failure is survived: that a node will go is none.
     process = start(cluster, corpus_dir, out_dir, "--num_workers=1..2", "--max_failures=1")
-    wait_until(lambda: trains_with(out_dir, 2, 100), process)
+    wait_until(lambda: trains_with(out_dir, 2, 20), process)
     cluster.do("lose")  # without a word, as in a power cut
-    wait_until(lambda: trains_with(out_dir, 1, 100), process)
+    wait_until(lambda: trains_with(out_dir, 1, 20), process)
     cluster.do("add")
-    wait_until(lambda: trains_with(out_dir, 2, 50), process)
+    wait_until(lambda: trains_with(out_dir, 2, 20), process)
     cluster.do("add")
     asked = time.time()
     assert cluster.do("drain 0 60") == "True"
     wait_until(lambda: was_left_for(out_dir, "preemption of a node"), process)
-    wait_for_start(out_dir, 4, 50)
+    wait_for_start(out_dir, 4, 20)
     (out_dir / runs.STOP).touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
@@ -89,3 +89,15 @@ def test_workers_come_and_go_and_a_node_that_will_go_is_left_with_a_checkpoint(
     run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", *FLAGS, steps))
     for step, loss in losses(tmp_path / "whole").items():
         assert by_step[step] == pytest.approx(loss, abs=1e-4), step
+
+    # Where no worker trains, nobody would look for a request to stop.
+    process = start(cluster, corpus_dir, tmp_path / "waiting", "--num_workers=9")
+    assert process.stdout
+    while "9 workers want a CPU each" not in process.stdout.readline():
+        assert process.poll() is None
+    while int(cluster.do("groups")) == 0:  # what they wait for
+        assert process.poll() is None
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert output.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")

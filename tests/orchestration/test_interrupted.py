@@ -1,7 +1,4 @@
-"""A command on an embedded Ray, interrupted: what it says, and that nothing stays behind.
-
-What SIGTERM does to it, test_jobs.py holds: `ray job stop` sends it.
-"""
+"""A command on an embedded Ray, ended: what it says, and that nothing is lost or stays behind."""
 
 import contextlib
 import json
@@ -48,20 +45,37 @@ def rays_of(process: "subprocess.Popen[str]") -> list[Path]:
     ]
 
 
-def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_path):
-    out_dir = tmp_path / "run"
-    process = start(corpus_dir, out_dir)
-    wait_for_start(out_dir, 1, 30)
-    (directory,) = rays_of(process)
-    process.send_signal(signal.SIGINT)  # Ctrl-C
+def ended_leaving_nothing(process: "subprocess.Popen[str]", directory: Path) -> str:
+    """Wait for the end of a command and of its embedded Ray; return its last line."""
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "yuzogpt: interrupted; the same command goes on"
     assert not directory.exists()
     assert cluster.processes_of(directory) == []
+    return errors.strip().splitlines()[-1]
+
+
+def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_path):
+    out_dir = tmp_path / "run"
+    process = start(corpus_dir, out_dir, "--spare_workers=True")
+    wait_for_start(out_dir, 1, 20)
+    (directory,) = rays_of(process)
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    no_process_is_idle(everyone)
+    for one in everyone:  # as Slurm does, and systemd
+        one.terminate()
+    line = ended_leaving_nothing(process, directory)
+    assert line == "yuzogpt: stopped (SIGTERM) with a checkpoint; the same command goes on"
+    assert process.returncode == 143
 
     process = start(corpus_dir, out_dir)
-    wait_for_start(out_dir, 2, random.randrange(30, 120))
+    wait_for_start(out_dir, 2, 20)
+    (directory,) = rays_of(process)
+    process.send_signal(signal.SIGINT)  # Ctrl-C
+    line = ended_leaving_nothing(process, directory)
+    assert line == "yuzogpt: interrupted; the same command goes on"
+    assert process.returncode == 130
+
+    process = start(corpus_dir, out_dir)
+    wait_for_start(out_dir, 3, random.randrange(20, 100))
     (directory,) = rays_of(process)
     process.kill()
     process.communicate(timeout=60)
@@ -77,36 +91,21 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     run_world(2, undisturbed)
     assert losses(out_dir) == losses(tmp_path / "plain")
     assert weights(out_dir, STEPS) == weights(tmp_path / "plain", STEPS)
-    assert len(records(out_dir, "start")) == 3
+    starts = records(out_dir, "start")
+    assert len(starts) == 4
+    assert starts[1]["redone_steps"] == 0
 
 
-def test_a_command_is_interrupted_while_ray_starts(corpus_dir, tmp_path):
-    process = start(corpus_dir, tmp_path / "run")
-    assert process.stdout
-    while "starting Ray" not in process.stdout.readline():
-        assert process.poll() is None
-    wait = threading.Event()
-    while not rays_of(process):  # its directory is the first that is made
-        wait.wait(0.01)
-    wait.wait(random.uniform(0, 3))  # any moment of Ray's start
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "yuzogpt: interrupted; the same command goes on"
-    assert rays_of(process) == []
-
-
-def test_no_process_is_started_that_does_not_work(corpus_dir, tmp_path):
+def no_process_is_idle(processes: list[psutil.Process]) -> None:
     """No dashboard, no autoscaler; and Ray Train takes the workers that were started for it."""
-    process = start(corpus_dir, tmp_path / "run", "--spare_workers=True", "--max_iters=100000")
-    wait_for_start(tmp_path / "run", 1, 5)
-    titles, started = [], {}  # when the processes at work were started
-    for child in psutil.Process(process.pid).children(recursive=True):
+    titles: list[str] = []
+    started: dict[str, list[float]] = {}  # when the processes at work were started
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            titles.append(" ".join(child.cmdline()))
+            titles.append(" ".join(process.cmdline()))
             if "ray::" in titles[-1]:
                 name = titles[-1].split("::")[1].split(".")[0].strip()
-                started.setdefault(name, []).append(child.create_time())
+                started.setdefault(name, []).append(process.create_time())
     # Spares are idle; the synchronization of checkpoints comes some time after the first step.
     working = {name: len(times) for name, times in started.items() if name != "IDLE"}
     working.pop("SynchronizationActor", None)
@@ -119,6 +118,23 @@ def test_no_process_is_started_that_does_not_work(corpus_dir, tmp_path):
     # What asks for the workers is younger than they are: they were started for it.
     assert max(started["RayTrainWorker"]) < min(started["TrainController"])
     assert not [t for t in titles if "monitor.py" in t or "dashboard.py" in t]
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("sign", "status", "says"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped (SIGTERM)")],
+)
+def test_a_command_is_ended_while_ray_starts(corpus_dir, tmp_path, sign, status, says):
+    process = start(corpus_dir, tmp_path / "run")
+    assert process.stdout
+    while "starting Ray" not in process.stdout.readline():
+        assert process.poll() is None
+    wait = threading.Event()
+    while not rays_of(process):  # its directory is the first that is made
+        wait.wait(0.01)
+    wait.wait(random.uniform(0, 3))  # any moment of Ray's start
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.strip().splitlines()[-1] == f"yuzogpt: {says}; the same command goes on"
+    assert rays_of(process) == []

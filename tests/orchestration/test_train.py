@@ -67,9 +67,10 @@ def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     train_on_ray(on_ray)
     faults.join(60)
     print(f"\nseconds from a fault to the next step: {seconds}")
-    # Tests share the cores: benchmarks/soak.py measures the seconds. This holds that none is lost
-    # to Ray's patience with a dead worker (35 s), or with a silent one (600 s).
-    assert seconds["SIGKILL"] < 30
+    # The bar is 14 s on two cores, which benchmarks/soak.py measures. Two test processes share them
+    # here, and no spares stand ready yet: twice that. It holds that nothing is lost to Ray's
+    # patience with a dead worker (35 s), or with a silent one (600 s).
+    assert seconds["SIGKILL"] < 2 * 14
     assert seconds["SIGSTOP"] < 5 + 30
     run_world(2, settings_for(corpus_dir, tmp_path / "plain", *flags))
     assert losses(tmp_path / "ray") == losses(tmp_path / "plain")
@@ -168,10 +169,13 @@ def test_a_resize_waits_for_no_worker_that_stands_still(worker_that_stands_still
     process.wait(30)  # its CPU is free for the next
 
 
-def test_a_worker_that_dies_while_workers_start_leaves_room_for_the_next(
+def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see_is_one_line(
     embedded_ray, corpus_dir, tmp_path, monkeypatch
 ):
-    """Two of three CPUs are held by the first workers: if they stay, the next find no place."""
+    """Two of three CPUs are held by the first workers: if they stay, the next find no place.
+
+    These find a mistake that only workers see.
+    """
     import ray
 
     from yuzogpt.orchestration import failures
@@ -188,25 +192,24 @@ def test_a_worker_that_dies_while_workers_start_leaves_room_for_the_next(
                 ray.get(worker.actor.get_metadata.remote())  # raises: as in Ray's own callbacks
 
     monkeypatch.setattr(failures, "NoPatience", Killer)
-    flags = ("--max_iters=3", "--num_workers=2")
-    settings = settings_for(corpus_dir, tmp_path / "run", *flags)
-    training = threading.Thread(target=train_on_ray, args=(settings,), daemon=True)
+    flags = ("--batch_size=1", "--gradient_accumulation_steps=1")
+    chosen = settings_for(corpus_dir, tmp_path / "run", *flags)
+    chosen = chosen.model_copy(update={"workers": WorkerSettings(num_workers=2)})  # unchecked
+    ends: list[Exception] = []
+
+    def train():
+        try:
+            train_on_ray(chosen)
+        except Exception as end:
+            ends.append(end)
+
+    training = threading.Thread(target=train, daemon=True)
     training.start()
     training.join(90)
     assert not training.is_alive()
-    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
-
-
-def test_mistakes_that_only_workers_see_are_one_line(embedded_ray, corpus_dir, tmp_path):
-    chosen = settings_for(
-        corpus_dir,
-        tmp_path / "run",
-        "--batch_size=1",
-        "--gradient_accumulation_steps=1",
-    )
-    chosen = chosen.model_copy(update={"workers": WorkerSettings(num_workers=2)})  # unchecked
-    with pytest.raises(UserError, match="too small for 2 workers"):
-        train_on_ray(chosen)
+    (end,) = ends
+    assert isinstance(end, UserError)
+    assert "too small for 2 workers" in str(end)
 
 
 def test_more_workers_than_cores_are_refused_here(embedded_ray, corpus_dir, tmp_path):

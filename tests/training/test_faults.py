@@ -9,23 +9,28 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 
-from tests.conftest import tiny_settings
+from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import (
+    FORKSERVER,
     exit_codes,
     losses,
     records,
     run_world,
     start_world,
+    wait_for_start,
     wait_for_step,
     weights,
 )
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import GuardSettings
+from yuzogpt.config import GuardSettings, TrainSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
 from yuzogpt.training.launch import work
@@ -126,6 +131,36 @@ def test_sigterm_leads_to_a_checkpoint_at_once_and_loses_nothing(corpus_dir, tmp
     assert weights(tmp_path / "run", 120) == weights(tmp_path / "whole", 120)
 
 
+def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max_restarts=2", "-m", "yuzogpt.training", *TINY, f"--data_dir={corpus_dir}"]
+    command += [f"--out_dir={run}", "--max_iters=100000", "--eval_interval=100000"]
+
+    def start():
+        pipe, paths = subprocess.PIPE, {"PYTHONPATH": str(REPOSITORY)}
+        return subprocess.Popen(
+            command, env={**os.environ, **paths}, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+
+    agent = start()
+    wait_for_start(run, 1, 20)
+    (run / runs.STOP).write_text("enough for today")
+    output, _ = agent.communicate(timeout=60)
+    assert agent.returncode == 0, output
+    assert "yuzogpt: stopped (enough for today) with a checkpoint" in output
+
+    agent = start()
+    wait_for_start(run, 2, 20)
+    for process in [psutil.Process(agent.pid), *psutil.Process(agent.pid).children()]:
+        process.terminate()  # as Slurm does; and torchrun hands it on to the ranks
+    agent.communicate(timeout=60)
+    stops = records(run, "stop")
+    assert [stop["reason"] for stop in stops] == ["enough for today", "SIGTERM"]
+    assert checkpoints.newest(run, pytest.fail).state.step == stops[1]["step"]
+    assert [start["redone_steps"] for start in records(run, "start")] == [0, 0]
+
+
 def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
     settings, _ = runs.check(
         tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=100000", "--eval_interval=100000")
@@ -195,6 +230,38 @@ def test_a_rank_that_waits_for_ever_is_named(corpus_dir, tmp_path):
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith("!!! worker 1 on ")
     assert "stands still for" in failure["text"]
+
+
+def be_an_only_worker(settings, fault):
+    """Be what Ray Train starts for `--num_workers=1`."""
+    fault(0)
+    checked, _ = runs.check(TrainSettings.model_validate(settings))
+    with runs.writing(checked):
+        work(checked, World(), lambda *_: None, None, StopRequest(), is_restarted=True)
+
+
+def exit_code_of_only_worker(settings, fault):
+    """Start such a worker, wait for its end, and return its exit status."""
+    said = settings.model_dump(exclude_unset=True)
+    process = FORKSERVER.Process(target=be_an_only_worker, args=(said, fault))
+    process.start()
+    return exit_codes([process])[0]
+
+
+def test_an_only_worker_that_waits_for_ever_ends(corpus_dir, tmp_path):
+    flags = ("--max_iters=100000", "--hang_timeout=1")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
+    assert exit_code_of_only_worker(settings, HangAt(0, 40)) == EXIT_STATUS
+    (failure,) = records(tmp_path / "run", "failure")
+    assert failure["text"].startswith("!!! worker 0 on ")
+    assert "stands still for" in failure["text"]
+
+
+def test_a_slow_step_is_no_hang(corpus_dir, tmp_path):
+    flags = ("--batch_size=12", "--gradient_accumulation_steps=1", "--max_iters=3")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags, "--hang_timeout=0.5")
+    assert exit_code_of_only_worker(settings, Slow(1)) == 0
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
 
 
 # --- numbers go wrong

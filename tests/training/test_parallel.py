@@ -20,39 +20,39 @@ from yuzogpt.training.parallel import local, parallelize, rows_of_rank
 
 # An odd batch: the ranks' shares differ, and one rank ends with an empty micro-batch.
 FLAGS = ("--dropout=0.1", "--batch_size=1", "--gradient_accumulation_steps=13")
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
 def root(corpus_dir, tmp_path_factory):
-    """Runs of 40 steps, in worlds and ways of several kinds."""
+    """Runs of 24 steps, in worlds and ways of several kinds."""
     root = tmp_path_factory.mktemp("runs")
 
     def train(name, size, max_iters, *flags):
         steps = f"--max_iters={max_iters}"
         run_world(size, tiny_settings(corpus_dir, root / name, *FLAGS, steps, *flags))
 
-    train("ddp", 2, 40)
-    train("fsdp", 2, 40, "--parallel=fsdp")
-    train("parts", 2, 20, "--parallel=fsdp")
-    train("parts", 2, 40, "--parallel=fsdp", "--activation_checkpointing=True")
-    train("mixed", 3, 15, "--parallel=fsdp")
-    train("mixed", 2, 30)
-    train("mixed", 1, 35)
-    train("mixed", 2, 40, "--parallel=fsdp")
+    train("ddp", 2, STEPS)
+    train("fsdp", 2, STEPS, "--parallel=fsdp")
+    train("parts", 2, 12, "--parallel=fsdp")
+    train("parts", 2, STEPS, "--parallel=fsdp", "--activation_checkpointing=True")
+    train("mixed", 3, 8, "--parallel=fsdp")
+    train("mixed", 1, 16)
+    train("mixed", 2, STEPS, "--parallel=fsdp")
     return root
 
 
 def test_losses_are_ddps(root):
     ddp, fsdp = losses(root / "ddp"), losses(root / "fsdp")
-    assert sorted(fsdp) == list(range(1, 41))
-    assert ddp[40] < 0.9 * ddp[1]
+    assert sorted(fsdp) == list(range(1, STEPS + 1))
+    assert ddp[STEPS] < 0.9 * ddp[1]
     for step, loss in ddp.items():
         assert fsdp[step] == pytest.approx(loss, rel=1e-5)
 
 
 def test_resuming_is_exact_and_recomputing_activations_changes_nothing(root):
     assert losses(root / "parts") == losses(root / "fsdp")
-    assert weights(root / "parts", 40) == weights(root / "fsdp", 40)
+    assert weights(root / "parts", STEPS) == weights(root / "fsdp", STEPS)
 
 
 def test_a_run_goes_on_in_any_world_and_way(root):
@@ -81,7 +81,7 @@ def test_losses_in_pieces_are_those_at_once(root, corpus_dir, tmp_path, parallel
 
 
 def test_a_checkpoint_of_several_ranks_is_hugging_faces_layout(root):
-    directory = root / "fsdp" / "checkpoints" / "step-40"
+    directory = root / "fsdp" / "checkpoints" / f"step-{STEPS}"
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert sorted(path.name for path in directory.glob("model-*")) == names
     index = json.loads((directory / "model.safetensors.index.json").read_text())
@@ -93,7 +93,9 @@ def test_a_checkpoint_of_several_ranks_is_hugging_faces_layout(root):
             assert torch.equal(tensors.get_tensor(name), whole[name])
     sizes = [(directory / name).stat().st_size for name in names]
     assert max(sizes) < 1.5 * min(sizes)  # shared out evenly
-    one = load_model(resolve_model(str(root / "ddp" / "checkpoints" / "step-40"))).state_dict()
+    one = load_model(
+        resolve_model(str(root / "ddp" / "checkpoints" / f"step-{STEPS}"))
+    ).state_dict()
     for name, tensor in one.items():
         assert torch.allclose(whole[name], tensor, atol=1e-4)
 

@@ -1,12 +1,20 @@
-"""Ctrl-C waits for the loop's next look, and for nothing else."""
+"""Ctrl-C waits for the loop's next look; a request to stop is heard on a full disk, too."""
 
 import os
+import resource
 import signal
+import threading
 
 import pytest
 
 from yuzogpt.training import stopping
-from yuzogpt.training.stopping import Interruption, StopRequest
+from yuzogpt.training.stopping import (
+    Interruption,
+    StopRequest,
+    ask_to_stop,
+    keep_asking,
+    read_request,
+)
 
 
 def ctrl_c():
@@ -47,3 +55,25 @@ def test_where_nobody_looks_it_is_raised_at_once(no_pause, monkeypatch):
         monkeypatch.setattr(stopping, "LOOKED_WITHIN", 0)
         with pytest.raises(KeyboardInterrupt):
             ctrl_c()
+
+
+def test_a_full_disk_keeps_nobody_from_asking(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # files can be made, and hold nothing
+    try:
+        assert ask_to_stop(tmp_path, "SIGTERM")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_request(tmp_path)
+
+
+def test_what_cannot_be_asked_is_said_and_asked_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stopping, "ASK_EVERY", 0.01)
+    run = tmp_path / "run"
+    keep_asking(run, "SIGTERM")
+    wait = threading.Event()
+    while "cannot be written: tried again" not in capsys.readouterr().err:
+        wait.wait(0.01)
+    run.mkdir()
+    while read_request(run) != "SIGTERM":
+        wait.wait(0.01)

@@ -22,7 +22,7 @@ from typing import Any
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.lease import holder_lives, this_process
-from yuzogpt.orchestration.lean import few_processes
+from yuzogpt.orchestration.lean import ended_at_once, few_processes
 
 OWNER = "owner.json"
 PREFIX = "yuzogpt-ray-"
@@ -52,14 +52,14 @@ def connected(
     the one that the caller uses (ray.train, ray.data): it is imported here, for the caller.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
-    importing = threading.Thread(
-        target=lambda: [import_module(name) for name in heavy_imports], daemon=True
-    )
-    importing.start()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with contextlib.ExitStack() as stack:
-        with interruption_held_back():
+        with sigterm_held_back(), interruption_held_back():
+            importing = threading.Thread(
+                target=lambda: [import_module(name) for name in heavy_imports], daemon=True
+            )
+            importing.start()
             stack.enter_context(joined(address) if address else embedded(cores))
             import_module(library)
             importing.join()
@@ -124,7 +124,7 @@ def embedded(cores: int) -> Iterator[None]:
             os.environ.setdefault(name, value)
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-        with few_processes():
+        with few_processes(), sigterm_held_back():  # which Ray's processes inherit
             connect(
                 address="local",
                 num_cpus=cores,
@@ -135,8 +135,9 @@ def embedded(cores: int) -> Iterator[None]:
         yield
     finally:
         if "ray" in sys.modules:  # else it was interrupted before
-            sys.modules["ray"].shutdown()
-        shutil.rmtree(directory, ignore_errors=True)
+            with ended_at_once():
+                sys.modules["ray"].shutdown()
+        end(directory)
 
 
 def connect(**options: Any) -> None:
@@ -147,6 +148,20 @@ def connect(**options: Any) -> None:
     ray.init(log_to_driver=False, logging_level="WARNING", **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextlib.contextmanager
+def sigterm_held_back() -> Iterator[None]:
+    """Let SIGTERM come at the end. Threads and processes that start meanwhile never get it.
+
+    Ray has its own handlers while it starts. And its processes must outlive a signal to all of a
+    command (`scancel`, systemd): the workers are to write a checkpoint still.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -184,10 +199,15 @@ def sweep() -> None:
                 continue
         except (OSError, ValueError):
             continue
-        for process in processes_of(directory):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        shutil.rmtree(directory, ignore_errors=True)
+        end(directory)
+
+
+def end(directory: Path) -> None:
+    """End the processes of an embedded Ray, and delete its directory."""
+    for process in processes_of(directory):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def processes_of(directory: Path) -> list[int]:

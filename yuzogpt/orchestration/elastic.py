@@ -83,13 +83,14 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         ask_to_stop(self.run, RESIZE, runs.PAUSE)
         self.heard = time.monotonic()
         deadline = self.heard + COLLECTIVE_TIMEOUT.total_seconds()
-        while not self._is_answered() and self._all_live() and time.monotonic() < deadline:
-            pass
+        while time.monotonic() < deadline:
+            if self._wait_for_answer() or not self._end_silent_workers():
+                break
         with contextlib.suppress(OSError):
             mirrors.delete(self.run / runs.PAUSE)
 
-    def _is_answered(self) -> bool:
-        """Wait half a second at most for the workers' answer; storage may fail to say it once."""
+    def _wait_for_answer(self) -> bool:
+        """Wait half a second at most; tell whether workers answered. Storage may fail once."""
         pause = 0.5 if mirrors.uri_of(self.run) else 0.05
         for _ in range(int(0.5 / pause)):
             with contextlib.suppress(OSError):
@@ -98,10 +99,10 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             time.sleep(pause)
         return False
 
-    def _all_live(self) -> bool:
-        """Tell whether all workers live; one that writes for long still answers.
+    def _end_silent_workers(self) -> bool:
+        """End all workers if one gives no sign of life for too long; tell whether all live.
 
-        One of several that stands still is ended by its watchdog, the only one by nobody but us.
+        One that writes for long still answers. Of one that is stopped its watchdog is stopped, too.
         """
         asked = [worker.get_metadata.remote() for worker in self.workers]
         answered, silent = ray.wait(asked, num_returns=len(asked), timeout=1)

@@ -34,6 +34,21 @@ def few_processes() -> Iterator[None]:
             setattr(Node, name, method)
 
 
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Kill a node's processes in this context: a wish to end (SIGTERM) would not reach them."""
+    from ray._private.node import Node
+
+    patient = Node.kill_all_processes
+    Node.kill_all_processes = lambda node, **given: patient(
+        node, **{**given, "allow_graceful": False}
+    )
+    try:
+        yield
+    finally:
+        Node.kill_all_processes = patient
+
+
 def do_nothing(*_: Any, **__: Any) -> None:
     """Stand in for what a single node does not need."""
 

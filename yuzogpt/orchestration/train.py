@@ -21,9 +21,14 @@ from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
 from yuzogpt.filesystems import open_filesystem
 from yuzogpt.metrics import Listener, Record
-from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
+from yuzogpt.orchestration.cluster import (
+    connected,
+    cores_of_nodes,
+    refuse_unreachable,
+    sigterm_held_back,
+)
 from yuzogpt.training.display import Display, take_wandb_key
-from yuzogpt.training.stopping import ask_to_stop, on_sigterm
+from yuzogpt.training.stopping import keep_asking, on_sigterm
 
 # Set before ray is imported.
 ENVIRONMENT = {
@@ -58,11 +63,14 @@ def run_on_ray(settings: TrainSettings) -> None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
     refuse_unreachable(runs.ray_address(settings))
     exams = read_exams(settings)
-    with on_sigterm(leave), runs.writing(settings):
-        print("starting Ray ...", flush=True)
-        cores = max(os.cpu_count() or 1, most)
-        with connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch"):
-            train_connected(settings, key, exams)
+    cores = max(os.cpu_count() or 1, most)
+    with on_sigterm(leave), contextlib.ExitStack() as stack:
+        with sigterm_held_back():  # from the thread of the lease, too
+            stack.enter_context(runs.writing(settings))
+            print("starting Ray ...", flush=True)
+            ray = connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch")
+            stack.enter_context(ray)
+        train_connected(settings, key, exams)
 
 
 def set_environment() -> None:
@@ -88,16 +96,43 @@ def train_connected(
     from yuzogpt.metrics import Follower
     from yuzogpt.training.launch import conclude
 
-    run = runs.directory_of(settings)
+    run, is_training, is_left = runs.directory_of(settings), threading.Event(), threading.Event()
+
+    def stop() -> None:
+        if is_training.is_set():  # in other processes: rank 0 looks for the request in out_dir
+            keep_asking(run, "SIGTERM")
+        else:  # nobody would look
+            is_left.set()
+            raise SystemExit  # what Ray's calls hand on; its controller, which waits, is not asked
+
     with (
         Display(settings, wandb_key) as display,
-        Follower(run / runs.METRICS, importing_at_first_step(display)),
+        Follower(
+            run / runs.METRICS, noting_training(is_training, importing_at_first_step(display))
+        ),
         Follower(run / runs.EVALUATIONS, display),
-        # The workers are other processes: rank 0 looks for the request in out_dir.
-        on_sigterm(lambda: ask_to_stop(run, "SIGTERM")),
+        on_sigterm(stop),
     ):
-        reason = fit(settings, run, exams=exams)
+        try:
+            reason = fit(settings, run, exams=exams)
+        except (KeyboardInterrupt, SystemExit):
+            if is_left.is_set():
+                leave()
+            raise
     conclude(settings, reason)
+
+
+def noting_training(is_training: threading.Event, listener: Listener) -> Listener:
+    """Return the listener; `is_training` is set while there are workers in the loop."""
+
+    def listen(record: Record) -> None:
+        if record["kind"] == "start":
+            is_training.set()
+        elif record["kind"] in ("failure", "stop"):
+            is_training.clear()
+        listener(record)
+
+    return listen
 
 
 def importing_at_first_step(listener: Listener) -> Listener:
@@ -251,7 +286,7 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     # A user's wish comes before the launcher's.
     stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)
     try:
-        reason = work(settings, world, reports, None, stop)
+        reason = work(settings, world, reports, None, stop, is_restarted=True)
     except tuple(ENDS_IN.values()) as error:
         return type(error).__name__, str(error)
     if reason in PAUSES:

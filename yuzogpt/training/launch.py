@@ -40,9 +40,12 @@ def work(
     report: Report,
     listener: Listener | None,
     stop: StopRequest,
+    *,
+    is_restarted: bool = False,
 ) -> str | None:
     """Do one worker's part: open and verify the corpus, find the checkpoint, train.
 
+    `is_restarted`: whether an only worker is started again when it ends because it stands still.
     Returns why the run stopped before its end, if it was asked to. A UserError of any rank is
     raised on all.
     """
@@ -91,7 +94,8 @@ def work(
         telling.start()
         telling.join(TOLD_WITHIN)
 
-    with Watchdog(world, settings.workers.hang_timeout, tell) as watchdog:
+    watchdog = Watchdog(world, settings.workers.hang_timeout, tell)
+    with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
             return train(settings, world, corpus, resume, log, outside)

@@ -132,6 +132,7 @@ def train(
     if world.size > 1 and settings.log.network_interval:  # also makes NCCL's connections in time
         records.network(measure(world, hardware.device))
     saver.wait()  # for its memory: better none here than none at the first checkpoint
+    outside.watchdog.begin_first_step()
     records.clock()
     reason, seconds, is_long = None, 0.0, False
     while step < schedule.max_iters and reason is None:
@@ -191,7 +192,7 @@ def train(
         if guard.gives_up():
             saver.wait()
             raise RunFailed(why_given_up(settings, trainee, totals, guard, step))
-        outside.watchdog.is_running()
+        outside.watchdog.end_start_up()
 
         # Look at the validation loss, and write a checkpoint, when it is time for them.
         is_last = step == schedule.max_iters
@@ -207,7 +208,7 @@ def train(
             save(metrics)
 
     saver.finish()
-    outside.watchdog.is_concluding()
+    outside.watchdog.allow_long_reads()
     if reason:
         records.stop(reason)
     else:

@@ -6,7 +6,9 @@ whatever else a launcher asks. Out: the reason, once there is one; the loop look
 
 import contextlib
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,10 @@ from yuzogpt.runs import PAUSE, STOP
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
 LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look
+# Seconds for which a second SIGTERM says the same as the first: who signals all processes of a
+# command (Slurm, systemd), signals torchrun's ranks twice, because torchrun hands it on.
+SAME_SIGTERM = 30.0
+ASK_EVERY = 2.0  # seconds, while a request cannot be written
 
 Place = Callable[[], str | None]
 
@@ -50,10 +56,36 @@ class StopRequest:
         return self.reason
 
 
-def ask_to_stop(run: Path, reason: str, file: str = STOP) -> None:
-    """Ask the run in out_dir to stop, or to pause, from any process that sees it."""
-    with contextlib.suppress(OSError):
+def ask_to_stop(run: Path, reason: str, file: str = STOP) -> bool:
+    """Ask the run in out_dir to stop, or to pause, from any process that sees it.
+
+    Tell whether that could be written: on a full disk it is an empty file that asks to stop.
+    """
+    try:
         mirrors.write(run / file, reason.encode())
+    except OSError:
+        if file != STOP or mirrors.uri_of(run):
+            return False
+        try:
+            (run / file).touch()
+        except OSError:
+            return False
+    return True
+
+
+def keep_asking(run: Path, reason: str) -> None:
+    """Ask the run in out_dir to stop, in a thread, until that is written."""
+
+    def ask() -> None:
+        is_said = False
+        while not ask_to_stop(run, reason):
+            if not is_said:
+                where = mirrors.name_of(run / STOP)
+                print(f"!!! {where} cannot be written: tried again", file=sys.stderr, flush=True)
+            is_said = True
+            time.sleep(ASK_EVERY)
+
+    threading.Thread(target=ask, name="stop", daemon=True).start()
 
 
 def read_request(run: Path) -> str | None:
@@ -100,7 +132,7 @@ class StoredRequest:
 
 @contextlib.contextmanager
 def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM, instead of ending at once; a second one ends at once.
+    """Call `stop` on SIGTERM, instead of ending at once; one that comes much later ends at once.
 
     Only the main thread may; elsewhere nothing changes.
     """
@@ -108,9 +140,17 @@ def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
         yield
         return
 
+    asked: float | None = None
+
     def handle(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        stop()
+        nonlocal asked
+        now = time.monotonic()
+        if asked is None:
+            asked = now
+            stop()
+        elif now - asked > SAME_SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, handle)
     try:

@@ -21,6 +21,7 @@ from yuzogpt.world import World
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: to be tried again
 START_UP = 10.0  # times the bound, before the first step: compiling takes its time
+SLOWEST = 3.0  # times the longest part of the first step: a large model on a slow machine
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Peer:
 
 
 class Watchdog:
-    """A context manager around the loop; does nothing in a world of one."""
+    """A context manager around the loop."""
 
     def __init__(self, world: World, timeout: float, on_stall: Callable[[str], None]) -> None:
         """`timeout` in seconds; `on_stall` is called with the line, on one rank, before the end."""
@@ -50,15 +51,15 @@ class Watchdog:
         self.pause = min(5.0, timeout / 10)
         self.progress, self.place, self.moved = 0, "starting", time.monotonic()
         self.patience = START_UP * timeout
+        self.is_starting, self.longest = True, 0.0  # seconds, of the first step's parts
         self.peers = {rank: Peer() for rank in range(world.size) if rank != world.rank}
         self.done = threading.Event()
 
     def __enter__(self) -> "Watchdog":
         """Start watching."""
-        if self.world.size > 1:
-            # Two threads: talking lasts for ever when rank 0, which keeps the store, stands still.
-            for job in (self._talk, self._watch):
-                threading.Thread(target=job, name="watchdog", daemon=True).start()
+        # Two threads: talking lasts for ever when rank 0, which keeps the store, stands still.
+        for job in (self._talk, self._watch) if self.peers else (self._watch,):
+            threading.Thread(target=job, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,14 +68,21 @@ class Watchdog:
 
     def moves(self, place: str = "") -> None:
         """Say that this rank's loop goes on, and where it is."""
-        self.progress, self.moved = self.progress + 1, time.monotonic()
-        self.place = place or self.place
+        before, self.moved = self.moved, time.monotonic()
+        if self.is_starting:
+            self.longest = max(self.longest, self.moved - before)
+        self.progress, self.place = self.progress + 1, place or self.place
 
-    def is_running(self) -> None:
-        """Say that start-up is over: from now on the bound is the bound."""
-        self.patience = self.timeout
+    def begin_first_step(self) -> None:
+        """Say that the first step begins: what came before tells nothing of how long steps take."""
+        self.moved, self.longest = time.monotonic(), 0.0
 
-    def is_concluding(self) -> None:
+    def end_start_up(self) -> None:
+        """Say that a step was made: from now on the bound is the bound."""
+        self.is_starting = False
+        self.patience = max(self.timeout, SLOWEST * self.longest)
+
+    def allow_long_reads(self) -> None:
         """Say that one rank will read checkpoints for long, while the others wait for it."""
         self.patience = START_UP * self.timeout
 

@@ -123,11 +123,15 @@ def test_ctrl_c_leaves_no_process_and_no_file(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_step(wait_for_run(tmp_path), 1)
-    assert len(marked(mark)) >= 4  # bench, torchrun, two ranks
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=100)
-    assert marked(mark) == []
+    try:
+        wait_for_step(wait_for_run(tmp_path), 1)
+        assert len(marked(mark)) >= 4  # bench, torchrun, two ranks
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=100)
+        assert marked(mark) == []
+    finally:
+        for left in marked(mark):
+            os.kill(left, signal.SIGKILL)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "yuzogpt: interrupted"  # it will not go on
 

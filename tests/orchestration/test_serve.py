@@ -126,7 +126,7 @@ async def ask(client: httpx.AsyncClient, url: str, tokens: int) -> str:
 
 
 def test_what_no_replica_has_a_place_for_is_refused_at_the_door(served):
-    """Each has two slots and four places; the proxy hands them a few more, refuses the rest."""
+    """Each has two slots and four places more; the proxy refuses the rest."""
 
     async def load() -> list[str]:
         async with httpx.AsyncClient(timeout=60) as client:
@@ -150,7 +150,7 @@ def test_a_replica_killed_under_load_hangs_nobody(served):
 
     async def load() -> list[str]:
         async with httpx.AsyncClient(timeout=60) as client:
-            asking = [asyncio.create_task(ask(client, served.url, 400)) for _ in range(8)]
+            asking = [asyncio.create_task(ask(client, served.url, 1200)) for _ in range(8)]
             await asyncio.to_thread(served.wait_until, both_are_at_work)
             os.kill(victim, signal.SIGKILL)
             return await asyncio.gather(*asking)

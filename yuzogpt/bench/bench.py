@@ -18,7 +18,7 @@ from rich.table import Table
 
 from yuzogpt import runs
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
-from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_sigterm
+from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
 from yuzogpt.errors import UserError
@@ -51,7 +51,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
     wanted = settings.bench
     storage = check(settings)
     place = tempfile.TemporaryDirectory(prefix="yuzogpt-bench-", dir=storage)
-    with raising_on_sigterm(), place as directory:
+    with raising_on_signals(), place as directory:
         base = short_run(settings, Path(directory))
         base, _ = runs.check(in_directory(base, directory, "none"))
         for workers in wanted.world_sizes if wanted.launchers != ("bare",) else ():

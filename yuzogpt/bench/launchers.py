@@ -94,17 +94,22 @@ def wait_for(child: "subprocess.Popen[bytes]") -> int:
 
 
 @contextlib.contextmanager
-def raising_on_sigterm() -> Iterator[None]:
-    """Raise Stopped where this process is on SIGTERM, as Ctrl-C raises KeyboardInterrupt."""
+def raising_on_signals() -> Iterator[None]:
+    """Raise Stopped where this process is on SIGTERM, and KeyboardInterrupt on Ctrl-C.
+
+    The latter also where a shell's background job was told to ignore it.
+    """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise Stopped("stopped (SIGTERM)")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def what_went_wrong(lines: Sequence[str]) -> str:

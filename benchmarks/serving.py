@@ -11,9 +11,9 @@ time.
 2. Capacity: as many clients as there are slots, each asking again as soon as it is answered.
 3. Each load: requests arrive by a Poisson process at that multiple of capacity, and stream.
 
-Goodput counts the whole answers that end while requests arrive, without the first ten seconds. The
-clients have the lowest priority: with a machine of their own they would take nothing from the
-service.
+Goodput counts the whole answers that end while requests arrive, without the first ten seconds.
+`--nice 19` gives the clients the lowest priority: with a machine of their own they would take nothing
+from the service. What they measure has their own waiting in it, then.
 
 DIR/run is made if it is missing: a checkpoint of 0.5 GB.
 """
@@ -249,12 +249,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--waiting", type=int, default=8)
+    parser.add_argument("--nice", type=int, default=0, help="of the clients")
     parser.add_argument("--replicas", default="1", help="0: without Ray")
     wanted = parser.parse_args()
     run = make_run(wanted.directory / "run")
     alone = engine_alone(run, wanted)
     with service(run, wanted) as (url, process):
-        os.nice(19)
+        os.nice(wanted.nice)
         asyncio.run(measure(f"{url}v1/completions", process, alone, wanted))
 
 

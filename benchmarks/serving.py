@@ -12,8 +12,8 @@ time.
 3. Each load: requests arrive by a Poisson process at that multiple of capacity, and stream.
 
 Goodput counts the whole answers that end while requests arrive, without the first ten seconds.
-`--nice 19` gives the clients the lowest priority: with a machine of their own they would take nothing
-from the service. What they measure has their own waiting in it, then.
+`--nice 19` gives the clients the lowest priority: with a machine of their own they would take
+nothing from the service. What they measure has their own waiting in it, then.
 
 DIR/run is made if it is missing: a checkpoint of 0.5 GB.
 """

@@ -142,7 +142,7 @@ def loss_in_windows(run: Path, data_dir: Path, context: int) -> float:
     out_dir = run.with_name(f"evaluated-{context}")
     yuzogpt(
         "evaluate", str(run), "--tasks=loss", f"--data_dir={data_dir}", f"--out_dir={out_dir}",
-        f"--context={context}", "--loss_windows=0", "--batch_size=64", "--num_workers=0",
+        f"--context={context}", "--loss_windows=2000", "--batch_size=64", "--num_workers=0",
     )  # fmt: skip
     found = json.loads((out_dir / "results.json").read_text())["tasks"]["loss"]["figures"]
     loss: float = found["val_loss"]["value"]

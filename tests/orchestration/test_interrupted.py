@@ -138,3 +138,34 @@ def test_a_command_is_ended_while_ray_starts(corpus_dir, tmp_path, sign, status,
     assert process.returncode == status
     assert errors.strip().splitlines()[-1] == f"yuzogpt: {says}; the same command goes on"
     assert rays_of(process) == []
+
+
+WAITING = """
+import os, signal, sys, time
+from yuzogpt.errors import Stopped
+from yuzogpt.orchestration.cluster import connected, stopped_by_sigterm
+
+def stop(process):
+    os.kill(process, signal.SIGTERM)
+    time.sleep(600)
+
+try:
+    with stopped_by_sigterm("stopped in ray.get"), connected("", 1):
+        import ray
+        ray.get(ray.remote(stop).remote(os.getpid()))
+except Stopped as error:
+    print(error)
+"""
+
+
+def test_sigterm_in_a_call_of_rays_stops():
+    """Of most exceptions of a signal's handler such a call makes a SystemError."""
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITING],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout == "stopped in ray.get\n", ended.stderr

@@ -7,21 +7,17 @@ import os
 
 from yuzogpt.config import SoundnessSettings
 from yuzogpt.doctor.survey import Survey
-from yuzogpt.errors import Stopped
-from yuzogpt.orchestration.cluster import connected
+from yuzogpt.orchestration.cluster import connected, stopped_by_sigterm
 from yuzogpt.paths import SUBMITTED_JOB
-from yuzogpt.training.stopping import on_sigterm
-
-
-def leave() -> None:
-    """Leave through all that has to be removed again."""
-    raise Stopped("stopped (SIGTERM)")
 
 
 def survey_cluster(wanted: SoundnessSettings) -> Survey:
     """Examine the cluster that `wanted` names, or an embedded one: this machine."""
     address = wanted.ray_address or os.environ.get("RAY_ADDRESS", "")
-    with on_sigterm(leave), connected(wanted.ray_address, os.cpu_count() or 1):
+    with (
+        stopped_by_sigterm("stopped (SIGTERM)"),
+        connected(wanted.ray_address, os.cpu_count() or 1),
+    ):
         # Not before: ray learns when it is imported whether it asks for a token.
         from yuzogpt.orchestration.examination import Examination
 

@@ -14,11 +14,10 @@ from typing import Any
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import RunFailed, UserError, last_line
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable, stopped_by_sigterm
 from yuzogpt.orchestration.proxy import environment
 from yuzogpt.overrides import resolve
-from yuzogpt.serving.launch import announce, check, leave, with_free_port
-from yuzogpt.training.stopping import on_sigterm
+from yuzogpt.serving.launch import announce, check, with_free_port
 
 APPLICATION = "yuzogpt"
 # The app refuses by itself what is too much, in JSON and at once: Serve's own queue has no end that
@@ -38,7 +37,7 @@ def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     refuse_unreachable(address)
     if not address:
         settings = with_free_port(settings)
-    with on_sigterm(leave):
+    with stopped_by_sigterm("stopped (SIGTERM)"):
         print("starting Ray ...", flush=True)
         with connected(address, os.cpu_count() or 1, HEAVY_IMPORTS, "ray.serve"):
             run(settings, keys, joined=bool(address))

@@ -63,9 +63,9 @@ def cut(files: Path, to: Path, passages: int, pages: int) -> None:
     lines = formats.lines(files / "lambada_test.jsonl")[: passages or None]
     (to / "lambada_test.jsonl").write_text("".join(f"{line}\n" for line in lines))
     articles = formats.wikitext_pages(files / "wikitext2_test.txt")[: pages or None]
-    text = to / "wikitext2_test.txt"
-    text.write_text("\n".join(articles))
-    pages_read = formats.wikitext_pages(text)  # both sides read what our side will find there
+    shorter = to / "wikitext2_test.txt"
+    shorter.write_text("\n".join(articles))
+    pages_read = formats.wikitext_pages(shorter)  # both sides read what our side will find there
     rows = "".join(json.dumps({"page": page}) + "\n" for page in pages_read)
     (to / "pages.jsonl").write_text(rows)
     (to / "pages.py").write_text((HARNESS / "pages.py").read_text())

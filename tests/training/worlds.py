@@ -4,13 +4,17 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.waiting import wait_until
+from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.metrics import read_records
+from yuzogpt.metrics import Listener, read_records
+from yuzogpt.training.stopping import StopRequest
+from yuzogpt.world import World
 
 Fault = Callable[[int], None]
 
@@ -70,6 +74,37 @@ def run_rank(
         fault(rank)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         launch.run_as_rank(TrainSettings.model_validate(settings))
+
+
+class Slow:
+    """Makes each forward pass of a rank take a while; steps that take as long count as long."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: how long."""
+        self.seconds = seconds
+
+    def __call__(self, rank: int) -> None:
+        """Be the fault of a rank."""
+        from yuzogpt.model.gpt import GPT
+        from yuzogpt.training import loop
+
+        loop.LONG_STEP = self.seconds
+        real = GPT.forward
+
+        def forward(model: GPT, *arguments: Any) -> Any:
+            time.sleep(self.seconds * model.training)
+            return real(model, *arguments)
+
+        GPT.forward = forward  # type: ignore[method-assign]
+
+
+def train_here(settings: TrainSettings, listener: Listener | None = None) -> None:
+    """Train as the only worker, in this process."""
+    from yuzogpt.training.launch import work
+
+    checked, _ = runs.check(settings)
+    with runs.writing(checked):
+        work(checked, World(), lambda *_: None, listener, StopRequest())
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:

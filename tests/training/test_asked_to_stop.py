@@ -1,0 +1,111 @@
+"""A run that is asked to stop, by a signal or a file: a checkpoint at once, and no step lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.conftest import REPOSITORY, TINY, tiny_settings
+from tests.training.worlds import (
+    Slow,
+    exit_codes,
+    losses,
+    records,
+    run_world,
+    start_world,
+    wait_for_start,
+    wait_for_step,
+    weights,
+)
+from yuzogpt import checkpoints, runs
+from yuzogpt.training.launch import work
+from yuzogpt.training.stopping import StopRequest, read_request
+from yuzogpt.world import World
+
+DROPOUT = "--dropout=0.1"
+
+
+def test_sigterm_leads_to_a_checkpoint_at_once_and_loses_nothing(corpus_dir, tmp_path):
+    flags = (DROPOUT, "--max_iters=120", "--eval_interval=50")
+    run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", *flags))
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
+    ranks = start_world(2, settings)
+    wait_for_step(tmp_path / "run", 60)
+    asked = time.monotonic()
+    os.kill(ranks[1].pid, signal.SIGTERM)  # one of them is enough
+    exit_codes(ranks)
+    assert time.monotonic() - asked < 30
+    (stop,) = records(tmp_path / "run", "stop")
+    assert stop["reason"] == "SIGTERM"
+    assert 60 <= stop["step"] < 120
+    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step == stop["step"]
+    run_world(2, settings)
+    assert [start["redone_steps"] for start in records(tmp_path / "run", "start")] == [0, 0]
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "run", 120) == weights(tmp_path / "whole", 120)
+
+
+def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max_restarts=2", "-m", "yuzogpt.training", *TINY, f"--data_dir={corpus_dir}"]
+    command += [f"--out_dir={run}", "--max_iters=100000", "--eval_interval=100000"]
+
+    def start():
+        pipe, paths = subprocess.PIPE, {"PYTHONPATH": str(REPOSITORY)}
+        return subprocess.Popen(
+            command, env={**os.environ, **paths}, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+
+    agent = start()
+    wait_for_start(run, 1, 20)
+    (run / runs.STOP).write_text("enough for today")
+    output, _ = agent.communicate(timeout=60)
+    assert agent.returncode == 0, output
+    assert "yuzogpt: stopped (enough for today) with a checkpoint" in output
+
+    agent = start()
+    wait_for_start(run, 2, 20)
+    for process in [psutil.Process(agent.pid), *psutil.Process(agent.pid).children()]:
+        process.terminate()  # as Slurm does; and torchrun hands it on to the ranks
+    agent.communicate(timeout=60)
+    stops = records(run, "stop")
+    assert [stop["reason"] for stop in stops] == ["enough for today", "SIGTERM"]
+    assert checkpoints.newest(run, pytest.fail).state.step == stops[1]["step"]
+    assert [start["redone_steps"] for start in records(run, "start")] == [0, 0]
+
+
+def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
+    settings, _ = runs.check(
+        tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=100000", "--eval_interval=100000")
+    )
+
+    def ask(record):
+        if record["kind"] == "train" and record["step"] == 20:
+            (tmp_path / "run" / runs.STOP).write_text("enough for today\n")
+
+    with runs.writing(settings):
+        stop = StopRequest(lambda: read_request(tmp_path / "run"))
+        assert work(settings, World(), lambda *_: None, ask, stop) == "enough for today"
+    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step >= 20
+    assert not (tmp_path / "run" / runs.STOP).exists()
+
+
+def test_a_long_step_is_not_waited_for(corpus_dir, tmp_path):
+    # Two micro-steps of 0.3 s on one rank, one on the other; the bound is 0.3 s here.
+    flags = ("--max_iters=40", "--eval_interval=40", "--num_workers=2")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", DROPOUT, *flags)
+    ranks = start_world(2, settings, Slow(0.3))
+    made = wait_for_step(tmp_path / "run", 3)
+    os.kill(ranks[0].pid, signal.SIGTERM)
+    exit_codes(ranks)
+    (stop,) = records(tmp_path / "run", "stop")
+    assert made <= stop["step"] <= made + 1
+    run_world(2, settings)
+    run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", DROPOUT, *flags))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "run", 40) == weights(tmp_path / "whole", 40)

@@ -1,0 +1,108 @@
+"""Numbers that go wrong: steps that are skipped, and what the guard makes of losses."""
+
+import math
+import random
+
+import pytest
+
+from tests.conftest import tiny_settings
+from tests.training.worlds import losses, records, train_here
+from yuzogpt import checkpoints
+from yuzogpt.config import GuardSettings
+from yuzogpt.errors import RunFailed
+from yuzogpt.model.gpt import GPT
+from yuzogpt.training.monitor import Guard, StepTotals
+
+# --- numbers go wrong
+
+
+def poison(monkeypatch, steps, micro_steps=3):
+    """Multiply the losses of some steps by NaN."""
+    real, calls = GPT.forward, []
+
+    def forward(model, *arguments):
+        out = real(model, *arguments)
+        if model.training:
+            calls.append(None)
+            # The first call settles nothing in a world of one; micro-steps are counted from 1.
+            if math.ceil(len(calls) / micro_steps) in steps:
+                out = out * math.nan
+        return out
+
+    monkeypatch.setattr(GPT, "forward", forward)
+
+
+def test_a_step_with_nan_is_skipped_and_the_next_one_runs(corpus_dir, tmp_path, monkeypatch):
+    poison(monkeypatch, {7})
+    train_here(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=30"))
+    by_step = losses(tmp_path / "run")
+    assert by_step[7] is None
+    assert all(math.isfinite(loss) for step, loss in by_step.items() if step != 7)
+    assert by_step[30] < by_step[1]
+    (skip,) = records(tmp_path / "run", "skip")
+    assert skip["step"] == 7
+    train_records = {record["step"]: record for record in records(tmp_path / "run", "train")}
+    assert (train_records[7]["skipped"], train_records[8]["skipped"]) == (1, 0)
+    assert train_records[8]["rows_seen"] == 8 * 12  # the rows of the skipped step are behind us
+    state = checkpoints.newest(tmp_path / "run", pytest.fail).state
+    assert state.guard["skipped"] == 1
+    assert all(math.isfinite(value) for value in state.guard.values())
+
+
+def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path, monkeypatch):
+    poison(monkeypatch, range(20, 1000))
+    with pytest.raises(RunFailed) as error:
+        train_here(
+            tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=100", "--max_skipped=4")
+        )
+    text = str(error.value)
+    assert "step 23 is the 4th in a row to be skipped: loss nan" in text
+    assert "weights are those of step 19" in text
+    assert "\n" not in text
+    (failure,) = records(tmp_path / "run", "failure")
+    assert (failure["reason"], failure["text"]) == ("gave up", text)
+
+
+# --- what the guards make of losses
+
+
+def judged(losses_of_steps, **settings):
+    guard = Guard(GuardSettings(**settings))
+    found = []
+    for loss in losses_of_steps:
+        verdict = guard.judge(StepTotals(loss, False, 0.0, [1.0]))
+        found.append((verdict, guard.takes(verdict), guard.gives_up()))
+    return found
+
+
+def test_a_spike_is_noticed_and_skipped_if_asked_for():
+    noise = random.Random(1)
+    calm = [3 + noise.uniform(-0.05, 0.05) for _ in range(100)]
+    assert {verdict for verdict, _, _ in judged(calm)} == {"healthy"}
+    assert judged([*calm, 8.0, 3.0])[-2:] == [("spike", True, False), ("healthy", True, False)]
+    skipping = judged([*calm, 8.0, 3.0], skip_spikes=True)
+    assert skipping[-2:] == [("spike", False, False), ("healthy", True, False)]
+    assert judged([*calm, 8.0], spike_sigmas=0)[-1][0] == "healthy"
+
+
+def test_a_loss_that_stays_high_stops_being_a_spike_and_ends_nothing():
+    noise = random.Random(1)
+    calm = [3 + noise.uniform(-0.05, 0.05) for _ in range(100)]
+    shifted = judged([*calm, *[8.0] * 60], skip_spikes=True)[100:]
+    assert shifted[0][0] == "spike"
+    assert shifted[-1][0] == "healthy"
+    assert not any(gives_up for _, _, gives_up in shifted)
+
+
+def test_a_guard_remembers_finite_numbers_only():
+    guard = Guard(GuardSettings())
+    for loss in (3.0, math.nan, math.inf, 2.0):
+        guard.takes(guard.judge(StepTotals(loss, False, 0.0, [1.0])))
+    assert guard.mean == 2.5
+    assert Guard.remembering(guard.settings, guard.memory()) == guard
+    assert guard.judge(StepTotals(2.0, False, 0.0, [math.nan])) == "not finite"
+
+
+def test_the_last_steps_are_in_the_metrics(corpus_dir, tmp_path):
+    train_here(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=20", "--log_interval=7"))
+    assert list(losses(tmp_path / "run")) == [7, 14, 20]

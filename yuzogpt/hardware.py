@@ -14,6 +14,13 @@ from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.world import World
 
+# Whether the CPU's oneDNN has bfloat16 arithmetic; elsewhere it is emulated, many times slower
+# than float32.
+CPU_HAS_BFLOAT16: bool = (
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -76,9 +83,7 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype | None, s
     if device.type == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # Emulated on other processors, and then many times slower than float32.
-        mkldnn = device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        has_bfloat16 = mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        has_bfloat16 = device.type == "cpu" and CPU_HAS_BFLOAT16
     if has_bfloat16:
         return torch.bfloat16, "dtype bfloat16 (autocast): the hardware has it"
     return None, f"dtype float32: this {device.type} has no bfloat16 arithmetic"

@@ -118,15 +118,37 @@ def test_models_without_learned_positions_read_past_block_size(pos_emb):
     assert not list(model.wpe.parameters())
 
 
+@pytest.mark.parametrize("scores_at_once", [2**22, 1])
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
-def test_weights_that_dropout_needs_are_those_of_the_kernels(pos_emb):
+def test_attention_spelled_out_is_that_of_the_kernels(monkeypatch, pos_emb, scores_at_once):
+    """All rows at once, and one by one."""
+    monkeypatch.setattr("yuzogpt.model.attention.SCORES_AT_ONCE", scores_at_once)
     shape = shaped(pos_emb=pos_emb)
     attention, positions, at = Attention(shape, 0).eval(), KINDS[pos_emb](shape), torch.arange(24)
     mask = causal_mask(at, at, positions.bias(at, at))
     q, k, v = heads(4, 24)
-    found = attention._attend_with_dropout(q, k, v, None, Place(positions, None, mask))
+    given = mask if pos_emb == "alibi" else None  # which is what a model gives
+    found = attention._spell_out(q, k, v, None, given)
     wanted = F.scaled_dot_product_attention(q, k, v, mask)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
+def test_bfloat16_is_near_enough_in_both_ways_of_attention(monkeypatch, pos_emb):
+    model, losses, gradients = made(pos_emb=pos_emb), [], []
+    ids = torch.randint(0, 65, (3, 32), generator=torch.manual_seed(5))
+    for has_bfloat16 in (False, True):
+        monkeypatch.setattr("yuzogpt.model.attention.CPU_HAS_BFLOAT16", has_bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, ids).mean()
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(model.h[0].attn.c_attn.weight.grad)
+        model.zero_grad()
+    assert not torch.equal(*losses)  # or there was one way only
+    torch.testing.assert_close(*losses, rtol=2e-3, atol=0)
+    difference = torch.linalg.vector_norm(gradients[0] - gradients[1])
+    assert difference < 0.05 * torch.linalg.vector_norm(gradients[0])
 
 
 @pytest.mark.parametrize("pos_emb", ["rotary", "alibi"])

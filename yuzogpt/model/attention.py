@@ -5,12 +5,17 @@ In: the normed residual stream. Out: what is added to it. Shapes: see gpt.py.
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yuzogpt.config import ModelSettings
+from yuzogpt.hardware import CPU_HAS_BFLOAT16
 from yuzogpt.model.dropout import Dropout
-from yuzogpt.model.positions import Place
+from yuzogpt.model.positions import Place, causal_mask
+
+LONGEST_SPELLED_OUT = 512  # tokens: then there is too much that the causal mask throws away
+SCORES_AT_ONCE = 2**22  # on a CPU: about what its cache holds
 
 
 class Attention(nn.Module):
@@ -36,8 +41,8 @@ class Attention(nn.Module):
         q, k = place.turn(qk).chunk(2, dim=1)
         if place.cache is not None:
             y = place.cache.attend(self.layer, q, k, v, place.positions)
-        elif self.attn_drop.is_on():
-            y = self._attend_with_dropout(q, k, v, rows, place)
+        elif self.attn_drop.is_on() or is_faster_spelled_out(q):
+            y = self._spell_out(q, k, v, rows, place.mask)
         else:
             mask = None if place.mask is None else place.mask.to(q.dtype)
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
@@ -45,13 +50,42 @@ class Attention(nn.Module):
         out: Tensor = self.resid_drop(self.c_proj(y), rows)
         return out
 
-    def _attend_with_dropout(
-        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, place: Place
+    def _spell_out(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        # Flash kernels draw their own masks, by a row's place in the batch; ours come from the
-        # row's number, so the weights are spelled out here, at the price of a (T, T) matrix.
-        assert place.mask is not None
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
-        weights = (scores + place.mask).softmax(dim=-1)
-        kept: Tensor = self.attn_drop(weights, rows)
-        return kept.to(v.dtype) @ v
+        """Attend with all weights in memory, (T, T) for each row and head.
+
+        For dropout: flash kernels draw their own masks, by a row's place in the batch; ours come
+        from the row's number. And where it is faster.
+        """
+        B, H, T, _ = q.shape
+        if mask is None:
+            at = torch.arange(T, device=q.device)
+            mask = causal_mask(at, at, None)
+        mask = mask.to(q.dtype)
+        count = max(1, SCORES_AT_ONCE // (H * T * T)) if q.device.type == "cpu" else B
+        parts = []
+        for first in range(0, max(1, B), count):  # a rank may have no rows
+            part = slice(first, first + count)
+            keys = None if rows is None else rows[part]
+            parts.append(self._weigh(q[part], k[part], v[part], keys, mask))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _weigh(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, mask: Tensor) -> Tensor:
+        """(B, H, T, D) -> the same; `mask`: (T, T) or (1, H, T, T)."""
+        B, H, T, D = q.shape
+        if mask.dim() == 4:
+            mask = mask.expand(B, H, T, T).flatten(0, 1)
+        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B * H, T, D)
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(D))
+        weights = self.attn_drop(scores.softmax(dim=-1).view(B, H, T, T), rows)
+        return torch.bmm(weights.to(v.dtype).flatten(0, 1), v).view(B, H, T, D)
+
+
+def is_faster_spelled_out(q: Tensor) -> bool:
+    """Tell whether plain products beat torch's flash kernel for queries (B, H, T, D).
+
+    A CPU's flash kernel computes with bfloat16 numbers in float32: it takes twice as long.
+    """
+    is_short = q.shape[2] <= LONGEST_SPELLED_OUT
+    return CPU_HAS_BFLOAT16 and is_short and q.device.type == "cpu" and q.dtype == torch.bfloat16

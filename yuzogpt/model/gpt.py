@@ -71,9 +71,9 @@ class GPT(nn.Module):
         return normed
 
     def _mask(self, at: Tensor) -> Tensor | None:
-        """Return what is added to scores; None where the kernels' own causal mask does."""
-        bias, has_dropout = self.wpe.bias(at, at), self.training and self.settings.dropout > 0
-        return causal_mask(at, at, bias) if bias is not None or has_dropout else None
+        """Return what is added to scores; None where they are causal and no more."""
+        bias = self.wpe.bias(at, at)
+        return None if bias is None else causal_mask(at, at, bias)
 
     def logits(self, x: Tensor) -> Tensor:
         """Project (..., C) to (..., V); the matrix's padding rows are cut off."""

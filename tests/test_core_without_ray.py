@@ -51,6 +51,7 @@ LINE = [
         "overrides",
         "paths",
         "lease",
+        "memory",
         "mirrors",
         "tokenizers",
         "tokenizer_files",

@@ -5,8 +5,9 @@ are multiplied with fastest. Decoding reads every weight for each token, so byte
 arithmetic of few rows is far from free, too, so kernels do. On a CPU:
 
     float32     oneDNN's own order (a copy): 0.6 to 0.8 of the time of torch's products, and a row
-                comes out the same to the last bit in a batch of any size. Or, `packed=False`,
-                `W @ x.T` with W as it is stored, which processes may share by memory map
+                comes out the same to the last bit in a batch of any size; where a row alone would
+                not, it is computed twice. Or, `packed=False`, `W @ x.T` with W as it is stored,
+                which processes may share by memory map
     bfloat16    weights rounded to bfloat16, arithmetic in float32. FBGEMM carries them as float16,
                 which has a bfloat16's bits from 6e-5 to 65504, and is off by 3e-8 below; where
                 it is missing, torch's bfloat16 products (slow on many CPUs)
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from yuzogpt.errors import UserError
+from yuzogpt.memory import use_huge_pages
 from yuzogpt.model.gpt import GPT, TokenEmbedding
 
 LARGEST_FLOAT16 = 65504.0
@@ -86,11 +88,21 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: (out, in)."""
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+        onednn = torch.ops.mkldnn
+        self.weight = onednn._reorder_linear_weight(weight.contiguous(), ROWS)
+        use_huge_pages(onednn.data_ptr(self.weight), onednn._nbytes(self.weight))
         self.bias = None if bias is None else bias.detach()
+        pair = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        self.needs_company = not torch.equal(self._product(pair[:1]), self._product(pair)[:1])
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if self.needs_company and x.numel() == x.shape[-1]:
+            row = x.view(1, -1)
+            return self._product(row.expand(2, -1))[:1].view(*x.shape[:-1], -1)
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out
 

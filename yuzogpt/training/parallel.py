@@ -9,7 +9,6 @@ this rank, as it is trained. The model itself knows nothing of this.
 """
 
 import contextlib
-import ctypes
 import datetime
 import functools
 import warnings
@@ -29,13 +28,13 @@ from torch.utils.checkpoint import checkpoint
 from yuzogpt.config import ModelSettings, ParallelSettings
 from yuzogpt.hardware import Hardware, choose_device
 from yuzogpt.loading import NamedTensors
+from yuzogpt.memory import return_freed_memory
 from yuzogpt.model.gpt import GPT
 from yuzogpt.training.finetuning import freeze
 from yuzogpt.world import World
 
 # For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
-M_MMAP_THRESHOLD, RETURNED_FROM = -3, 2**20  # of glibc's malloc.h; bytes
 BYTES_PER_WEIGHT = 16  # float32 weight, gradient and AdamW's two moments
 
 Kind = Literal["none", "ddp", "fsdp"]
@@ -153,16 +152,6 @@ def shard(model: GPT, hardware: Hardware) -> None:
             layer.compile()
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
-
-
-def return_freed_memory() -> None:
-    """Have glibc give large blocks back to the system when they are freed.
-
-    Else it learns from the first gathered layers that such blocks come and go, and keeps them: a
-    rank would hold on to most of what sharding saves. A GPU has an allocator of its own.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, RETURNED_FROM)
 
 
 def wrap(model: GPT, kind: Kind, settings: ParallelSettings, hardware: Hardware) -> nn.Module:

@@ -65,3 +65,14 @@ def uncached(model: GPT, tokens: list[int]) -> torch.Tensor:
     """Return the log-probabilities of the next token, computed from the window's tokens anew."""
     window = tokens[window_start(len(tokens), model.settings.block_size) :]
     return model(torch.tensor([window]))[0, -1].log_softmax(-1)
+
+
+def check_against_uncached(model: GPT, prompts, events, tolerance: float = 1e-4) -> None:
+    """Compare the log-probabilities of greedy requests with those of their whole contexts."""
+    for prompt, found in zip(prompts, events, strict=True):
+        tokens = list(prompt)
+        for event in found:
+            torch.testing.assert_close(
+                logprobs(event), uncached(model, tokens), rtol=0, atol=tolerance
+            )
+            tokens.append(event.token)

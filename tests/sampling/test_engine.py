@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.sampling.engines import (
     SHAPE,
+    check_against_uncached,
     greedy,
     logprobs,
     make_engine,
@@ -19,20 +20,10 @@ from tests.sampling.engines import (
 from yuzogpt.errors import UserError
 from yuzogpt.sampling.engine import window_start
 from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.sampling.weights import ByteLinear
+from yuzogpt.sampling.weights import ByteLinear, PackedLinear
 from yuzogpt.tokenizers import gpt2_tokenizer
 
 BLOCK = SHAPE.block_size
-
-
-def check_against_uncached(model, prompts, events, tolerance=1e-4):
-    for prompt, found in zip(prompts, events, strict=True):
-        tokens = list(prompt)
-        for event in found:
-            torch.testing.assert_close(
-                logprobs(event), uncached(model, tokens), rtol=0, atol=tolerance
-            )
-            tokens.append(event.token)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 9])
@@ -133,6 +124,19 @@ def test_a_row_of_zeros_is_no_harm_in_int8():
     found = layer(x)
     assert torch.equal(found[0], torch.ones(8))
     assert torch.equal(found[1:], layer(x[1:]))
+
+
+@pytest.mark.parametrize(("ins", "outs"), [(48, 144), (768, 3072), (3072, 768)])
+def test_a_row_alone_has_the_bits_that_it_has_among_others(ins, outs):
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(outs, ins, generator=generator), torch.ones(outs)
+    rows = torch.randn(8, 1, ins, generator=generator)
+    layer = PackedLinear(weight, bias)
+    together = layer(rows)
+    wanted = torch.nn.functional.linear(rows, weight, bias)
+    torch.testing.assert_close(together, wanted, rtol=1e-4, atol=1e-3)
+    for row in range(8):
+        assert torch.equal(layer(rows[row : row + 1])[0], together[row])
 
 
 def test_where_fbgemm_or_onednn_is_missing_torchs_own_products_do(monkeypatch):

@@ -41,6 +41,17 @@ class KVCache:
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty(size, dtype=dtype, device=device)
 
+    def clear(self) -> None:
+        """Write zeros everywhere."""
+        self.keys.zero_()
+        self.values.zero_()
+
+    def fill_alike(self) -> None:
+        """Write numbers everywhere, in all slots the same."""
+        generator = torch.Generator().manual_seed(0)
+        for kept in (self.keys, self.values):
+            kept.copy_(torch.randn(kept[:, :1].shape, generator=generator))
+
     def view(self, spans: Sequence[Span], B: int, T: int) -> "CacheView":
         """Return the cache as a forward pass of B rows of T tokens sees it."""
         return CacheView(self, spans, B, T)

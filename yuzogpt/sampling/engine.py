@@ -10,7 +10,7 @@ few shapes: one row of 2, 4, ... `chunk` tokens of a prompt, which depends on th
 1, 2, 4, ... rows of one token; what is left over is padding. From how many rows on a row's bits do
 not depend on how many there are, and in which of them it is, is tried with this model on this
 device when the engine is made; fewer rows are then never computed. Where no number keeps rows
-apart, `batch_invariant` says so.
+apart, `batch_invariant` says so. On a GPU there is one number, that of all slots (slots.py).
 
 Past the context's end (block_size) a request goes on with a later window: the oldest tokens are
 left out, a quarter of the context at a time, and the rest is computed anew, since every cached key
@@ -30,6 +30,7 @@ from yuzogpt.model.gpt import GPT
 from yuzogpt.sampling.cache import KVCache, Span
 from yuzogpt.sampling.requests import Event, Finish, Request
 from yuzogpt.sampling.sampler import next_tokens, uniform
+from yuzogpt.sampling.slots import AllSlots
 from yuzogpt.sampling.text import TextStream
 from yuzogpt.sampling.weights import activations, lay_out
 from yuzogpt.tokenizers import Tokenizer
@@ -73,11 +74,12 @@ class Engine:
         slots: int = 8,
         chunk: int = 64,
         packed: bool = True,
+        in_all_slots: bool | None = None,
     ) -> None:
         """Take the model over (its weights are laid out anew); `slots`: requests at a time.
 
         `packed=False` keeps float32 weights as they are, so that processes on a node can share
-        them by memory map.
+        them by memory map. `in_all_slots`: each step computes all slots; None: on a GPU.
         """
         assert slots > 0 and chunk > 0
         self.shape = model.settings
@@ -95,6 +97,8 @@ class Engine:
         self.running: dict[int, Running] = {}
         self.seen: Tensor | None = None  # (slots, V), once a request has a repetition penalty
         self.ids = count()
+        in_all_slots = device.type == "cuda" if in_all_slots is None else in_all_slots
+        self.all_slots = AllSlots(self.model, self.cache) if in_all_slots else None
         self.group_sizes, self.batch_invariant = self._find_group_sizes()
 
     @property
@@ -172,39 +176,54 @@ class Engine:
                 if left < T:  # the next step's: its shape must not depend on what is left
                     return events
                 left -= T
-                done, x = self._forward([running], 1, T)
-                events += self._score_prompt(running, x[0], done[0])
+                (span,), x = self._forward([running], 1, T)
+                events += self._score_prompt(running, x[0], span.count)
                 if running.missing() == 0:
-                    events += self._choose([running], x[:, done[0] - 1])
+                    events += self._choose([running], self._logits(x[:, span.count - 1]))
                     break
         return events
 
     def _decode(self, group: Sequence[Running]) -> list[Event]:
         """Compute the newest token of each request, and choose the next."""
-        size = next(size for size in self.group_sizes if size >= len(group))
-        _, x = self._forward(group, size, 1)
+        if self.all_slots is None:
+            size = next(size for size in self.group_sizes if size >= len(group))
+            x = self._forward(group, size, 1)[1][:, 0]
+            logits = self._logits(x)
+        else:
+            cached = [0] * self.slots
+            for running in self.running.values():
+                cached[running.slot] = running.cached
+            spans = [self._take(running, 1) for running in group]
+            x, logits = self.all_slots.decode(spans, [one.tokens[-1] for one in group], cached)
         events: list[Event] = []
         for row, running in enumerate(group):
-            events += self._score_prompt(running, x[row], 1)
-        return events + self._choose(group, x[:, 0])
+            events += self._score_prompt(running, x[row : row + 1], 1)
+        return events + self._choose(group, logits)
 
-    def _forward(self, rows: Sequence[Running], B: int, T: int) -> tuple[list[int], Tensor]:
-        """Put up to T tokens of each row into its cache; return how many, and (B, T, C)."""
+    def _forward(self, rows: Sequence[Running], B: int, T: int) -> tuple[list[Span], Tensor]:
+        """Put up to T tokens of each row into its cache; return which, and (B, T, C)."""
         spans, ids = [], torch.zeros(B, T, dtype=torch.long)
         for row, running in enumerate(rows):
-            span = Span(running.slot, running.cached, min(T, running.missing()))
+            span = self._take(running, T)
             first = running.start + span.first
             ids[row, : span.count] = torch.tensor(running.tokens[first : first + span.count])
-            running.cached = span.end
             spans.append(span)
         view = self.cache.view(spans, B, T)
-        return [span.count for span in spans], self.model.hidden(
-            ids.to(self.device), view.at, cache=view
-        )
+        return spans, self.model.hidden(ids.to(self.device), view.at, cache=view)
 
-    def _choose(self, rows: Sequence[Running], x: Tensor) -> list[Event]:
-        """Draw the next token of each row from (B, C)."""
-        logits = self.model.logits(x[:, None])[: len(rows), 0].float().to(self.sampled_on)
+    def _take(self, running: Running, most: int) -> Span:
+        """Return the next tokens of a request to be put into the cache."""
+        span = Span(running.slot, running.cached, min(most, running.missing()))
+        running.cached = span.end
+        return span
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, C) -> (B, V)."""
+        return self.model.logits(x[:, None])[:, 0]
+
+    def _choose(self, rows: Sequence[Running], logits: Tensor) -> list[Event]:
+        """Draw the next token of each row from (B, V)."""
+        logits = logits[: len(rows)].float().to(self.sampled_on)
         wanted = [running.request.sampling for running in rows]
         numbers = [uniform(running.request.sampling.seed, running.new) for running in rows]
         seen = None
@@ -284,6 +303,8 @@ class Engine:
     def _find_group_sizes(self) -> tuple[list[int], bool]:
         """Return numbers of rows that give a row the same bits, and whether there are such."""
         sizes = [1 << n for n in range(round_up(self.slots).bit_length())]
+        if self.all_slots is not None:
+            sizes = [self.slots]
         logits = {size: self._try_rows(size) for size in sizes}
         for place in range(len(sizes)):
             kept = sizes[place:]
@@ -300,9 +321,12 @@ class Engine:
         spans = [Span(slot, 0, 1) for slot in range(min(size, self.slots))]
         found = []
         for ids in (mixed[:size], mixed[1 : size + 1], mixed[-size:]):
-            view = self.cache.view(spans, size, 1)
-            x = self.model.hidden(ids[:, None], view.at, cache=view)
-            logits = self.model.logits(x)[: len(spans), 0]
+            if self.all_slots is None:
+                view = self.cache.view(spans, size, 1)
+                x = self.model.hidden(ids[:, None], view.at, cache=view)[:, 0]
+                logits = self._logits(x)[: len(spans)]
+            else:
+                logits = self.all_slots.try_out(ids.tolist())
             found += list(logits[ids[: len(spans)] == one])
         return found
 

@@ -1,0 +1,90 @@
+"""Decoding all slots at once, in one shape: what it computes, and that nobody disturbs another."""
+
+import random
+
+import pytest
+import torch
+
+from tests.sampling.engines import (
+    SHAPE,
+    check_against_uncached,
+    greedy,
+    logprobs,
+    make_engine,
+    random_prompt,
+    run,
+    small_model,
+)
+from yuzogpt.sampling.engine import Engine
+from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.tokenizers import CharTokenizer
+
+BLOCK = SHAPE.block_size
+
+
+@pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
+@pytest.mark.parametrize("requests", [1, 3, 7])
+def test_logits_are_those_of_the_whole_context(requests, pos_emb):
+    engine = make_engine(small_model(pos_emb=pos_emb), slots=3, chunk=8, in_all_slots=True)
+    prompts = [random_prompt(length, length) for length in (1, 9, 40, 16, 2, BLOCK, 33)[:requests]]
+    events = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
+    check_against_uncached(small_model(pos_emb=pos_emb), prompts, events)
+
+
+@pytest.fixture
+def one_thread():
+    """A CPU's kernel of attention gives each thread a buffer; their places change last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_request_gets_the_same_bits_alone_and_among_others():
+    chance = random.Random(5)
+    requests = [
+        Request(
+            random_prompt(chance.choice([1, 3, 9, 20, 40]), seed),
+            chance.randint(1, 40),
+            Sampling(temperature=chance.choice([0, 0.7]), seed=seed),
+            logprobs=SHAPE.vocab_size,
+        )
+        for seed in range(12)
+    ]
+    engine = make_engine(slots=5, chunk=8, in_all_slots=True)
+    assert engine.batch_invariant
+    together = run(engine, requests)
+    for request, events in zip(requests, together, strict=True):
+        (alone,) = run(engine, [request])
+        assert [e.token for e in events] == [e.token for e in alone]
+        assert [e.alternatives for e in events] == [e.alternatives for e in alone]
+
+
+def test_a_prompts_own_log_probabilities_are_told():
+    prompt = random_prompt(21, 4)  # the last token comes alone: 21 = 16 + 4 + 1
+    wanted, found = (
+        run(make_engine(chunk=16, **how), [greedy(prompt, 2, echo=True), greedy([7], 30)])[0]
+        for how in ({}, {"in_all_slots": True})
+    )
+    assert [event.token for event in found] == [event.token for event in wanted]
+    for ours, theirs in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(logprobs(ours), logprobs(theirs), rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
+def test_a_recorded_step_is_the_computed_one(pos_emb):
+    device = torch.device("cuda")
+    tokenizer = CharTokenizer("".join(map(chr, range(48, 48 + SHAPE.vocab_size))))
+    engine = Engine(small_model(pos_emb=pos_emb), tokenizer, device, torch.float32, slots=3)
+    assert engine.all_slots is not None
+    assert engine.all_slots.graph is not None
+    prompts = [random_prompt(length, length) for length in (1, 9, 40, 16)]
+    recorded = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
+    engine.all_slots.graph = None
+    computed = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
+    for ours, theirs in zip(recorded, computed, strict=True):
+        assert [event.alternatives for event in ours] == [event.alternatives for event in theirs]
+    check_against_uncached(small_model(pos_emb=pos_emb), prompts, recorded, 1e-2)  # TF32

@@ -1,0 +1,102 @@
+"""One token for every slot at once, always in the same shape: how a GPU decodes.
+
+In: the newest token of some slots, and where it stands. Out: hidden vectors and logits of theirs.
+On a GPU the hundreds of kernels of a step are done sooner than Python has launched them. So they
+are recorded once, as a CUDA graph, and then launched together. For that all shapes stay the same:
+every slot is computed, and sees the whole of its room in the cache under a mask, whoever has it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from yuzogpt.model.gpt import GPT
+from yuzogpt.model.positions import Positions, causal_mask
+from yuzogpt.sampling.cache import KVCache, Span
+
+TRIALS = 3  # before the recording: libraries allocate what they need, and choose their kernels
+
+
+class AllSlots:
+    """A model, and the step of all its slots."""
+
+    @torch.inference_mode()
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        """Record the step, on a GPU; elsewhere it is computed anew each time."""
+        self.model = model
+        self.cache = cache
+        slots, device = cache.keys.shape[1], cache.keys.device
+        cache.clear()  # what a mask hides must still be a number
+        self.ids = torch.zeros(slots, 1, dtype=torch.long, device=device)
+        self.at = torch.zeros(slots, 1, dtype=torch.long, device=device)
+        self.graph = torch.cuda.CUDAGraph() if device.type == "cuda" else None
+        if self.graph is None:
+            return
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(TRIALS):
+                self._compute()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        with torch.cuda.graph(self.graph):
+            self.recorded = self._compute()
+
+    def decode(
+        self, spans: Sequence[Span], tokens: Sequence[int], cached: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (n, C) and (n, V) of the tokens of n slots, which enter the cache.
+
+        `cached`: how many tokens of each slot are in the cache; whatever a slot that is not among
+        the spans writes, it writes behind them, where its next token comes.
+        """
+        ids, at = [0] * len(cached), list(cached)
+        for span, token in zip(spans, tokens, strict=True):
+            ids[span.slot], at[span.slot] = token, span.first
+        self.ids.copy_(torch.tensor(ids)[:, None])
+        self.at.copy_(torch.tensor(at)[:, None])
+        if self.graph is None:
+            x, logits = self._compute()
+        else:
+            self.graph.replay()
+            x, logits = self.recorded
+        slots = torch.tensor([span.slot for span in spans], device=x.device)
+        return x[slots], logits[slots]
+
+    def try_out(self, tokens: Sequence[int]) -> Tensor:
+        """Return (slots, V) of a token for each slot, in the middle of contexts that are alike."""
+        self.cache.fill_alike()
+        middle = self.cache.keys.shape[3] // 2
+        spans = [Span(slot, middle, 1) for slot in range(len(tokens))]
+        return self.decode(spans, tokens, [middle] * len(tokens))[1]
+
+    def _compute(self) -> tuple[Tensor, Tensor]:
+        """Return (slots, C) and (slots, V)."""
+        view = AllSlotsView(self.cache, self.at[:, 0])
+        x = self.model.hidden(self.ids, self.at, cache=view)
+        return x[:, 0], self.model.logits(x)[:, 0]
+
+
+class AllSlotsView:
+    """The cache in a step of all slots: row i of the batch is slot i, with one token."""
+
+    def __init__(self, cache: KVCache, at: Tensor) -> None:
+        """`at`: where each slot's token stands, (slots,)."""
+        self.cache = cache
+        self.at = at
+        self.slots = torch.arange(len(at), device=at.device)
+        self.keys_at = torch.arange(cache.keys.shape[3], device=at.device)
+        self.mask: Tensor | None = None  # the same in all layers
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
+        """Write k and v; return what q sees, (slots, H, 1, D)."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (slots, H, length, D)
+        keys[self.slots, :, self.at] = k[:, :, 0]
+        values[self.slots, :, self.at] = v[:, :, 0]
+        if self.mask is None:
+            seen = causal_mask(self.at, self.keys_at, positions.bias(self.at, self.keys_at))
+            # (slots, length), or (1, H, slots, length) with a bias
+            seen = seen[:, None, None] if seen.dim() == 2 else seen.permute(2, 1, 0, 3)
+            self.mask = seen.to(q.dtype)
+        return F.scaled_dot_product_attention(q, keys, values, self.mask)

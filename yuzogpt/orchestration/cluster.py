@@ -32,6 +32,18 @@ ONLY_HERE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no node drains here: a process of 3 s less
     "RAY_worker_niceness": "0",  # else Ray's own processes go before the work
     "RAY_prestart_worker_first_driver": "0",  # workers that nobody asks for
+    # What is reported to a dashboard, and there is none; in milliseconds, as all that follow.
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",
+    "RAY_metrics_report_interval_ms": "600000",
+    "RAY_task_events_report_interval_ms": "0",  # never
+    "RAY_report_worker_backlog_interval_ms": "10000",
+    # What is looked at several times a second for the sake of other nodes, or of many tasks.
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_kill_idle_workers_interval_ms": "2000",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_object_manager_timer_freq_ms": "1000",
+    "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
+    "RAY_io_context_monitor_probe_interval_ms": "60000",
 }
 # Set before ray is imported, wherever it runs.
 QUIET = {

@@ -80,3 +80,22 @@ def lean_trainer() -> Any:
             return super()._initialize_and_run_controller(*other, **given)
 
     return LeanTrainer
+
+
+def process_group(timeout: int) -> Any:
+    """Return how workers are connected, within so many seconds: a single one to nobody."""
+    from ray.train.torch import TorchConfig
+
+    class SeveralConnected(TorchConfig().backend_cls):  # type: ignore[misc]
+        """Makes a process group, whose threads look about all the time, for more than one."""
+
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            if len(worker_group) > 1:
+                super().on_start(worker_group, backend_config)
+
+    class LeanConfig(TorchConfig):  # type: ignore[misc]
+        """Names it."""
+
+        backend_cls = SeveralConnected
+
+    return LeanConfig(timeout_s=timeout)

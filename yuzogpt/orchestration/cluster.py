@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -133,24 +133,53 @@ def embedded(cores: int) -> Iterator[None]:
         token = directory / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        for name, value in ONLY_HERE.items():
-            os.environ.setdefault(name, value)
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-        with few_processes(), sigterm_held_back():  # which Ray's processes inherit
-            connect(
-                address="local",
-                num_cpus=cores,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
-            )
+        chosen = {name: os.environ.get(name, value) for name, value in ONLY_HERE.items()}
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        with environment(chosen | access | importable_checkout()):
+            try:
+                with few_processes(), sigterm_held_back():  # which Ray's processes inherit
+                    connect(
+                        address="local",
+                        num_cpus=cores,
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        # Not `directory`: Ray opens its own to all.
+                        _temp_dir=str(directory / "ray"),
+                    )
+                yield
+            finally:
+                if "ray" in sys.modules:  # else it was interrupted before
+                    with ended_at_once():
+                        sys.modules["ray"].shutdown()
+    finally:
+        end(directory)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process, and of those it starts; afterwards they are as before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
         yield
     finally:
-        if "ray" in sys.modules:  # else it was interrupted before
-            with ended_at_once():
-                sys.modules["ray"].shutdown()
-        end(directory)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def importable_checkout() -> dict[str, str]:
+    """Return what lets Ray's processes import this package where it runs without installation.
+
+    They begin elsewhere: `python -m yuzogpt` in a clone finds it in its own directory only.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():
+        return {}
+    paths = (str(root), os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def connect(**options: Any) -> None:

@@ -14,8 +14,8 @@ from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.world import World
 
-# Whether the CPU's oneDNN has bfloat16 arithmetic; elsewhere it is emulated, many times slower
-# than float32.
+# Whether oneDNN has products of bfloat16 for this CPU; elsewhere they are emulated, many times
+# slower than float32.
 CPU_HAS_BFLOAT16: bool = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -133,6 +133,14 @@ def test_attention_spelled_out_is_that_of_the_kernels(monkeypatch, pos_emb, scor
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta": as on GPUs, but for the numbers
+def test_attention_spelled_out_takes_no_rows_too(device):
+    q, k, v = (x[:0].to(device) for x in heads(4, 24))
+    attention = Attention(shaped(dropout=0.1), 0).to(device).train()
+    keys = torch.zeros(0, dtype=torch.int32, device=device)
+    assert attention._spell_out(q, k, v, keys, None).shape == q.shape
+
+
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
 def test_bfloat16_is_near_enough_in_both_ways_of_attention(monkeypatch, pos_emb):
     model, losses, gradients = made(pos_emb=pos_emb), [], []

@@ -53,18 +53,19 @@ class Attention(nn.Module):
     def _spell_out(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """Attend with all weights in memory, (T, T) for each row and head.
+        """Attend with (T, T) weights for each row and head, which the backward pass needs, too.
 
         For dropout: flash kernels draw their own masks, by a row's place in the batch; ours come
-        from the row's number. And where it is faster.
+        from the row's number. And where it is faster. In bfloat16, scores are rounded to it.
         """
         B, H, T, _ = q.shape
         if mask is None:
             at = torch.arange(T, device=q.device)
             mask = causal_mask(at, at, None)
         mask = mask.to(q.dtype)
-        count = max(1, SCORES_AT_ONCE // (H * T * T)) if q.device.type == "cpu" else B
-        parts = []
+        if q.device.type != "cpu":
+            return self._weigh(q, k, v, rows, mask)
+        count, parts = max(1, SCORES_AT_ONCE // (H * T * T)), []
         for first in range(0, max(1, B), count):  # a rank may have no rows
             part = slice(first, first + count)
             keys = None if rows is None else rows[part]

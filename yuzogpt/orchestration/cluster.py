@@ -38,7 +38,6 @@ ONLY_HERE = {
     "RAY_task_events_report_interval_ms": "0",  # never
     "RAY_report_worker_backlog_interval_ms": "10000",
     # What is looked at several times a second for the sake of other nodes, or of many tasks.
-    "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_kill_idle_workers_interval_ms": "2000",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
     "RAY_object_manager_timer_freq_ms": "1000",
@@ -178,7 +177,7 @@ def importable_checkout() -> dict[str, str]:
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file():
         return {}
-    paths = (str(root), os.environ.get("PYTHONPATH", ""))
+    paths = (os.environ.get("PYTHONPATH", ""), str(root))
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 

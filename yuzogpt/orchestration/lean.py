@@ -82,16 +82,16 @@ def lean_trainer() -> Any:
     return LeanTrainer
 
 
-def process_group(timeout: int) -> Any:
+def torch_config(timeout: int) -> Any:
     """Return how workers are connected, within so many seconds: a single one to nobody."""
     from ray.train.torch import TorchConfig
 
     class SeveralConnected(TorchConfig().backend_cls):  # type: ignore[misc]
         """Makes a process group, whose threads look about all the time, for more than one."""
 
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        def on_start(self, worker_group: Any, *rest: Any, **named: Any) -> None:
             if len(worker_group) > 1:
-                super().on_start(worker_group, backend_config)
+                super().on_start(worker_group, *rest, **named)
 
     class LeanConfig(TorchConfig):  # type: ignore[misc]
         """Names it."""

@@ -32,7 +32,7 @@ from yuzogpt.training.stopping import keep_asking, on_sigterm
 
 # Set before ray is imported.
 ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end is noticed at once, not after 4 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # workers that wait for a dead one never leave
@@ -164,7 +164,7 @@ def fit(
 
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
-    from yuzogpt.orchestration.lean import lean_trainer, process_group
+    from yuzogpt.orchestration.lean import lean_trainer, torch_config
     from yuzogpt.orchestration.spares import HOOK, Spares, start_first_workers
     from yuzogpt.orchestration.validation import free_on_one, validation
     from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
@@ -191,7 +191,7 @@ def fit(
     trainer = (lean_trainer() if is_embedded(settings) else TorchTrainer)(
         train_worker,
         train_loop_config={"settings": settings.model_dump()},
-        torch_config=process_group(int(COLLECTIVE_TIMEOUT.total_seconds())),
+        torch_config=torch_config(int(COLLECTIVE_TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=use_gpu,

@@ -50,7 +50,8 @@ class KVCache:
         """Write numbers everywhere, in all slots the same."""
         generator = torch.Generator().manual_seed(0)
         for kept in (self.keys, self.values):
-            kept.copy_(torch.randn(kept[:, :1].shape, generator=generator))
+            one = torch.randn(kept[:, :1].shape, generator=generator)
+            kept.copy_(one.to(kept.device, kept.dtype))
 
     def view(self, spans: Sequence[Span], B: int, T: int) -> "CacheView":
         """Return the cache as a forward pass of B rows of T tokens sees it."""

@@ -305,6 +305,7 @@ class Engine:
         sizes = [1 << n for n in range(round_up(self.slots).bit_length())]
         if self.all_slots is not None:
             sizes = [self.slots]
+            self.cache.fill_alike()
         logits = {size: self._try_rows(size) for size in sizes}
         for place in range(len(sizes)):
             kept = sizes[place:]

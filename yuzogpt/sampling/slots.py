@@ -6,6 +6,8 @@ are recorded once, as a CUDA graph, and then launched together. For that all sha
 every slot is computed, and sees the whole of its room in the cache under a mask, whoever has it.
 """
 
+import functools
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -28,20 +30,30 @@ class AllSlots:
         self.model = model
         self.cache = cache
         slots, device = cache.keys.shape[1], cache.keys.device
-        cache.clear()  # what a mask hides must still be a number
+        cache.clear()  # what a mask hides must be a number
         self.ids = torch.zeros(slots, 1, dtype=torch.long, device=device)
         self.at = torch.zeros(slots, 1, dtype=torch.long, device=device)
-        self.graph = torch.cuda.CUDAGraph() if device.type == "cuda" else None
-        if self.graph is None:
-            return
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            try:
+                self._record(recording_stream(device))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"decoding without a CUDA graph, slowly: {reason}", stacklevel=2)
+
+    def _record(self, stream: torch.cuda.Stream) -> None:
+        """Record the step; another engine may compute meanwhile, in another thread."""
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
             for _ in range(TRIALS):
                 self._compute()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        with torch.cuda.graph(self.graph):
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self.recorded = self._compute()
+        self.graph = graph
 
     def decode(
         self, spans: Sequence[Span], tokens: Sequence[int], cached: Sequence[int]
@@ -65,8 +77,7 @@ class AllSlots:
         return x[slots], logits[slots]
 
     def try_out(self, tokens: Sequence[int]) -> Tensor:
-        """Return (slots, V) of a token for each slot, in the middle of contexts that are alike."""
-        self.cache.fill_alike()
+        """Return (slots, V) of a token for each slot, in the middle of its context."""
         middle = self.cache.keys.shape[3] // 2
         spans = [Span(slot, middle, 1) for slot in range(len(tokens))]
         return self.decode(spans, tokens, [middle] * len(tokens))[1]
@@ -100,3 +111,9 @@ class AllSlotsView:
             seen = seen[:, None, None] if seen.dim() == 2 else seen.permute(2, 1, 0, 3)
             self.mask = seen.to(q.dtype)
         return F.scaled_dot_product_attention(q, keys, values, self.mask)
+
+
+@functools.cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of a device for recordings: libraries keep memory for each stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

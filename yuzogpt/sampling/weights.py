@@ -19,6 +19,7 @@ arithmetic of few rows is far from free, too, so kernels do. On a CPU:
 than bfloat16 on AVX2.) On GPUs torch's own products are used.
 """
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -90,7 +91,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         onednn = torch.ops.mkldnn
         self.weight = onednn._reorder_linear_weight(weight.contiguous(), ROWS)
-        use_huge_pages(onednn.data_ptr(self.weight), onednn._nbytes(self.weight))
+        with contextlib.suppress(AttributeError, RuntimeError):  # of a torch without these
+            use_huge_pages(onednn.data_ptr(self.weight), onednn._nbytes(self.weight))
         self.bias = None if bias is None else bias.detach()
         pair = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
         self.needs_company = not torch.equal(self._product(pair[:1]), self._product(pair)[:1])

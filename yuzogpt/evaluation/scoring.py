@@ -15,8 +15,6 @@ from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.hardware import Hardware
 from yuzogpt.model.gpt import GPT
 
-ROWS = 1024  # of logits at a time: 200 MB of GPT-2's vocabulary
-
 
 @torch.inference_mode()
 def score(
@@ -67,13 +65,24 @@ def foretell(
     model: GPT, x: Tensor, targets: Tensor, never: dict[int, tuple[int, ...]]
 ) -> tuple[Tensor, Tensor]:
     """Return of (N, C) the targets' log-probabilities, and which were the likeliest; on the CPU."""
-    logprobs, greedy = [], []
-    for first in range(0, len(x), ROWS):
-        wanted = targets[first : first + ROWS]
-        logits = model.logits(x[None, first : first + ROWS])[0].float()  # (rows, V)
+    logprobs, greedy, count = [], [], model.tokens_at_once(x)
+    for first in range(0, len(x), count):
+        wanted = targets[first : first + count]
+        logits = model.logits(x[None, first : first + count])[0].float()  # (count, V)
         logprobs.append(-F.cross_entropy(logits, wanted, reduction="none"))
         for row, tokens in never.items():
-            if first <= row < first + ROWS:
+            if first <= row < first + count:
                 logits[row - first, list(tokens)] = -torch.inf
-        greedy.append(logits.argmax(dim=-1) == wanted)
+        greedy.append(are_likeliest(logits, wanted))
     return torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()
+
+
+def are_likeliest(logits: Tensor, targets: Tensor) -> Tensor:
+    """Tell of (N, V) and (N,) which targets `argmax` finds; it looks only where one is a maximum.
+
+    `amax` is ten times as fast, but does not tell which of several equal ones comes first.
+    """
+    found = logits.gather(1, targets[:, None])[:, 0] == logits.amax(dim=-1)
+    rows = found.nonzero()[:, 0]
+    found[rows] = logits[rows].argmax(dim=-1) == targets[rows]
+    return found

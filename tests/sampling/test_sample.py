@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
 from yuzogpt.cli import main
@@ -64,6 +65,14 @@ def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):
     assert sample(tmp_path / "run", "--context=64")
     with pytest.raises(UserError, match=r"--context=9{12}: keys .* GB, and there are .* lower it"):
         sample(tmp_path / "run", f"--context={'9' * 12}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is chosen")
+@pytest.mark.parametrize("flags", [["--device=cpu"], []])
+def test_a_cpu_says_that_it_does_not_compile(run_dir, flags):
+    assert sample(run_dir, "--num_samples=1", "--compile=False")
+    with pytest.raises(UserError, match="decoding is compiled on CUDA only"):
+        sample(run_dir, "--compile=True", *flags)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import random
 
 import pytest
 import torch
+import torch._dynamo.utils
+import torch._inductor.config as inductor
 
 from tests.sampling.engines import (
     SHAPE,
@@ -20,6 +22,14 @@ from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.tokenizers import CharTokenizer
 
 BLOCK = SHAPE.block_size
+COMPILED = {"in_all_slots": True, "compiled": True}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Begin without what other tests have compiled in this process."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
@@ -72,13 +82,37 @@ def test_a_prompts_own_log_probabilities_are_told():
         torch.testing.assert_close(logprobs(ours), logprobs(theirs), rtol=0, atol=1e-4)
 
 
+def test_a_compiled_step_is_the_computed_one():
+    model = small_model(pos_emb="rotary")
+    engine = make_engine(model, slots=3, chunk=8, packed=False, **COMPILED)
+    prompts = [random_prompt(length, length) for length in (1, 9, 40, 16)]
+    events = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
+    check_against_uncached(small_model(pos_emb="rotary"), prompts, events)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 1  # nothing of the step is left to Python
+    make_engine(small_model(pos_emb="rotary"), slots=3, packed=False, **COMPILED)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # nor compiled anew
+
+
+def test_without_a_compiler_it_decodes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-compiler"),))
+    with pytest.warns(UserWarning, match="decoding without torch.compile: "):
+        engine = make_engine(small_model(), slots=2, packed=False, **COMPILED)
+    prompt = random_prompt(9, 9)
+    events = run(engine, [greedy(prompt, 20)])
+    check_against_uncached(small_model(), [prompt], events)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
-def test_a_recorded_step_is_the_computed_one(pos_emb):
+def test_a_recorded_step_is_the_computed_one(pos_emb, compiled):
     device = torch.device("cuda")
     tokenizer = CharTokenizer("".join(map(chr, range(48, 48 + SHAPE.vocab_size))))
-    engine = Engine(small_model(pos_emb=pos_emb), tokenizer, device, torch.float32, slots=3)
+    model = small_model(pos_emb=pos_emb)
+    engine = Engine(model, tokenizer, device, torch.float32, slots=3, compiled=compiled)
     assert engine.all_slots is not None
     assert engine.all_slots.graph is not None
     prompts = [random_prompt(length, length) for length in (1, 9, 40, 16)]

@@ -1,8 +1,8 @@
 """`yuzogpt sample`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from yuzogpt.config.section import (
     Count,
@@ -60,6 +60,16 @@ class SamplingDeviceSettings(DeviceSettings):
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(  # type: ignore[assignment]
         "auto", "of weights; auto: bfloat16 on GPUs that have it, else float32; int8: on CPUs"
     )
+    compile: bool = setting(False, "torch.compile for decoding, on CUDA: a slow start, then faster")
+
+    @model_validator(mode="after")
+    def is_compiled_on_cuda(self) -> Self:
+        """On a CPU the layouts of weights.py are faster."""
+        if self.compile and self.device in ("cpu", "mps"):
+            raise ValueError(
+                f"compile=True: decoding is compiled on CUDA only, not on {self.device}"
+            )
+        return self
 
 
 class SampleSettings(Section):

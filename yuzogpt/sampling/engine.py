@@ -75,11 +75,13 @@ class Engine:
         chunk: int = 64,
         packed: bool = True,
         in_all_slots: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         """Take the model over (its weights are laid out anew); `slots`: requests at a time.
 
         `packed=False` keeps float32 weights as they are, so that processes on a node can share
         them by memory map. `in_all_slots`: each step computes all slots; None: on a GPU.
+        `compiled`: such steps go through torch.compile, which takes its time now.
         """
         assert slots > 0 and chunk > 0
         self.shape = model.settings
@@ -98,7 +100,7 @@ class Engine:
         self.seen: Tensor | None = None  # (slots, V), once a request has a repetition penalty
         self.ids = count()
         in_all_slots = device.type == "cuda" if in_all_slots is None else in_all_slots
-        self.all_slots = AllSlots(self.model, self.cache) if in_all_slots else None
+        self.all_slots = AllSlots(self.model, self.cache, compiled) if in_all_slots else None
         self.group_sizes, self.batch_invariant = self._find_group_sizes()
 
     @property

@@ -26,6 +26,7 @@ def load_engine(
     chunk: int = 64,
     packed: bool = True,
     exact: bool = False,
+    compiled: bool = False,
 ) -> Engine:
     """Load a model into an engine with so many slots, or as many as memory is set apart for.
 
@@ -33,6 +34,8 @@ def load_engine(
     `exact`: FileNotFoundError for a checkpoint that its run has replaced, not the one after it.
     """
     device = choose_hardware(settings, World()).device
+    if compiled and device.type != "cuda":
+        raise UserError(f"--compile=True: decoding is compiled on CUDA only, and this is {device}")
     dtype = choose_dtype(settings.dtype, device)
     need = bytes_per_slot(reference.shape, activations(dtype, device))
     there = memory_of(device)
@@ -43,4 +46,4 @@ def load_engine(
         )
     slots = max(1, min(slots, CACHE_BYTES // need))
     model = load_model(reference, exact)
-    return Engine(model, tokenizer, device, dtype, slots, chunk, packed)
+    return Engine(model, tokenizer, device, dtype, slots, chunk, packed, compiled=compiled)

@@ -72,7 +72,10 @@ def build_engine(
     """Load the model into an engine with room for so many requests, within reason."""
     from yuzogpt.sampling.load import load_engine
 
-    return load_engine(reference, tokenizer, settings.device, min(requests, SAMPLES_AT_ONCE))
+    slots = min(requests, SAMPLES_AT_ONCE)
+    return load_engine(
+        reference, tokenizer, settings.device, slots, compiled=settings.device.compile
+    )
 
 
 def complete(engine: "Engine", requests: Sequence[Request]) -> Iterator[str]:

@@ -4,11 +4,12 @@ In: the newest token of some slots, and where it stands. Out: hidden vectors and
 On a GPU the hundreds of kernels of a step are done sooner than Python has launched them. So they
 are recorded once, as a CUDA graph, and then launched together. For that all shapes stay the same:
 every slot is computed, and sees the whole of its room in the cache under a mask, whoever has it.
+Compiled before, the kernels are fewer, too.
 """
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,14 +26,17 @@ class AllSlots:
     """A model, and the step of all its slots."""
 
     @torch.inference_mode()
-    def __init__(self, model: GPT, cache: KVCache) -> None:
-        """Record the step, on a GPU; elsewhere it is computed anew each time."""
+    def __init__(self, model: GPT, cache: KVCache, compiled: bool = False) -> None:
+        """Compile the step, if so wanted; on a GPU, record it."""
         self.model = model
         self.cache = cache
         slots, device = cache.keys.shape[1], cache.keys.device
         cache.clear()  # what a mask hides must be a number
         self.ids = torch.zeros(slots, 1, dtype=torch.long, device=device)
         self.at = torch.zeros(slots, 1, dtype=torch.long, device=device)
+        self.step: Callable[[], tuple[Tensor, Tensor]] = self._compute
+        if compiled:
+            self._compile()
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             try:
@@ -40,19 +44,29 @@ class AllSlots:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"decoding without a CUDA graph, slowly: {reason}", stacklevel=2)
+                warnings.warn(without("a CUDA graph, slowly", error), stacklevel=2)
+
+    def _compile(self) -> None:
+        """Compile the step, and see whether it can be computed so."""
+        self.step = torch.compile(self._compute, dynamic=False)
+        try:
+            self.step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # no compiler, say
+            self.step = self._compute
+            warnings.warn(without("torch.compile", error), stacklevel=3)
 
     def _record(self, stream: torch.cuda.Stream) -> None:
         """Record the step; another engine may compute meanwhile, in another thread."""
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
             for _ in range(TRIALS):
-                self._compute()
+                self.step()
         torch.cuda.current_stream(stream.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self.recorded = self._compute()
+            self.recorded = self.step()
         self.graph = graph
 
     def decode(
@@ -69,7 +83,7 @@ class AllSlots:
         self.ids.copy_(torch.tensor(ids)[:, None])
         self.at.copy_(torch.tensor(at)[:, None])
         if self.graph is None:
-            x, logits = self._compute()
+            x, logits = self.step()
         else:
             self.graph.replay()
             x, logits = self.recorded
@@ -111,6 +125,11 @@ class AllSlotsView:
             seen = seen[:, None, None] if seen.dim() == 2 else seen.permute(2, 1, 0, 3)
             self.mask = seen.to(q.dtype)
         return F.scaled_dot_product_attention(q, keys, values, self.mask)
+
+
+def without(what: str, error: RuntimeError) -> str:
+    """Return a line about what could not be had."""
+    return f"decoding without {what}: {str(error).partition(chr(10))[0]}"
 
 
 @functools.cache

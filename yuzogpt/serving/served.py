@@ -131,6 +131,7 @@ class Serving:
                 chunk=replicas.prefill_chunk,
                 packed=not replicas.shares(),
                 exact=True,
+                compiled=self.settings.device.compile,
             )
 
         served = Served(reference, await Driver.start(load, self.settings.limits.max_waiting))

@@ -63,6 +63,7 @@ def test_mistakes_that_show_only_when_the_model_is_loaded(run, replicas, tmp_pat
         assert message in result.stderr.splitlines()[-1]
         assert "Traceback" not in result.stderr
         assert replicas or result.stderr.count("\n") == 1
+        assert result.stdout in ("", "starting Ray ...\n")
 
 
 BROKEN_AFTER_A_WHILE = """

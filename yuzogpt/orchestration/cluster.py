@@ -46,8 +46,10 @@ ONLY_HERE = {
 }
 # Set before ray is imported, wherever it runs.
 QUIET = {
-    # A paragraph of advice for each worker that dies; we say so in a line.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
+    # A paragraph of advice for each worker that dies; we say so in a line. And that Serve's
+    # controller, which ends itself, did not answer before it had ended.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task"
+    "|ServeController.graceful_shutdown failed",
 }
 ANSWER_WITHIN = 5.0  # seconds
 OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store

@@ -30,15 +30,18 @@ PARTS = {
     "ALiBi": ("--pos_emb=alibi",),
     "layer norm": ("--norm=layer",),
     "GELU": ("--activation=gelu",),
-    "SwiGLU": ("--activation=swiglu",),
+    "relu2": ("--activation=relu2",),
+    "four heads": ("--n_head=4",),
+    "embedding and output tied": ("--tie_embeddings=True",),
     "queries and keys not normed": ("--qk_norm=False",),
     "residual_init=scaled": ("--residual_init=scaled",),
     "AdamW, learning rate 0.004": ADAMW,
+    "Muon's momentum 0.9": ("--momentum=0.9",),
     "Muon's momentum 0.95": ("--momentum=0.95",),
     "cosine": ("--lr_schedule=cosine",),
-    "wsd, 80 steps of decay": ("--lr_schedule=wsd", "--cooldown_iters=80"),
-    "batch from 4 to 12 in 80 steps": (
-        "--batch_schedule=linear", "--start_rows=4", "--ramp_iters=80",
+    "wsd, 60 steps of decay": ("--lr_schedule=wsd", "--cooldown_iters=60"),
+    "batch from 4 to 12 in 60 steps": (
+        "--batch_schedule=linear", "--start_rows=4", "--ramp_iters=60",
     ),
 }  # fmt: skip
 FIRST_500 = ("--max_iters=500", "--eval_interval=500", "--log_interval=1", "--health_interval=0")

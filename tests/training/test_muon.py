@@ -28,17 +28,19 @@ def conditioned(rows: int, columns: int, seed: int) -> torch.Tensor:
     return left[:, :least] * values @ right[:, :least].T
 
 
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("size", [(48, 48), (96, 32), (32, 96), (64, 1)])
-def test_an_update_is_nearly_orthogonal(size):
+def test_an_update_is_nearly_orthogonal(size, dtype, apart):
     matrix = conditioned(*size, seed=1)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalize(7 * matrix[None])[0]
+    found = orthogonalize(7 * matrix[None], dtype)[0]
+    assert found.dtype == torch.float32
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.65
     assert values.max() < 1.25
     # The singular vectors stay: in their basis it is diagonal.
     diagonal = left.T @ found @ right.T
-    assert (diagonal - diagonal.diag().diag()).abs().max() < 1e-4
+    assert (diagonal - diagonal.diag().diag()).abs().max() < apart
 
 
 def by_hand(weight, gradients, lr, momentum, decay, matrices):

@@ -77,7 +77,7 @@ def train(
         shape, weights, kind, settings.parallel, hardware, settings.finetuning.freeze_layers
     )
     model = trainee.model
-    optimizer = build_optimizer(model, settings.optimizer, settings.finetuning)
+    optimizer = build_optimizer(model, settings.optimizer, settings.finetuning, hardware.autocast)
     guard = Guard.remembering(settings.guard, resume.state.guard if resume else {})
     batch = GlobalBatch.remembering(settings.batch, resume.state.batch if resume else {})
     step, rows_seen = 0, 0

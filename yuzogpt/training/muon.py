@@ -22,15 +22,16 @@ EPSILON = 1e-7
 AT_ONCE = 2**24  # elements that are gathered and orthogonalised together
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return (N, rows, columns) with each singular value moved to within about 0.7 and 1.2.
 
-    The Newton-Schulz iteration X <- aX + b(XX')X + c(XX')^2 X, which needs matrix products only.
+    The Newton-Schulz iteration X <- aX + b(XX')X + c(XX')^2 X, which needs matrix products only;
+    they are computed in `dtype`, of which bfloat16 is enough.
     """
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices  # so that XX' is the smaller square
-    x = x.bfloat16() if x.device.type == "cuda" else x
+    x = x.to(dtype)
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + EPSILON)  # no singular value above 1
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -45,9 +46,16 @@ class Muon(torch.optim.Optimizer):
     values are stored as one, and are three.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
-        """Groups have `params`, `weight_decay` and `matrices`."""
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Groups have `params`, `weight_decay` and `matrices`; `dtype`: of matrix products."""
         super().__init__(groups, {"lr": lr, "momentum": momentum})
+        self.dtype = dtype
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
@@ -72,9 +80,8 @@ class Muon(torch.optim.Optimizer):
             some = parameters[first : first + many]
             whole = torch.stack([gathered(self._direction(p, group)) for p in some])
             cut = whole.view(len(some) * count, height // count, width)
-            for parameter, update in zip(
-                some, orthogonalize(cut).reshape(whole.shape), strict=True
-            ):
+            updates = orthogonalize(cut, self.dtype).reshape(whole.shape)
+            for parameter, update in zip(some, updates, strict=True):
                 own = local(parameter)
                 own.mul_(1 - lr * group["weight_decay"])
                 own.add_(part_of(update, parameter), alpha=-lr * scale)

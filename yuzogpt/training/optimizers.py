@@ -53,9 +53,15 @@ class Optimizer:
 
 
 def build_optimizer(
-    model: GPT, settings: OptimizerSettings, finetuning: FinetuningSettings
+    model: GPT,
+    settings: OptimizerSettings,
+    finetuning: FinetuningSettings,
+    autocast: torch.dtype | None = None,
 ) -> Optimizer:
-    """Group the parameters that learn; biases and norms are not decayed, as in nanoGPT."""
+    """Group the parameters that learn; biases and norms are not decayed, as in nanoGPT.
+
+    `autocast`: what matrix products are computed in; None: in float32.
+    """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for name, parameter in sorted(learning, key=lambda item: item[1].dim() < 2):  # matrices first
@@ -76,7 +82,8 @@ def build_optimizer(
     if for_adamw:
         each.append(build_adamw(for_adamw, settings))
     if for_muon:
-        each.append(Muon(for_muon, settings.learning_rate, settings.momentum))
+        dtype = autocast or torch.float32
+        each.append(Muon(for_muon, settings.learning_rate, settings.momentum, dtype))
     return Optimizer(tuple(each))
 
 

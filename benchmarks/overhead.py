@@ -1,28 +1,120 @@
 """What Ray Train costs a step: the same loop under torchrun and under Ray, in alternated pairs.
 
-    python benchmarks/overhead.py                        # ten pairs, 1 and 2 workers
-    python benchmarks/overhead.py --pairs 3 --workers 1
+    python benchmarks/overhead.py                        # forty pairs, 1 and 2 workers
+    python benchmarks/overhead.py --pairs 10 --workers 1
 
-Each run is a command of its own, on random tokens; steps take at least 200 ms. A pair's ratio is
-that of its medians. The interval is that of the median ratio's order statistics (of ten pairs, the
-second and the ninth: 97.9%).
+Both runs are commands of their own, on random tokens; steps take at least 200 ms. They are begun
+once and then take turns: all processes of the one stand still (SIGSTOP) while those of the other
+compute for some seconds. So a pair's halves lie side by side, and a machine whose speed changes
+every half minute, as shared ones do, is the same for both. Steps that a stop has cut, or that began
+in the first half second of a turn, do not count. A pair's ratio is that of its medians. The
+interval is that of the median ratio's order statistics, at least 95%.
 """
 
 import argparse
+import contextlib
 import math
+import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from yuzogpt import runs
 from yuzogpt.bench.bench import in_directory, short_run
-from yuzogpt.bench.launchers import LAUNCHERS
-from yuzogpt.config import BenchSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.bench.launchers import LAUNCHERS, arguments, environment
+from yuzogpt.config import BenchSettings, TrainSettings
+from yuzogpt.metrics import Record, read_records
+from yuzogpt.overrides import resolve, to_yaml
 
 FLAGS = (
     "--n_layer=6 --n_head=4 --n_embd=256 --block_size=128 --batch_size=8 "
     "--gradient_accumulation_steps=2 --device=cpu --dtype=float32"
 ).split()
+SETTLED = 0.5  # seconds after the begin of a turn
+SHORTEST = 0.2  # seconds of a step
+
+
+@dataclass
+class Contestant:
+    """A run that computes in its turns alone."""
+
+    command: "subprocess.Popen[bytes]"
+    metrics: Path
+    turns: list[tuple[float, float]] = field(default_factory=list)  # from, to
+
+    @classmethod
+    def start(cls, launcher: str, settings: TrainSettings, workers: int) -> "Contestant":
+        """Begin a run; return when it has taken some steps, and stands still."""
+        run = Path(settings.run.out_dir)
+        file = run.with_suffix(".yaml")
+        file.write_text(to_yaml(settings))
+        command = [sys.executable, "-m", *arguments(launcher, str(file), workers, "")]
+        with run.with_suffix(".log").open("wb") as out:
+            child = subprocess.Popen(
+                command, stdout=out, stderr=out, env=environment(), start_new_session=True
+            )
+        one = cls(child, run / runs.METRICS)
+        while len(one.steps()) < 5:
+            if child.poll() is not None:
+                sys.exit(f"{launcher}: {run.with_suffix('.log').read_text(errors='replace')}")
+            time.sleep(0.2)
+        one.send(signal.SIGSTOP)
+        return one
+
+    def steps(self) -> list[Record]:
+        """Return what is known of its steps."""
+        if not self.metrics.exists():
+            return []
+        return [record for record in read_records(self.metrics) if record["kind"] == "train"]
+
+    def send(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        for pid in family(self.command.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def take_turn(self, seconds: float) -> None:
+        """Let it compute for a while."""
+        self.send(signal.SIGCONT)
+        began = time.time()
+        time.sleep(seconds)
+        self.turns.append((began, time.time()))
+        self.send(signal.SIGSTOP)
+
+    def medians(self) -> list[float]:
+        """Return the median step of each turn, in seconds."""
+        steps = [(r["time"], r["tokens_per_step"] / r["tokens_per_second"]) for r in self.steps()]
+        of_turns = [
+            [took for at, took in steps if at - took > began + SETTLED and at < ended]
+            for began, ended in self.turns
+        ]
+        return [statistics.median(each) for each in of_turns]
+
+    def end(self) -> None:
+        """End it, with all that it started."""
+        self.send(signal.SIGCONT)
+        self.command.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.command.wait(60)
+        self.send(signal.SIGKILL)
+        self.command.wait()
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:  # grows meanwhile
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -34,34 +126,44 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return ordered[cut], ordered[n - 1 - cut]
 
 
+def compare(base: TrainSettings, directory: str, workers: int, pairs: int, turn: float) -> None:
+    """Print what the pairs came to."""
+    contestants: dict[str, Contestant] = {}
+    try:
+        for name in LAUNCHERS:
+            run = in_directory(base, directory, f"{name}-{workers}")
+            contestants[name] = Contestant.start(name, run, workers)
+        for pair in range(pairs):
+            for name in sorted(contestants, reverse=pair % 2 == 0):  # who is first, changes
+                contestants[name].take_turn(turn)
+        found = {name: one.medians() for name, one in contestants.items()}
+    finally:
+        for one in contestants.values():
+            one.end()
+    ratios = [a / b for a, b in zip(found["ray"], found["torchrun"], strict=True)]
+    low, high = interval(ratios)
+    step = statistics.median(found["torchrun"])
+    assert step >= SHORTEST, f"steps of {step} s are too short"
+    print(
+        f"{workers} worker(s), {pairs} pairs: Ray over torchrun {statistics.median(ratios):.3f} "
+        f"({low:.3f} to {high:.3f}); torchrun {1e3 * step:.1f} ms a step",
+        flush=True,
+    )
+
+
 def main() -> None:
-    """Print each pair, then a row for each number of workers."""
+    """Print a row for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--turn", type=float, default=4.0, help="seconds")
     wanted, flags = parser.parse_known_args()
-    settings = resolve(BenchSettings, [], [*FLAGS, f"--steps={wanted.steps}", *flags])
+    steps = int((wanted.pairs + 30) * wanted.turn / SHORTEST)  # more than there is time for
+    settings = resolve(BenchSettings, [], [*FLAGS, f"--steps={steps}", *flags])
     with tempfile.TemporaryDirectory() as directory:
         base = short_run(settings, Path(directory))
         for workers in wanted.workers:
-            found: dict[str, list[float]] = {"torchrun": [], "ray": []}
-            for pair in range(wanted.pairs):
-                for name in sorted(found, reverse=pair % 2 == 0):  # who is first, changes
-                    run = in_directory(base, directory, f"{name}-{workers}-{pair}")
-                    seconds = LAUNCHERS[name](run, workers).seconds[settings.bench.warmup_steps :]
-                    found[name].append(1e3 * statistics.median(seconds))
-                print(
-                    *(f"{name} {values[-1]:.1f} ms" for name, values in found.items()), flush=True
-                )
-            ratios = [a / b for a, b in zip(found["ray"], found["torchrun"], strict=True)]
-            low, high = interval(ratios)
-            print(
-                f"{workers} worker(s), {wanted.pairs} pairs: Ray over torchrun "
-                f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}); torchrun "
-                f"{statistics.median(found['torchrun']):.1f} ms a step",
-                flush=True,
-            )
+            compare(base, directory, workers, wanted.pairs, wanted.turn)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ PARTS = {
     "as it is": (),
     "learned positions": ("--pos_emb=learned",),
     "ALiBi": ("--pos_emb=alibi",),
+    "ALiBi, four heads": ("--pos_emb=alibi", "--n_head=4"),
     "layer norm": ("--norm=layer",),
     "GELU": ("--activation=gelu",),
     "relu2": ("--activation=relu2",),
@@ -58,7 +59,7 @@ MARKS = (100, 250, 500)
 
 POSITIONS = {
     "rotary": (),
-    "ALiBi": ("--pos_emb=alibi",),
+    "ALiBi": ("--pos_emb=alibi", "--n_head=4"),  # of two heads, one would see 16 tokens back
     "learned": ("--pos_emb=learned",),
 }
 TRAINED_CONTEXT = 64

@@ -35,6 +35,7 @@ FLAGS = (
     "--n_layer=6 --n_head=4 --n_embd=256 --block_size=128 --batch_size=8 "
     "--gradient_accumulation_steps=2 --device=cpu --dtype=float32"
 ).split()
+WARM = 40.0  # seconds of training: after 20, Ray's side starts a spare worker, once
 SETTLED = 0.5  # seconds after the begin of a turn
 SHORTEST = 0.2  # seconds of a step
 
@@ -49,7 +50,7 @@ class Contestant:
 
     @classmethod
     def start(cls, launcher: str, settings: TrainSettings, workers: int) -> "Contestant":
-        """Begin a run; return when it has taken some steps, and stands still."""
+        """Begin a run; return when it has trained for a while, and stands still."""
         run = Path(settings.run.out_dir)
         file = run.with_suffix(".yaml")
         file.write_text(to_yaml(settings))
@@ -59,7 +60,7 @@ class Contestant:
                 command, stdout=out, stderr=out, env=environment(), start_new_session=True
             )
         one = cls(child, run / runs.METRICS)
-        while len(one.steps()) < 5:
+        while not (steps := one.steps()) or steps[-1]["time"] - steps[0]["time"] < WARM:
             if child.poll() is not None:
                 sys.exit(f"{launcher}: {run.with_suffix('.log').read_text(errors='replace')}")
             time.sleep(0.2)
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turn", type=float, default=4.0, help="seconds")
     wanted, flags = parser.parse_known_args()
-    steps = int((wanted.pairs + 30) * wanted.turn / SHORTEST)  # more than there is time for
+    steps = int((2 * WARM + wanted.pairs * wanted.turn) / SHORTEST)  # more than there is time for
     settings = resolve(BenchSettings, [], [*FLAGS, f"--steps={steps}", *flags])
     with tempfile.TemporaryDirectory() as directory:
         base = short_run(settings, Path(directory))

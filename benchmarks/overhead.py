@@ -60,12 +60,21 @@ class Contestant:
                 command, stdout=out, stderr=out, env=environment(), start_new_session=True
             )
         one = cls(child, run / runs.METRICS)
-        while not (steps := one.steps()) or steps[-1]["time"] - steps[0]["time"] < WARM:
-            if child.poll() is not None:
-                sys.exit(f"{launcher}: {run.with_suffix('.log').read_text(errors='replace')}")
-            time.sleep(0.2)
+        try:
+            one.wait_until_warm()
+        except BaseException:
+            one.end()
+            raise
         one.send(signal.SIGSTOP)
         return one
+
+    def wait_until_warm(self) -> None:
+        """Return when it has trained for a while."""
+        while not (steps := self.steps()) or steps[-1]["time"] - steps[0]["time"] < WARM:
+            if self.command.poll() is not None:
+                log = self.metrics.parent.with_suffix(".log")
+                sys.exit(f"it ended: {log.read_text(errors='replace')}")
+            time.sleep(0.2)
 
     def steps(self) -> list[Record]:
         """Return what is known of its steps."""

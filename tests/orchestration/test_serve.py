@@ -146,7 +146,8 @@ def test_a_replica_killed_under_load_hangs_nobody(served):
 
     def both_are_at_work() -> bool:
         new = served.gauge("new_tokens_total") - before
-        return new >= 20 and served.gauge("running_requests") == 4
+        # One alone runs two. The eight may have been shared out unevenly, or some refused.
+        return new >= 20 and served.gauge("running_requests") > 2
 
     async def load() -> list[str]:
         async with httpx.AsyncClient(timeout=60) as client:

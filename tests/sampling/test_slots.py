@@ -85,6 +85,7 @@ def test_a_prompts_own_log_probabilities_are_told():
 def test_a_compiled_step_is_the_computed_one():
     model = small_model(pos_emb="rotary")
     engine = make_engine(model, slots=3, chunk=8, packed=False, **COMPILED)
+    assert engine.all_slots.step != engine.all_slots._compute  # it was not given up
     prompts = [random_prompt(length, length) for length in (1, 9, 40, 16)]
     events = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
     check_against_uncached(small_model(pos_emb="rotary"), prompts, events)
@@ -99,6 +100,7 @@ def test_without_a_compiler_it_decodes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-compiler"),))
     with pytest.warns(UserWarning, match="decoding without torch.compile: "):
         engine = make_engine(small_model(), slots=2, packed=False, **COMPILED)
+    assert engine.all_slots.step == engine.all_slots._compute
     prompt = random_prompt(9, 9)
     events = run(engine, [greedy(prompt, 20)])
     check_against_uncached(small_model(), [prompt], events)

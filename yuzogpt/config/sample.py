@@ -64,7 +64,7 @@ class SamplingDeviceSettings(DeviceSettings):
 
     @model_validator(mode="after")
     def is_compiled_on_cuda(self) -> Self:
-        """On a CPU the layouts of weights.py are faster."""
+        """What a device `auto` will be, shows where the model is loaded (sampling/load.py)."""
         if self.compile and self.device in ("cpu", "mps"):
             raise ValueError(
                 f"compile=True: decoding is compiled on CUDA only, not on {self.device}"

@@ -215,6 +215,21 @@ def test_a_request_ends_at_its_deadline(directory):
         served.wait_until(lambda: served.gauge("running_requests") == 0, 2)
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(directory):
+    """Its place is held from its head on: on Ray, at Serve's proxy."""
+    flags = ("--num_replicas=1", "--deadline=1.5", "--max_batch=1", "--max_waiting=0")
+    with service(directory, *flags, "--max_choices=1", "--threads=1") as served:
+        address = urlsplit(served.url)
+        with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+            connection.sendall(f'{head}Content-Type: application/json\r\n\r\n{{"model'.encode())
+            served.wait_until(lambda: served.post(max_tokens=1).status_code == 503)
+            answer = b"".join(iter(lambda: connection.recv(10000), b""))  # until it is closed
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"the body did not come within 1.5 s" in answer
+        served.wait_until(lambda: served.post(max_tokens=1).status_code == 200, 2)
+
+
 def test_a_context_that_ends_there_says_so(directory):
     flags = ("--num_replicas=0", "--context_overflow=stop", "--threads=1")
     with service(directory, *flags) as served:

@@ -3,6 +3,7 @@
 In: an ASGI app. Out: the same app behind a gate. Serve's proxy has no such limits of its own.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ COUNTED = "/v1/completions"
 # Everything else needs a key, where there are keys. The router's "" leads to "/".
 OPEN = ("", "/", "/page.js", "/page.css", "/healthz", "/metrics")
 SHORTEST_KEY = 16  # characters
+UPLOADED_WITHIN = 30.0  # seconds, and within the deadline: a body, which holds a place meanwhile
 CLIENT_WENT = 499  # nginx's status for it, in metrics only
 OUTCOME = "yuzogpt.outcome"  # in a request's scope
 # With it, Serve's proxy does not tell when a client has gone, whose slot would stay taken.
@@ -171,12 +173,19 @@ class Gate:
             )
 
     def _limited(self, receive: Receive) -> Receive:
-        """Return `receive` that refuses a body past its limit, whatever its head said."""
-        seen = 0
+        """Return `receive` that refuses a body past its limits, whatever its head said."""
+        seen, patience = 0, min(UPLOADED_WITHIN, self.limits.deadline)
+        until: float | None = asyncio.get_running_loop().time() + patience
 
         async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, until
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(408, f"the body did not come within {patience:g} s") from None
+            if not message.get("more_body"):
+                until = None  # what comes now is that the client goes
             seen += len(message.get("body", b""))
             if seen > self.limits.max_body_bytes:
                 raise self._too_large()

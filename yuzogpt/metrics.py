@@ -170,7 +170,7 @@ class Follower:
     In a mirror the file is copied from its store now and then.
     """
 
-    POLL = 0.1  # seconds
+    POLL = 0.25  # seconds
 
     def __init__(self, path: Path, listener: Listener) -> None:
         """Records that are there already are not handed on."""

@@ -41,6 +41,7 @@ ONLY_HERE = {
     "RAY_kill_idle_workers_interval_ms": "2000",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
     "RAY_object_manager_timer_freq_ms": "1000",
+    "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
     "RAY_io_context_monitor_probe_interval_ms": "60000",
 }
@@ -154,6 +155,16 @@ def embedded(cores: int) -> Iterator[None]:
                         sys.modules["ray"].shutdown()
     finally:
         end(directory)
+
+
+def is_embedded() -> bool:
+    """Tell whether the Ray of this process was started by one command, for itself."""
+    return private_directory().name.startswith(PREFIX)
+
+
+def private_directory() -> Path:
+    """Return where an embedded Ray has its token: its processes inherit the path."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).parent
 
 
 @contextlib.contextmanager

@@ -58,9 +58,11 @@ def lean_trainer() -> Any:
     from ray.train.torch import TorchTrainer
 
     try:
+        from ray.train.v2._internal.execution.controller import TrainController
         from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     except ImportError:
         return TorchTrainer
+    from yuzogpt.orchestration.controller import run_here
 
     class OneNode(FixedScalingPolicy):  # type: ignore[misc]
         """Asks no autoscaler for room: there is none, and its actor takes 3 s to start."""
@@ -68,16 +70,16 @@ def lean_trainer() -> Any:
         after_controller_start = _maybe_send_resource_request = do_nothing
 
     class LeanTrainer(TorchTrainer):  # type: ignore[misc]
-        """Starts its workers without the actors that a cluster has."""
+        """Starts its workers without the actors that a cluster has, its controller's too."""
 
         def _create_default_callbacks(self) -> list[Any]:
             made = super()._create_default_callbacks()
             return [one for one in made if type(one).__name__ not in NEEDLESS_CALLBACKS]
 
-        def _initialize_and_run_controller(self, *other: Any, **given: Any) -> Any:
-            if type(given.get("scaling_policy")) is FixedScalingPolicy:
+        def _initialize_and_run_controller(self, **given: Any) -> Any:
+            if type(given["scaling_policy"]) is FixedScalingPolicy:
                 given["scaling_policy"] = OneNode(self.scaling_config)
-            return super()._initialize_and_run_controller(*other, **given)
+            return run_here(TrainController, given)
 
     return LeanTrainer
 

@@ -2,11 +2,13 @@
 
 In: the workers of a run that trains. Out: as many idle processes beside them, with everything
 imported that takes its time (torch, FSDP, Ray Train), which is most of what a new worker waits for.
+They wait in a system call until they are wanted: Ray's own loop wakes up a hundred times a second.
 Ray has no public way for this, so nothing depends on it: if it fails, workers start as they always
 do.
 """
 
 import contextlib
+import fcntl
 import json
 import time
 from collections import Counter
@@ -16,35 +18,49 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
+from yuzogpt.orchestration.cluster import private_directory
+
 READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down
 ANSWERED_WITHIN = 0.5  # seconds; the first worker was asked READY_AFTER seconds before
 KEPT_FOR = 10**7  # seconds
 NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
 
 # Ray calls a function of this name in each new worker process, before it has work.
-HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.import_what_is_needed"}
-# What Ray Train's controller is started with, and hands on.
-WARNING = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.stand_ready"}
+LOCK = "spares.lock"  # in the private directory of an embedded Ray
 
 
-def import_what_is_needed() -> None:
-    """Import what every training worker imports."""
+def stand_ready() -> None:
+    """Import what every training worker imports; wait while no worker is wanted."""
     for name in NEEDED:
         with contextlib.suppress(ImportError):
             import_module(name)
+    with contextlib.suppress(OSError), (private_directory() / LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
 
 
 class Spares(WorkerGroupCallback):  # type: ignore[misc]
-    """Runs in the controller's process; Ray calls it by keyword."""
+    """Runs in the command's process, which holds the lock while no worker is wanted."""
 
     def __init__(self) -> None:
         """There are no workers yet."""
         self.group: Any = None
         self.made_for: Any = None  # the answer that the first worker owes us
         self.trains_since = 0.0
+        self.lock = (private_directory() / LOCK).open("w")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers get a copy, with all that was set for their run, and make no use of it."""
+        return {}
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Workers are wanted."""
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """Remember the workers, and since when they train."""
+        with contextlib.suppress(BlockingIOError):  # by a process that stands still, say
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.group, self.trains_since = worker_group, time.monotonic()
         with contextlib.suppress(Exception):
             self.made_for = worker_group.execute_single_async(0, runtime_environment)
@@ -96,13 +112,13 @@ def start_processes(node_id: str, count: int, made_for: str) -> None:
 
 
 def start_first_workers(count: int) -> None:
-    """Start the processes of a run's first workers here, while Ray Train starts its controller.
+    """Start the processes of a run's first workers here, while Ray Train makes a place for them.
 
     They are made for the environment that Ray Train will ask for. If that is another one in some
     version, they stay idle, and it starts its own.
     """
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-    environment = {"env_vars": {**get_env_vars_to_propagate(), **WARNING, **HOOK}}
+    environment = {"env_vars": {**get_env_vars_to_propagate(), **HOOK}}
     made_for = json.dumps(environment, sort_keys=True, separators=(",", ":"))  # to the letter
     start_processes(ray.get_runtime_context().get_node_id(), count, made_for)

@@ -24,6 +24,7 @@ from yuzogpt.metrics import Listener, Record
 from yuzogpt.orchestration.cluster import (
     connected,
     cores_of_nodes,
+    is_embedded,
     refuse_unreachable,
     sigterm_held_back,
 )
@@ -32,7 +33,7 @@ from yuzogpt.training.stopping import keep_asking, on_sigterm
 
 # Set before ray is imported.
 ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end is noticed at once, not after 4 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end is noticed soon, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # workers that wait for a dead one never leave
@@ -162,6 +163,7 @@ def fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from yuzogpt.orchestration.controller import Bystander
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
     from yuzogpt.orchestration.lean import lean_trainer, torch_config
@@ -176,10 +178,12 @@ def fit(
     what = "GPU" if use_gpu else "CPU"
     check_room(settings, least, what, int(resources.get(what, 0)))
     callbacks: list[Any] = [FailureNotice(run), NoPatience()]
+    if is_embedded():
+        callbacks.append(Bystander())
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
     runtime_env = {}
-    if settings.workers.spare_workers and is_embedded(settings):
+    if settings.workers.spare_workers and is_embedded():
         callbacks.append(Spares())
         runtime_env = {"env_vars": HOOK}
         with contextlib.suppress(Exception):
@@ -188,7 +192,7 @@ def fit(
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
     filesystem, storage = open_filesystem(mirrors.name_of(run))
-    trainer = (lean_trainer() if is_embedded(settings) else TorchTrainer)(
+    trainer = (lean_trainer() if is_embedded() else TorchTrainer)(
         train_worker,
         train_loop_config={"settings": settings.model_dump()},
         torch_config=torch_config(int(COLLECTIVE_TIMEOUT.total_seconds())),
@@ -237,15 +241,10 @@ def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> N
     """Say so if not all workers find a place: Ray would wait for one without a word."""
     if workers <= have:
         return
-    if not is_embedded(settings):
+    if not is_embedded():
         print(f"{workers} workers want a {what} each, the cluster has {have}: waiting", flush=True)
     else:
         raise UserError(f"--num_workers={workers}: this machine has {have} {what}(s), one each")
-
-
-def is_embedded(settings: TrainSettings) -> bool:
-    """Tell whether Ray is this command's own."""
-    return not runs.ray_address(settings)
 
 
 def forget(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+UNREAD = (408, 413)  # a body that was not read to its end: no other request can follow it
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -27,6 +28,8 @@ class Refused(HTTPException):
         headers = {}
         if retry_after is not None:
             headers["Retry-After"] = str(max(1, round(retry_after + 0.5)))
+        if status in UNREAD:
+            headers["Connection"] = "close"
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         super().__init__(status, message, headers)

@@ -173,6 +173,14 @@ ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
 """
 
+SOMEBODYS_SHUTDOWN = """
+import sys
+import ray
+from ray import serve
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+serve.shutdown()
+"""
+
 
 def test_a_serve_that_runs_already_keeps_its_address(run):
     with socket.socket() as probe:
@@ -191,3 +199,9 @@ def test_a_serve_that_runs_already_keeps_its_address(run):
             assert found.post(max_tokens=3).status_code == 200
         # It was there before, and is there still.
         assert httpx.get(f"http://127.0.0.1:{port}/-/routes").json() == {}
+        with service(run, joining, RAY_AUTH_MODE="disabled") as found:
+            code = [sys.executable, "-c", SOMEBODYS_SHUTDOWN, cluster.address]
+            subprocess.run(code, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, check=True)
+            assert found.process.wait(30) == 1
+    assert "".join(found.printed).endswith("yuzogpt: Serve was shut down on this cluster\n")
+    assert "Traceback" not in "".join(found.printed)

@@ -5,6 +5,7 @@ In: settings, already checked. Out: a service behind Serve's HTTP proxy, until i
 `serve deploy`, and goes on without a command.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -46,6 +47,7 @@ def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
 def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
     """Serve on the Ray that this process is connected to; `joined`: which others started."""
     from ray import serve
+    from ray.exceptions import RayActorError
 
     if APPLICATION in serve.status().applications:
         raise UserError(
@@ -69,14 +71,17 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
         serve.run(target, name=APPLICATION, route_prefix="/")
         announce(settings)
         wait()
+    except RayActorError:  # Serve's controller
+        raise RunFailed("Serve was shut down on this cluster") from None
     except RuntimeError as error:
         if mistake := mistake_of_a_replica():
             raise UserError(mistake) from None
         raise RunFailed(f"the service could not be started: {last_line(error)}") from None
     finally:
-        serve.delete(APPLICATION)
-        if not running and not serve.status().applications:
-            serve.shutdown()
+        with contextlib.suppress(RayActorError):
+            serve.delete(APPLICATION)
+            if not running and not serve.status().applications:
+                serve.shutdown()
 
 
 def mistake_of_a_replica() -> str | None:

@@ -53,10 +53,6 @@ class Spares(WorkerGroupCallback):  # type: ignore[misc]
         """Workers get a copy, with all that was set for their run, and make no use of it."""
         return {}
 
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """Workers are wanted."""
-        fcntl.flock(self.lock, fcntl.LOCK_UN)
-
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """Remember the workers, and since when they train."""
         with contextlib.suppress(BlockingIOError):  # by a process that stands still, say
@@ -65,8 +61,13 @@ class Spares(WorkerGroupCallback):  # type: ignore[misc]
         with contextlib.suppress(Exception):
             self.made_for = worker_group.execute_single_async(0, runtime_environment)
 
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Workers are wanted, also where those before were not ended in good order."""
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
+
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Forget them."""
+        """Forget the workers; others may be wanted."""
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
         self.group = None
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -120,5 +121,5 @@ def start_first_workers(count: int) -> None:
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
     environment = {"env_vars": {**get_env_vars_to_propagate(), **HOOK}}
-    made_for = json.dumps(environment, sort_keys=True, separators=(",", ":"))  # to the letter
+    made_for = json.dumps(environment, sort_keys=True)  # to the letter
     start_processes(ray.get_runtime_context().get_node_id(), count, made_for)

@@ -1,0 +1,85 @@
+"""Ray Train's controller, in the command's own process instead of one of its own.
+
+In: what Ray Train gives its controller. Out: its result. For a Ray that has one node and one
+command, which end together. A process of the controller's takes seconds of a core to start; and
+each of Ray's that waits for work wakes up a hundred times a second, beside a training that wants
+all cores. Ray has no public way for this: where its names are others, it starts its own.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+# The controller writes about failures here, which the user is told of in a line.
+LOGGER = "ray.train"
+
+
+def run_here(make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Make a controller and run it to its end; return its result.
+
+    Ctrl-C and SIGTERM come through, in the middle of whatever it does; its workers are ended then.
+    """
+    loop = asyncio.new_event_loop()  # asyncio.run would hold Ctrl-C back
+    with no_actor_here(), contextlib.closing(loop):
+        return loop.run_until_complete(conclude(make, given))
+
+
+async def conclude(make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Do it on an event loop."""
+    controller = make(**given)  # which turns Ray Train's log on
+    try:
+        with no_logging():
+            await controller.run()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            controller.get_worker_group().abort()
+        raise
+    return controller.get_result()
+
+
+@contextlib.contextmanager
+def no_logging() -> Iterator[None]:
+    """Keep Ray Train's log off the terminal in this context."""
+    logger = logging.getLogger(LOGGER)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def no_actor_here() -> Iterator[None]:
+    """Have workers told of no controller in this context: they cannot call this process."""
+    from ray.runtime_context import RuntimeContext
+
+    whose = RuntimeContext.current_actor
+    RuntimeContext.current_actor = None
+    try:
+        yield
+    finally:
+        RuntimeContext.current_actor = whose
+
+
+class Bystander(WorkerGroupCallback):  # type: ignore[misc]
+    """Leaves the actor that synchronizes reports the time that no worker wants: it mostly waits."""
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Tell it."""
+        with contextlib.suppress(Exception):
+            actor = worker_group.get_worker_group_state().sync_actor
+            actor.__ray_call__.remote(lambda _: step_back())
+
+
+def step_back() -> None:
+    """Give all threads of this process idle time only."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))

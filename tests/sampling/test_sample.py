@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
+from yuzogpt import verbs
 from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.overrides import resolve
+from yuzogpt.paths import SUBMITTED_JOB
 from yuzogpt.sampling.sample import sample as draw_samples
 
 SEPARATOR = "\n---------------\n"
@@ -57,6 +59,47 @@ def test_prompts_of_a_file_are_sampled_together_as_they_are_alone(run_dir, tmp_p
         f"--stop={json.dumps(['zzz', stop])}",
     )  # fmt: skip
     assert cut == "thou" + whole[4 : whole.index(stop, 4)]
+
+
+SHORT = ["--num_samples=1", "--max_new_tokens=5"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Be a submitted job, whose directory has nothing of what is named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(SUBMITTED_JOB, "{}")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_relative_paths_of_a_submitted_job_start_at_storage(run_dir, capsys):
+    storage = run_dir.parent
+    (storage / "prompts.jsonl").write_text('"thou art"')
+    (storage / "prompt.txt").write_text("the king")
+    for flags, prompt in (
+        (["--out_dir=run", "--prompts=prompts.jsonl"], "thou art"),
+        (["--init_from=run", "--start=FILE:prompt.txt"], "the king"),
+    ):
+        main(["sample", f"--storage={storage}", *flags, *SHORT])
+        assert capsys.readouterr().out.startswith(prompt)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    "flag",
+    ["--out_dir=run", "--init_from=run", "--prompts=prompts.jsonl", "--start=FILE:prompt.txt"],
+)
+def test_a_submitted_job_says_which_relative_path_it_would_lose(run_dir, flag):
+    with pytest.raises(UserError, match=r"relative, and a submitted job's .*--storage="):
+        main(["sample", f"--out_dir={run_dir}", flag])
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_submitted_job_names_no_run_that_it_does_not_read(run_dir, capsys):
+    main(["sample", f"--init_from={run_dir}", "--start=thou", *SHORT])
+    assert capsys.readouterr().out.startswith("thou")
+    published = resolve(SampleSettings, [], ["--init_from=gpt2"]).sampling
+    assert verbs.locate_sampling(published) == published
 
 
 def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):

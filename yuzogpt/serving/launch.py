@@ -14,8 +14,7 @@ from yuzogpt.config import ServeSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED
-from yuzogpt.paths import directory_or_store
-from yuzogpt.references import resolve_model
+from yuzogpt.references import locate_model, resolve_model
 from yuzogpt.serving.access import is_loopback, read_keys
 
 LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
@@ -26,9 +25,7 @@ Keys = Sequence[bytes]
 def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
     """Return the settings made absolute, and the keys; UserError for what could not be served."""
     served, limits = settings.served, settings.limits
-    model = served.model
-    if model not in PUBLISHED:
-        model = directory_or_store(model, served.storage, "model")
+    model = locate_model(served.model, served.storage, "model")
     if served.follow and not is_run(model):
         raise UserError(f"--follow {served.model}: not a run; only runs get better checkpoints")
     resolve_model(model, served.context).tokenizer()

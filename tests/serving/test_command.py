@@ -26,6 +26,9 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
     short = tmp_path / "short"
     short.write_text("secret\n")
     short.chmod(0o600)
+    latin = tmp_path / "latin"
+    latin.write_bytes("sk-a-këy-that-is-long-enough\n".encode("latin-1"))
+    latin.chmod(0o600)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -35,6 +38,7 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
             (str(run), f"--api_keys_file={keys}"): f"others may read it; chmod 600 {keys}",
             (str(run), f"--api_keys_file={tmp_path / 'none'}"): "not readable",
             (str(run), f"--api_keys_file={short}"): "shorter than 16",
+            (str(run), f"--api_keys_file={latin}"): f"--api_keys_file={latin}: not UTF-8",
             (str(run / "checkpoints" / "step-20"), "--follow"): "not a run",
             (str(run), "--max_batch=0"): "greater than 0",
             (str(run), "--max_choices=50"): "there is room for 40",

@@ -37,7 +37,10 @@ def read_keys(file: str) -> tuple[bytes, ...]:
         return ()
     path = Path(file)
     refuse_public(path, "api_keys_file")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"--api_keys_file={file}: not UTF-8; one key a line") from None
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise UserError(f"--api_keys_file={file}: no key in it; one a line")

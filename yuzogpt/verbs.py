@@ -5,6 +5,7 @@ what can be checked is known to be right.
 """
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -215,6 +216,9 @@ def sample(settings: Section) -> None:
     wanted = locate_sampling(settings.sampling)
     settings = settings.model_copy(update={"sampling": wanted})
     if wanted.interactive:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # The tokenizer refuses the line of a byte that is no text; the next one is answered.
+            sys.stdin.reconfigure(errors="surrogateescape")
         with contextlib.suppress(KeyboardInterrupt):  # as good an end as that of the input
             converse(settings, sys.stdin, sys.stdout)
         return

@@ -16,6 +16,7 @@ from yuzogpt.config import SampleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.overrides import resolve
 from yuzogpt.paths import SUBMITTED_JOB
+from yuzogpt.sampling.sample import read_prompts
 from yuzogpt.sampling.sample import sample as draw_samples
 
 SEPARATOR = "\n---------------\n"
@@ -59,6 +60,14 @@ def test_prompts_of_a_file_are_sampled_together_as_they_are_alone(run_dir, tmp_p
         f"--stop={json.dumps(['zzz', stop])}",
     )  # fmt: skip
     assert cut == "thou" + whole[4 : whole.index(stop, 4)]
+
+
+def test_a_line_of_prompts_ends_where_json_lines_end(tmp_path):
+    prompts = ["one\u2028two", "three\u2029four", "five\x85six"]
+    lines = [json.dumps(prompt, ensure_ascii=False) for prompt in prompts]
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes("\r\n".join(lines).encode())
+    assert read_prompts(resolve(SampleSettings, [], [f"--prompts={path}"]).sampling) == prompts
 
 
 SHORT = ["--num_samples=1", "--max_new_tokens=5"]
@@ -158,7 +167,12 @@ def interactive(run_dir, *flags):
             "--interactive",
             *flags,
         ],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        # As most locales have it: Python reads C.UTF-8's input leniently.
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONIOENCODING": "utf-8:strict",
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -167,16 +181,17 @@ def interactive(run_dir, *flags):
 
 def test_interactive_answers_each_line_until_the_input_ends(run_dir):
     process = interactive(run_dir, "--max_new_tokens=60")
-    lines = "thou art\nünknown\n\nthe king\n"
-    out, errors = process.communicate(lines.encode(), timeout=60)
+    lines = "thou art\nünknown\n\n".encode() + b"th\xffe\nthe king\n"
+    out, errors = process.communicate(lines, timeout=60)
     assert process.returncode == 0
     told = errors.decode().splitlines()
-    assert len(told) == 2
-    assert "no id for" in told[0]
+    assert len(told) == 3
+    assert "no id for 'w' 'ü'" in told[0]
     assert "empty" in told[1]
+    assert "no id for '\\udcff'" in told[2]  # a byte that is no UTF-8
     first, second = out.decode().split(SEPARATOR)[:-1]
     assert [first] == sample(run_dir, "--start=thou art", "--num_samples=1")
-    assert [second] == sample(run_dir, "--start=the king", "--num_samples=1", "--seed=1340")
+    assert [second] == sample(run_dir, "--start=the king", "--num_samples=1", "--seed=1341")
 
 
 def test_interactive_streams_and_ends_quietly_at_ctrl_c(run_dir):

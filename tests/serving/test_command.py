@@ -10,6 +10,9 @@ import torch
 
 from tests.conftest import yuzogpt
 from tests.serving.services import service, stream, write_checkpoint
+from yuzogpt.config import ServeSettings
+from yuzogpt.overrides import resolve
+from yuzogpt.serving.launch import announce, check
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,14 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
             assert message in result.stderr
             assert len(result.stderr.splitlines()) == 1
             assert result.stdout == ""
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_has_brackets_where_a_port_follows(run, capsys, host):
+    settings, _ = check(resolve(ServeSettings, [], [f"--model={run}", f"--host={host}"]))
+    assert settings.http.host == "::1"  # what sockets take, and Serve
+    announce(settings)
+    assert capsys.readouterr().out == f"serving {run} at http://[::1]:8000/\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

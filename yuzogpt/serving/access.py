@@ -55,7 +55,7 @@ def read_keys(file: str) -> tuple[bytes, ...]:
 def is_loopback(host: str) -> bool:
     """Tell whether an address or name is this machine's alone."""
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 

@@ -6,6 +6,7 @@ only in `world` and `outside`.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -203,7 +204,8 @@ def train(
             with records.not_timed():
                 metrics = evaluate()
         # Weights that may be spoilt push no good ones out.
-        is_fit = is_last or reason or not guard.not_finite_in_a_row
+        is_spoilt = guard.not_finite_in_a_row or not all(map(math.isfinite, metrics.values()))
+        is_fit = is_last or reason or not is_spoilt
         if is_fit and (metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval)):
             save(metrics)
 

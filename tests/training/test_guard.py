@@ -67,7 +67,7 @@ def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path
             tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=100", "--max_skipped=4")
         )
     text = str(error.value)
-    assert "step 23 is the 4th in a row to be skipped: loss nan" in text
+    assert "step 23 is number 4 in a row to be skipped: loss nan" in text
     assert "weights are those of step 19" in text
     assert "\n" not in text
     (failure,) = records(tmp_path / "run", "failure")

@@ -293,7 +293,7 @@ def why_given_up(
     where = f", not finite in {', '.join(layers[:3])}" if layers else ""
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     return (
-        f"{settings.run.out_dir}: step {step} is the {guard.not_finite_in_a_row}th in a row to be "
+        f"{settings.run.out_dir}: step {step} is number {guard.not_finite_in_a_row} in a row to be "
         f"skipped: loss {totals.loss}, gradient norm {totals.gradient_norm}{where}{more}; weights "
         f"are those of step {step - guard.not_finite_in_a_row}. Try a lower --learning_rate, more "
         "--warmup_iters, or --dtype=float32, in another --out_dir"

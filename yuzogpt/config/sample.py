@@ -14,6 +14,7 @@ from yuzogpt.config.section import (
     read_strings,
     setting,
 )
+from yuzogpt.errors import UserError
 
 
 class SamplingSettings(Section):
@@ -65,11 +66,17 @@ class SamplingDeviceSettings(DeviceSettings):
     @model_validator(mode="after")
     def is_compiled_on_cuda(self) -> Self:
         """What a device `auto` will be, shows where the model is loaded (sampling/load.py)."""
-        if self.compile and self.device in ("cpu", "mps"):
-            raise ValueError(
-                f"compile=True: decoding is compiled on CUDA only, not on {self.device}"
-            )
+        if self.compile and self.device != "auto":
+            refuse_compiling(self.device)
         return self
+
+
+def refuse_compiling(device: str) -> None:
+    """Raise UserError for a device that decoding is not compiled on."""
+    if device != "cuda":
+        raise UserError(
+            f"--compile=True: decoding is compiled on CUDA only, not on {device}; leave it out"
+        )
 
 
 class SampleSettings(Section):

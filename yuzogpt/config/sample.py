@@ -61,7 +61,9 @@ class SamplingDeviceSettings(DeviceSettings):
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(  # type: ignore[assignment]
         "auto", "of weights; auto: bfloat16 on GPUs that have it, else float32; int8: on CPUs"
     )
-    compile: bool = setting(False, "torch.compile for decoding, on CUDA: a slow start, then faster")
+    compile: bool = setting(
+        False, "torch.compile for decoding, on CUDA: it starts later; what it gains is not measured"
+    )
 
     @model_validator(mode="after")
     def is_compiled_on_cuda(self) -> Self:

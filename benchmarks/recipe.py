@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from yuzogpt.metrics import seconds_of_step
+
 ADAMW = ("--optimizer=adamw", "--matrix_rate=1", "--learning_rate=0.004", "--warmup_iters=20")
 PARTS = {
     "as it is": (),
@@ -101,7 +103,7 @@ def parts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
             found = train("shakespeare_char_fast", data_dir, seed, flags)
             losses.append(found[-1]["val_loss"])
             steps = [r for r in found if r["kind"] == "train"]
-            paces += [1e3 * r["tokens_per_step"] / r["tokens_per_second"] for r in steps[2:]]
+            paces += [1e3 * seconds_of_step(r) for r in steps[2:]]
         each = " ".join(f"{loss:.4f}" for loss in losses)
         middle = statistics.median(losses)
         print(f"| {name} | {middle:.4f} | {each} | {statistics.median(paces):.0f} |", flush=True)

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from yuzogpt.metrics import seconds_of_step
+
 NANOGPT = (
     "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
     "--log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
@@ -39,9 +41,7 @@ def run_ours(preset: str, dataset: str, seed: int, flags: list[str]) -> dict[str
     records = [json.loads(line) for line in lines]
     train = [record for record in records if record["kind"] == "train"]
     interval = train[0]["step"]
-    seconds_in_steps = sum(
-        interval * record["tokens_per_step"] / record["tokens_per_second"] for record in train
-    )
+    seconds_in_steps = sum(interval * seconds_of_step(record) for record in train)
     first, last = records[0]["time"], records[-1]["time"]
     return {
         "val_loss": records[-1]["val_loss"],

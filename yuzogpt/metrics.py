@@ -164,6 +164,12 @@ def read_records(path: Path) -> list[Record]:
     return [record for _, record in read_lines(path)] if path.exists() else []
 
 
+def seconds_of_step(train: Record) -> float:
+    """Return what a step took, in the mean over those that a train record tells of."""
+    seconds: float = train["tokens_per_step"] / train["tokens_per_second"]
+    return seconds
+
+
 class Follower:
     """Hands a run's new records to a listener, from another process than the one that writes.
 

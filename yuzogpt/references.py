@@ -17,6 +17,7 @@ from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED, read_config
+from yuzogpt.paths import directory_or_store
 from yuzogpt.tokenizers import Tokenizer
 
 GPT2_VOCABULARY = 50257
@@ -40,6 +41,11 @@ class ModelReference:
             f"{self.name}: its {self.shape.vocab_size} tokens are not GPT-2's, and a Hugging Face "
             "folder brings no tokenizer that is read here; use a checkpoint of ours"
         )
+
+
+def locate_model(name: str, storage: str, key: str) -> str:
+    """Return a published name as it is, else where the model is; `key`: the setting, for errors."""
+    return name if name in PUBLISHED else directory_or_store(name, storage, key)
 
 
 def resolve_model(name: str, context: int = 0) -> ModelReference:

@@ -5,6 +5,7 @@ what can be checked is known to be right.
 """
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from yuzogpt.config import (
     PrepareSettings,
     ReportSettings,
     SampleSettings,
+    SamplingSettings,
     Section,
     ServeSettings,
     TrainSettings,
@@ -88,12 +90,12 @@ def locate_data(settings: TrainSettings) -> str:
 
 def locate_start(settings: TrainSettings) -> str:
     """Return where weights start: a name, or where the directory is."""
-    from yuzogpt.model.hub import PUBLISHED
+    from yuzogpt.references import locate_model
 
     start = settings.run.init_from
-    if start in ("scratch", "resume", *PUBLISHED):
+    if start in ("scratch", "resume"):
         return start
-    return directory_or_store(start, settings.run.storage, "init_from")
+    return locate_model(start, settings.run.storage, "init_from")
 
 
 def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
@@ -211,17 +213,35 @@ def sample(settings: Section) -> None:
     from yuzogpt.sampling.sample import converse
     from yuzogpt.sampling.sample import sample as draw_samples
 
-    wanted = settings.sampling
-    out_dir = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
-    located = wanted.model_copy(update={"out_dir": out_dir})
-    settings = settings.model_copy(update={"sampling": located})
-    if located.interactive:
+    wanted = locate_sampling(settings.sampling)
+    settings = settings.model_copy(update={"sampling": wanted})
+    if wanted.interactive:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # The tokenizer refuses the line of a byte that is no text; the next one is answered.
+            sys.stdin.reconfigure(errors="surrogateescape")
         with contextlib.suppress(KeyboardInterrupt):  # as good an end as that of the input
             converse(settings, sys.stdin, sys.stdout)
         return
     for text in draw_samples(settings):
         print(text)
         print("---------------", flush=True)
+
+
+def locate_sampling(wanted: SamplingSettings) -> SamplingSettings:
+    """Make the paths absolute that are used."""
+    from yuzogpt.references import locate_model
+
+    storage, changes = wanted.storage, {}
+    if wanted.init_from == "resume":
+        changes["out_dir"] = directory_or_store(wanted.out_dir, storage, "out_dir")
+    else:
+        changes["init_from"] = locate_model(wanted.init_from, storage, "init_from")
+    if wanted.prompts:
+        changes["prompts"] = str(absolute(wanted.prompts, storage, "prompts"))
+    elif wanted.start.startswith("FILE:"):
+        file = absolute(wanted.start.removeprefix("FILE:"), storage, "start")
+        changes["start"] = f"FILE:{file}"
+    return wanted.model_copy(update=changes)
 
 
 def evaluate(settings: Section) -> None:
@@ -242,12 +262,10 @@ def evaluate(settings: Section) -> None:
 
 def locate_evaluation(settings: EvaluateSettings) -> tuple[EvaluateSettings, Path, str]:
     """Make every path absolute; return where results go, too, and the corpus."""
-    from yuzogpt.model.hub import PUBLISHED
+    from yuzogpt.references import locate_model
 
     wanted, benchmarks = settings.evaluated, settings.benchmarks
-    model = wanted.model
-    if model not in PUBLISHED:
-        model = directory_or_store(model, wanted.storage, "model")
+    model = locate_model(wanted.model, wanted.storage, "model")
     out_dir = absolute(wanted.out_dir or f"eval-{Path(model).name}", wanted.storage, "out_dir")
     named = benchmarks.data_dir or f"data/{benchmarks.dataset}"
     reads_corpus = "loss" in benchmarks.tasks

@@ -17,12 +17,21 @@ import torch
 from tests.conftest import REPOSITORY
 from tests.training.worlds import wait_for_step
 from yuzogpt import cli, tokenizers
-from yuzogpt.bench.bench import Row, break_even, in_directory, row, short_run, table
+from yuzogpt.bench.bench import (
+    Row,
+    break_even,
+    devices_of,
+    in_directory,
+    row,
+    short_run,
+    table,
+)
 from yuzogpt.bench.hardware_rate import flops_per_token, spread
 from yuzogpt.bench.launchers import Timing, measure, what_went_wrong
 from yuzogpt.bench.synthetic import MOST, tokenizer_of
 from yuzogpt.config import BenchSettings, ModelSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.hardware import Hardware, available_cores
 from yuzogpt.model.gpt import GPT
 from yuzogpt.overrides import resolve
 from yuzogpt.paths import SUBMITTED_JOB
@@ -32,6 +41,7 @@ FLAGS = (
     "--gradient_accumulation_steps=2 --device=cpu --dtype=float32 --threads=1 --steps=4 "
     "--warmup_steps=1"
 ).split()
+CORES = available_cores()
 
 
 def bench(*flags: str) -> None:
@@ -65,7 +75,8 @@ def test_bare_and_torchrun_are_measured_and_nothing_is_left(here, capsys):
         assert one["ms_low"] <= one["ms_per_step"] <= one["ms_high"]
         seconds = found["tokens_per_step"] / one["tokens_per_second"]
         assert 1e3 * seconds == pytest.approx(one["ms_per_step"])
-        rate = found["flops_per_token"] * one["tokens_per_second"]
+        assert one["devices"] == min(one["workers"], available_cores())  # a thread each
+        rate = found["flops_per_token"] * one["tokens_per_second"] / one["devices"]
         assert one["mfu"] == pytest.approx(rate / found["matrix_flops_per_second"])
         assert 0 < one["mfu"] < 1
     trace = json.loads((here / "trace.json").read_text())
@@ -211,23 +222,48 @@ def test_synthetic_text_has_any_vocabulary_that_unicode_has_characters_for():
         tokenizer_of("openwebtext", MOST + 1)
 
 
+@pytest.mark.parametrize(
+    ("device", "threads", "workers", "devices"),
+    [
+        ("cuda", CORES, 4, 4),
+        ("cpu", CORES, 4, 1),  # which they share
+        ("cpu", 1, 1, 1),
+        ("cpu", 1, CORES, CORES),
+        ("cpu", 1, 2 * CORES, CORES),
+        ("cpu", 2 * CORES, 4, 1),
+    ],
+)
+def test_workers_have_a_gpu_or_threads_each_as_far_as_there_are_cores(
+    device, threads, workers, devices
+):
+    assert devices_of(workers, hardware_of(device, threads)) == devices
+
+
+def hardware_of(device: str, threads: int) -> Hardware:
+    return Hardware(torch.device(device), None, False, threads, ())
+
+
 def test_shares_are_of_the_ideal_and_of_all_devices():
     shape = ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=40)
-    rate, timing = 1e9, Timing([0.5, 0.5], tokens=1000, until_first=1.0, memory=None)
-    one, two = (row("torchrun", n, timing, shape, "cuda", rate, 0) for n in (1, 2))
-    shared = row("torchrun", 2, timing, shape, "cpu", rate, 0)
-    assert two.mfu == one.mfu / 2
-    assert shared.mfu == one.mfu
+    timing = Timing([0.5, 0.5], tokens=1000, until_first=1.0, memory=None)
 
-    def ideal(workers_share: bool, *counts: int) -> list[str]:
-        rows = [{**vars(one), "workers": count} for count in counts]
-        drawn = table(rows, workers_share)
+    def apart(workers: int) -> Row:
+        return row("torchrun", workers, timing, shape, hardware_of("cuda", CORES), 1e9, 0)
+
+    def shared(workers: int) -> Row:
+        return row("torchrun", workers, timing, shape, hardware_of("cpu", CORES), 1e9, 0)
+
+    assert apart(2).mfu == apart(1).mfu / 2
+    assert shared(2).mfu == apart(1).mfu
+
+    def ideal(*rows: Row) -> list[str]:
+        drawn = table([vars(row) for row in rows])
         column = next(column for column in drawn.columns if column.header == "of ideal")
         return list(column.cells)
 
-    assert ideal(True, 2, 4) == ["1.00", "1.00"]
-    assert ideal(False, 2, 4) == ["1.00", "0.50"]
-    assert ideal(False, 4, 1) == ["0.25", "1.00"]
+    assert ideal(shared(2), shared(4)) == ["1.00", "1.00"]
+    assert ideal(apart(2), apart(4)) == ["1.00", "0.50"]
+    assert ideal(apart(4), apart(1)) == ["0.25", "1.00"]
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
@@ -251,7 +287,7 @@ def test_operations_are_those_of_the_matrices(activation):
 
 def test_compiling_pays_off_when_its_seconds_are_won_back():
     def row(name, ms, first):
-        return Row(name, 1, ms, ms, ms, 1.0, 0.1, first, None)
+        return Row(name, 1, 1, ms, ms, ms, 1.0, 0.1, first, None)
 
     rows = [row("bare", 80.0, 41.0), row("bare, eager", 100.0, 1.0)]
     assert break_even(rows) == pytest.approx(2000)

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
+from yuzogpt import verbs
 from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.overrides import resolve
+from yuzogpt.paths import SUBMITTED_JOB
+from yuzogpt.sampling.sample import read_prompts
 from yuzogpt.sampling.sample import sample as draw_samples
 
 SEPARATOR = "\n---------------\n"
@@ -59,6 +62,55 @@ def test_prompts_of_a_file_are_sampled_together_as_they_are_alone(run_dir, tmp_p
     assert cut == "thou" + whole[4 : whole.index(stop, 4)]
 
 
+def test_a_line_of_prompts_ends_where_json_lines_end(tmp_path):
+    prompts = ["one\u2028two", "three\u2029four", "five\x85six"]
+    lines = [json.dumps(prompt, ensure_ascii=False) for prompt in prompts]
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes("\r\n".join(lines).encode())
+    assert read_prompts(resolve(SampleSettings, [], [f"--prompts={path}"]).sampling) == prompts
+
+
+SHORT = ["--num_samples=1", "--max_new_tokens=5"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Be a submitted job, whose directory has nothing of what is named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(SUBMITTED_JOB, "{}")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_relative_paths_of_a_submitted_job_start_at_storage(run_dir, capsys):
+    storage = run_dir.parent
+    (storage / "prompts.jsonl").write_text('"thou art"')
+    (storage / "prompt.txt").write_text("the king")
+    for flags, prompt in (
+        (["--out_dir=run", "--prompts=prompts.jsonl"], "thou art"),
+        (["--init_from=run", "--start=FILE:prompt.txt"], "the king"),
+    ):
+        main(["sample", f"--storage={storage}", *flags, *SHORT])
+        assert capsys.readouterr().out.startswith(prompt)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    "flag",
+    ["--out_dir=run", "--init_from=run", "--prompts=prompts.jsonl", "--start=FILE:prompt.txt"],
+)
+def test_a_submitted_job_says_which_relative_path_it_would_lose(run_dir, flag):
+    with pytest.raises(UserError, match=r"relative, and a submitted job's .*--storage="):
+        main(["sample", f"--out_dir={run_dir}", flag])
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_submitted_job_names_no_run_that_it_does_not_read(run_dir, capsys):
+    main(["sample", f"--init_from={run_dir}", "--start=thou", *SHORT])
+    assert capsys.readouterr().out.startswith("thou")
+    published = resolve(SampleSettings, [], ["--init_from=gpt2"]).sampling
+    assert verbs.locate_sampling(published) == published
+
+
 def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):
     flags = [*TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
     main(["train", *flags, "--num_workers=0", "--max_iters=1", "--pos_emb=rotary"])
@@ -71,7 +123,7 @@ def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):
 @pytest.mark.parametrize("flags", [["--device=cpu"], []])
 def test_a_cpu_says_that_it_does_not_compile(run_dir, flags):
     assert sample(run_dir, "--num_samples=1", "--compile=False")
-    with pytest.raises(UserError, match="decoding is compiled on CUDA only"):
+    with pytest.raises(UserError, match=r"^--compile=True: .* not on cpu; leave it out$"):
         sample(run_dir, "--compile=True", *flags)
 
 
@@ -115,7 +167,12 @@ def interactive(run_dir, *flags):
             "--interactive",
             *flags,
         ],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        # As most locales have it: Python reads C.UTF-8's input leniently.
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONIOENCODING": "utf-8:strict",
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -124,16 +181,17 @@ def interactive(run_dir, *flags):
 
 def test_interactive_answers_each_line_until_the_input_ends(run_dir):
     process = interactive(run_dir, "--max_new_tokens=60")
-    lines = "thou art\nünknown\n\nthe king\n"
-    out, errors = process.communicate(lines.encode(), timeout=60)
+    lines = "thou art\nünknown\n\n".encode() + b"th\xffe\nthe king\n"
+    out, errors = process.communicate(lines, timeout=60)
     assert process.returncode == 0
     told = errors.decode().splitlines()
-    assert len(told) == 2
-    assert "no id for" in told[0]
+    assert len(told) == 3
+    assert "no id for 'w' 'ü'" in told[0]
     assert "empty" in told[1]
+    assert "no id for '\\udcff'" in told[2]  # a byte that is no UTF-8
     first, second = out.decode().split(SEPARATOR)[:-1]
     assert [first] == sample(run_dir, "--start=thou art", "--num_samples=1")
-    assert [second] == sample(run_dir, "--start=the king", "--num_samples=1", "--seed=1340")
+    assert [second] == sample(run_dir, "--start=the king", "--num_samples=1", "--seed=1341")
 
 
 def test_interactive_streams_and_ends_quietly_at_ctrl_c(run_dir):

@@ -10,6 +10,9 @@ import torch
 
 from tests.conftest import yuzogpt
 from tests.serving.services import service, stream, write_checkpoint
+from yuzogpt.config import ServeSettings
+from yuzogpt.overrides import resolve
+from yuzogpt.serving.launch import announce, check
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,9 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
     short = tmp_path / "short"
     short.write_text("secret\n")
     short.chmod(0o600)
+    latin = tmp_path / "latin"
+    latin.write_bytes("sk-a-këy-that-is-long-enough\n".encode("latin-1"))
+    latin.chmod(0o600)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -35,6 +41,7 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
             (str(run), f"--api_keys_file={keys}"): f"others may read it; chmod 600 {keys}",
             (str(run), f"--api_keys_file={tmp_path / 'none'}"): "not readable",
             (str(run), f"--api_keys_file={short}"): "shorter than 16",
+            (str(run), f"--api_keys_file={latin}"): f"--api_keys_file={latin}: not UTF-8",
             (str(run / "checkpoints" / "step-20"), "--follow"): "not a run",
             (str(run), "--max_batch=0"): "greater than 0",
             (str(run), "--max_choices=50"): "there is room for 40",
@@ -48,6 +55,14 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
             assert message in result.stderr
             assert len(result.stderr.splitlines()) == 1
             assert result.stdout == ""
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_has_brackets_where_a_port_follows(run, capsys, host):
+    settings, _ = check(resolve(ServeSettings, [], [f"--model={run}", f"--host={host}"]))
+    assert settings.http.host == "::1"  # what sockets take, and Serve
+    announce(settings)
+    assert capsys.readouterr().out == f"serving {run} at http://[::1]:8000/\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

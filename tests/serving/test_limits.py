@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
 from yuzogpt.serving.access import Allowance
 from yuzogpt.serving.protocol import CompletionRequest
+from yuzogpt.serving.refusals import Refused
 
 KEY = "sk-a-key-that-is-long-enough"
 CANARY = "sk-another-key-nobody-may-see"
@@ -268,6 +269,11 @@ def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
         assert httpx.get(f"{served.url}healthz").status_code == 200
         assert CANARY not in httpx.get(f"{served.url}metrics").text
     assert not any(CANARY in line or KEY in line for line in served.printed)
+
+
+def test_a_client_is_told_to_wait_whole_seconds_and_no_more_than_it_must():
+    for seconds, told in ((0, "1"), (0.2, "1"), (1, "1"), (1.1, "2"), (2, "2"), (3, "3")):
+        assert Refused(429, "", retry_after=seconds).headers["Retry-After"] == told
 
 
 def test_an_allowance_comes_back_with_time(monkeypatch):

@@ -49,6 +49,17 @@ def test_a_step_with_nan_is_skipped_and_the_next_one_runs(corpus_dir, tmp_path, 
     assert all(math.isfinite(value) for value in state.guard.values())
 
 
+def test_weights_whose_evaluation_is_nan_become_no_checkpoint_on_the_way(corpus_dir, tmp_path):
+    """The loss before the step that spoilt them was a number, as was the gradient."""
+    flags = ["--learning_rate=1e30", "--warmup_iters=0", "--eval_interval=1", "--max_iters=3"]
+    train_here(tiny_settings(corpus_dir, tmp_path / "run", *flags))
+    assert math.isfinite(losses(tmp_path / "run")[1])
+    estimates = [r["val_loss_estimate"] for r in records(tmp_path / "run", "evaluation")]
+    assert estimates[1] is None
+    written = [record["step"] for record in records(tmp_path / "run", "checkpoint")]
+    assert written == [3]  # the last, which says that the run is finished
+
+
 def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path, monkeypatch):
     poison(monkeypatch, range(20, 1000))
     with pytest.raises(RunFailed) as error:
@@ -56,7 +67,7 @@ def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path
             tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=100", "--max_skipped=4")
         )
     text = str(error.value)
-    assert "step 23 is the 4th in a row to be skipped: loss nan" in text
+    assert "step 23 is number 4 in a row to be skipped: loss nan" in text
     assert "weights are those of step 19" in text
     assert "\n" not in text
     (failure,) = records(tmp_path / "run", "failure")

@@ -22,7 +22,7 @@ from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signa
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.hardware import choose_hardware
+from yuzogpt.hardware import Hardware, available_cores, choose_hardware
 from yuzogpt.paths import absolute
 from yuzogpt.references import resolve_model
 from yuzogpt.world import World
@@ -37,11 +37,12 @@ class Row:
 
     launcher: str
     workers: int
+    devices: float  # that they have together, each as fast as the measured one
     ms_per_step: float  # median
     ms_low: float  # a tenth of the steps take less
     ms_high: float  # a tenth of the steps take more
     tokens_per_second: float
-    mfu: float  # share of the measured matrix rate
+    mfu: float  # share of the devices' measured matrix rate
     seconds_to_first_step: float
     memory_bytes: int | None
 
@@ -71,10 +72,10 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
                 run = in_directory(base, directory, f"{name}-{workers}")
                 timings.append((name, workers, LAUNCHERS[name](run, workers)))
         rate = matrix_rate(hardware)
-    kind, warmup = hardware.device.type, wanted.warmup_steps
-    rows = [row(*timing, base.model, kind, rate, warmup) for timing in timings]
+    warmup = wanted.warmup_steps
+    rows = [row(*timing, base.model, hardware, rate, warmup) for timing in timings]
     return {
-        "device": kind,
+        "device": hardware.device.type,
         "threads": hardware.threads,
         "choices": list(hardware.reasons),
         "shape": base.model.model_dump(),
@@ -145,25 +146,33 @@ def in_directory(settings: TrainSettings, directory: str, name: str) -> TrainSet
     return settings.model_copy(update={"run": settings.run.model_copy(update={"out_dir": out_dir})})
 
 
+def devices_of(workers: int, hardware: Hardware) -> float:
+    """Return how many times the device that was measured so many workers have.
+
+    A GPU each; or as many threads each as that was measured with, as far as there are cores.
+    """
+    if hardware.device.type != "cpu":
+        return workers
+    return max(1.0, min(workers, available_cores() / hardware.threads))
+
+
 def row(
     name: str,
     workers: int,
     timing: Timing,
     shape: ModelSettings,
-    device: str,
+    hardware: Hardware,
     rate: float,
     warmup: int,
 ) -> Row:
-    """Turn a run's steps into a row, without those of the warm-up; `rate`: of one device.
-
-    Workers share a CPU, and have a GPU each.
-    """
-    devices = 1 if device == "cpu" else workers
+    """Turn a run's steps into a row, without those of the warm-up; `rate`: of one device."""
+    devices = devices_of(workers, hardware)
     middle, low, high = spread(timing.seconds[warmup:])
     tokens_per_second = timing.tokens / middle
     return Row(
         launcher=name,
         workers=workers,
+        devices=devices,
         ms_per_step=1e3 * middle,
         ms_low=1e3 * low,
         ms_high=1e3 * high,
@@ -197,23 +206,22 @@ def show(found: dict[str, Any], output: str) -> None:
         f"{found['tokens_per_step']:,} tokens a step, {found['flops_per_token'] / 1e6:,.1f} MFLOP "
         f"a token; matrix products alone: {rate:,.0f} GFLOP/s"
     )
-    Console(highlight=False).print(table(found["rows"], found["device"] == "cpu"))
+    Console(highlight=False).print(table(found["rows"]))
     if any(row["launcher"] == "bare, eager" for row in found["rows"]):
         steps = found["break_even_steps"]
         paid = "never pays off here" if steps is None else f"has paid off after {steps:,.0f} steps"
         print(f"compiling {paid}, its own time counted")
 
 
-def table(rows: list[dict[str, Any]], workers_share: bool) -> Table:
-    """Return the rows as a table; `workers_share`: all run on the same cores."""
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows as a table."""
     drawn = Table(box=SIMPLE_HEAD, show_edge=False)
     drawn.add_column("launcher")
     for name in COLUMNS:
         drawn.add_column(name, justify="right")
     reference = min(rows, key=lambda row: row["workers"])  # the first of them
     for row in rows:
-        times = 1 if workers_share else row["workers"] / reference["workers"]
-        ideal = reference["tokens_per_second"] * times
+        ideal = reference["tokens_per_second"] * row["devices"] / reference["devices"]
         memory = row["memory_bytes"]
         drawn.add_row(
             row["launcher"],

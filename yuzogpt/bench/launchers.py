@@ -23,7 +23,7 @@ from yuzogpt import runs
 from yuzogpt.bench.bare import MEMORY
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, Stopped
-from yuzogpt.metrics import read_records
+from yuzogpt.metrics import read_records, seconds_of_step
 from yuzogpt.overrides import to_yaml
 
 ENDS_WITHIN = 60.0  # seconds; torchrun itself gives its ranks 30
@@ -130,7 +130,7 @@ def timing(run: Path, began: float) -> Timing:
     train = [record for record in read_records(run / runs.METRICS) if record["kind"] == "train"]
     memory = run / MEMORY
     return Timing(
-        seconds=[record["tokens_per_step"] / record["tokens_per_second"] for record in train],
+        seconds=[seconds_of_step(record) for record in train],
         tokens=train[-1]["tokens_per_step"],
         until_first=train[0]["time"] - began,
         memory=int(memory.read_text()) if memory.exists() else None,

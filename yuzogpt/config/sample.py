@@ -14,6 +14,7 @@ from yuzogpt.config.section import (
     read_strings,
     setting,
 )
+from yuzogpt.errors import UserError
 
 
 class SamplingSettings(Section):
@@ -60,16 +61,24 @@ class SamplingDeviceSettings(DeviceSettings):
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(  # type: ignore[assignment]
         "auto", "of weights; auto: bfloat16 on GPUs that have it, else float32; int8: on CPUs"
     )
-    compile: bool = setting(False, "torch.compile for decoding, on CUDA: a slow start, then faster")
+    compile: bool = setting(
+        False, "torch.compile for decoding, on CUDA: it starts later; what it gains is not measured"
+    )
 
     @model_validator(mode="after")
     def is_compiled_on_cuda(self) -> Self:
         """What a device `auto` will be, shows where the model is loaded (sampling/load.py)."""
-        if self.compile and self.device in ("cpu", "mps"):
-            raise ValueError(
-                f"compile=True: decoding is compiled on CUDA only, not on {self.device}"
-            )
+        if self.compile and self.device != "auto":
+            refuse_compiling(self.device)
         return self
+
+
+def refuse_compiling(device: str) -> None:
+    """Raise UserError for a device that decoding is not compiled on."""
+    if device != "cuda":
+        raise UserError(
+            f"--compile=True: decoding is compiled on CUDA only, not on {device}; leave it out"
+        )
 
 
 class SampleSettings(Section):

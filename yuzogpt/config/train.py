@@ -56,7 +56,7 @@ class FinetuningSettings(Section):
 
     freeze_layers: Count = setting(
         0,
-        "the first n layers and the embeddings (so the output matrix, too) do not learn; 0: all do",
+        "the first n layers and the embeddings (a tied output matrix, too) do not learn; 0: all do",
         "layers",
         frozen=True,
     )

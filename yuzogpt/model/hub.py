@@ -79,10 +79,16 @@ def download(name: str) -> Path:
             path = Path(hf_hub_download(repository(name), file, revision=published.revision))
     except OSError as error:  # the hub's own errors are such, too
         raise out_of_reach(name, error) from None
-    # The cache names a large file by the SHA-256 that the hub has for this revision.
-    expected, found = published.sha256 or path.resolve().name, sha256(path)
+    if not (published.sha256 or path.is_symlink()):
+        raise UserError(
+            f"{path}: cannot be checked, since a cache without links does not keep its SHA-256; "
+            f"give {path.parent} instead of {name}"
+        )
+    # The link names a blob, and that is named by the SHA-256 that the hub has for this revision;
+    # the blob may itself be a link, to a file that repositories share, of another name.
+    expected, found = published.sha256 or path.readlink().name, sha256(path)
     if found != expected:
-        raise UserError(f"{path}: SHA-256 is {found}, expected {expected}; delete it")
+        raise UserError(f"{path.resolve()}: SHA-256 is {found}, expected {expected}; delete it")
     return path.parent
 
 

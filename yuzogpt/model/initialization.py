@@ -63,6 +63,6 @@ def standard_deviation(name: str, shape: ModelSettings, settings: Initialization
 
 @torch.no_grad()
 def initialize(model: GPT, seed: int) -> None:
-    """Fill the weights of `model`."""
+    """Fill the weights of a whole model, for tests and benchmarks; a run's come by loading.py."""
     for name, value in initial_weights(model.settings, seed):
         model.get_parameter(name).copy_(value)

@@ -5,6 +5,7 @@ seconds: whoever answers to a user calls this when the user's mistakes have show
 """
 
 from yuzogpt.config import DeviceSettings
+from yuzogpt.config.sample import refuse_compiling
 from yuzogpt.errors import UserError
 from yuzogpt.hardware import choose_hardware, memory_of
 from yuzogpt.loading import load_model
@@ -34,8 +35,8 @@ def load_engine(
     `exact`: FileNotFoundError for a checkpoint that its run has replaced, not the one after it.
     """
     device = choose_hardware(settings, World()).device
-    if compiled and device.type != "cuda":
-        raise UserError(f"--compile=True: decoding is compiled on CUDA only, and this is {device}")
+    if compiled:
+        refuse_compiling(device.type)
     dtype = choose_dtype(settings.dtype, device)
     need = bytes_per_slot(reference.shape, activations(dtype, device))
     there = memory_of(device)

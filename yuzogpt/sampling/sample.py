@@ -110,7 +110,7 @@ def read_prompts(wanted: SamplingSettings) -> list[str]:
         return [read_prompt(wanted.start)]
     path = Path(wanted.prompts).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 is text in JSON
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts={path}: not readable: {error}") from None
     prompts = [read_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]

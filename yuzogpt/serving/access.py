@@ -39,7 +39,10 @@ def read_keys(file: str) -> tuple[bytes, ...]:
         return ()
     path = Path(file)
     refuse_public(path, "api_keys_file")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"--api_keys_file={file}: not UTF-8; one key a line") from None
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise UserError(f"--api_keys_file={file}: no key in it; one a line")
@@ -54,7 +57,7 @@ def read_keys(file: str) -> tuple[bytes, ...]:
 def is_loopback(host: str) -> bool:
     """Tell whether an address or name is this machine's alone."""
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 

@@ -14,8 +14,7 @@ from yuzogpt.config import ServeSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED
-from yuzogpt.paths import directory_or_store
-from yuzogpt.references import resolve_model
+from yuzogpt.references import locate_model, resolve_model
 from yuzogpt.serving.access import is_loopback, read_keys
 
 LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
@@ -26,15 +25,14 @@ Keys = Sequence[bytes]
 def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
     """Return the settings made absolute, and the keys; UserError for what could not be served."""
     served, limits = settings.served, settings.limits
-    model = served.model
-    if model not in PUBLISHED:
-        model = directory_or_store(model, served.storage, "model")
+    host = settings.http.host.strip("[]")  # which an IPv6 address has in a URL alone
+    model = locate_model(served.model, served.storage, "model")
     if served.follow and not is_run(model):
         raise UserError(f"--follow {served.model}: not a run; only runs get better checkpoints")
     resolve_model(model, served.context).tokenizer()
     file = limits.api_keys_file and str(Path(limits.api_keys_file).expanduser().absolute())
     keys = read_keys(file)
-    if not keys and not is_loopback(settings.http.host):
+    if not keys and not is_loopback(host):
         raise UserError(
             f"--host={settings.http.host}: everybody who reaches it could use it; give "
             "--api_keys_file=FILE, or leave --host out"
@@ -48,6 +46,7 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
     changed = settings.model_copy(
         update={
             "served": served.model_copy(update={"model": model}),
+            "http": settings.http.model_copy(update={"host": host}),
             "limits": limits.model_copy(update={"api_keys_file": file}),
         }
     )
@@ -65,12 +64,11 @@ def is_run(model: str) -> bool:
 def with_free_port(settings: ServeSettings) -> ServeSettings:
     """Return the settings with a port that can be had; UserError if theirs cannot."""
     http = settings.http
-    host = http.host.strip("[]")
     try:
-        family = socket.getaddrinfo(host, http.port, type=socket.SOCK_STREAM)[0][0]
+        family = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, http.port))
+            probe.bind((http.host, http.port))
             port = probe.getsockname()[1]
     except OSError as error:
         raise UserError(
@@ -83,7 +81,7 @@ def with_free_port(settings: ServeSettings) -> ServeSettings:
 def announce(settings: ServeSettings) -> None:
     """Say where the service is."""
     http = settings.http
-    host = f"[{http.host}]" if ":" in http.host.strip("[]") else http.host
+    host = f"[{http.host}]" if ":" in http.host else http.host
     print(f"serving {settings.served.model} at http://{host}:{http.port}/", flush=True)
 
 
@@ -119,7 +117,7 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
 
     config = uvicorn.Config(
         app,
-        host=settings.http.host.strip("[]"),
+        host=settings.http.host,
         port=settings.http.port,
         log_level="warning",
         timeout_graceful_shutdown=LAST_REQUESTS,

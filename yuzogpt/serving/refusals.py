@@ -3,6 +3,7 @@
 In: a status and a reason. Out: {"error": {"message", "type", "param", "code"}}.
 """
 
+import math
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -27,7 +28,7 @@ class Refused(HTTPException):
         """`param`: the field of the request that is to blame; `retry_after`: seconds."""
         headers = {}
         if retry_after is not None:
-            headers["Retry-After"] = str(max(1, round(retry_after + 0.5)))
+            headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
         if status in UNREAD:
             headers["Connection"] = "close"
         if status == 401:

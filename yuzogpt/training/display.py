@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import LogSettings, TrainSettings
-from yuzogpt.metrics import Record
+from yuzogpt.metrics import Record, seconds_of_step
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
 SENT = ("train", "evaluation", "health", "tasks", "final")  # to W&B
@@ -77,8 +77,7 @@ class Display:
             self.bar.update(step - self.bar.n)
         elif time.monotonic() - self.last_plain >= PLAIN_EVERY or step == self.max_iters:
             self.last_plain = time.monotonic()
-            tokens_per_step = record["tokens_per_step"]
-            seconds = (self.max_iters - step) * tokens_per_step / record["tokens_per_second"]
+            seconds = (self.max_iters - step) * seconds_of_step(record)
             eta = time.strftime("%H:%M:%S", time.gmtime(seconds))
             if seconds >= 86400:
                 eta = f"{seconds / 86400:.1f} days"

@@ -6,6 +6,7 @@ only in `world` and `outside`.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -203,7 +204,8 @@ def train(
             with records.not_timed():
                 metrics = evaluate()
         # Weights that may be spoilt push no good ones out.
-        is_fit = is_last or reason or not guard.not_finite_in_a_row
+        is_spoilt = guard.not_finite_in_a_row or not all(map(math.isfinite, metrics.values()))
+        is_fit = is_last or reason or not is_spoilt
         if is_fit and (metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval)):
             save(metrics)
 
@@ -291,7 +293,7 @@ def why_given_up(
     where = f", not finite in {', '.join(layers[:3])}" if layers else ""
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     return (
-        f"{settings.run.out_dir}: step {step} is the {guard.not_finite_in_a_row}th in a row to be "
+        f"{settings.run.out_dir}: step {step} is number {guard.not_finite_in_a_row} in a row to be "
         f"skipped: loss {totals.loss}, gradient norm {totals.gradient_norm}{where}{more}; weights "
         f"are those of step {step - guard.not_finite_in_a_row}. Try a lower --learning_rate, more "
         "--warmup_iters, or --dtype=float32, in another --out_dir"

@@ -14,7 +14,6 @@ interval is that of the median ratio's order statistics, at least 95%.
 import argparse
 import contextlib
 import math
-import os
 import signal
 import statistics
 import subprocess
@@ -24,11 +23,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from yuzogpt import runs
 from yuzogpt.bench.bench import in_directory, short_run
-from yuzogpt.bench.launchers import LAUNCHERS, arguments, environment
+from yuzogpt.bench.launchers import LAUNCHERS, arguments, environment, raising_on_signals
 from yuzogpt.config import BenchSettings, TrainSettings
-from yuzogpt.metrics import Record, read_records
+from yuzogpt.metrics import Record, read_records, seconds_of_step
 from yuzogpt.overrides import resolve, to_yaml
 
 FLAGS = (
@@ -44,7 +45,7 @@ SHORTEST = 0.2  # seconds of a step
 class Contestant:
     """A run that computes in its turns alone."""
 
-    command: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes]"
     metrics: Path
     turns: list[tuple[float, float]] = field(default_factory=list)  # from, to
 
@@ -56,10 +57,10 @@ class Contestant:
         file.write_text(to_yaml(settings))
         command = [sys.executable, "-m", *arguments(launcher, str(file), workers, "")]
         with run.with_suffix(".log").open("wb") as out:
-            child = subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdout=out, stderr=out, env=environment(), start_new_session=True
             )
-        one = cls(child, run / runs.METRICS)
+        one = cls(process, run / runs.METRICS)
         try:
             one.wait_until_warm()
         except BaseException:
@@ -71,10 +72,16 @@ class Contestant:
     def wait_until_warm(self) -> None:
         """Return when it has trained for a while."""
         while not (steps := self.steps()) or steps[-1]["time"] - steps[0]["time"] < WARM:
-            if self.command.poll() is not None:
-                log = self.metrics.parent.with_suffix(".log")
-                sys.exit(f"it ended: {log.read_text(errors='replace')}")
+            self.must_live()
             time.sleep(0.2)
+        if (step := statistics.median(map(seconds_of_step, steps))) < SHORTEST:
+            sys.exit(f"steps of {step:.3f} s are too short: {SHORTEST} s at least")
+
+    def must_live(self) -> None:
+        """Leave if it has ended."""
+        if self.process.poll() is not None:
+            log = self.metrics.parent.with_suffix(".log")
+            sys.exit(f"it ended: {log.read_text(errors='replace')}")
 
     def steps(self) -> list[Record]:
         """Return what is known of its steps."""
@@ -84,9 +91,9 @@ class Contestant:
 
     def send(self, number: int) -> None:
         """Send a signal to all of its processes."""
-        for pid in family(self.command.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        for one in family(self.process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(number)
 
     def take_turn(self, seconds: float) -> None:
         """Let it compute for a while."""
@@ -94,11 +101,12 @@ class Contestant:
         began = time.time()
         time.sleep(seconds)
         self.turns.append((began, time.time()))
+        self.must_live()
         self.send(signal.SIGSTOP)
 
     def medians(self) -> list[float]:
         """Return the median step of each turn, in seconds."""
-        steps = [(r["time"], r["tokens_per_step"] / r["tokens_per_second"]) for r in self.steps()]
+        steps = [(record["time"], seconds_of_step(record)) for record in self.steps()]
         of_turns = [
             [took for at, took in steps if at - took > began + SETTLED and at < ended]
             for began, ended in self.turns
@@ -107,24 +115,21 @@ class Contestant:
 
     def end(self) -> None:
         """End it, with all that it started."""
+        members = family(self.process.pid)
         self.send(signal.SIGCONT)
-        self.command.terminate()
+        self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.command.wait(60)
-        self.send(signal.SIGKILL)
-        self.command.wait()
+            self.process.wait(60)
+        for one in members:
+            with contextlib.suppress(psutil.NoSuchProcess):  # nor another of that number
+                one.kill()
+        self.process.wait()
 
 
-def family(pid: int) -> list[int]:
+def family(process: int) -> list[psutil.Process]:
     """Return a process and all that descend from it."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for one in found:  # grows meanwhile
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+    first = psutil.Process(process)
+    return [first, *first.children(recursive=True)]
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -153,7 +158,6 @@ def compare(base: TrainSettings, directory: str, workers: int, pairs: int, turn:
     ratios = [a / b for a, b in zip(found["ray"], found["torchrun"], strict=True)]
     low, high = interval(ratios)
     step = statistics.median(found["torchrun"])
-    assert step >= SHORTEST, f"steps of {step} s are too short"
     print(
         f"{workers} worker(s), {pairs} pairs: Ray over torchrun {statistics.median(ratios):.3f} "
         f"({low:.3f} to {high:.3f}); torchrun {1e3 * step:.1f} ms a step",
@@ -170,7 +174,7 @@ def main() -> None:
     wanted, flags = parser.parse_known_args()
     steps = int((2 * WARM + wanted.pairs * wanted.turn) / SHORTEST)  # more than there is time for
     settings = resolve(BenchSettings, [], [*FLAGS, f"--steps={steps}", *flags])
-    with tempfile.TemporaryDirectory() as directory:
+    with raising_on_signals(), tempfile.TemporaryDirectory() as directory:
         base = short_run(settings, Path(directory))
         for workers in wanted.workers:
             compare(base, directory, workers, wanted.pairs, wanted.turn)

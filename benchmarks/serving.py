@@ -1,7 +1,7 @@
 """Serving under load: latencies, goodput and refusals, from half of capacity to ten times it.
 
     python benchmarks/serving.py DIR                # about 15 minutes
-    python benchmarks/serving.py DIR --seconds 120 --loads 1 10 --dtype bfloat16
+    python benchmarks/serving.py DIR --rounds 6 --loads 1 10 --dtype bfloat16
 
 GPT-2's 124M shape, random weights, prompts of 32 tokens, 32 new ones at temperature 0.8. The peer
 of the same run is the engine alone, in a process without HTTP and Ray, with as many requests at a
@@ -9,9 +9,11 @@ time.
 
 1. Each prompt is completed on an idle service: the texts that all later answers must equal.
 2. Capacity: as many clients as there are slots, each asking again as soon as it is answered.
-3. Each load: requests arrive by a Poisson process at that multiple of capacity, and stream.
+3. In rounds, each load: requests arrive by a Poisson process at that multiple of capacity, and
+   stream. All loads of a round lie side by side, forwards and backwards in turn: shared machines
+   change their speed within minutes.
 
-Goodput counts the whole answers that end while requests arrive, without the first ten seconds.
+Goodput counts the whole answers that end while requests arrive, without a load's first ten seconds.
 `--nice 19` gives the clients the lowest priority: with a machine of their own they would take
 nothing from the service. What they measure has their own waiting in it, then.
 
@@ -20,6 +22,7 @@ DIR/run is made if it is missing: a checkpoint of 0.5 GB.
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import random
@@ -28,11 +31,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import numpy as np
@@ -51,17 +53,53 @@ SHAPE = ModelSettings(vocab_size=50257, bias=True)
 PROMPTS = 32
 WARM = 10.0  # seconds
 PROMPT_TOKENS = NEW_TOKENS = 32
+DATA, DONE, FAILED = b"data: ", b"data: [DONE]", b'data: {"error"'
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass
 class Outcome:
     """What became of a request."""
 
-    status: int
+    number: int  # of its prompt
+    status: int = 0
     seconds: float = 0.0
-    text: str = ""
-    tokens: list[float] = field(default_factory=list)  # when each came, after the request
     ended: float = 0.0
+    lines: list[bytes] = field(default_factory=list)  # of the stream: read when nothing is timed
+    tokens: list[float] = field(default_factory=list)  # when each came, after the request
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether all of an answer came."""
+        failed = any(line.startswith(FAILED) for line in self.lines)
+        return self.status == 200 and self.lines[-1:] == [DONE] and not failed
+
+    @property
+    def text(self) -> str:
+        """Return what was said."""
+        events = [json.loads(line.removeprefix(DATA)) for line in self.lines if line != DONE]
+        return "".join(event["choices"][0]["text"] for event in events)
+
+
+@dataclass
+class Row:
+    """What a load came to, in all rounds."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    counted: int = 0  # whole answers
+    seconds: float = 0.0  # in which they were counted
+
+    def add(self, outcomes: Sequence[Outcome], began: float, seconds: float) -> None:
+        """Add a round; count what ended between WARM and the last arrival."""
+        begin, end = began + WARM, began + seconds
+        self.outcomes += outcomes
+        self.counted += sum(one.is_whole and begin < one.ended <= end for one in outcomes)
+        self.seconds += end - begin
+
+    @property
+    def goodput(self) -> float:
+        """Return the whole answers a second."""
+        return self.counted / self.seconds
 
 
 def make_run(directory: Path) -> Path:
@@ -81,12 +119,14 @@ def prompt(number: int) -> list[int]:
     return random.Random(number).sample(range(50000), PROMPT_TOKENS)
 
 
-def body(number: int, stream: bool) -> dict[str, Any]:
+@functools.cache
+def body(number: int) -> bytes:
     """Return a request."""
-    return {
+    asked = {
         "model": "run", "prompt": prompt(number), "max_tokens": NEW_TOKENS, "seed": number,
-        "temperature": 0.8, "ignore_eos": True, "stream": stream,
+        "temperature": 0.8, "ignore_eos": True, "stream": True,
     }  # fmt: skip
+    return json.dumps(asked).encode()
 
 
 def engine_alone(run: Path, wanted: argparse.Namespace) -> float:
@@ -143,19 +183,16 @@ def memory(process: int) -> float:
 async def ask(client: aiohttp.ClientSession, url: str, number: int) -> Outcome:
     """Stream one completion."""
     started = time.perf_counter()
-    outcome = Outcome(0)
+    outcome = Outcome(number)
     try:
-        async with client.post(url, json=body(number, True)) as answer:
-            outcome.status = answer.status
+        async with client.post(url, data=body(number), headers=JSON) as answer:
             async for line in answer.content:
-                if answer.status != 200 or not line.startswith(b"data: {"):
+                if answer.status != 200 or not line.startswith(DATA):
                     continue
-                event = json.loads(line.removeprefix(b"data: "))
-                if "error" in event:
-                    outcome.status = 504
-                    break
-                outcome.text += event["choices"][0]["text"]
-                outcome.tokens.append(time.perf_counter() - started)
+                outcome.lines.append(line.rstrip())
+                if outcome.lines[-1] != DONE:
+                    outcome.tokens.append(time.perf_counter() - started)
+            outcome.status = answer.status
     except aiohttp.ClientError as error:
         print(f"!!! {error!r}", file=sys.stderr)
     outcome.ended = time.perf_counter()
@@ -163,17 +200,9 @@ async def ask(client: aiohttp.ClientSession, url: str, number: int) -> Outcome:
     return outcome
 
 
-def goodput(outcomes: Sequence[Outcome], started: float, seconds: float) -> float:
-    """Return the whole answers a second that end between WARM and the last arrival."""
-    begin, end = started + WARM, started + seconds
-    return sum(one.status == 200 and begin < one.ended <= end for one in outcomes) / (end - begin)
-
-
-async def closed_loop(
-    client: aiohttp.ClientSession, url: str, clients: int, seconds: float
-) -> float:
-    """Return the answers a second with so many clients that never pause."""
-    started, outcomes = time.perf_counter(), list[Outcome]()
+async def closed_loop(client: aiohttp.ClientSession, url: str, clients: int, seconds: float) -> Row:
+    """Return what so many clients get that never pause."""
+    started, outcomes, row = time.perf_counter(), list[Outcome](), Row()
 
     async def one(number: int) -> None:
         while time.perf_counter() < started + seconds:
@@ -181,22 +210,22 @@ async def closed_loop(
             number += clients
 
     await asyncio.gather(*(one(number) for number in range(clients)))
-    assert {one.status for one in outcomes} == {200}
-    return goodput(outcomes, started, seconds)
+    assert all(outcome.is_whole for outcome in outcomes)
+    row.add(outcomes, started, seconds)
+    return row
 
 
 async def poisson(
-    client: aiohttp.ClientSession, url: str, rate: float, seconds: float, seed: int
-) -> tuple[list[Outcome], float]:
-    """Return what became of each request that arrived, and the goodput."""
+    client: aiohttp.ClientSession, url: str, rate: float, seconds: float, seed: int, row: Row
+) -> None:
+    """Add what becomes of requests that arrive at a rate."""
     chance = random.Random(seed)
     asking: list[asyncio.Task[Outcome]] = []
     started = due = time.perf_counter()
     while (due := due + chance.expovariate(rate)) < started + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         asking.append(asyncio.create_task(ask(client, url, len(asking) % PROMPTS)))
-    outcomes = await asyncio.gather(*asking)
-    return outcomes, goodput(outcomes, started, seconds)
+    row.add(await asyncio.gather(*asking), started, seconds)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -212,39 +241,53 @@ async def measure(url: str, process: int, alone: float, wanted: argparse.Namespa
     connections = aiohttp.TCPConnector(limit=0)
     patience = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(connector=connections, timeout=patience) as client:
-        expected = [await ask(client, url, number) for number in range(PROMPTS)]
-        unloaded = [one.seconds for one in expected]
-        capacity = await closed_loop(client, url, wanted.batch, wanted.seconds)
+        unloaded = [await ask(client, url, number) for number in range(PROMPTS)]
+        capacity = (await closed_loop(client, url, wanted.batch, wanted.seconds)).goodput
         print(f"engine alone: {alone:.3f} requests/s")
         print(f"capacity of the service: {capacity:.3f} requests/s, {capacity / alone:.0%} of it")
-        print(f"unloaded, a request takes {statistics.median(unloaded):.2f} s (median)\n")
+        took = statistics.median(one.seconds for one in unloaded)
+        print(f"unloaded, a request takes {took:.2f} s (median)\n", flush=True)
+        rows = {load: Row() for load in wanted.loads}
+        resident = dict[float, float]()
+        for number in range(wanted.rounds):
+            for load in wanted.loads if number % 2 == 0 else reversed(wanted.loads):
+                rate, seed = load * capacity, 100 * number + wanted.loads.index(load)
+                await poisson(client, url, rate, wanted.seconds, seed, rows[load])
+                resident[load] = memory(process)
+    tell(rows, [one.text for one in unloaded], resident)
+
+
+def tell(
+    rows: Mapping[float, Row], expected: Sequence[str], resident: Mapping[float, float]
+) -> None:
+    """Print the table. `expected`: each prompt's text; `resident`: megabytes, after a load."""
+    print(
+        "| load | arrived | whole | goodput/s | of the peak | first token, ms: mean / median / "
+        "p99 | a token, ms | refused | refusal, ms | equal to unloaded | resident MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    peak = max(row.goodput for row in rows.values())
+    for load, row in rows.items():
+        whole = [one for one in row.outcomes if one.is_whole]
+        refused = [one.seconds for one in row.outcomes if one.status == 503]
+        other = len(row.outcomes) - len(whole) - len(refused)
+        gaps = [gap for one in whole for gap in np.diff(one.tokens)]
+        same = sum(one.text == expected[one.number] for one in whole)
         print(
-            "| load | arrived | whole | goodput/s | of capacity | first token, ms: mean / median / "
-            "p99 | a token, ms | refused | refusal, ms | equal to unloaded | resident MB |"
+            f"| {load:g} | {len(row.outcomes)} | {len(whole)} | {row.goodput:.3f} "
+            f"| {row.goodput / peak:.0%} | {spread([one.tokens[0] for one in whole])} "
+            f"| {spread(gaps)} | {len(refused)}{f', {other} otherwise' if other else ''} "
+            f"| {spread(refused)} | {same} of {len(whole)} | {resident[load]:.0f} |",
+            flush=True,
         )
-        print("|---|---|---|---|---|---|---|---|---|---|---|")
-        for seed, load in enumerate(wanted.loads):
-            rate = load * capacity
-            outcomes, found = await poisson(client, url, rate, wanted.seconds, seed)
-            whole = [(n % PROMPTS, one) for n, one in enumerate(outcomes) if one.status == 200]
-            refused = [one.seconds for one in outcomes if one.status == 503]
-            other = len(outcomes) - len(whole) - len(refused)
-            gaps = [gap for _, one in whole for gap in np.diff(one.tokens)]
-            same = sum(one.text == expected[n].text for n, one in whole)
-            print(
-                f"| {load:g} | {len(outcomes)} | {len(whole)} | {found:.3f} "
-                f"| {found / capacity:.0%} | {spread([one.tokens[0] for _, one in whole])} "
-                f"| {spread(gaps)} | {len(refused)}{f', {other} otherwise' if other else ''} "
-                f"| {spread(refused)} | {same} of {len(whole)} | {memory(process):.0f} |",
-                flush=True,
-            )
 
 
 def main() -> None:
     """Measure the engine alone, then the service."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--seconds", type=float, default=90.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each load in a round")
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1, 2, 10])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=8)

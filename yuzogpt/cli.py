@@ -5,10 +5,13 @@ stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM), with a checkpoint (und
 Nothing heavy is imported before the settings are known to be right.
 """
 
+import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from yuzogpt import verbs
 from yuzogpt.config import (
@@ -167,31 +170,48 @@ def overview() -> str:
     return "\n".join([*lines, "", "`yuzogpt VERB --help` lists every setting of a verb."])
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, and exit with its status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line in a process of its own, and end that with its status."""
+    ended: list[int] = []
+    atexit.register(end_now, ended)  # the first that is registered is called last
+    ended.append(status_of(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(ended[0])
+
+
+def end_now(ended: Sequence[int]) -> None:
+    """End where all else is done: to take torch and Ray apart would take another second."""
+    if ended:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended[0])
+
+
+def status_of(arguments: Sequence[str]) -> int:
+    """Run the command line; return its status, and say on stderr why it is not 0."""
     try:
         main(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
             print(f"yuzogpt: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except RunFailed as error:
         print(f"yuzogpt: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except Stopped as error:
         print(f"yuzogpt: {error}", file=sys.stderr)
         # torchrun takes any other status for a failure, and starts all ranks again.
-        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 143)
+        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 143
     except BrokenPipeError:  # `| head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
     except OSError as error:
         reason = error.strerror or str(error)
         print(f"yuzogpt: {error.filename or 'the system says'}: {reason}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
         more = "; the same command goes on" if goes_on else ""
         print(f"yuzogpt: interrupted{more}", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, yuzogpt
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
-from yuzogpt.cli import main, run
+from yuzogpt.cli import main, status_of
 from yuzogpt.evaluation import benchmark_files, shards
 from yuzogpt.evaluation.results import Result, beside
 from yuzogpt.evaluation.tasks import Figure
@@ -37,13 +37,6 @@ def files(tmp_path_factory):
 def command(model, files, out_dir, *flags):
     return ["evaluate", str(model), f"--benchmark_dir={files}", f"--out_dir={out_dir}",
             "--device=cpu", "--threads=1", "--shard_size=8", "--stride=16", *flags]  # fmt: skip
-
-
-def status(arguments):
-    """Return what the command exits with, in this process: its files are the tests' own."""
-    with pytest.raises(SystemExit) as caught:
-        run(arguments)
-    return caught.value.code
 
 
 def results(out_dir):
@@ -167,7 +160,7 @@ def test_a_part_of_a_file_is_told(model, tmp_path, capsys):
     assert "1.16" not in capsys.readouterr().out.split("bits_per_byte")[1].splitlines()[0]
     with zipfile.ZipFile(tmp_path / "enwik8.zip", "a") as archive:
         archive.writestr("README", b"about it")
-    assert status(asked) == 2
+    assert status_of(asked) == 2
     assert "not a whole zip of one file: it has 2" in capsys.readouterr().err
 
 
@@ -210,12 +203,12 @@ def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, mon
     # Nothing in it.
     path.write_text("")
     capsys.readouterr()
-    assert status([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
+    assert status_of([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
     assert "that it could be counted on" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     # Half a zip.
     (own / "enwik8.zip").write_bytes(b"PK\x03\x04" + bytes(50))
-    assert status([*asked, "--tasks=enwik8"]) == 2
+    assert status_of([*asked, "--tasks=enwik8"]) == 2
     assert "not a whole zip of one file" in capsys.readouterr().err
 
 

@@ -9,7 +9,6 @@ do.
 
 import contextlib
 import fcntl
-import json
 import time
 from collections import Counter
 from importlib import import_module
@@ -110,16 +109,3 @@ def start_processes(node_id: str, count: int, made_for: str) -> None:
     with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
         stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
         stub.PrestartWorkers(request, timeout=10)
-
-
-def start_first_workers(count: int) -> None:
-    """Start the processes of a run's first workers here, while Ray Train makes a place for them.
-
-    They are made for the environment that Ray Train will ask for. If that is another one in some
-    version, they stay idle, and it starts its own.
-    """
-    from ray.train.v2._internal.constants import get_env_vars_to_propagate
-
-    environment = {"env_vars": {**get_env_vars_to_propagate(), **HOOK}}
-    made_for = json.dumps(environment, sort_keys=True)  # to the letter
-    start_processes(ray.get_runtime_context().get_node_id(), count, made_for)

@@ -167,7 +167,7 @@ def fit(
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
     from yuzogpt.orchestration.lean import lean_trainer, torch_config
-    from yuzogpt.orchestration.spares import HOOK, Spares, start_first_workers
+    from yuzogpt.orchestration.spares import HOOK, Spares
     from yuzogpt.orchestration.validation import free_on_one, validation
     from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 
@@ -186,8 +186,6 @@ def fit(
     if settings.workers.spare_workers and is_embedded():
         callbacks.append(Spares())
         runtime_env = {"env_vars": HOOK}
-        with contextlib.suppress(Exception):
-            start_first_workers(most)
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)

@@ -11,7 +11,11 @@ from tests.conftest import REPOSITORY
 from yuzogpt.orchestration.cluster import environment, importable_checkout
 from yuzogpt.orchestration.lean import few_processes, lean_trainer
 
-PRIVATE = ("ray._private.node", "ray.train.v2._internal.execution.scaling_policy")
+PRIVATE = (
+    "ray._private.node",
+    "ray.train.v2._internal.execution.controller",
+    "ray.train.v2._internal.execution.scaling_policy",
+)
 
 
 def test_where_rays_names_are_others_it_starts_as_ever(monkeypatch):

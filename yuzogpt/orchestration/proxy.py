@@ -13,14 +13,13 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from yuzogpt.serving.access import COUNTED
+from yuzogpt.serving.pace import Pace
 from yuzogpt.serving.refusals import Refused
 
 # Read by Serve when a proxy starts, and by this module there.
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MOST = "YUZOGPT_MOST_REQUESTS"
-PATH = "/v1/completions"
-WEIGHT = 0.1  # of the newest answer in the running mean
-FIRST_GUESS = 5.0  # seconds that an answer takes
 MOST_OF_A_REASON = 300  # bytes
 
 
@@ -42,16 +41,16 @@ class Door:
         self.app = app
         self.most = most
         self.inside = 0
-        self.seconds = FIRST_GUESS  # that an answer takes, of late
+        self.pace = Pace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
-        if scope["type"] != "http" or scope["path"] != PATH:
+        if scope["type"] != "http" or scope["path"] != COUNTED:
             await self.app(scope, receive, send)
             return
         if self.inside >= self.most:
             message = f"overloaded: {self.inside} requests are running or waiting; try again later"
-            refused = Refused(503, message, code="overloaded", retry_after=self.seconds / 2)
+            refused = Refused(503, message, code="overloaded", retry_after=self.pace.seconds / 2)
             await refused.response()(scope, receive, send)
             return
         self.inside += 1
@@ -61,7 +60,7 @@ class Door:
         finally:
             self.inside -= 1
             if answer.status == 200:
-                self.seconds += WEIGHT * (time.monotonic() - since - self.seconds)
+                self.pace.note(time.monotonic() - since)
 
 
 class Answer:

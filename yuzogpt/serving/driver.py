@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.requests import Event, Request
+from yuzogpt.serving.pace import Pace
 from yuzogpt.serving.refusals import Refused
-
-FIRST_GUESS = 5.0  # seconds that a call takes, before any has ended
-WEIGHT = 0.1  # of the newest call in the running mean
 
 
 @dataclass(eq=False)
@@ -56,7 +54,7 @@ class Driver:
         self.thread = thread
         self.places = engine.slots + max_waiting
         self.taken = 0
-        self.call_seconds = FIRST_GUESS  # of late
+        self.pace = Pace()
         self.failure: Exception | None = None
         self.calls: dict[int, Call] = {}  # by the engine's number
         self.arrived: list[Call] = []
@@ -91,7 +89,7 @@ class Driver:
                 self.gone.append(call)
                 self.wanted.set()
             else:
-                self.call_seconds += WEIGHT * (time.monotonic() - since - self.call_seconds)
+                self.pace.note(time.monotonic() - since)
 
     async def events(self, call: Call) -> AsyncIterator[tuple[int, Event]]:
         """Yield (choice, event) until all choices of a call have ended."""
@@ -122,7 +120,7 @@ class Driver:
                 f"overloaded: {self.taken} of {self.places} places are taken, this request needs "
                 f"{len(requests)}; try again later",
                 code="overloaded",
-                retry_after=turns * self.call_seconds,
+                retry_after=turns * self.pace.seconds,
             )
         call = Call(requests, len(requests))
         self.taken += len(requests)

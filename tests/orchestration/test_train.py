@@ -18,13 +18,22 @@ import pytest
 
 from tests.conftest import tiny_settings
 from tests.orchestration.clusters import newest_worker
-from tests.training.worlds import losses, records, run_world, wait_for_step, weights
+from tests.training.worlds import (
+    losses,
+    records,
+    run_world,
+    wait_for_start,
+    wait_for_step,
+    wait_until,
+    weights,
+)
 from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
-from yuzogpt.errors import UserError
+from yuzogpt.errors import Stopped, UserError
 from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
 from yuzogpt.orchestration.train import set_environment, train_connected
+from yuzogpt.training.stopping import ask_to_stop
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +132,41 @@ def worker_that_stands_still(embedded_ray):
     process.suspend()
     yield worker, process
     ray.kill(worker)
+
+
+def test_a_worker_that_dies_is_replaced_by_the_spare_which_slept(
+    embedded_ray, corpus_dir, tmp_path, monkeypatch
+):
+    from yuzogpt.orchestration import spares
+
+    monkeypatch.setattr(spares, "READY_AFTER", 0.0)
+    run, spare, newest = tmp_path / "run", [], []
+
+    def disturb() -> None:
+        wait_for_start(run, 1, 1)
+        spare.append(wait_until(asleep))
+        os.kill(newest_worker(), signal.SIGKILL)
+        wait_for_start(run, 2, 1)
+        newest.append(newest_worker())
+        ask_to_stop(run, "seen enough")
+
+    faults = threading.Thread(target=disturb, daemon=True)
+    faults.start()
+    with pytest.raises(Stopped, match="seen enough"):
+        train_on_ray(settings_for(corpus_dir, run, "--max_iters=1000000", "--num_workers=1"))
+    faults.join(10)
+    assert newest == spare
+
+
+def asleep() -> int:
+    """Return an idle process of Ray's that waits for a lock; 0 if there is none."""
+    waits = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            is_idle = "ray::IDLE" in " ".join(process.cmdline())
+            if is_idle and any(str(process.pid) in fields for fields in waits):
+                return process.pid
+    return 0
 
 
 def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):

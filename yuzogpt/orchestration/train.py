@@ -33,7 +33,7 @@ from yuzogpt.training.stopping import keep_asking, on_sigterm
 
 # Set before ray is imported.
 ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end is noticed soon, not after 4 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the end is noticed soon, not after 4 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # workers that wait for a dead one never leave

@@ -8,6 +8,7 @@ Nothing heavy is imported before the settings are known to be right.
 import atexit
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -210,6 +211,7 @@ def status_of(arguments: Sequence[str]) -> int:
         print(f"yuzogpt: {error.filename or 'the system says'}: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only spoil the end
         goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
         more = "; the same command goes on" if goes_on else ""
         print(f"yuzogpt: interrupted{more}", file=sys.stderr)

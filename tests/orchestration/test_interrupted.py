@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def ended_leaving_nothing(process: "subprocess.Popen[str]", directory: Path) -> 
     _, errors = process.communicate(timeout=60)
     assert not directory.exists()
     assert cluster.processes_of(directory) == []
-    return errors.strip().splitlines()[-1]
+    (line,) = errors.splitlines()
+    return line
 
 
 def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_path):
@@ -70,8 +72,12 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     process = start(corpus_dir, out_dir)
     wait_for_start(out_dir, 2, 20)
     (directory,) = rays_of(process)
-    process.send_signal(signal.SIGINT)  # Ctrl-C
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)  # Ctrl-C, and once more in the middle of the end
+    threading.Event().wait(random.uniform(0, 0.4))
+    process.send_signal(signal.SIGINT)
     line = ended_leaving_nothing(process, directory)
+    assert time.monotonic() - began < 15
     assert line == "yuzogpt: interrupted; the same command goes on"
     assert process.returncode == 130
 

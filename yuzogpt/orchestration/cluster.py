@@ -151,10 +151,11 @@ def embedded(cores: int) -> Iterator[None]:
                 yield
             finally:
                 if "ray" in sys.modules:  # else it was interrupted before
-                    with ended_at_once():
+                    with deaf_to_interruption(), ended_at_once():
                         sys.modules["ray"].shutdown()
     finally:
-        end(directory)
+        with deaf_to_interruption():
+            end(directory)
 
 
 def is_embedded() -> bool:
@@ -265,6 +266,19 @@ def interruption_held_back() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def deaf_to_interruption() -> Iterator[None]:
+    """Ignore Ctrl-C while what was begun is ended, which takes a moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def sweep() -> None:
     """End what is left of embedded Rays whose command was killed: processes and directories."""
     for directory in Path("/tmp").glob(f"{PREFIX}*"):
@@ -278,24 +292,38 @@ def sweep() -> None:
 
 
 def end(directory: Path) -> None:
-    """End the processes of an embedded Ray, and delete its directory."""
+    """End the processes of an embedded Ray, and delete its directory; last what `sweep` goes by."""
     for process in processes_of(directory):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # another command may be at it, too
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != OWNER:
+                path.unlink()
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def processes_of(directory: Path) -> list[int]:
     """Return the processes of an embedded Ray: all inherited the path of its token.
 
-    Their command lines do not tell: Ray's agents replace them by a title.
+    Ray's agents put a title over their command line, and over that. Their logs are open.
     """
     mark, found = os.fsencode(f"RAY_AUTH_TOKEN_PATH={directory}/token"), []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if mark in (process / "environ").read_bytes():
+            is_marked = mark in (process / "environ").read_bytes()
+            if is_marked or is_agent_in(directory, process):
                 found.append(int(process.name))
     return found
+
+
+def is_agent_in(directory: Path, process: Path) -> bool:
+    """Tell whether a process (its folder in /proc) is Ray's, with files open in a directory."""
+    if not (process / "cmdline").read_bytes().startswith(b"ray::"):
+        return False
+    return any(file.readlink().is_relative_to(directory) for file in (process / "fd").iterdir())
 
 
 def cores_of_nodes() -> list[int]:

@@ -27,20 +27,24 @@ def run_here(make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """
     loop = asyncio.new_event_loop()  # asyncio.run would hold Ctrl-C back
     with no_actor_here(), contextlib.closing(loop):
-        return loop.run_until_complete(conclude(make, given))
-
-
-async def conclude(make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """Do it on an event loop."""
-    controller = make(**given)  # which turns Ray Train's log on
-    try:
+        controller = make(**given)  # which turns Ray Train's log on
         with no_logging():
-            await controller.run()
-    except BaseException:
-        with contextlib.suppress(Exception):
-            controller.get_worker_group().abort()
-        raise
-    return controller.get_result()
+            running = loop.create_task(controller.run())
+            try:
+                loop.run_until_complete(running)
+            except BaseException:
+                leave(loop, running, controller)
+                raise
+        return controller.get_result()
+
+
+def leave(loop: asyncio.AbstractEventLoop, running: "asyncio.Task[None]", controller: Any) -> None:
+    """End a controller that was interrupted, wherever it was, and its workers."""
+    running.cancel()
+    with contextlib.suppress(BaseException):  # what has interrupted it, once more
+        loop.run_until_complete(running)
+    with contextlib.suppress(Exception):
+        controller.get_worker_group().abort()
 
 
 @contextlib.contextmanager

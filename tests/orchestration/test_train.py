@@ -256,6 +256,16 @@ def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see
     assert "too small for 2 workers" in str(end)
 
 
+def test_a_worker_that_hangs_is_named_without_rays_advice():
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+
+    from yuzogpt.orchestration.failures import summary
+
+    hung = "A worker health check has been hanging for 15.01 seconds. Marking it.\nWorker info: it"
+    told = summary(WorkerHealthCheckTimeoutError(hung))
+    assert told == "A worker health check has been hanging for 15.01 seconds"
+
+
 def test_more_workers_than_cores_are_refused_here(embedded_ray, corpus_dir, tmp_path):
     chosen = settings_for(corpus_dir, tmp_path / "run", "--num_workers=4")
     with pytest.raises(UserError, match=r"this machine has 3 CPU\(s\)"):

@@ -67,10 +67,10 @@ def was_just_told(metrics: Path) -> bool:
 def summary(error: Exception) -> str:
     """Return the sentence of an error that says what happened: its last line's first.
 
-    Not that which of Ray's variables to set: a worker that hung is started again.
+    Not those that say where, and which of Ray's variables to set.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("Set the RAY_")] or lines
+    lines = [line for line in lines if not line.startswith(("Worker info: ", "Set the RAY_"))]
     return lines[-1].split(". ")[0] if lines else type(error).__name__
 
 

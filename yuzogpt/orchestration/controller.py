@@ -9,12 +9,8 @@ all cores. Ray has no public way for this: where its names are others, it starts
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 # The controller writes about failures here, which the user is told of in a line.
 LOGGER = "ray.train"
@@ -70,20 +66,3 @@ def no_actor_here() -> Iterator[None]:
         yield
     finally:
         RuntimeContext.current_actor = whose
-
-
-class Bystander(WorkerGroupCallback):  # type: ignore[misc]
-    """Leaves the actor that synchronizes reports the time that no worker wants: it mostly waits."""
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Tell it."""
-        with contextlib.suppress(Exception):
-            actor = worker_group.get_worker_group_state().sync_actor
-            actor.__ray_call__.remote(lambda _: step_back())
-
-
-def step_back() -> None:
-    """Give all threads of this process idle time only."""
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))

@@ -163,7 +163,6 @@ def fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    from yuzogpt.orchestration.controller import Bystander
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
     from yuzogpt.orchestration.lean import lean_trainer, torch_config
@@ -178,8 +177,6 @@ def fit(
     what = "GPU" if use_gpu else "CPU"
     check_room(settings, least, what, int(resources.get(what, 0)))
     callbacks: list[Any] = [FailureNotice(run), NoPatience()]
-    if is_embedded():
-        callbacks.append(Bystander())
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
     runtime_env = {}

@@ -1,8 +1,9 @@
 """Tells Ray Train of checkpoints, so that a Ray result knows the newest one.
 
-In: checkpoints that are whole, in each worker equally many. Out: reports, in their order. Ray's
-controller takes one after the other, and takes none while it waits for the workers to pause; so a
-thread hands them over, and neither the loop nor a checkpoint waits for it.
+In: checkpoints that are whole, in each worker equally many. Out: reports, in their order: of those
+that Ray is to evaluate, and of the newest at the run's end. More would only hold that up: Ray's
+controller takes one each time it looks at the workers, every second, and none while it waits for
+them to pause. So a thread hands them over, too, and neither the loop nor a checkpoint waits.
 """
 
 import queue
@@ -28,20 +29,29 @@ class Reports:
         `evaluates`: have Ray evaluate (validation.py) what the loop evaluated.
         """
         self.evaluates = evaluates
+        self.newest: tuple[dict[str, float], Path] | None = None  # unless it was reported
         self.pending: queue.SimpleQueue[tuple[dict[str, float], Path] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._hand_over, name="reports", daemon=True)
         self.thread.start()
 
     def __call__(self, metrics: dict[str, float], checkpoint: Path) -> None:
-        """Report a checkpoint, soon."""
-        self.pending.put((metrics, checkpoint))
+        """Report a checkpoint, soon, or at the end."""
+        self.newest = metrics, checkpoint
+        if self.evaluates and metrics:
+            self._report_newest()
 
     def finish(self, meanwhile: Callable[[], None]) -> None:
         """Wait until all is reported, and do `meanwhile` again and again."""
+        self._report_newest()
         self.pending.put(None)
         while self.thread.is_alive():
             meanwhile()
             self.thread.join(0.5)
+
+    def _report_newest(self) -> None:
+        if self.newest:
+            self.pending.put(self.newest)
+        self.newest = None
 
     def _hand_over(self) -> None:
         while (report := self.pending.get()) is not None:

@@ -9,12 +9,14 @@ import random
 import re
 import signal
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from ray.train.torch import TorchTrainer
 
 from tests.conftest import tiny_settings
 from tests.orchestration.clusters import newest_worker
@@ -29,9 +31,11 @@ from tests.training.worlds import (
 )
 from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
-from yuzogpt.errors import Stopped, UserError
+from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.orchestration import failures
 from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
+from yuzogpt.orchestration.lean import lean_trainer
 from yuzogpt.orchestration.train import set_environment, train_connected
 from yuzogpt.training.stopping import ask_to_stop
 
@@ -222,8 +226,6 @@ def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see
     """
     import ray
 
-    from yuzogpt.orchestration import failures
-
     class Killer(failures.NoPatience):
         deaths = 1
 
@@ -254,6 +256,39 @@ def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see
     (end,) = ends
     assert isinstance(end, UserError)
     assert "too small for 2 workers" in str(end)
+
+
+def test_checkpoints_in_quick_succession_do_not_hold_up_the_end(embedded_ray, corpus_dir, tmp_path):
+    """Ray's controller takes one report a second; there are some hundred."""
+    flags = ("--max_iters=300", "--eval_interval=300", "--checkpoint_interval=1")
+    train_on_ray(settings_for(corpus_dir, tmp_path / "run", *flags))
+    ended = time.time()
+    assert len(records(tmp_path / "run", "checkpoint")) > 100
+    assert ended - records(tmp_path / "run", "final")[-1]["time"] < 6
+
+
+def test_where_rays_names_are_others_a_run_is_as_ever(
+    embedded_ray, corpus_dir, tmp_path, monkeypatch
+):
+    """The controller has a process of its own then."""
+    monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.scaling_policy", None)
+    assert lean_trainer() is TorchTrainer
+    train_on_ray(settings_for(corpus_dir, tmp_path / "run", "--max_iters=5"))
+    assert records(tmp_path / "run", "final")
+
+
+def test_what_is_wrong_with_the_controller_is_written_down(
+    embedded_ray, corpus_dir, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise ZeroDivisionError("in a callback")
+
+    monkeypatch.setattr(failures.NoPatience, "after_worker_group_start", fail)
+    with pytest.raises(RunFailed, match=r"in a callback.*errors\.log"):
+        train_on_ray(settings_for(corpus_dir, tmp_path / "run", "--max_iters=5"))
+    written = (tmp_path / "run" / runs.ERRORS).read_text()
+    assert "Traceback" in written
+    assert "ZeroDivisionError: in a callback" in written
 
 
 def test_a_worker_that_hangs_is_named_without_rays_advice():

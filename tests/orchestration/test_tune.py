@@ -232,6 +232,22 @@ def test_trials_of_two_workers_on_a_cluster(sweep, tmp_path):
     assert len(records(first, "failure")) == 1
 
 
+def test_trials_of_two_workers_whose_processes_are_killed_leave_room_for_the_next(sweep, tmp_path):
+    """The first trial's is killed as often as it may be, and once more; there is room for one."""
+    directory = tmp_path / "sweep"
+    flags = ["--num_samples=2", "--num_workers=2", "--final_seeds=0", "--scheduler=none"]
+    flags += ["--max_failures=1", "--max_iters=60", "--eval_interval=20"]
+    trials = [directory / "trials" / name for name in ("0000", "0001")]
+    process = start(sweep("sweep", *flags))
+    for begun in (1, 2):
+        wait_until(lambda: len(records(trials[0], "start")) == begun, process)  # noqa: B023
+        os.kill(process_of(trials[0]), signal.SIGKILL)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert [trial["state"] for trial in outcome(directory)["trials"]] == ["failed", "finished"]
+    assert not [*directory.rglob(".placement_group")]
+
+
 @pytest.mark.parametrize(
     ("flag", "says"),
     [

@@ -1,9 +1,10 @@
 """Ray Train's controller, in the command's own process instead of one of its own.
 
 In: what Ray Train gives its controller. Out: its result. For a Ray that has one node and one
-command, which end together. A process of the controller's takes seconds of a core to start; and
-each of Ray's that waits for work wakes up a hundred times a second, beside a training that wants
-all cores. Ray has no public way for this: where its names are others, it starts its own.
+command, which end together, and for the trials of such a command. A process of the controller's
+takes seconds of a core to start; and each of Ray's that waits for work wakes up a hundred times a
+second, beside a training that wants all cores. Ray has no public way for this: where its names are
+others, it starts its own.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ def leave(loop: asyncio.AbstractEventLoop, running: "asyncio.Task[None]", contro
 
 @contextlib.contextmanager
 def no_logging() -> Iterator[None]:
-    """Keep Ray Train's log off the terminal in this context."""
+    """Keep Ray Train's log still in this context: what ended a run is in its errors.log."""
     logger = logging.getLogger(LOGGER)
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

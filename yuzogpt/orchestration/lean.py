@@ -12,8 +12,9 @@ from typing import Any
 # Methods of Ray's node that start: the autoscaler, what carries workers' output to the driver (we
 # switch that off), and the server behind the dashboard and the interfaces for jobs and states.
 NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
-# Of Ray Train. The first removes the placement group of a dead controller: ours ends with all of
-# Ray. The second shares out datasets: we have none. Workers wait 3 s for the process of each.
+# Of Ray Train. The first removes the placement group of a dead controller, and asks that server: a
+# command's ends with all of Ray; for a trial's there is placement.py. The second shares out
+# datasets: we have none. Workers wait 3 s for the process of each.
 NEEDLESS_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
@@ -54,7 +55,7 @@ def do_nothing(*_: Any, **__: Any) -> None:
 
 
 def lean_trainer() -> Any:
-    """Return Ray's TorchTrainer, for a fixed number of workers on one node and without datasets."""
+    """Return a TorchTrainer for workers on one node and without datasets; Ray's, where need be."""
     from ray.train.torch import TorchTrainer
 
     try:
@@ -77,7 +78,7 @@ def lean_trainer() -> Any:
             return [one for one in made if type(one).__name__ not in NEEDLESS_CALLBACKS]
 
         def _initialize_and_run_controller(self, **given: Any) -> Any:
-            if type(given["scaling_policy"]) is FixedScalingPolicy:
+            if type(given.get("scaling_policy")) is FixedScalingPolicy:
                 given["scaling_policy"] = OneNode(self.scaling_config)
             return run_here(TrainController, given)
 

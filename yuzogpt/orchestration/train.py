@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 from yuzogpt import mirrors, runs
@@ -104,7 +105,7 @@ def train_connected(
             keep_asking(run, "SIGTERM")
         else:  # nobody would look
             is_left.set()
-            raise SystemExit  # what Ray's calls hand on; its controller, which waits, is not asked
+            raise SystemExit  # what Ray's calls hand on, and a controller in this process
 
     with (
         Display(settings, wandb_key) as display,
@@ -160,12 +161,19 @@ def fit(
     """
     import ray
     from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import (
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+        WorkerGroupError,
+    )
     from ray.train.torch import TorchTrainer
 
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
     from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
     from yuzogpt.orchestration.lean import lean_trainer, torch_config
+    from yuzogpt.orchestration.placement import PlacementNote
     from yuzogpt.orchestration.spares import HOOK, Spares
     from yuzogpt.orchestration.validation import free_on_one, validation
     from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
@@ -179,15 +187,18 @@ def fit(
     callbacks: list[Any] = [FailureNotice(run), NoPatience()]
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
-    runtime_env = {}
-    if settings.workers.spare_workers and is_embedded():
+    if ray.get_runtime_context().get_actor_id():  # a trial's process
+        callbacks.append(PlacementNote(run))
+    trainer_class, runtime_env = lean_trainer() if is_embedded() else TorchTrainer, {}
+    # Where Ray's names are others, its controller has a process of its own, which makes no spares.
+    if settings.workers.spare_workers and trainer_class is not TorchTrainer:
         callbacks.append(Spares())
         runtime_env = {"env_vars": HOOK}
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
     filesystem, storage = open_filesystem(mirrors.name_of(run))
-    trainer = (lean_trainer() if is_embedded() else TorchTrainer)(
+    trainer = trainer_class(
         train_worker,
         train_loop_config={"settings": settings.model_dump()},
         torch_config=torch_config(int(COLLECTIVE_TIMEOUT.total_seconds())),
@@ -217,9 +228,13 @@ def fit(
     )
     try:
         result = trainer.fit()
-    except SystemExit:  # how Ray Train's handler of Ctrl-C ends
+    except SystemExit:  # how Ray Train's handler of Ctrl-C ends, and `stop`, above
         raise KeyboardInterrupt from None
     except (TrainingFailedError, RayActorError) as error:  # the latter: the controller is gone
+        if not isinstance(error, WorkerGroupError):  # which FailureNotice has written down
+            cause = getattr(error, "controller_failure", error)
+            with contextlib.suppress(OSError):
+                mirrors.append(run / runs.ERRORS, "".join(format_exception(cause)).encode())
         raise RunFailed(
             f"the run failed ({summary(error)}); see {mirrors.name_of(run / runs.ERRORS)}; the "
             "same command goes on from the newest checkpoint"

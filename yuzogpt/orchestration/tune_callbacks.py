@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 
 from yuzogpt.errors import UserError, last_line
 from yuzogpt.lease import Lease
+from yuzogpt.orchestration.placement import give_back
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, Source
 from yuzogpt.tuning.sweep import Result
 from yuzogpt.tuning.table import Board
@@ -92,8 +93,13 @@ class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
         state: State = "finished" if made_all else "stopped"
         self._end(ours, ours.state if ours.is_over else state, ours.error)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's process has died; another one goes on."""
+        give_back(read(trial).directory)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's process has died too often."""
+        give_back(read(trial).directory)
         why = last_line(trial.get_error() or RuntimeError("its process died"))
         self._end(read(trial), "failed", f"{why}; tried {trial.num_failures} times")
 

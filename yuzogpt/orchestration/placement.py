@@ -1,0 +1,41 @@
+"""The room of a trial's workers, which is given back when the trial's process was killed.
+
+In: a trial that trains with several workers. Out: a note of their placement group in its directory,
+and its removal. Ray keeps one that an actor made until the whole command ends. What Ray Train has
+for it asks the server behind a dashboard, which an embedded Ray does without.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from ray import PlacementGroupID
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+NOTE = ".placement_group"
+
+
+class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
+    """Keeps the note, in the trial's process."""
+
+    def __init__(self, run: Path) -> None:
+        """`run`: the trial's directory."""
+        self.note = run / NOTE
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Note where the workers are."""
+        state = worker_group.get_worker_group_state()
+        self.note.write_text(state.placement_group_handle.placement_group.id.hex())
+
+    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+        """Ray Train has removed it."""
+        self.note.unlink(missing_ok=True)
+
+
+def give_back(run: Path) -> None:
+    """Remove the placement group of a trial whose process is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        of_workers = PlacementGroupID.from_hex((run / NOTE).read_text())
+        remove_placement_group(PlacementGroup(of_workers))
+        (run / NOTE).unlink()

@@ -100,6 +100,42 @@ def test_head_ends_quietly():
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_mistake(closed):
+    command = f"{sys.executable} -m yuzogpt --help {closed}"
+    result = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, check=True)
+    assert result.stderr == b""
+
+
+def test_what_could_not_be_printed_is_told():
+    command = f"{sys.executable} -m yuzogpt --help > /dev/full"
+    result = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, check=False)
+    assert result.returncode != 0
+    assert b"No space left on device" in result.stderr
+
+
+def test_a_second_ctrl_c_ends_what_a_thread_holds_up():
+    """A model that is loaded, say, in a thread that Python waits for."""
+    program = """if True:
+        import threading
+        from yuzogpt import cli
+
+        def main(_):
+            threading.Thread(target=threading.Event().wait).start()
+            raise KeyboardInterrupt
+
+        cli.main = main
+        cli.run(["serve"])
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr.readline() == "yuzogpt: interrupted\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == (None, "")
+    assert process.returncode == 130
+
+
 def test_submitted_jobs_refuse_relative_paths(corpus_dir, tmp_path):
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
     places = [f"--data_dir={corpus_dir}", "--out_dir=run"]

@@ -182,9 +182,9 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
 def end_now(ended: Sequence[int]) -> None:
     """End where all else is done: to take torch and Ray apart would take another second."""
     if ended:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        with contextlib.suppress(OSError):  # what cannot be written is told of by Python's own end
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was begun without
+                stream.flush()
             os._exit(ended[0])
 
 
@@ -211,7 +211,8 @@ def status_of(arguments: Sequence[str]) -> int:
         print(f"yuzogpt: {error.filename or 'the system says'}: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only spoil the end
+        # A second one would only spoil the end, unless a thread holds that up: then it is the end.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
         more = "; the same command goes on" if goes_on else ""
         print(f"yuzogpt: interrupted{more}", file=sys.stderr)

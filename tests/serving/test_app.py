@@ -21,6 +21,11 @@ from yuzogpt.serving.app import build
 KEY = "sk-a-key-that-is-long-enough"
 ASKED = {"model": "run", "prompt": "bead", "max_tokens": 1}
 HERE = ("127.0.0.1", 40000)
+POST = {
+    "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
+    "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    "client": HERE, "server": ("localhost", 80),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,24 @@ def test_every_end_is_counted(run):
     asyncio.run(look())
 
 
+def test_a_client_that_goes_in_the_middle_of_its_upload_made_no_mistake(run):
+    async def look() -> None:
+        async with at_work(run) as app:
+            part = {"type": "http.request", "body": b'{"model', "more_body": True}
+            messages = [{"type": "http.disconnect"}, part]
+
+            async def receive():
+                return messages.pop()
+
+            async def send(message):
+                pass
+
+            await app(dict(POST), receive, send)
+            assert counted(app) == {"499": 1}
+
+    asyncio.run(look())
+
+
 def test_a_share_of_the_rate_below_one_is_one_at_a_time(run):
     async def look() -> None:
         flags = f"--model={run}", "--device=cpu", "--threads=1", "--num_replicas=1..4"
@@ -149,12 +172,7 @@ def test_a_client_that_does_not_read_keeps_its_places_until_the_deadline(run, st
                     full.set()
                     await asyncio.Event().wait()  # as uvicorn: until there is room again
 
-            headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-            scope = {
-                "type": "http", "method": "POST", "path": "/v1/completions", "headers": headers,
-                "query_string": b"", "client": HERE, "server": ("localhost", 80),
-            }  # fmt: skip
-            asking = asyncio.create_task(app(scope, receive, send))
+            asking = asyncio.create_task(app(dict(POST), receive, send))
             await full.wait()
             assert driver.taken == stream  # a whole answer is sent when its places are free
             await asyncio.wait_for(asking, 5)

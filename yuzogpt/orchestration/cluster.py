@@ -323,7 +323,11 @@ def is_agent_in(directory: Path, process: Path) -> bool:
     """Tell whether a process (its folder in /proc) is Ray's, with files open in a directory."""
     if not (process / "cmdline").read_bytes().startswith(b"ray::"):
         return False
-    return any(file.readlink().is_relative_to(directory) for file in (process / "fd").iterdir())
+    for file in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if file.readlink().is_relative_to(directory):
+                return True
+    return False
 
 
 def cores_of_nodes() -> list[int]:

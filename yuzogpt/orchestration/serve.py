@@ -15,7 +15,12 @@ from typing import Any
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import RunFailed, UserError, last_line
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable, stopped_by_sigterm
+from yuzogpt.orchestration.cluster import (
+    connected,
+    is_embedded,
+    refuse_unreachable,
+    stopped_by_sigterm,
+)
 from yuzogpt.orchestration.proxy import environment
 from yuzogpt.overrides import resolve
 from yuzogpt.serving.launch import announce, check, with_free_port
@@ -180,8 +185,7 @@ def share_of_a_replica(settings: ServeSettings, most: int) -> tuple[int, int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     device = settings.device.device
     gpus = sum(resources.get("GPU", 0) for resources in nodes)
-    is_embedded = not (settings.replicas.ray_address or os.environ.get("RAY_ADDRESS"))
-    if device == "cuda" and not gpus and is_embedded:
+    if device == "cuda" and not gpus and is_embedded():
         raise UserError("--device=cuda: Ray finds no GPU here; use --device=cpu")
     if device == "cuda" or (device == "auto" and gpus):
         return settings.device.threads or 1, 1

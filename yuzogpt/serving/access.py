@@ -88,6 +88,7 @@ class Outcome:
     """How a request ended, for the metrics; a stream that fails has sent its status before."""
 
     status: int = CLIENT_WENT
+    went_early: bool = False  # before all of the body was here: whatever is answered, nobody hears
 
 
 class Gate:
@@ -118,13 +119,13 @@ class Gate:
         scope[OUTCOME] = outcome = Outcome()
 
         async def noted(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not outcome.went_early:
                 outcome.status = message["status"]
             await send(message)
 
         try:
             self._admit(path, scope)
-            await self.app(scope, self._limited(receive), noted)
+            await self.app(scope, self._limited(receive, outcome), noted)
         except Refused as refusal:
             await refusal.response()(scope, receive, noted)
         except Exception:
@@ -175,7 +176,7 @@ class Gate:
                 retry_after=wait,
             )
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, outcome: Outcome) -> Receive:
         """Return `receive` that refuses a body past its limits, whatever its head said."""
         seen, patience = 0, min(UPLOADED_WITHIN, self.limits.deadline)
         until: float | None = asyncio.get_running_loop().time() + patience
@@ -187,6 +188,8 @@ class Gate:
                     message = await receive()
             except TimeoutError:
                 raise Refused(408, f"the body did not come within {patience:g} s") from None
+            if message["type"] == "http.disconnect":
+                outcome.went_early = until is not None
             if not message.get("more_body"):
                 until = None  # what comes now is that the client goes
             seen += len(message.get("body", b""))

@@ -50,7 +50,9 @@ class Contestant:
     turns: list[tuple[float, float]] = field(default_factory=list)  # from, to
 
     @classmethod
-    def start(cls, launcher: str, settings: TrainSettings, workers: int) -> "Contestant":
+    def start(
+        cls, launcher: str, settings: TrainSettings, workers: int, turn: float
+    ) -> "Contestant":
         """Begin a run; return when it has trained for a while, and stands still."""
         run = Path(settings.run.out_dir)
         file = run.with_suffix(".yaml")
@@ -62,20 +64,22 @@ class Contestant:
             )
         one = cls(process, run / runs.METRICS)
         try:
-            one.wait_until_warm()
+            one.wait_until_warm(turn)
         except BaseException:
             one.end()
             raise
         one.send(signal.SIGSTOP)
         return one
 
-    def wait_until_warm(self) -> None:
-        """Return when it has trained for a while."""
+    def wait_until_warm(self, turn: float) -> None:
+        """Return when it has trained for a while; leave if its steps do not fit into turns."""
         while not (steps := self.steps()) or steps[-1]["time"] - steps[0]["time"] < WARM:
             self.must_live()
             time.sleep(0.2)
         if (step := statistics.median(map(seconds_of_step, steps))) < SHORTEST:
             sys.exit(f"steps of {step:.3f} s are too short: {SHORTEST} s at least")
+        if SETTLED + 3 * step > turn:
+            sys.exit(f"steps of {step:.3f} s are too long for turns of {turn} s: give --turn")
 
     def must_live(self) -> None:
         """Leave if it has ended."""
@@ -127,9 +131,12 @@ class Contestant:
 
 
 def family(process: int) -> list[psutil.Process]:
-    """Return a process and all that descend from it."""
-    first = psutil.Process(process)
-    return [first, *first.children(recursive=True)]
+    """Return a process and all that descend from it; nobody, if it is gone."""
+    try:
+        first = psutil.Process(process)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -144,17 +151,15 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 def compare(base: TrainSettings, directory: str, workers: int, pairs: int, turn: float) -> None:
     """Print what the pairs came to."""
     contestants: dict[str, Contestant] = {}
-    try:
+    with contextlib.ExitStack() as ends:
         for name in LAUNCHERS:
             run = in_directory(base, directory, f"{name}-{workers}")
-            contestants[name] = Contestant.start(name, run, workers)
+            contestants[name] = Contestant.start(name, run, workers, turn)
+            ends.callback(contestants[name].end)
         for pair in range(pairs):
             for name in sorted(contestants, reverse=pair % 2 == 0):  # who is first, changes
                 contestants[name].take_turn(turn)
         found = {name: one.medians() for name, one in contestants.items()}
-    finally:
-        for one in contestants.values():
-            one.end()
     ratios = [a / b for a, b in zip(found["ray"], found["torchrun"], strict=True)]
     low, high = interval(ratios)
     step = statistics.median(found["torchrun"])

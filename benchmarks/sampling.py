@@ -135,8 +135,10 @@ def read_rate() -> float:
 def beside(name: str, type_name: str, medians: dict[str, float]) -> str:
     """Return how many times transformers' rate in that type a rate is; int8 beside float32."""
     theirs_type = "float32" if type_name == "int8" else type_name
-    ratio = medians[name] / medians[f"transformers, {theirs_type}"]
-    return f"{ratio:.2f}" + (" (float32's)" if type_name == "int8" else "")
+    peer = medians.get(f"transformers, {theirs_type}")
+    if not peer:  # was not asked for
+        return "-"
+    return f"{medians[name] / peer:.2f}" + (" (float32's)" if type_name == "int8" else "")
 
 
 @torch.inference_mode()

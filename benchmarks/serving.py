@@ -24,6 +24,7 @@ import argparse
 import asyncio
 import functools
 import json
+import math
 import os
 import random
 import re
@@ -193,7 +194,7 @@ async def ask(client: aiohttp.ClientSession, url: str, number: int) -> Outcome:
                 if outcome.lines[-1] != DONE:
                     outcome.tokens.append(time.perf_counter() - started)
             outcome.status = answer.status
-    except aiohttp.ClientError as error:
+    except (aiohttp.ClientError, TimeoutError) as error:
         print(f"!!! {error!r}", file=sys.stderr)
     outcome.ended = time.perf_counter()
     outcome.seconds = outcome.ended - started
@@ -242,6 +243,7 @@ async def measure(url: str, process: int, alone: float, wanted: argparse.Namespa
     patience = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(connector=connections, timeout=patience) as client:
         unloaded = [await ask(client, url, number) for number in range(PROMPTS)]
+        assert all(one.is_whole for one in unloaded)
         capacity = (await closed_loop(client, url, wanted.batch, wanted.seconds)).goodput
         print(f"engine alone: {alone:.3f} requests/s")
         print(f"capacity of the service: {capacity:.3f} requests/s, {capacity / alone:.0%} of it")
@@ -249,12 +251,15 @@ async def measure(url: str, process: int, alone: float, wanted: argparse.Namespa
         print(f"unloaded, a request takes {took:.2f} s (median)\n", flush=True)
         rows = {load: Row() for load in wanted.loads}
         resident = dict[float, float]()
-        for number in range(wanted.rounds):
-            for load in wanted.loads if number % 2 == 0 else reversed(wanted.loads):
-                rate, seed = load * capacity, 100 * number + wanted.loads.index(load)
-                await poisson(client, url, rate, wanted.seconds, seed, rows[load])
-                resident[load] = memory(process)
-    tell(rows, [one.text for one in unloaded], resident)
+        try:
+            for number in range(wanted.rounds):
+                for load in wanted.loads if number % 2 == 0 else reversed(wanted.loads):
+                    rate, seed = load * capacity, 100 * number + wanted.loads.index(load)
+                    await poisson(client, url, rate, wanted.seconds, seed, rows[load])
+                    resident[load] = memory(process)
+        finally:  # what there is, also if it was interrupted
+            measured = {load: row for load, row in rows.items() if load in resident}
+            tell(measured, [one.text for one in unloaded], resident)
 
 
 def tell(
@@ -266,7 +271,7 @@ def tell(
         "p99 | a token, ms | refused | refusal, ms | equal to unloaded | resident MB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    peak = max(row.goodput for row in rows.values())
+    peak = max((row.goodput for row in rows.values()), default=0.0) or math.inf
     for load, row in rows.items():
         whole = [one for one in row.outcomes if one.is_whole]
         refused = [one.seconds for one in row.outcomes if one.status == 503]
@@ -295,6 +300,8 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=0, help="of the clients")
     parser.add_argument("--replicas", default="1", help="0: without Ray")
     wanted = parser.parse_args()
+    if wanted.seconds <= WARM:
+        parser.error(f"--seconds: more than the {WARM:g} that do not count")
     run = make_run(wanted.directory / "run")
     alone = engine_alone(run, wanted)
     with service(run, wanted) as (url, process):

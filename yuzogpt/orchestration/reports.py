@@ -1,9 +1,9 @@
-"""Tells Ray Train of checkpoints, so that a Ray result knows the newest one.
+"""Tells Ray Train of the checkpoints that it is to evaluate.
 
-In: checkpoints that are whole, in each worker equally many. Out: reports, in their order: of those
-that Ray is to evaluate, and of the newest at the run's end. More would only hold that up: Ray's
-controller takes one each time it looks at the workers, every second, and none while it waits for
-them to pause. So a thread hands them over, too, and neither the loop nor a checkpoint waits.
+In: checkpoints that are whole, in each worker equally many. Out: reports, in their order, of those
+that the loop evaluated, where benchmarks are wanted beside the training (validation.py). Others
+would only hold up a run's end: Ray's controller takes one report each time it looks at the workers,
+every second, and none while it waits for them to pause; so a thread hands them over, too.
 """
 
 import queue
@@ -26,32 +26,24 @@ class Reports:
     def __init__(self, *, evaluates: bool) -> None:
         """Start the thread; it keeps no process from ending.
 
-        `evaluates`: have Ray evaluate (validation.py) what the loop evaluated.
+        `evaluates`: benchmarks are wanted; else Ray is told of nothing.
         """
         self.evaluates = evaluates
-        self.newest: tuple[dict[str, float], Path] | None = None  # unless it was reported
         self.pending: queue.SimpleQueue[tuple[dict[str, float], Path] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._hand_over, name="reports", daemon=True)
         self.thread.start()
 
     def __call__(self, metrics: dict[str, float], checkpoint: Path) -> None:
-        """Report a checkpoint, soon, or at the end."""
-        self.newest = metrics, checkpoint
+        """Report a checkpoint, soon, if Ray is to evaluate it."""
         if self.evaluates and metrics:
-            self._report_newest()
+            self.pending.put((metrics, checkpoint))
 
     def finish(self, meanwhile: Callable[[], None]) -> None:
         """Wait until all is reported, and do `meanwhile` again and again."""
-        self._report_newest()
         self.pending.put(None)
         while self.thread.is_alive():
             meanwhile()
             self.thread.join(0.5)
-
-    def _report_newest(self) -> None:
-        if self.newest:
-            self.pending.put(self.newest)
-        self.newest = None
 
     def _hand_over(self) -> None:
         while (report := self.pending.get()) is not None:
@@ -63,7 +55,7 @@ class Reports:
                     metrics,
                     Checkpoint(path, filesystem),
                     checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-                    validation=self.evaluates and metrics and ValidationTaskConfig({"name": name}),
+                    validation=ValidationTaskConfig({"name": name}),
                 )
             except Exception as problem:  # what Ray knows decides nothing, so no run ends for it
                 print(f"{checkpoint.name} could not be reported to Ray: {problem}", file=sys.stderr)

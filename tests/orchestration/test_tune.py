@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -246,6 +247,37 @@ def test_trials_of_two_workers_whose_processes_are_killed_leave_room_for_the_nex
     assert process.returncode == 0, printed
     assert [trial["state"] for trial in outcome(directory)["trials"]] == ["failed", "finished"]
     assert not [*directory.rglob(".placement_group")]
+
+
+def test_stopped_trials_of_two_workers_leave_room_for_the_finals(sweep, tmp_path):
+    directory = tmp_path / "sweep"
+    flags = ["--num_samples=3", "--num_workers=2", "--final_seeds=1", "--grace_steps=10"]
+    done = yuzogpt(*sweep("sweep", *flags))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = outcome(directory)
+    assert "stopped" in {trial["state"] for trial in found["trials"]}
+    assert found["comparison"]["tuned"]["seeds"] == 1
+
+
+def test_a_sweep_that_is_asked_to_stop_says_so_in_a_line(sweep, tmp_path):
+    process = start(sweep("sweep", "--num_samples=4"))
+    wait_until(lambda: steps_of(tmp_path / "sweep" / "trials" / "0000") > 5, process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, printed
+    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")
+    assert "Traceback" not in printed
+
+
+def test_a_trial_whose_folder_was_deleted_is_tried_again(sweep, tmp_path):
+    """Also the first, with the settings' own values, which the finals are compared with."""
+    command = sweep("sweep", "--num_samples=2", "--final_seeds=1", "--max_iters=20")
+    assert yuzogpt(*command).returncode == 0
+    assert outcome(tmp_path / "sweep")["best"] == "0001"
+    shutil.rmtree(tmp_path / "sweep" / "trials" / "0000")
+    again = yuzogpt(*command)
+    assert again.returncode == 0, again.stderr
+    assert [trial["name"] for trial in outcome(tmp_path / "sweep")["trials"]] == ["0000", "0001"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 In: a trial that trains with several workers. Out: a note of their placement group in its directory,
 and its removal. Ray keeps one that an actor made until the whole command ends. What Ray Train has
-for it asks the server behind a dashboard, which an embedded Ray does without.
+for it asks the server behind a dashboard, which an embedded Ray does without. A process that is
+killed in the seconds in which its workers start has made no note yet.
 """
 
 import contextlib
@@ -34,8 +35,9 @@ class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
 
 
 def give_back(run: Path) -> None:
-    """Remove the placement group of a trial whose process is gone."""
-    with contextlib.suppress(FileNotFoundError):
-        of_workers = PlacementGroupID.from_hex((run / NOTE).read_text())
-        remove_placement_group(PlacementGroup(of_workers))
-        (run / NOTE).unlink()
+    """Remove the placement group of a trial whose process is gone, or is about to go."""
+    for note in run.rglob(NOTE):  # also of its score, which is a run of its own
+        with contextlib.suppress(FileNotFoundError):
+            of_workers = PlacementGroupID.from_hex(note.read_text())
+            remove_placement_group(PlacementGroup(of_workers))
+            note.unlink()

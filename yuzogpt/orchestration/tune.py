@@ -19,10 +19,9 @@ from typing import Any, Protocol
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable
-from yuzogpt.orchestration.train import HEAVY_IMPORTS, leave, set_environment
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable, stopped_by_sigterm
+from yuzogpt.orchestration.train import HEAVY_IMPORTS, set_environment
 from yuzogpt.training.display import take_wandb_key
-from yuzogpt.training.stopping import on_sigterm
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
 from yuzogpt.tuning.table import Board
@@ -37,8 +36,9 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the board shows what there is to see
 }
-# Seconds that a stopped trial has for its end before its process goes: a checkpoint is written.
-ENDS_WITHIN = 120
+# Seconds that a stopped trial has for its end before its process goes, and the trial that was to
+# follow in it with it: a checkpoint of GPT-2 XL, 19 GB, is written, read back, and hashed.
+ENDS_WITHIN = 1800
 LOSS, STEP = "best_val_loss", "step"
 TRACE = 0.01  # of a CPU: what a trial takes whose workers are other processes; Tune takes no 0
 
@@ -68,7 +68,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     cores = max(os.cpu_count() or 1, workers_of(settings))
     print("starting Ray ...", flush=True)
     with (
-        on_sigterm(leave),
+        stopped_by_sigterm("stopped (SIGTERM); the same command goes on"),
         connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.tune"),
     ):
         yield

@@ -117,6 +117,7 @@ class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
                         conclude(read_ours(directory), state, error)
                 except UserError:  # its process lives
                     time.sleep(0.2)
+            give_back(directory)  # Tune ends a stopped trial's process in the middle of its end
 
 
 def read(trial: Any) -> Trial:

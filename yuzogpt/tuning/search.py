@@ -81,9 +81,10 @@ class Search:
 def is_over(sweep: Sweep) -> bool:
     """Tell whether nothing of a sweep is left to do."""
     count = Search(sweep).count
-    trials, finals = sweep.trials()[:count], Finals.of(sweep, outcome(sweep))
+    trials = sweep.trials()[:count]
     if len(trials) < count or not all(trial.is_over for trial in trials):
         return False
+    finals = Finals.of(sweep, outcome(sweep))
     return not finals or all(
         trial.is_over and (trial.state != "finished" or trial.score is not None)
         for trial in finals.trials

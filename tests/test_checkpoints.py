@@ -85,6 +85,16 @@ def test_prune_keeps_the_best_and_the_successor(tmp_path):
     assert checkpoints.newest(tmp_path, pytest.fail).state.step == 20
 
 
+def test_prune_keeps_a_best_that_the_newest_does_not_compare_with(tmp_path):
+    """Over other windows, as after a resume with another batch_size."""
+    for step, loss in ((5, 2.0), (10, 1.0), (15, 3.0)):
+        write(tmp_path, step, loss)
+    write(tmp_path, 20, 1.5, windows=12)
+    checkpoints.prune(tmp_path, write(tmp_path, 25, 4.0, windows=12), keep_last=1, keep_best=1)
+    assert [checkpoints.step_of(path) for path in checkpoints.candidates(tmp_path)] == [10, 20, 25]
+    assert checkpoints.best(tmp_path, pytest.fail).state.step == 20
+
+
 def test_a_corrupt_best_is_not_loaded(tmp_path):
     write(tmp_path, 5, 1.0)
     write(tmp_path, 10, 2.0)

@@ -319,9 +319,19 @@ def by_validation_loss(run: Path) -> list[Path]:
     return [newest_first[index] for index in sorted(range(len(metrics)), key=loss)]
 
 
-def is_evaluated(directory: Path) -> bool:
-    """Tell whether a checkpoint has a validation loss that is a number."""
-    return math.isfinite(read_metrics(directory).get("val_loss_estimate", math.nan))
+def best_of_each(run: Path, count: int) -> list[Path]:
+    """Return the best checkpoints of a run: so many of each number of windows, as these compare.
+
+    A run that goes on with another one has no better checkpoint for that.
+    """
+    losses: dict[float | None, list[tuple[float, Path]]] = {}
+    for directory in candidates(run)[::-1]:  # among equals the newest is first
+        found = read_metrics(directory)
+        loss = found.get("val_loss_estimate", math.nan)
+        if math.isfinite(loss):
+            losses.setdefault(found.get("val_windows"), []).append((loss, directory))
+    ranked = [sorted(group, key=lambda one: one[0])[:count] for group in losses.values()]
+    return [directory for group in ranked for _, directory in group]
 
 
 def read_metrics(directory: Path) -> dict[str, float]:
@@ -347,7 +357,7 @@ def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> N
     Kept are the `keep_last` newest, to go on from, and the weights of the `keep_best` best.
     """
     last = {successor.directory, *resumable(run)[-keep_last:]}
-    best = [path for path in by_validation_loss(run) if is_evaluated(path)][:keep_best]
+    best = best_of_each(run, keep_best)
     for directory in candidates(run):
         if directory in last:
             continue

@@ -217,6 +217,45 @@ def test_a_resize_waits_for_no_worker_that_stands_still(worker_that_stands_still
     process.wait(30)  # its CPU is free for the next
 
 
+def test_a_resize_is_asked_for_until_that_can_be_written(embedded_ray, tmp_path, monkeypatch):
+    """Workers that were not asked write no checkpoint; out_dir is a file here, for a while."""
+    import ray
+
+    from yuzogpt.orchestration import elastic
+
+    class Worker:
+        def get_metadata(self):
+            return os.getpid()
+
+    monkeypatch.setattr(elastic, "ASK_EVERY", 0.1)
+    run = tmp_path / "run"
+    run.touch()
+    resizing = elastic.Elastic(run, patience=60)
+    resizing.workers = [ray.remote(num_cpus=0)(Worker).remote()]
+    tried = threading.Event()
+    ask = elastic.ask_to_stop
+
+    def watched(*arguments):
+        is_asked = ask(*arguments)
+        tried.set()
+        return is_asked
+
+    monkeypatch.setattr(elastic, "ask_to_stop", watched)
+    resize = threading.Thread(
+        target=resizing.before_controller_execute_resize_decision, args=(None,), daemon=True
+    )
+    resize.start()
+    assert tried.wait(30)
+    run.unlink()
+    run.mkdir()
+    wait_until((run / runs.PAUSE).exists)
+    assert resize.is_alive()
+    elastic.answer_pause(run, 0)
+    resize.join(30)
+    assert not resize.is_alive()
+    ray.kill(resizing.workers[0])
+
+
 def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see_is_one_line(
     embedded_ray, corpus_dir, tmp_path, monkeypatch
 ):

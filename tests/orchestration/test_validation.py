@@ -76,6 +76,17 @@ def test_every_evaluation_has_its_figures(gpt2_corpus_dir, folder, tmp_path):
     assert "Benchmarks" in shown.stdout
 
 
+def test_a_disk_that_takes_nothing_of_rays_ends_no_run(gpt2_corpus_dir, folder, tmp_path):
+    """Ray Train writes its own state at each report; a folder of that name is in its way here."""
+    run = tmp_path / "run"
+    process = start(gpt2_corpus_dir, folder, run)
+    wait_for_start(run, 1, 1)
+    (run / "checkpoint_manager_snapshot.json" / "in its way").mkdir(parents=True)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert [one["step"] for one in evaluations(run)] == [20, 40]
+
+
 # The command, with an exam that is the end of any process that sits it, as where memory is short.
 DEADLY = """
 import os, signal

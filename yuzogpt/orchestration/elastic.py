@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from yuzogpt import mirrors, runs
 from yuzogpt.metrics import append_record
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
-from yuzogpt.training.stopping import ask_to_stop
+from yuzogpt.training.stopping import ASK_EVERY, ask_to_stop
 
 # Why workers stop for a while: they wait for their end then, where others would return, because a
 # worker that returns has finished the run.
@@ -80,12 +80,17 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         """Let workers that train write a checkpoint before they end."""
         if not self.workers:
             return
-        ask_to_stop(self.run, RESIZE, runs.PAUSE)
         self.heard = time.monotonic()
-        deadline = self.heard + COLLECTIVE_TIMEOUT.total_seconds()
+        deadline, is_asked = self.heard + COLLECTIVE_TIMEOUT.total_seconds(), False
         while time.monotonic() < deadline:
-            if self._wait_for_answer() or not self._end_silent_workers():
+            # On a full disk, or while a store is away, the request cannot be written yet.
+            is_asked = is_asked or ask_to_stop(self.run, RESIZE, runs.PAUSE)
+            if is_asked and self._wait_for_answer():
                 break
+            if not self._end_silent_workers():
+                break
+            if not is_asked:
+                time.sleep(ASK_EVERY)
         with contextlib.suppress(OSError):
             mirrors.delete(self.run / runs.PAUSE)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 
 from yuzogpt import mirrors, runs
 from yuzogpt.metrics import append_record, parse
@@ -72,6 +73,17 @@ def summary(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("Worker info: ", "Set the RAY_"))]
     return lines[-1].split(". ")[0] if lines else type(error).__name__
+
+
+class NoSnapshot(ControllerCallback):  # type: ignore[misc]
+    """Keeps Ray Train from writing its own state into out_dir at each report: nobody reads it.
+
+    On a full disk, or while a store is away, that would end the run.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Of all runs in this process."""
+        CheckpointManager._write_state_to_storage = lambda _: None
 
 
 class NothingLeft(WorkerGroupCallback):  # type: ignore[misc]

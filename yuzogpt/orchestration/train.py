@@ -171,7 +171,7 @@ def fit(
     from ray.train.torch import TorchTrainer
 
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
-    from yuzogpt.orchestration.failures import FailureNotice, NoPatience, summary
+    from yuzogpt.orchestration.failures import FailureNotice, NoPatience, NoSnapshot, summary
     from yuzogpt.orchestration.lean import lean_trainer, torch_config
     from yuzogpt.orchestration.placement import PlacementNote
     from yuzogpt.orchestration.spares import HOOK, Spares
@@ -184,7 +184,7 @@ def fit(
     least, most = settings.workers.span(auto=max(1, gpus) if use_gpu else 1)
     what = "GPU" if use_gpu else "CPU"
     check_room(settings, least, what, int(resources.get(what, 0)))
-    callbacks: list[Any] = [FailureNotice(run), NoPatience()]
+    callbacks: list[Any] = [FailureNotice(run), NoPatience(), NoSnapshot()]
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
     if ray.get_runtime_context().get_actor_id():  # a trial's process
@@ -210,7 +210,7 @@ def fit(
         ),
         run_config=RunConfig(
             name=run.name,
-            storage_path=storage.rpartition("/")[0],
+            storage_path=storage.rpartition("/")[0] or "/",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(
                 max_failures=settings.workers.max_failures,

@@ -25,6 +25,7 @@ from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
+from yuzogpt.training.schedules import rows_at
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"  # of `--eval_tasks`; the same kind of records
@@ -48,7 +49,6 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    check_world(settings, settings.workers.span(auto=1)[1])
     check_wandb(settings)
     if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
         raise UserError("--eval_tasks: Ray does it beside the training; --num_workers=1 or more")
@@ -62,6 +62,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     resume = None
     if not settings.run.overwrite:
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
+    check_world(settings, settings.workers.span(auto=1)[1], resume)
     settings = as_started(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
@@ -129,7 +130,7 @@ def find_resume(
     if settings that decide what the run computes were changed, if every checkpoint is corrupt, or
     if `--init_from=resume` finds nothing.
     """
-    existed = bool(checkpoints.candidates(run))
+    existed = bool(checkpoints.candidates(run)) or stored_checkpoints.has_broken(run)
     checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only)
     if checkpoint is None:
         name = settings.run.out_dir
@@ -187,9 +188,14 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
         )
 
 
-def check_world(settings: TrainSettings, workers: int) -> None:
-    """Raise UserError if the global batch is too small to give each worker a row."""
+def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None) -> None:
+    """Raise UserError if a global batch will be too small to give each worker a row.
+
+    A batch that grows is never smaller again than that of the step a run goes on from.
+    """
     least = settings.batch.least_rows
+    if resume:
+        least = int(resume.state.batch.get("rows", rows_at(resume.state.step, settings.batch)))
     if least < workers:
         flag = "batch_size" if least == settings.batch.global_rows else "start_rows"
         raise UserError(
@@ -233,13 +239,25 @@ def refuse_to_delete_the_start(settings: TrainSettings) -> None:
 
 
 def check_space(settings: TrainSettings, run: Path) -> None:
-    """Raise UserError if not even one checkpoint fits on the disk: weights and two moments."""
+    """Raise UserError if the checkpoints that are kept will not fit on the disk.
+
+    One is weights and two moments, and whole before an older one goes; of the best, weights are
+    kept. In a mirror of an object store there is one at a time.
+    """
     there = next(path for path in (run, *run.parents) if path.exists())
-    need, free = 12 * settings.model.count_weights(), shutil.disk_usage(there).free
-    if need > free:
+    kept, weights = settings.checkpoint, 4 * settings.model.count_weights()
+    often = settings.evaluation.eval_interval
+    written = 1 + settings.schedule.max_iters // min(often, kept.checkpoint_interval or often)
+    at_once = 3 * min(written, kept.keep_last + 1) + (written > kept.keep_last) * kept.keep_best
+    if is_stored(settings):
+        at_once = 3
+    here = sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
+    free = shutil.disk_usage(there).free + (0 if is_stored(settings) else here)
+    if at_once * weights > free:
         raise UserError(
-            f"--out_dir={settings.run.out_dir}: a checkpoint takes {need / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} are free in {there}; choose a larger disk"
+            f"--out_dir={settings.run.out_dir}: its checkpoints take {at_once * weights / 1e9:.1f} "
+            f"GB, of {3 * weights / 1e9:.1f} each, {free / 1e9:.1f} are free in {there}; choose a "
+            "larger disk, or a smaller --keep_last"
         )
 
 
@@ -360,10 +378,15 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
 
 def write_settings(settings: TrainSettings, run: Path) -> None:
     """Write settings.yaml, which the same command can be given again."""
-    # Without `overwrite`: to train from this file again must not delete the run.
-    kept = settings.run.model_copy(update={"overwrite": False})
-    content = SIGNATURE + to_yaml(settings.model_copy(update={"run": kept}))
+    # To train from this file again must not delete the run.
+    content = SIGNATURE + to_yaml(without_overwriting(settings))
     mirrors.write(run / SETTINGS, content.encode())
+
+
+def without_overwriting(settings: TrainSettings) -> TrainSettings:
+    """Return the settings of a command that goes on with what it finds."""
+    run = settings.run.model_copy(update={"overwrite": False})
+    return settings.model_copy(update={"run": run})
 
 
 def clear(run: Path) -> None:

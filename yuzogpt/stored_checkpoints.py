@@ -113,6 +113,12 @@ def set_aside(directory: Path) -> str:
     return f"{directory.name}/{BROKEN}"
 
 
+def has_broken(run: Path) -> bool:
+    """Tell whether a checkpoint of a run was set aside."""
+    is_any_here = any((run / "checkpoints").glob("broken-step-*"))
+    return is_any_here or any(BROKEN in names for names in stored_folders(run).values())
+
+
 def sweep(run: Path) -> None:
     """Delete what a killed writer left half done; only the holder of the run's lease may."""
     checkpoints.sweep(run)

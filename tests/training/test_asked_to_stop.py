@@ -79,6 +79,27 @@ def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
     assert [start["redone_steps"] for start in records(run, "start")] == [0, 0]
 
 
+def test_torchrun_starts_again_without_overwriting_what_it_has(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max_restarts=1", "-m", "yuzogpt.training", *TINY, f"--data_dir={corpus_dir}"]
+    command += [f"--out_dir={run}", "--max_iters=100000", "--eval_interval=10", "--overwrite"]
+    pipe, paths = subprocess.PIPE, {"PYTHONPATH": str(REPOSITORY)}
+    agent = subprocess.Popen(
+        command, env={**os.environ, **paths}, stdout=pipe, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for_start(run, 1, 20)
+    (rank, *_) = psutil.Process(agent.pid).children()
+    rank.kill()
+    wait_for_start(run, 2, 1)
+    (run / runs.STOP).write_text("enough for today")
+    output, _ = agent.communicate(timeout=60)
+    assert agent.returncode == 0, output
+    first, second = records(run, "start")
+    assert first["step"] == 0
+    assert second["step"] >= 10
+
+
 def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
     settings, _ = runs.check(
         tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=100000", "--eval_interval=100000")

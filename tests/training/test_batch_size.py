@@ -87,11 +87,18 @@ def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words
 def test_a_schedule_by_noise_needs_two_rows_a_worker(corpus_dir, tmp_path):
     """Fewer are one gradient, and nothing to hold it against: the batch would never grow."""
     settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=4")
-    runs.check_world(settings, 2)
+    runs.check_world(settings, 2, None)
     with pytest.raises(UserError, match="3 workers need 6 rows to measure it; raise --start_rows"):
-        runs.check_world(settings, 3)
+        runs.check_world(settings, 3, None)
     whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=12")
-    runs.check_world(whole, 12)  # has nowhere to grow
+    runs.check_world(whole, 12, None)  # has nowhere to grow
+
+
+def test_more_workers_may_go_on_with_a_batch_that_has_grown(root, corpus_dir):
+    wider = (*RAMPS["linear"], "--max_iters=40", "--num_workers=8")
+    runs.check(tiny_settings(corpus_dir, root / "linear", *wider))
+    with pytest.raises(UserError, match="2 rows is too small for 8 workers; raise --start_rows"):
+        runs.check(tiny_settings(corpus_dir, root / "another", *wider))
 
 
 @pytest.fixture(scope="module")

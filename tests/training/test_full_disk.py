@@ -49,8 +49,26 @@ def test_a_disk_that_stays_full_ends_the_run(corpus_dir, tmp_path):
 
 def test_too_little_room_is_said_before_anything_starts(corpus_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(runs.UserError, match="a checkpoint takes"):
+    with pytest.raises(runs.UserError, match="its checkpoints take"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights"),
+    [(("--keep_last=2",), 10), (("--keep_last=1", "--keep_best=0"), 6), (("--max_iters=9",), 3)],
+)
+def test_there_is_room_for_as_many_checkpoints_as_lie_there_at_once(
+    corpus_dir, tmp_path, monkeypatch, flags, weights
+):
+    """Weights and two moments; one is written before an older one goes; of the best, weights."""
+    flags = ("--max_iters=100", "--eval_interval=10", *flags)
+    settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", *flags))
+    free = weights * 4 * settings.model.count_weights()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    runs.check(settings)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 1, free - 1))
+    with pytest.raises(runs.UserError, match="a smaller --keep_last"):
+        runs.check(settings)
 
 
 class Full:

@@ -223,6 +223,8 @@ def test_all_checkpoints_broken_is_said_by_workers_too(corpus_dir, tmp_path):
     with pytest.raises(UserError, match="no checkpoint is whole any more"):
         work(settings, World(), lambda *_: None, None, StopRequest())
     assert (out_dir / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match="no checkpoint is whole any more"):  # it was set aside
+        runs.check(tiny_settings(corpus_dir, out_dir, "--max_iters=3"))
 
 
 def test_settings_of_another_version_do_not_hinder(corpus_dir, tmp_path):

@@ -56,7 +56,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         base = short_run(settings, Path(directory))
         base, _ = runs.check(in_directory(base, directory, "none"))
         for workers in wanted.world_sizes if wanted.launchers != ("bare",) else ():
-            runs.check_world(base, workers)
+            runs.check_world(base, workers, None)
         hardware = choose_hardware(base.device, World(), base.device.compile)
         timings: list[tuple[str, int, Timing]] = []
         if "bare" in wanted.launchers:

@@ -8,6 +8,7 @@ torchrun started.
 
 import contextlib
 import hashlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -50,8 +51,6 @@ def work(
     raised on all.
     """
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
-    with world.all_or_none():
-        runs.check_world(settings, world.size)
     for turn in (world.local_rank == 0, world.local_rank > 0):  # copied and hashed once a node
         with world.all_or_none():
             if turn:
@@ -79,6 +78,8 @@ def work(
         with world.all_or_none():  # once a node, before the watchdog counts the seconds
             if world.local_rank == 0:
                 download(settings.run.init_from)
+    with world.all_or_none():
+        runs.check_world(settings, world.size, resume)
     log: MetricsLog | None = None
     holder = None
     if world.rank == 0:  # it alone commits checkpoints
@@ -160,6 +161,8 @@ def work_here(settings: TrainSettings, run: Path, listener: Listener) -> str | N
 def run_as_rank(settings: TrainSettings) -> None:
     """Train as one of the ranks that torchrun started; the settings are not checked yet."""
     world = World.of_torchrun()
+    if is_started_again():  # what there is now is this command's own
+        settings = runs.without_overwriting(settings)
     key = take_wandb_key(settings.log)
     with process_group(world, settings.device.device), contextlib.ExitStack() as stack:
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once a node
@@ -179,6 +182,11 @@ def run_as_rank(settings: TrainSettings) -> None:
         reason = work(settings, world, lambda *_: None, listener, stop)
     if world.rank == 0:
         conclude(settings, reason)
+
+
+def is_started_again() -> bool:
+    """Tell whether torchrun has started the ranks before, and at least one of them has died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextlib.contextmanager

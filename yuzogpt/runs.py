@@ -67,7 +67,8 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
         refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
-    check_space(settings, run)
+    if not settings.evaluation.eval_only:
+        check_space(settings, run)
     if resume is None:
         check_weights(settings)
     return settings, resume
@@ -249,10 +250,11 @@ def check_space(settings: TrainSettings, run: Path) -> None:
     often = settings.evaluation.eval_interval
     written = 1 + settings.schedule.max_iters // min(often, kept.checkpoint_interval or often)
     at_once = 3 * min(written, kept.keep_last + 1) + (written > kept.keep_last) * kept.keep_best
+    free = shutil.disk_usage(there).free
     if is_stored(settings):
         at_once = 3
-    here = sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
-    free = shutil.disk_usage(there).free + (0 if is_stored(settings) else here)
+    else:
+        free += sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
     if at_once * weights > free:
         raise UserError(
             f"--out_dir={settings.run.out_dir}: its checkpoints take {at_once * weights / 1e9:.1f} "

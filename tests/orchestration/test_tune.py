@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -267,17 +266,6 @@ def test_a_sweep_that_is_asked_to_stop_says_so_in_a_line(sweep, tmp_path):
     assert process.returncode == 143, printed
     assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")
     assert "Traceback" not in printed
-
-
-def test_a_trial_whose_folder_was_deleted_is_tried_again(sweep, tmp_path):
-    """Also the first, with the settings' own values, which the finals are compared with."""
-    command = sweep("sweep", "--num_samples=2", "--final_seeds=1", "--max_iters=20")
-    assert yuzogpt(*command).returncode == 0
-    assert outcome(tmp_path / "sweep")["best"] == "0001"
-    shutil.rmtree(tmp_path / "sweep" / "trials" / "0000")
-    again = yuzogpt(*command)
-    assert again.returncode == 0, again.stderr
-    assert [trial["name"] for trial in outcome(tmp_path / "sweep")["trials"]] == ["0000", "0001"]
 
 
 @pytest.mark.parametrize(

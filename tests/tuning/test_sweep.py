@@ -1,6 +1,7 @@
 """A sweep's directory: whose it is, what may go on in it, and what comes out."""
 
 import json
+import shutil
 
 import pytest
 
@@ -80,6 +81,15 @@ def test_a_final_run_without_its_score_is_left_to_do(sweep):
         write(described.directory / "final" / name, score=1.5)
     assert is_over(described)
     write(described.directory / "final" / finals[0])
+    assert not is_over(described)
+
+
+def test_a_trial_whose_folder_was_deleted_is_left_to_do(sweep):
+    """Also the first, with the settings' own values, which the finals are compared with."""
+    described = sweep()
+    for name, losses in (("0000", [2.0]), ("0001", [1.0])):
+        write(described.directory / "trials" / name, losses=losses)
+    shutil.rmtree(described.directory / "trials" / "0000")
     assert not is_over(described)
 
 

@@ -35,7 +35,8 @@ from yuzogpt.hardware import Hardware
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.training.monitor import add_up, clip
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
-from yuzogpt.training.parallel import local, parallelize, process_group, settle_buckets
+from yuzogpt.training.parallel import local, parallelize, settle_buckets
+from yuzogpt.training.rendezvous import process_group
 from yuzogpt.world import World
 
 RANKS = 2

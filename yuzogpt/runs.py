@@ -25,7 +25,6 @@ from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
-from yuzogpt.training.schedules import rows_at
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"  # of `--eval_tasks`; the same kind of records
@@ -196,7 +195,7 @@ def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None
     """
     least = settings.batch.least_rows
     if resume:
-        least = int(resume.state.batch.get("rows", rows_at(resume.state.step, settings.batch)))
+        least = int(resume.state.batch.get("rows", settings.batch.rows_at(resume.state.step)))
     if least < workers:
         flag = "batch_size" if least == settings.batch.global_rows else "start_rows"
         raise UserError(

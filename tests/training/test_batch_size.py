@@ -9,7 +9,7 @@ from yuzogpt import checkpoints, runs
 from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.training.batch_size import MEASURED_EVERY, WARM_AFTER, GlobalBatch
-from yuzogpt.training.schedules import batch_factor, lr_at, rows_at
+from yuzogpt.training.schedules import batch_factor, lr_at
 from yuzogpt.world import World
 
 RAMPS = {
@@ -29,12 +29,12 @@ def batch(kind: str, start: int, ramp: int, micro: int = 4, times: int = 4) -> B
 
 def test_a_linear_ramp_takes_equal_steps():
     ramp = batch("linear", 4, 12)  # 4, 8, 12, 16
-    assert [rows_at(step, ramp) for step in range(14)] == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 2
+    assert [ramp.rows_at(step) for step in range(14)] == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 2
 
 
 def test_doublings_are_equally_far_apart():
     ramp = batch("steps", 2, 9)  # 2, 4, 8, 16
-    assert [rows_at(step, ramp) for step in range(11)] == [2] * 3 + [4] * 3 + [8] * 3 + [16] * 2
+    assert [ramp.rows_at(step) for step in range(11)] == [2] * 3 + [4] * 3 + [8] * 3 + [16] * 2
 
 
 def test_the_learning_rate_follows_the_root_of_the_batch():
@@ -141,7 +141,7 @@ def test_tokens_seen_at_a_step_match_the_formula(root, name):
     )  # fmt: skip
     for record in records(root / name, "train"):
         assert record["rows_seen"] == rows_before(record["step"], name)
-        assert record["tokens_per_step"] == 16 * rows_at(record["step"] - 1, settings)
+        assert record["tokens_per_step"] == 16 * settings.rows_at(record["step"] - 1)
     state = checkpoints.newest(root / name, lambda *_: None).state
     assert state.rows_seen == rows_before(30, name)
 

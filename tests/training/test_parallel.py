@@ -124,7 +124,7 @@ class Measure:
 
     def __call__(self, rank: int) -> None:
         from yuzogpt.training import launch
-        from yuzogpt.training.parallel import process_group
+        from yuzogpt.training.rendezvous import process_group
         from yuzogpt.world import World
 
         def measure(settings):

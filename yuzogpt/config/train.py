@@ -125,6 +125,23 @@ class BatchSettings(Section):
         """Rows in the smallest step."""
         return self.global_rows if self.batch_schedule == "constant" else self.start_rows
 
+    def rows_at(self, step: int) -> int:
+        """Return the rows of the global batch of `step`.
+
+        linear: start_rows * floor(1 + (n - 1) * step / ramp_iters), n times the first batch being
+        the whole. steps: log2(n) doublings, equally far apart, the last at ramp_iters. noise: the
+        first batch; what comes then is the run's own.
+        """
+        if self.batch_schedule == "noise":
+            return self.start_rows
+        if self.batch_schedule == "constant" or step >= self.ramp_iters:
+            return self.global_rows
+        times = self.global_rows // self.start_rows
+        if self.batch_schedule == "linear":
+            return self.start_rows * (1 + (times - 1) * step // self.ramp_iters)
+        doublings = times.bit_length() - 1
+        return self.start_rows << (doublings * step // self.ramp_iters)
+
     @model_validator(mode="after")
     def ramp_ends_at_whole_batch(self) -> Self:
         """A schedule has a first size that its last is a multiple of."""

@@ -16,7 +16,6 @@ import math
 from dataclasses import asdict, dataclass
 
 from yuzogpt.config import BatchSettings
-from yuzogpt.training.schedules import rows_at
 from yuzogpt.world import World
 
 MEASURED_EVERY = 4  # steps
@@ -37,7 +36,7 @@ class GlobalBatch:
     @classmethod
     def remembering(cls, settings: BatchSettings, memory: dict[str, float]) -> "GlobalBatch":
         """Return it with what a checkpoint kept; a new one for an empty memory."""
-        batch = cls(settings, rows=rows_at(0, settings))
+        batch = cls(settings, rows=settings.rows_at(0))
         vars(batch).update(memory)
         return batch
 
@@ -50,7 +49,7 @@ class GlobalBatch:
     def rows_at(self, step: int) -> int:
         """Return the rows of a step; of the schedule `noise`, of the next one alone."""
         is_measured = self.settings.batch_schedule == "noise"
-        return self.rows if is_measured else rows_at(step, self.settings)
+        return self.rows if is_measured else self.settings.rows_at(step)
 
     def most_in_pass(self, step: int, world: World) -> int:
         """Return how many rows a forward pass may hold: a measured step has two or more passes."""

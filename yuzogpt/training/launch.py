@@ -27,7 +27,7 @@ from yuzogpt.training import curves
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
 from yuzogpt.training.outside import Outside, Report
-from yuzogpt.training.parallel import process_group
+from yuzogpt.training.rendezvous import process_group
 from yuzogpt.training.stopping import Interruption, StopRequest, on_sigterm, request_in
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World

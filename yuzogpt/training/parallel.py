@@ -12,7 +12,6 @@ import contextlib
 import datetime
 import functools
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -26,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from yuzogpt.config import ModelSettings, ParallelSettings
-from yuzogpt.hardware import Hardware, choose_device
+from yuzogpt.hardware import Hardware
 from yuzogpt.loading import NamedTensors
 from yuzogpt.memory import return_freed_memory
 from yuzogpt.model.gpt import GPT
@@ -187,21 +186,6 @@ def rows_of_rank(rows: int, rank: int, size: int) -> range:
     """Return which rows of a sharded tensor a rank holds: equal parts, but for the last ones."""
     part = -(-rows // size)
     return range(min(rank * part, rows), min((rank + 1) * part, rows))
-
-
-@contextlib.contextmanager
-def process_group(world: World, device: str) -> Iterator[None]:
-    """Connect the workers that torchrun started; Ray Train does this itself."""
-    if world.size == 1:
-        yield
-        return
-    # Before the first collective, or all ranks of a node would take the first GPU.
-    on_gpu = choose_device(device, world).type == "cuda"
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def settle_buckets(

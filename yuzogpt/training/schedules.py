@@ -1,7 +1,7 @@
-"""The learning rate and the batch of each step: pure functions of the step.
+"""The learning rate of each step: a pure function of the step and its batch.
 
-In: a step, from 0. Out: a learning rate; rows. The one batch that is no such function is that of
-the gradient's noise scale (batch_size.py): it is part of a run's state.
+In: a step, from 0. Out: a learning rate. (Its rows: BatchSettings.rows_at, or batch_size.py for
+the schedule by noise.)
 """
 
 import math
@@ -29,27 +29,6 @@ def lr_at(step: int, optimizer: OptimizerSettings, schedule: ScheduleSettings) -
     if schedule.lr_schedule == "cosine":
         left = (1 + math.cos(math.pi * progress)) / 2
     return schedule.min_lr + (peak - schedule.min_lr) * left
-
-
-def rows_at(step: int, batch: BatchSettings) -> int:
-    """Return the rows of the global batch of `step`.
-
-    linear: start_rows * floor(1 + (n - 1) * step / ramp_iters), n times the first batch being the
-    whole. steps: log2(n) doublings, equally far apart, the last at ramp_iters. noise: the first
-    batch; what comes then is the run's own.
-    """
-    whole, first, ramp = batch.global_rows, batch.start_rows, batch.ramp_iters
-    if batch.batch_schedule == "constant":
-        return whole
-    if batch.batch_schedule == "noise":
-        return first
-    if step >= ramp:
-        return whole
-    times = whole // first
-    if batch.batch_schedule == "linear":
-        return first * (1 + (times - 1) * step // ramp)
-    doublings = times.bit_length() - 1
-    return first << (doublings * step // ramp)
 
 
 def batch_factor(rows: int, batch: BatchSettings) -> float:

@@ -1,0 +1,65 @@
+"""How the ranks that torchrun starts find each other, also when it starts them again.
+
+In: torchrun's store. Out: a process group. torchrun keeps its store when it starts ranks again
+(torch 2.13), and in it the addresses of those that are gone; who reads one of them waits for ever,
+or dies. So the ranks agree on a name for each attempt, below which nothing is written yet.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from yuzogpt.hardware import choose_device
+from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
+from yuzogpt.world import World
+
+ASK_EVERY = timedelta(seconds=1)
+NEWEST = "attempt"  # under this name rank 0 says which one begins
+
+
+@contextlib.contextmanager
+def process_group(world: World, device: str) -> Iterator[None]:
+    """Connect the workers that torchrun started; Ray Train does this itself."""
+    if world.size == 1:
+        yield
+        return
+    # Before the first collective, or all ranks of a node would take the first GPU.
+    on_gpu = choose_device(device, world).type == "cuda"
+    store, rank, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=PrefixStore(attempt(store, rank, size), store),
+        rank=rank,
+        world_size=size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def attempt(store: Store, rank: int, size: int) -> str:
+    """Return a name that all ranks of this attempt have, and none of an earlier one.
+
+    A rank that still finds the last attempt's name is not answered there: it asks with a name of
+    its own.
+    """
+    mine = secrets.token_hex(8)
+    if rank == 0:
+        store.set(NEWEST, mine)
+        others = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
+        for other in others:
+            store.set(f"{mine}/{other}", "all are here")
+        return mine
+    while True:
+        newest: str = store.get(NEWEST).decode()
+        store.set(f"{newest}/{rank}", mine)
+        with contextlib.suppress(dist.DistStoreError):  # not within that time
+            store.wait([f"{newest}/{mine}"], ASK_EVERY)
+            return newest

@@ -322,7 +322,7 @@ def by_validation_loss(run: Path) -> list[Path]:
 def best_of_each(run: Path, count: int) -> list[Path]:
     """Return the best checkpoints of a run: so many of each number of windows, as these compare.
 
-    A run that goes on with another one has no better checkpoint for that.
+    A run may go on with another number, which makes none of its older checkpoints worse.
     """
     losses: dict[float | None, list[tuple[float, Path]]] = {}
     for directory in candidates(run)[::-1]:  # among equals the newest is first

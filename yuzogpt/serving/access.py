@@ -188,8 +188,8 @@ class Gate:
                     message = await receive()
             except TimeoutError:
                 raise Refused(408, f"the body did not come within {patience:g} s") from None
-            if message["type"] == "http.disconnect":
-                outcome.went_early = until is not None
+            if message["type"] == "http.disconnect" and until is not None:
+                outcome.went_early = True
             if not message.get("more_body"):
                 until = None  # what comes now is that the client goes
             seen += len(message.get("body", b""))

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from torch.distributed import HashStore
 
 from tests.waiting import wait_until
-from yuzogpt.training.rendezvous import NEWEST, attempt
+from yuzogpt.training.rendezvous import AGAIN, NEWEST, attempt
 
 
 def test_ranks_agree_on_a_name_that_no_earlier_attempt_had():
@@ -22,3 +22,5 @@ def test_ranks_agree_on_a_name_that_no_earlier_attempt_had():
         second = {attempt(store, 0, 3), *(other.result(60) for other in others)}
     assert len(second) == 1
     assert second != first
+    # On all ranks: what the first attempt wrote is not to be deleted by the second.
+    assert [name.startswith(AGAIN) for name in (*first, *second)] == [False, True]

@@ -8,7 +8,6 @@ torchrun started.
 
 import contextlib
 import hashlib
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -161,10 +160,11 @@ def work_here(settings: TrainSettings, run: Path, listener: Listener) -> str | N
 def run_as_rank(settings: TrainSettings) -> None:
     """Train as one of the ranks that torchrun started; the settings are not checked yet."""
     world = World.of_torchrun()
-    if is_started_again():  # what there is now is this command's own
-        settings = runs.without_overwriting(settings)
     key = take_wandb_key(settings.log)
-    with process_group(world, settings.device.device), contextlib.ExitStack() as stack:
+    group = process_group(world, settings.device.device)
+    with group as is_started_again, contextlib.ExitStack() as stack:
+        if is_started_again:  # what there is now is this command's own
+            settings = runs.without_overwriting(settings)
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once a node
             with world.all_or_none():
                 if turn:
@@ -182,11 +182,6 @@ def run_as_rank(settings: TrainSettings) -> None:
         reason = work(settings, world, lambda *_: None, listener, stop)
     if world.rank == 0:
         conclude(settings, reason)
-
-
-def is_started_again() -> bool:
-    """Tell whether torchrun has started the ranks before, and at least one of them has died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextlib.contextmanager

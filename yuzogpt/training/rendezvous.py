@@ -6,6 +6,7 @@ or dies. So the ranks agree on a name for each attempt, below which nothing is w
 """
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
@@ -20,38 +21,47 @@ from yuzogpt.world import World
 
 ASK_EVERY = timedelta(seconds=1)
 NEWEST = "attempt"  # under this name rank 0 says which one begins
+AGAIN = "again-"  # what the names of all but a store's first one begin with
 
 
 @contextlib.contextmanager
-def process_group(world: World, device: str) -> Iterator[None]:
-    """Connect the workers that torchrun started; Ray Train does this itself."""
+def process_group(world: World, device: str) -> Iterator[bool]:
+    """Connect the workers that torchrun started; Ray Train does this itself.
+
+    Yields whether it has started them before; the same on all ranks.
+    """
+    is_counted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if world.size == 1:
-        yield
+        yield is_counted
         return
     # Before the first collective, or all ranks of a node would take the first GPU.
     on_gpu = choose_device(device, world).type == "cuda"
     store, rank, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    name = attempt(store, rank, size, is_again=is_counted)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=PrefixStore(attempt(store, rank, size), store),
+        store=PrefixStore(name, store),
         rank=rank,
         world_size=size,
         timeout=COLLECTIVE_TIMEOUT,
     )
     try:
-        yield
+        yield name.startswith(AGAIN)
     finally:
         dist.destroy_process_group()
 
 
-def attempt(store: Store, rank: int, size: int) -> str:
+def attempt(store: Store, rank: int, size: int, *, is_again: bool = False) -> str:
     """Return a name that all ranks of this attempt have, and none of an earlier one.
 
     A rank that still finds the last attempt's name is not answered there: it asks with a name of
-    its own.
+    its own. `is_again`: what torchrun counts of restarts on this node; it leaves out those that it
+    makes because a rank of another node died, which the store shows.
     """
     mine = secrets.token_hex(8)
     if rank == 0:
+        if is_again or store.check([NEWEST]):
+            mine = AGAIN + mine
         store.set(NEWEST, mine)
         others = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
         for other in others:

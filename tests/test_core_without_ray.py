@@ -46,6 +46,7 @@ LINE = [
         "errors",
         "files",
         "filesystems",
+        "storage",
         "tensor_files",
         "config",
         "overrides",

@@ -1,0 +1,1 @@
+"""Where bytes live, and how those of others are read."""

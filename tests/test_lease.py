@@ -101,7 +101,7 @@ def test_a_lease_that_is_gone_after_a_standstill_was_anothers(tmp_path, monkeypa
 
 def test_a_lease_that_cannot_be_read_is_not_anothers(tmp_path):
     (tmp_path / LEASE).mkdir()
-    with pytest.raises(OSError, match="Is a directory"):
+    with pytest.raises(OSError, match="not a regular file"):
         lease.holder_of(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """Runs in an object store, against a real S3 server: what they leave, lose and refuse."""
 
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from tests.training.worlds import exit_codes, losses, records, run_world, start_
 from tests.waiting import wait_until
 from yuzogpt import checkpoints, cli, lease, mirrors, runs, stored_checkpoints
 from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.files import to_json
 from yuzogpt.lease import LEASE, Lease
 from yuzogpt.metrics import Follower, MetricsLog, append_record
 from yuzogpt.mirrors import directory_of
@@ -432,3 +434,88 @@ def test_paths_say_what_they_are_copies_of(store, tmp_path):
     assert directory_of(str(tmp_path), mirrors.WORKER) == tmp_path
     with pytest.raises(UserError, match="too long"):
         directory_of(f"s3://runs/{'x' * 300}/run", mirrors.WORKER)
+
+
+HOSTILE = [
+    "../../../victim.txt",
+    "{victim}",
+    "s3%3A%2F%2Fattack/reader/victim.txt",
+    "linked/victim.txt",
+    "model.safetensors/../../victim.txt",
+    "model.safetensors\n",
+    "state.json\0",
+    ".bashrc",
+]
+
+
+@pytest.mark.parametrize("verb", ["sample", "serve", "export", "evaluate", "train", "report"])
+@pytest.mark.parametrize("is_local", [True, False], ids=["folder", "store"])
+def test_a_checkpoint_of_others_names_no_file_of_mine(
+    store, corpus_dir, tmp_path, verb, is_local, monkeypatch, capfd
+):
+    """Its manifest names a file that lies elsewhere, with the hash of what a store has there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    victim = home / "victim.txt"
+    victim.write_text("mine")
+    evil = b"evil"
+    store.create_bucket(Bucket="attack")
+    store.put_object(Bucket="attack", Key="victim.txt", Body=evil)
+    state = to_json({
+        "step": 5, "rows_seen": 60, "settings": {}, "dataset": "", "tokenizer": "", "metrics": {},
+    })  # fmt: skip
+    folder = home / "theirs" / "checkpoints" / "step-5"
+    folder.mkdir(parents=True)
+    (folder / "linked").symlink_to(home)
+    reference = str(home / "theirs") if is_local else URI
+    flags = {
+        "sample": [f"--out_dir={reference}"],
+        "serve": [reference, "--num_replicas=0", "--port=0"],
+        "export": [reference, "--to=huggingface", str(home / "exported")],
+        "evaluate": [reference, "--tasks=wikitext2", "--num_workers=0"],
+        "train": [*TINY, f"--data_dir={corpus_dir}", f"--init_from={reference}",
+                  f"--out_dir={home / 'mine'}", "--num_workers=0"],
+        "report": [reference],
+    }  # fmt: skip
+    for name in HOSTILE:
+        files = {name.format(victim=victim): hashlib.sha256(evil).hexdigest()}
+        files["state.json"] = hashlib.sha256(state).hexdigest()
+        heads = {"state.json": state, "manifest.json": to_json({"format": 2, "files": files})}
+        for head, content in heads.items():
+            if is_local:
+                (folder / head).write_bytes(content)
+            else:
+                put(store, f"checkpoints/step-5/{head}", content)
+        before = {path for path in home.rglob("*") if path.is_file()}
+        assert cli.status_of([verb, *flags[verb]]) == 2
+        assert victim.read_text() == "mine"
+        assert {path for path in home.rglob("*") if path.is_file()} == before
+        told = capfd.readouterr().err.splitlines()
+        errors = [line for line in told if "!!! checkpoint" not in line]
+        assert len(errors) == 1, errors
+
+
+def test_a_folder_named_as_a_mirror_is_none(store, tmp_path):
+    """Only the cache has mirrors: a path of the user's, or of a corpus, makes none."""
+    quoted = "s3%3A%2F%2Fattack"
+    folder = tmp_path / quoted / mirrors.READER / "run"
+    folder.mkdir(parents=True)
+    assert mirrors.uri_of(folder / "model.safetensors") is None
+    assert not mirrors.pull(folder / "model.safetensors")
+    cache = tmp_path / "cache" / "yuzogpt"
+    assert mirrors.uri_of(cache / "corpora" / quoted / mirrors.READER / "run") is None
+    assert mirrors.uri_of(cache / "runs" / quoted / "elsewhere" / "run") is None
+    assert mirrors.uri_of(cache / "runs" / quoted / mirrors.READER / ".." / "x") is None
+    assert mirrors.uri_of(cache / "runs" / quoted / mirrors.READER / "run") == "s3://attack/run"
+    with pytest.raises(UserError, match="has no folder"):
+        directory_of("s3://runs/..", mirrors.READER)
+
+
+def test_a_head_that_would_fill_the_disk_is_not_fetched(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_checkpoints, "MAX_JSON_BYTES", 1000)
+    put(store, "checkpoints/step-5/state.json", b" " * 1001)
+    put(store, "checkpoints/step-5/manifest.json", b"{}")
+    with pytest.raises(UserError, match="1,001 bytes, at most 1,000"):
+        stored_checkpoints.pull_reference(URI)
+    assert not list((tmp_path / "cache").rglob("state.json"))

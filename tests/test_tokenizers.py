@@ -1,6 +1,8 @@
 """Tokenizers: exact round trips, GPT-2's own ids, and whole in one file."""
 
+import base64
 import importlib.util
+import json
 import random
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from yuzogpt import tokenizers
 from yuzogpt.errors import UserError
-from yuzogpt.tokenizers import CharTokenizer, from_dict, gpt2_tokenizer
+from yuzogpt.storage.untrusted import DamagedFile
+from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
 
 TEXT = "Hello world! It's 2026; naïve café ☕ 日本語\n\n  indented\t<|endoftext|> we'll see"
 
@@ -93,9 +96,35 @@ def test_char_ids_are_in_code_point_order():
     assert CharTokenizer.of_text("banana\n").characters == "\nabn"
 
 
-def test_unknown_kind():
-    with pytest.raises(UserError, match="not known to this version"):
-        from_dict({"kind": "sentencepiece"})
+ALL_BYTES = {bytes([byte]): byte for byte in range(256)}
+
+
+def as_text(ranks):
+    return "\n".join(f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kind": "sentencepiece"}, "not known to this version"),
+        ({"kind": ["char"]}, "kind: Input should be a valid string"),
+        ({"kind": "char", "characters": 3}, "characters: Input should be a valid string"),
+        ({"kind": "char", "characters": ""}, "characters: none, or one twice"),
+        ({"kind": "char", "characters": "abca"}, "characters: none, or one twice"),
+        ({"kind": "gpt2"}, "not every byte is a token"),
+        ({"kind": "gpt2", "ranks": "no base64 at all"}, "ranks: "),
+        ({"kind": "gpt2", "ranks": as_text(ALL_BYTES | {b"th": 2**40})}, "are not 0, 1, 2"),
+        ({"kind": "gpt2", "ranks": as_text(ALL_BYTES | {b"th": 5})}, "are not 0, 1, 2"),
+        ({"kind": "gpt2", "ranks": as_text(ALL_BYTES | {b"": 256})}, "not every byte is a token"),
+    ],
+)
+def test_a_tokenizer_file_of_others_is_one_line(content, message, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DamagedFile, match=message) as error:
+        tokenizers.load(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
 
 
 def test_damaged_vocabulary_is_refused(monkeypatch):

@@ -18,19 +18,22 @@ store.
 """
 
 import contextlib
-import json
 import math
+import re
 import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field
 
 from yuzogpt import mirrors
 from yuzogpt.errors import UserError
 from yuzogpt.files import sha256, sync_directory, sync_file, to_json, write_durably
+from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 from yuzogpt.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
@@ -45,22 +48,47 @@ FORMAT_VERSION = 2
 READABLE = (1, 2)  # 1 had no files of several ranks
 
 
+Setting = TypeVar("Setting", str, int)
+
+# The names that we write. A manifest of somebody else's may hold any; others are not opened.
+STEP = re.compile(r"step-(0|[1-9][0-9]{0,15})")
+FileName = Annotated[
+    str,
+    Field(
+        pattern=r"^((model|optimizer)(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?"
+        r"|tokenizer\.json|state\.json)$"
+    ),
+]
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[int, Field(gt=-(2**63), lt=2**63)] | float
+
+
 class CorruptCheckpoint(Exception):
     """A directory that looks like a checkpoint and is not a whole one."""
+
+
+class Manifest(Untrusted):
+    """What manifest.json says."""
+
+    format: int
+    files: dict[FileName, Sha256]
+    metrics: dict[str, Number] = Field(default_factory=dict)  # found out later
 
 
 @dataclass(frozen=True)
 class State:
     """What a run is, apart from its tensors."""
 
-    step: int
-    rows_seen: int
-    settings: dict[str, Any]
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+
+    step: Whole
+    rows_seen: Whole
+    settings: dict[str, dict[str, Any]]
     dataset: str
     tokenizer: str
-    metrics: dict[str, float]
-    guard: dict[str, float] = field(default_factory=dict)  # what the guards remember of the losses
-    batch: dict[str, float] = field(default_factory=dict)  # what its schedule has measured
+    metrics: dict[str, Number]
+    guard: dict[str, Number] = field(default_factory=dict)  # what the guards remember of the losses
+    batch: dict[str, Number] = field(default_factory=dict)  # what its schedule has measured
 
 
 @dataclass(frozen=True)
@@ -72,10 +100,18 @@ class Checkpoint:
 
     def tensors(self, kind: str) -> "Iterator[tuple[str, Tensor]]":
         """Yield the tensors of MODEL or OPTIMIZER with their names, whole, memory-mapped."""
-        files = json.loads((self.directory / MANIFEST).read_bytes())["files"]
-        for name in sorted(files):
+        for name in sorted(read_manifest(self.directory).files):
             if name.startswith(kind) and name.endswith(".safetensors"):
                 yield from read_tensors(self.directory / name)
+
+    def setting(self, section: str, leaf: str, kind: type[Setting]) -> Setting:
+        """Return one of the settings that the run had; UserError if its state has none such."""
+        value = self.state.settings.get(section, {}).get(leaf)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(
+                f"{self.directory / STATE}: settings.{section}.{leaf}: not a {kind.__name__}"
+            )
+        return value
 
 
 def tensor_file(kind: str, part: int, parts: int) -> str:
@@ -157,13 +193,15 @@ def verify(directory: Path, *, optimizer: bool = True, head_only: bool = False) 
     such a checkpoint is not corrupt.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
-        if manifest["format"] not in READABLE:
+        manifest = read_manifest(directory)
+        if manifest.format not in READABLE:
             raise UserError(
-                f"{directory}: format {manifest['format']}, written by another version of "
+                f"{directory}: format {manifest.format}, written by another version of "
                 f"YuzoGPT; this one reads {', '.join(map(str, READABLE))}"
             )
-        for name, expected in manifest["files"].items():
+        if STATE not in manifest.files:
+            raise CorruptCheckpoint(f"{MANIFEST} does not name {STATE}")
+        for name, expected in manifest.files.items():
             if (name.startswith(OPTIMIZER) and not optimizer) or (head_only and name != STATE):
                 continue
             if not is_whole(directory / name, expected):
@@ -171,8 +209,8 @@ def verify(directory: Path, *, optimizer: bool = True, head_only: bool = False) 
         return read(directory)
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpoint(f"unreadable: {error!r}") from None
+    except DamagedFile as error:
+        raise CorruptCheckpoint(str(error).removeprefix(f"{directory}/")) from None
     except OSError as error:
         if mirrors.uri_of(directory):  # it may be within reach again soon
             raise
@@ -188,21 +226,25 @@ def is_whole(path: Path, expected: str) -> bool:
 
 def read(directory: Path) -> Checkpoint:
     """Read the state of a checkpoint that was verified already, by this process or another."""
-    content = json.loads((directory / STATE).read_bytes())
-    content["metrics"] |= json.loads((directory / MANIFEST).read_bytes()).get(METRICS, {})
-    known = {name: content[name] for name in State.__annotations__ if name in content}
-    return Checkpoint(directory, State(**known))
+    state = read_json(directory / STATE, State)
+    metrics = {**state.metrics, **read_manifest(directory).metrics}
+    return Checkpoint(directory, replace(state, metrics=metrics))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Return the manifest of a checkpoint; DamagedFile if it is none of ours."""
+    return read_json(directory / MANIFEST, Manifest)
 
 
 def add_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
     """Keep with a checkpoint what was found out later: in its manifest, which is one file."""
-    manifest = json.loads((directory / MANIFEST).read_bytes())
-    rewrite_manifest(directory, {**manifest, METRICS: dict(metrics)})
+    manifest = read_manifest(directory)
+    rewrite_manifest(directory, manifest.model_copy(update={METRICS: dict(metrics)}))
 
 
-def rewrite_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+def rewrite_manifest(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest of a checkpoint, here and in its store."""
-    write_durably(directory / MANIFEST, to_json(manifest))
+    write_durably(directory / MANIFEST, to_json(manifest.model_dump(exclude_unset=True)))
     mirrors.push(directory / MANIFEST)
 
 
@@ -288,17 +330,15 @@ def resumable(run: Path) -> list[Path]:
 
 def is_weights_only(directory: Path) -> bool:
     """Tell whether a checkpoint was kept for its weights: its manifest names no optimizer's."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        files = json.loads((directory / MANIFEST).read_bytes())["files"]
-        return not any(name.startswith(OPTIMIZER) for name in files)
+    with contextlib.suppress(OSError, DamagedFile):
+        return not any(name.startswith(OPTIMIZER) for name in read_manifest(directory).files)
     return False
 
 
 def step_of(directory: Path) -> int:
     """Return the step of a checkpoint directory by its name, -1 if it has none."""
-    with contextlib.suppress(ValueError):
-        return int(directory.name.removeprefix("step-"))
-    return -1
+    found = STEP.fullmatch(directory.name)
+    return int(found[1]) if found else -1
 
 
 def by_validation_loss(run: Path) -> list[Path]:
@@ -336,9 +376,8 @@ def best_of_each(run: Path, count: int) -> list[Path]:
 
 def read_metrics(directory: Path) -> dict[str, float]:
     """Return the metrics of a checkpoint that may be broken: none, then."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = read(directory).state.metrics
-        return {str(name): float(value) for name, value in found.items()}
+    with contextlib.suppress(OSError, DamagedFile):
+        return {name: float(value) for name, value in read(directory).state.metrics.items()}
     return {}
 
 
@@ -371,13 +410,13 @@ def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> N
 def drop_optimizer(directory: Path) -> None:
     """Keep only the weights of a checkpoint; its manifest says so before anything is deleted."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
-        gone = [name for name in manifest["files"] if name.startswith(OPTIMIZER)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return  # damaged since it was verified: whoever wants to read it will say so
+        manifest = read_manifest(directory)
+    except DamagedFile:
+        return  # damaged since it was verified: its next reader will say so
+    gone = [name for name in manifest.files if name.startswith(OPTIMIZER)]
     if gone:
-        kept = {name: hash for name, hash in manifest["files"].items() if name not in gone}
-        rewrite_manifest(directory, {**manifest, "files": kept})
+        kept = {name: hash for name, hash in manifest.files.items() if name not in gone}
+        rewrite_manifest(directory, manifest.model_copy(update={"files": kept}))
     here = [path.name for path in directory.iterdir()]
     for name in {*here, *mirrors.listing(directory)}:
         if name.startswith(OPTIMIZER):

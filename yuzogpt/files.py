@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yuzogpt.errors import UserError
+from yuzogpt.storage.untrusted import open_regular
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -39,8 +40,8 @@ def sync_file(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file, as hexadecimal."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -49,10 +50,15 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def cache_path() -> Path:
+    """Return where this user's cache on this node is, or would be."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "yuzogpt"
+
+
 def cache_directory() -> Path:
     """Return this user's cache on this node (downloads, verified hashes), made if missing."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    directory = Path(base) / "yuzogpt"
+    directory = cache_path()
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 

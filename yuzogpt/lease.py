@@ -20,10 +20,13 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field
 
 from yuzogpt import mirrors
 from yuzogpt.errors import InUse, RunFailed, UserError
+from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json
 
 LEASE = ".lease.json"
 HEARTBEAT = 2.0  # seconds
@@ -31,6 +34,17 @@ EXPIRES_AFTER = 10.0  # seconds without a heartbeat
 SETTLES_IN = 1.0  # seconds, in a store: more than another needs from its look to its writing
 
 Holder = dict[str, Any]
+
+
+class StoredLease(Untrusted):
+    """What a lease says that somebody holds; ours, or another's."""
+
+    id: str
+    host: str
+    process: Annotated[int, Field(gt=0, lt=2**31)]
+    boot: str = ""
+    namespace: str = ""
+    started: str = ""
 
 
 class Lease:
@@ -191,9 +205,8 @@ class Lease:
 def parse(content: bytes) -> Holder | None:
     """Return who holds a lease; None for what a power loss left of one."""
     try:
-        found = json.loads(content)
-        return found if {"id", "host", "process"} <= found.keys() else None
-    except (ValueError, AttributeError):
+        return parse_json(content, StoredLease, LEASE).model_dump()
+    except DamagedFile:
         return None
 
 

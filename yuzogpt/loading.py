@@ -13,7 +13,8 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights
-from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.model.shapes import check_shapes
+from yuzogpt.references import ModelReference, resolve_model, shape_of
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -38,11 +39,15 @@ def read_weights(reference: ModelReference, exact: bool = False) -> dict[str, Te
         _, weights = huggingface.read(reference.name)
         return weights
     try:
-        return dict(reference.checkpoint.tensors(MODEL))
+        weights = dict(reference.checkpoint.tensors(MODEL))
     except FileNotFoundError:
         if exact:
             raise
         return read_weights(resolve_model(reference.name))
+    # `--context` of the reference may be another; the weights are those of the checkpoint itself.
+    shape = shape_of(reference.checkpoint)
+    check_shapes(shape, weights, str(reference.checkpoint.directory))
+    return weights
 
 
 def starting_weights(settings: TrainSettings, resume: Checkpoint | None) -> NamedTensors:
@@ -51,6 +56,7 @@ def starting_weights(settings: TrainSettings, resume: Checkpoint | None) -> Name
     They come one after the other, so that a rank need not hold all of them.
     """
     if resume:
+        check_shapes(settings.model, dict(resume.tensors(MODEL)), str(resume.directory))
         return resume.tensors(MODEL)
     if settings.run.init_from == "scratch":
         return initial_weights(settings.model, settings.run.seed, settings.initialization)

@@ -23,6 +23,7 @@ Every record has kind, step and time (Unix seconds); one with a text is shown to
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -31,14 +32,55 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from yuzogpt import mirrors
 from yuzogpt.files import write_durably
+from yuzogpt.storage.untrusted import open_regular
 
 Record = dict[str, Any]
 Line = tuple[str, Record]  # of the file, and what it says
 Listener = Callable[[Record], None]
+
+MAX_LINE_BYTES = 2**24  # a longer line is none of ours
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+Number = float | None  # None: it was not finite
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class StoredRecord(TypedDict, total=False):
+    """A record as it lies in the file, which may be somebody else's; more fields may be there."""
+
+    kind: Required[Annotated[str, Field(max_length=40)]]
+    step: Required[Whole]
+    time: Annotated[float, Field(ge=0, le=2.0**36)]  # Unix seconds
+    text: str
+    reason: str
+    workers: Whole
+    rows_seen: Whole
+    rows: Whole
+    steps: Whole
+    redone_steps: Whole
+    redone_tokens: Whole
+    tokens_per_step: Whole
+    tokens_per_second: Annotated[float, Field(gt=0)]
+    skipped: Whole
+    bytes: Whole
+    best_step: Whole | None
+    loss: Number
+    lr: Number
+    grad_norm: Number
+    clip_rate: Number
+    val_loss: Number
+    val_loss_estimate: Number
+    best_val_loss: Number
+    stall_seconds: Number
+    waited_seconds: Number
+    write_seconds: Number
+
 
 # What happened to a run is not undone with its steps.
 HISTORY = ("start", "undone", "failure", "stop")
@@ -68,8 +110,8 @@ class MetricsLog:
                 if record["kind"] == "start":
                     self.undone_steps = self.undone_rows = 0
                 elif record["kind"] == "undone":
-                    self.undone_steps += record["steps"]
-                    self.undone_rows += record["rows"]
+                    self.undone_steps += record.get("steps", 0)
+                    self.undone_rows += record.get("rows", 0)
             write_durably(path, "".join(f"{line}\n" for line, _ in kept).encode())
         self.file = path.open("ab", buffering=0)
         self.listener = listener
@@ -143,20 +185,26 @@ def append_record(path: Path, kind: str, text: str, *, step: int = 0, **values: 
 
 def read_lines(path: Path) -> Iterator[Line]:
     """Yield the records of the file with their lines; what a crash left of a line is skipped."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+    with open_regular(path) as file:
+        for content in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
+            line = content.decode("utf-8", errors="replace")
             record = parse(line)
             if record:
                 yield line.rstrip("\n"), record
 
 
 def parse(line: str) -> Record | None:
-    """Return the record of a line; None if it is not a whole one."""
+    """Return the record of a line; None if it is not a whole one, or a value is of no such type."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        return dict(schema().validate_json(line))
+    except ValidationError:
         return None
-    return record if isinstance(record, dict) and {"kind", "step"} <= record.keys() else None
+
+
+@functools.cache
+def schema() -> TypeAdapter[StoredRecord]:
+    """Return what records are held against."""
+    return TypeAdapter(StoredRecord)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -184,7 +232,7 @@ class Follower:
         self.listener = listener
         self.file: BinaryIO | None = None  # open, and read as far as its records were handed on
         with contextlib.suppress(FileNotFoundError):
-            self.file = path.open("rb")
+            self.file = open_regular(path)
             for _ in whole_lines(self.file):
                 pass
         self.done = threading.Event()
@@ -217,7 +265,7 @@ class Follower:
             with contextlib.suppress(OSError):  # tried again
                 mirrors.pull(self.path, if_changed=True)
         with contextlib.suppress(FileNotFoundError):
-            self._take_over(self.path.open("rb"))
+            self._take_over(open_regular(self.path))
         for line in whole_lines(self.file) if self.file else ():
             record = parse(line.decode("utf-8", errors="replace"))
             if record:
@@ -246,6 +294,6 @@ class Follower:
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines from here on; what is not a whole one yet is left to be read again."""
-    while (line := file.readline()).endswith(b"\n"):
+    while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n") or len(line) == MAX_LINE_BYTES:
         yield line
     file.seek(-len(line), os.SEEK_CUR)

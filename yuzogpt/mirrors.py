@@ -7,7 +7,8 @@ between it and the store, which has neither rename nor append. Two kinds of file
     read, write, append, delete    small files that processes share: in a mirror, the store's own
 
 Where a path is in no mirror, the first kind do nothing, and the second do it to the file. So the
-rest of the program names files of a run by their paths, wherever the run is.
+rest of the program names files of a run by their paths, wherever the run is. A mirror lies in the
+cache's folder `runs` and nowhere else: no name in a run or corpus of somebody else makes one.
 """
 
 import contextlib
@@ -24,11 +25,13 @@ from urllib.parse import quote, unquote
 from pyarrow import fs
 
 from yuzogpt.errors import UserError, first_line
-from yuzogpt.files import cache_directory, write_durably
+from yuzogpt.files import cache_directory, cache_path, write_durably
 from yuzogpt.filesystems import is_store_error, open_filesystem, scheme_of
+from yuzogpt.storage.untrusted import DamagedFile, open_regular
 
 # Processes of one machine that must not write each other's copies.
-DRIVER, WORKER, READER = "driver", "worker", "reader"
+ROLES = DRIVER, WORKER, READER = "driver", "worker", "reader"
+MIRRORS = "runs"  # in the cache
 SCHEMES = ("s3", "gs")
 MARKS = tuple(quote(f"{scheme}://", safe="") for scheme in SCHEMES)
 LONGEST = 255  # of a name in a directory
@@ -46,20 +49,28 @@ def directory_of(out_dir: str, role: str) -> Path:
     if not scheme_of(out_dir):
         return Path(out_dir)
     parent, _, name = out_dir.rpartition("/")
+    if ".." in out_dir.split("/"):
+        raise UserError(f"{out_dir}: a store has no folder `..`; write the folder's own name")
     quoted = quote(parent, safe="")
     if len(quoted) > LONGEST:
         raise UserError(f"{out_dir}: too long; choose a shorter name")
-    directory = cache_directory() / "runs" / quoted / role / name
+    directory = cache_directory() / MIRRORS / quoted / role / name
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
 def uri_of(path: Path) -> str | None:
     """Return what a path in a mirror is a copy of; None for any other path."""
-    for index, part in enumerate(path.parts):
-        if part.startswith(MARKS):
-            return "/".join([unquote(part), *path.parts[index + 2 :]])
-    return None
+    try:
+        folder = (cache_path() / MIRRORS).parts
+    except RuntimeError:  # this user has no home, hence no mirror
+        return None
+    if path.parts[: len(folder)] != folder or ".." in path.parts:
+        return None
+    quoted, role, *below = (*path.parts[len(folder) :], "", "")
+    if not quoted.startswith(MARKS) or role not in ROLES:
+        return None
+    return "/".join([unquote(quoted), *filter(None, below)])
 
 
 def name_of(path: Path) -> str:
@@ -94,10 +105,11 @@ def push(path: Path, to: Path | None = None) -> str | None:
     return digest.hexdigest()
 
 
-def pull(path: Path, *, if_changed: bool = False) -> bool:
-    """Copy a file from its store, if it is there; tell whether it is.
+def pull(path: Path, *, if_changed: bool = False, max_bytes: int | None = None) -> bool:
+    """Copy a file from its store, if it is there; return whether it is.
 
     `if_changed`: leave a copy of the same time and size. One that is gone in the store goes here.
+    OSError if it has more than `max_bytes`.
     """
     uri = uri_of(path)
     if uri is None:
@@ -110,6 +122,8 @@ def pull(path: Path, *, if_changed: bool = False) -> bool:
             info = filesystem.get_file_info(inside)
             if not info.is_file:
                 raise FileNotFoundError(errno.ENOENT, "not there", uri)
+            if max_bytes is not None and info.size > max_bytes:
+                raise OSError(errno.EFBIG, f"{info.size:,} bytes, at most {max_bytes:,}", uri)
             if if_changed and path.exists() and stamp_of(path) == (info.size, info.mtime_ns):
                 return True
             with filesystem.open_input_stream(inside) as stream, temporary.open("wb") as file:
@@ -185,10 +199,14 @@ def pause_after(took: float) -> float:
 
 
 def read(path: Path) -> bytes:
-    """Return the content of a file; FileNotFoundError if there is none."""
+    """Return the content of a file; FileNotFoundError if there is none, OSError if unreadable."""
     uri = uri_of(path)
     if uri is None:
-        return path.read_bytes()
+        try:
+            with open_regular(path) as regular:
+                return regular.read()
+        except DamagedFile:
+            raise OSError(errno.EINVAL, "not a regular file", str(path)) from None
     filesystem, inside = opened(uri)
     with told_by(uri), filesystem.open_input_file(inside) as file:  # a stream asks 16 kB at a time
         return bytes(file.read())

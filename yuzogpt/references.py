@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from yuzogpt import checkpoints, stored_checkpoints, tokenizers
+from yuzogpt import checkpoints, stored_checkpoints, tokenizer_files, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED, read_config
 from yuzogpt.paths import directory_or_store
+from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenizers import Tokenizer
 
 GPT2_VOCABULARY = 50257
@@ -35,12 +36,29 @@ class ModelReference:
         """Return the tokenizer that the model speaks."""
         if self.checkpoint:
             return tokenizers.load(self.checkpoint.directory / checkpoints.TOKENIZER)
-        if self.shape.vocab_size == GPT2_VOCABULARY:
+        if self.name in PUBLISHED:
             return tokenizers.gpt2_tokenizer()
-        raise UserError(
-            f"{self.name}: its {self.shape.vocab_size} tokens are not GPT-2's, and a Hugging Face "
-            "folder brings no tokenizer that is read here; use a checkpoint of ours"
-        )
+        found = tokenizer_files.read_tokenizer(Path(self.name))
+        if found is None and self.shape.vocab_size == GPT2_VOCABULARY:
+            return tokenizers.gpt2_tokenizer()
+        if found is None:
+            raise UserError(
+                f"{self.name}: its {self.shape.vocab_size} tokens are not GPT-2's, and the folder "
+                "brings no tokenizer; add its tokenizer.json"
+            )
+        if found.vocab_size != self.shape.vocab_size:
+            raise UserError(
+                f"{self.name}: its tokenizer has {found.vocab_size} tokens, its model "
+                f"{self.shape.vocab_size}; they do not belong together"
+            )
+        return found
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model says which tokenizer it speaks."""
+        if self.checkpoint or self.shape.vocab_size == GPT2_VOCABULARY:
+            return True
+        return tokenizer_files.has_tokenizer(Path(self.name))
 
 
 def locate_model(name: str, storage: str, key: str) -> str:
@@ -88,9 +106,12 @@ def find_model(name: str) -> ModelReference:
 def shape_of(checkpoint: Checkpoint) -> ModelSettings:
     """Return the shape of a checkpoint's model; the rest of its settings may be of any version."""
     try:
-        return ModelSettings.model_validate(checkpoint.state.settings["model"])
+        shape = ModelSettings.model_validate(checkpoint.state.settings.get("model", {}))
     except ValidationError as error:
-        wrong = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
+        wrong = ", ".join(".".join(map(str, item["loc"])) for item in error.errors()[:8])
         raise UserError(
             f"{checkpoint.directory}: a model of another version of YuzoGPT; not known: {wrong}"
         ) from None
+    if not shape.vocab_size:
+        raise DamagedFile(f"{checkpoint.directory}: settings.model.vocab_size: none")
+    return shape

@@ -24,7 +24,7 @@ from yuzogpt.lease import Lease, holder_of
 from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
-from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
+from yuzogpt.references import resolve_model, shape_of
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"  # of `--eval_tasks`; the same kind of records
@@ -154,7 +154,7 @@ def as_started(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings
 
     And the shape that a pretrained model gave it.
     """
-    first = checkpoint.state.settings["run"]["init_from"]
+    first = checkpoint.setting("run", "init_from", str)
     wanted = first if settings.run.init_from == "resume" else settings.run.init_from
     run = settings.run.model_copy(update={"init_from": wanted})
     if first != "scratch":
@@ -173,7 +173,8 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
     """Raise UserError with the difference if the run would not be the same run."""
     old = checkpoint.state.settings
     differences = changed_frozen(old, as_started(settings, checkpoint))
-    rows_before = old["batch"]["batch_size"] * old["batch"]["gradient_accumulation_steps"]
+    rows_before = checkpoint.setting("batch", "batch_size", int)
+    rows_before *= checkpoint.setting("batch", "gradient_accumulation_steps", int)
     if rows_before != settings.batch.global_rows:
         differences.append(
             "batch_size x gradient_accumulation_steps: "
@@ -306,9 +307,8 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
             f"{corpus.manifest.corpus} {settings.model.vocab_size}; prepare the corpus with the "
             "model's tokenizer"
         )
-    is_known = reference.checkpoint or shape.vocab_size == GPT2_VOCABULARY
     made_with = corpus.manifest.tokenizer["fingerprint"]
-    if is_known and tokenizers.fingerprint(reference.tokenizer()) != made_with:
+    if reference.has_tokenizer and tokenizers.fingerprint(reference.tokenizer()) != made_with:
         raise UserError(
             f"{origin}: its tokenizer is not the one that made the corpus "
             f"{corpus.manifest.corpus}, though both have {shape.vocab_size} tokens"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from yuzogpt import checkpoints, mirrors
 from yuzogpt.checkpoints import MANIFEST, STATE, Checkpoint
 from yuzogpt.errors import UserError
+from yuzogpt.storage.untrusted import MAX_JSON_BYTES
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from yuzogpt.world import World
@@ -39,8 +40,8 @@ def pull_heads(run: Path) -> None:
 
 def pull_head(directory: Path) -> None:
     """Bring manifest and state of one checkpoint; none is left here if it is gone meanwhile."""
-    mirrors.pull(directory / STATE)
-    if not mirrors.pull(directory / MANIFEST):
+    mirrors.pull(directory / STATE, max_bytes=MAX_JSON_BYTES)
+    if not mirrors.pull(directory / MANIFEST, max_bytes=MAX_JSON_BYTES):
         checkpoints.remove(directory)
 
 
@@ -49,7 +50,7 @@ def pull_reference(uri: str) -> Path:
     directory = mirrors.directory_of(uri, mirrors.READER)
     try:
         for name in HEAD:
-            mirrors.pull(directory / name)
+            mirrors.pull(directory / name, max_bytes=MAX_JSON_BYTES)
         pull_heads(directory)
     except OSError as error:
         raise UserError(f"{uri}: not within reach: {error.strerror}") from None

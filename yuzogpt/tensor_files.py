@@ -15,6 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yuzogpt.errors import first_line
+from yuzogpt.storage.untrusted import DamagedFile, open_regular
+
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
     from torch import Tensor
 
@@ -74,9 +77,18 @@ def chunks(tensor: "Tensor") -> Iterator[memoryview]:
 
 
 def read_tensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
-    """Yield the tensors of a file, memory-mapped: only what is looked at is read."""
-    from safetensors import safe_open
+    """Yield the tensors of a file, memory-mapped: only what is looked at is read.
 
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            yield name, file.get_tensor(name)
+    DamagedFile if it is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    open_regular(path).close()
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, AttributeError) as error:  # the latter: a dtype that torch has not
+        raise DamagedFile(
+            f"{path}: damaged, or not downloaded to its end: {first_line(error)}"
+        ) from None

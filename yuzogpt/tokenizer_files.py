@@ -2,17 +2,31 @@
 
 In: one of our tokenizers. Out: the content of tokenizer.json (for the `tokenizers` library: what
 happens to a text, step by step), tokenizer_config.json, and for GPT-2's vocab.json and merges.txt.
+And back, where a folder's tokenizer is of one of these two kinds.
 
 One thing differs by that library's custom: a literal <|endoftext|> in a text becomes the token,
 unless one asks for `split_special_tokens=True`.
 """
 
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from yuzogpt.errors import UserError
 from yuzogpt.files import to_json
-from yuzogpt.tokenizers import END_OF_TEXT, BytePairTokenizer, CharTokenizer, Tokenizer
+from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_file, read_json
+from yuzogpt.tokenizers import (
+    END_OF_TEXT,
+    BytePairTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    byte_pair_tokenizer,
+)
+
+TOKENIZER, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+# Of other kinds of tokenizers.
+UNREADABLE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 
 
 def files_of(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
@@ -31,18 +45,8 @@ def files_of(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
 
 def byte_pair_files(tokenizer: BytePairTokenizer, config: dict[str, Any]) -> dict[str, bytes]:
     """Return the files of GPT-2's tokenizer: to characters that stand for bytes, then merges."""
-    shown = characters_of_bytes()
-
-    def show(token: bytes) -> str:
-        return "".join(shown[byte] for byte in token)
-
-    ordered = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
-    merges = [
-        " ".join(show(part) for part in merged_from(token, tokenizer.ranks))
-        for token, _ in ordered
-        if len(token) > 1
-    ]
-    vocabulary = {show(token): rank for token, rank in ordered}
+    merges = merges_of(tokenizer)
+    vocabulary = {shown_as(token): rank for token, rank in by_rank(tokenizer)}
     vocabulary[END_OF_TEXT] = tokenizer.end_of_text
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     steps = {
@@ -59,6 +63,26 @@ def byte_pair_files(tokenizer: BytePairTokenizer, config: dict[str, Any]) -> dic
         "tokenizer.json": to_json({"version": "1.0", **steps}),
         "tokenizer_config.json": to_json({**config, **own}),
     }
+
+
+def merges_of(tokenizer: BytePairTokenizer) -> list[str]:
+    """Return the lines of merges.txt: the two tokens that each longer one is merged from."""
+    return [
+        " ".join(shown_as(part) for part in merged_from(token, tokenizer.ranks))
+        for token, _ in by_rank(tokenizer)
+        if len(token) > 1
+    ]
+
+
+def by_rank(tokenizer: BytePairTokenizer) -> list[tuple[bytes, int]]:
+    """Return the tokens with their ids, in the order of these."""
+    return sorted(tokenizer.ranks.items(), key=lambda item: item[1])
+
+
+def shown_as(token: bytes) -> str:
+    """Return the characters that stand for the bytes of a token."""
+    shown = characters_of_bytes()
+    return "".join(shown[byte] for byte in token)
 
 
 def char_files(tokenizer: CharTokenizer, config: dict[str, Any]) -> dict[str, bytes]:
@@ -90,6 +114,7 @@ def special(content: str, index: int) -> dict[str, Any]:
     return {"id": index, "content": content, "special": True, **plain}
 
 
+@functools.cache
 def characters_of_bytes() -> dict[int, str]:
     """Return the character that stands for each byte in GPT-2's files (GPT-2's encoder.py).
 
@@ -110,3 +135,103 @@ def merged_from(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]
         first = min(range(len(pairs)), key=lambda place: ranks.get(pairs[place], len(ranks)))
         parts[first : first + 2] = [pairs[first]]
     return parts[0], parts[1]
+
+
+class TokenizerFile(Untrusted):
+    """What tokenizer.json says, as far as it decides the ids of a text."""
+
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    model: dict[str, Any]
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer that a Hugging Face folder brings; None if it brings none.
+
+    UserError for one that is neither a byte-level BPE as GPT-2's nor one of our characters.
+    """
+    path = folder / TOKENIZER
+    if path.exists():
+        return from_tokenizer_json(path)
+    path = folder / VOCABULARY
+    if path.exists():
+        vocabulary = read_json(path, dict[str, int])
+        try:
+            lines = read_file(folder / MERGES).decode("utf-8").split("\n")
+        except (OSError, ValueError):
+            raise DamagedFile(f"{folder / MERGES}: not readable; {VOCABULARY} needs it") from None
+        first = 1 if lines[0].startswith("#version") else 0
+        return from_merges(vocabulary, [line for line in lines[first:] if line], path)
+    others = [name for name in UNREADABLE if (folder / name).exists()]
+    if others:
+        raise not_readable(folder / others[0], "of a kind that is not read here")
+    return None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a Hugging Face folder brings a tokenizer of any kind."""
+    return any((folder / name).exists() for name in (TOKENIZER, VOCABULARY, *UNREADABLE))
+
+
+def from_tokenizer_json(path: Path) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json, if its steps are those of one of ours."""
+    content = read_json(path, TokenizerFile)
+    model, steps = content.model, content.pre_tokenizer or {}
+    vocabulary, kind = model.get("vocab"), model.get("type", "BPE")  # older files leave it out
+    if content.normalizer is not None:
+        raise not_readable(path, "it changes the text first (normalizer)")
+    if not isinstance(vocabulary, dict) or not all(
+        isinstance(index, int) and not isinstance(index, bool) for index in vocabulary.values()
+    ):
+        raise not_readable(path, f"its model is {kind!r:.40}, without a vocabulary of ids")
+    if kind == "WordLevel" and steps.get("type") == "Split":
+        return from_characters(vocabulary, steps, path)
+    # `use_regex`: GPT-2's rule for cutting text into pieces; it is on where it is left out.
+    is_byte_level = steps.get("type") == "ByteLevel" and steps.get("use_regex", True) is True
+    merges = model.get("merges")
+    if kind != "BPE" or not is_byte_level or not isinstance(merges, list):
+        raise not_readable(path, f"{kind!r:.40} after {steps.get('type')!r:.40}")
+    if steps.get("add_prefix_space") is not False:
+        raise not_readable(path, "it puts a space before each text (add_prefix_space)")
+    joined = [one if isinstance(one, str) else " ".join(map(str, one)) for one in merges]
+    return from_merges(vocabulary, joined, path)
+
+
+def from_characters(
+    vocabulary: Mapping[str, int], steps: Mapping[str, Any], path: Path
+) -> Tokenizer:
+    """Return our tokenizer of characters, from the file that `char_files` makes."""
+    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
+    is_split = steps.get("pattern") == {"Regex": r"[\s\S]"} and steps.get("behavior") == "Isolated"
+    is_counted = sorted(vocabulary.values()) == list(range(len(ordered)))
+    if not is_split or not is_counted or any(len(one) != 1 for one in ordered):
+        raise not_readable(path, "its words are no characters")
+    return CharTokenizer("".join(ordered))
+
+
+def from_merges(vocabulary: Mapping[str, int], merges: list[str], path: Path) -> Tokenizer:
+    """Return a byte-level BPE, if ids follow merges as in GPT-2, with the end of text last."""
+    bytes_of = {shown: byte for byte, shown in characters_of_bytes().items()}
+    try:
+        ranks = {
+            bytes(bytes_of[one] for one in token): index
+            for token, index in vocabulary.items()
+            if token != END_OF_TEXT
+        }
+    except KeyError as error:
+        raise not_readable(path, f"a token has the character {error.args[0]!r:.20}") from None
+    if vocabulary.get(END_OF_TEXT) != len(vocabulary) - 1:
+        raise not_readable(path, f"its last token is not {END_OF_TEXT}")
+    tokenizer = byte_pair_tokenizer(ranks, str(path))
+    # What tiktoken merges follows from the ids alone; the file must say the same.
+    if merges_of(tokenizer) != merges:
+        raise not_readable(path, "its merges are not in the order of its ids")
+    return tokenizer
+
+
+def not_readable(path: Path, reason: str) -> UserError:
+    """Say that a folder brings a tokenizer that is not read here."""
+    return UserError(
+        f"{path}: this tokenizer is not read here: {reason}; only GPT-2's kind is (byte-level BPE "
+        "with <|endoftext|> as its last token)"
+    )

@@ -7,18 +7,20 @@ every corpus and checkpoint, so that neither needs a download to be read.
 import base64
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import tiktoken
 import tiktoken.load
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, first_line
 from yuzogpt.files import to_json
+from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Offsets = npt.NDArray[np.int64]
@@ -172,14 +174,46 @@ def gpt2_tokenizer() -> BytePairTokenizer:
     return BytePairTokenizer(ranks)
 
 
-def from_dict(content: Mapping[str, Any]) -> Tokenizer:
-    """Build a tokenizer from what its `to_dict` returned."""
-    if content["kind"] == "char":
-        return CharTokenizer(content["characters"])
-    if content["kind"] == "gpt2":
-        pairs = (line.split(" ") for line in content["ranks"].splitlines())
-        return BytePairTokenizer({base64.b64decode(token): int(rank) for token, rank in pairs})
-    raise UserError(f"tokenizer of kind {content['kind']!r}: not known to this version of YuzoGPT")
+class StoredTokenizer(Untrusted):
+    """What tokenizer.json says."""
+
+    kind: str
+    characters: str = ""
+    ranks: str = ""
+
+
+def from_stored(content: StoredTokenizer, origin: str) -> Tokenizer:
+    """Build a tokenizer from what its `to_dict` returned; `origin`: where that was read."""
+    if content.kind == "char":
+        if not content.characters or len(set(content.characters)) < len(content.characters):
+            raise DamagedFile(f"{origin}: characters: none, or one twice")
+        return CharTokenizer(content.characters)
+    if content.kind == "gpt2":
+        return byte_pair_tokenizer(read_ranks(content.ranks, origin), origin)
+    raise DamagedFile(
+        f"{origin}: tokenizer of kind {content.kind[:40]!r}: not known to this version of YuzoGPT"
+    )
+
+
+def read_ranks(content: str, origin: str) -> dict[bytes, int]:
+    """Return the ranks of tiktoken's text form."""
+    try:
+        pairs = (line.split(" ") for line in content.splitlines())
+        return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except ValueError as error:
+        raise DamagedFile(f"{origin}: ranks: {first_line(error)}") from None
+
+
+def byte_pair_tokenizer(ranks: Mapping[bytes, int], origin: str) -> BytePairTokenizer:
+    """Build a tokenizer from ranks that somebody else may have written.
+
+    DamagedFile unless they are ids from 0 on, and all single bytes have one: tiktoken panics.
+    """
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) >= 2**31:
+        raise DamagedFile(f"{origin}: the ids of its tokens are not 0, 1, 2 and so on")
+    if b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise DamagedFile(f"{origin}: not every byte is a token, or nothing is one")
+    return BytePairTokenizer(ranks)
 
 
 def to_bytes(tokenizer: Tokenizer) -> bytes:
@@ -188,8 +222,8 @@ def to_bytes(tokenizer: Tokenizer) -> bytes:
 
 
 def load(path: Path) -> Tokenizer:
-    """Read a tokenizer.json."""
-    return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    """Read a tokenizer.json; DamagedFile if it is none of ours."""
+    return from_stored(read_json(path, StoredTokenizer), str(path))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -202,7 +236,17 @@ def id_dtype(vocab_size: int) -> npt.DTypeLike:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
-def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class TokenizerFacts(TypedDict):
+    """What a corpus's manifest says of its tokenizer."""
+
+    kind: str
+    vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
+    end_of_text: Annotated[int, Field(ge=0, lt=2**31)] | None
+    fingerprint: Sha256
+
+
+def describe(tokenizer: Tokenizer) -> TokenizerFacts:
     """Return what a corpus's manifest says of its tokenizer."""
     return {
         "kind": tokenizer.kind,

@@ -6,18 +6,26 @@ from pydantic import Field, model_validator
 
 from yuzogpt.config.section import Count, Fraction, NonNegative, Positive, Section, setting
 
+# Shapes come from files of others, too: nobody's model is larger, and no product overflows.
+Parts = Annotated[Positive, Field(le=2**14)]
+Width = Annotated[Positive, Field(le=2**18)]
+BaseWidth = Annotated[Count, Field(le=2**18)]
+Context = Annotated[Positive, Field(le=2**24)]
+Vocabulary = Annotated[Count, Field(le=2**31)]
+Rounding = Annotated[Positive, Field(le=2**16)]
+
 
 class ModelSettings(Section):
     """The shape of the GPT; what is not set is as in GPT-2, but for biases and dropout."""
 
-    n_layer: Positive = setting(12, "transformer blocks", frozen=True)
-    n_head: Positive = setting(12, "attention heads; divides n_embd", frozen=True)
-    n_embd: Positive = setting(768, "width of the residual stream", "channels", frozen=True)
-    block_size: Positive = setting(1024, "context length", "tokens", frozen=True)
+    n_layer: Parts = setting(12, "transformer blocks", frozen=True)
+    n_head: Parts = setting(12, "attention heads; divides n_embd", frozen=True)
+    n_embd: Width = setting(768, "width of the residual stream", "channels", frozen=True)
+    block_size: Context = setting(1024, "context length", "tokens", frozen=True)
     bias: bool = setting(False, "biases in linear layers and norms (GPT-2: True)", frozen=True)
     dropout: Fraction = setting(0.0, "dropout; 0 for pretraining, 0.1+ for finetuning", frozen=True)
-    vocab_size: Count = setting(0, "0: taken from the corpus", "tokens", frozen=True)
-    vocab_multiple: Positive = setting(
+    vocab_size: Vocabulary = setting(0, "0: taken from the corpus", "tokens", frozen=True)
+    vocab_multiple: Rounding = setting(
         64, "embedding rows are padded to a multiple of this; padding is never sampled", frozen=True
     )
     pos_emb: Literal["learned", "rotary", "alibi"] = setting(
@@ -37,7 +45,7 @@ class ModelSettings(Section):
         True, "one matrix for embedding and output; False: the output's own", frozen=True
     )
 
-    mup_base_width: Count = setting(
+    mup_base_width: BaseWidth = setting(
         0,
         "muP: the n_embd whose learning rates are to hold for this one; 0: no scaling",
         "channels",

@@ -15,16 +15,18 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ConfigDict, Field
 
 from yuzogpt import tokenizers
 from yuzogpt.errors import UserError
 from yuzogpt.files import cache_directory, sha256, sync_file, to_json, write_durably
-from yuzogpt.tokenizers import Ids, Tokenizer
+from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, parse_json, read_file
+from yuzogpt.tokenizers import Ids, Tokenizer, TokenizerFacts
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -35,29 +37,38 @@ STAGE_STATS = "ray-data-stats.txt"  # how Ray Data fared
 BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS)  # beside the blocks; not part of the corpus
 
 
+# A manifest may be somebody else's: types are exact, and files have the names that we write.
+EXACTLY = ConfigDict(strict=True, extra="ignore")
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 @dataclass(frozen=True)
 class Block:
     """What the manifest records of one block file."""
 
-    file: str
-    split: str
-    documents: int
-    tokens: int
-    bytes: int
-    sha256: str
+    __pydantic_config__ = EXACTLY
+
+    file: Annotated[str, Field(pattern=r"^(train|val)-\d{5,}\.arrow$")]
+    split: Annotated[str, Field(pattern=r"^(train|val)$")]
+    documents: Whole
+    tokens: Annotated[int, Field(ge=0, lt=2**31)]  # int32 offsets
+    bytes: Whole
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a prepared corpus is: everything but the tokens."""
 
+    __pydantic_config__ = EXACTLY
+
     corpus: str
-    tokenizer: dict[str, Any]
+    tokenizer: TokenizerFacts
     source: dict[str, Any]
     split_rule: str
     append_end_of_text: bool
     blocks: list[Block]
-    rejected: dict[str, int]
+    rejected: dict[str, Whole]
     format: int = FORMAT_VERSION
 
     def to_bytes(self) -> bytes:
@@ -67,6 +78,12 @@ class Manifest:
     def tokens(self, split: str) -> int:
         """Count the tokens of a split."""
         return sum(block.tokens for block in self.blocks if block.split == split)
+
+
+class Version(Untrusted):
+    """What every version's manifest says."""
+
+    format: int
 
 
 class TokenStream:
@@ -196,7 +213,7 @@ def open_corpus(directory: Path) -> PreparedCorpus:
         raise UserError(
             f"{directory}: no prepared corpus here; `yuzogpt prepare {directory.name}` makes one"
         )
-    content = path.read_bytes()
+    content = read_file(path)
     fingerprint = hashlib.sha256(content).hexdigest()
     return PreparedCorpus(directory, parse_manifest(content, str(path)), fingerprint)
 
@@ -204,15 +221,14 @@ def open_corpus(directory: Path) -> PreparedCorpus:
 def parse_manifest(content: bytes, origin: str) -> Manifest:
     """Read a manifest; UserError for another version's, or what is none."""
     try:
-        found = json.loads(content)
-        if found["format"] != FORMAT_VERSION:
-            raise UserError(
-                f"{origin}: format {found['format']}; this version reads {FORMAT_VERSION}"
-            )
-        found["blocks"] = [Block(**block) for block in found["blocks"]]
-        return Manifest(**{name: found[name] for name in Manifest.__annotations__})
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(origin, f"not a manifest ({error!r})") from None
+        version = parse_json(content, Version, origin).format
+        if version != FORMAT_VERSION:
+            raise UserError(f"{origin}: format {version}; this version reads {FORMAT_VERSION}")
+        return parse_json(content, Manifest, origin)
+    except DamagedFile as error:
+        raise damaged(
+            origin, f"not a manifest ({str(error).removeprefix(f'{origin}: ')})"
+        ) from None
 
 
 def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:

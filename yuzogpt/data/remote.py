@@ -5,6 +5,7 @@ corpus's fingerprint, so a corpus that was prepared anew is another copy, and on
 read is the same.
 """
 
+import errno
 import hashlib
 import os
 import uuid
@@ -17,6 +18,7 @@ from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.files import cache_directory, write_durably
 from yuzogpt.filesystems import open_filesystem, scheme_of
+from yuzogpt.storage.untrusted import MAX_JSON_BYTES
 
 COPY_BYTES = 2**22  # at a time
 
@@ -31,7 +33,7 @@ def open_anywhere(data_dir: str) -> PreparedCorpus:
     filesystem, inside = open_filesystem(data_dir)
     try:
         with filesystem.open_input_stream(f"{inside}/{MANIFEST}") as stream:
-            manifest = stream.read()
+            manifest = stream.read(MAX_JSON_BYTES)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"--data_dir={data_dir}: no prepared corpus there ({first_line(error)})"
@@ -44,18 +46,23 @@ def open_anywhere(data_dir: str) -> PreparedCorpus:
         path = directory / name
         if not path.is_file() or size not in (None, path.stat().st_size):
             print(f"copying {data_dir}/{name} to {directory}", flush=True)
-            copy(filesystem, f"{inside}/{name}", path, data_dir)
+            copy(filesystem, f"{inside}/{name}", path, data_dir, size or MAX_JSON_BYTES)
     write_durably(directory / MANIFEST, manifest)
     return open_corpus(directory)
 
 
-def copy(filesystem: fs.FileSystem, inside: str, path: Path, data_dir: str) -> None:
-    """Copy one file, whole or not at all; what it holds is verified with the corpus."""
+def copy(filesystem: fs.FileSystem, inside: str, path: Path, data_dir: str, max_bytes: int) -> None:
+    """Copy one file, whole or not at all; what it holds is verified with the corpus.
+
+    UserError if it has more than `max_bytes`.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with filesystem.open_input_stream(inside) as stream, temporary.open("wb") as file:
             while piece := stream.read(COPY_BYTES):
                 file.write(piece)
+                if file.tell() > max_bytes:
+                    raise OSError(errno.EFBIG, f"more than {max_bytes:,} bytes", inside)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -4,14 +4,16 @@ In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or a local folder. Out: the 
 and where its weights are, so that mistakes show before anything starts. huggingface.py reads them.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
 from yuzogpt.files import sha256
+from yuzogpt.storage.untrusted import DamagedFile, Untrusted, first_mistake, read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -27,6 +29,12 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+
+
+class WeightIndex(Untrusted):
+    """What an index says: which tensor is in which file beside it."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.safetensors$")]]
 
 
 @dataclass(frozen=True)
@@ -129,15 +137,18 @@ def repository(name: str) -> str:
 
 def read_config(path: Path) -> ModelSettings:
     """Translate Hugging Face's config.json; what it leaves out is as in GPT-2."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a Hugging Face folder of a GPT-2")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        for key, values in REQUIRED.items():
-            if config.get(key, values[0]) not in values:
-                raise UserError(
-                    f"{path}: {key} is {config[key]!r}; GPT-2's arithmetic has {values[0]!r}"
-                )
+        config = read_json(path, dict[str, Any])
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; expected a Hugging Face folder of a GPT-2"
+        ) from None
+    for key, values in REQUIRED.items():
+        if config.get(key, values[0]) not in values:
+            raise UserError(
+                f"{path}: {key} is {config[key]!r:.80}; GPT-2's arithmetic has {values[0]!r}"
+            )
+    try:
         return ModelSettings(
             n_layer=config.get("n_layer", 12),
             n_head=config.get("n_head", 12),
@@ -146,21 +157,15 @@ def read_config(path: Path) -> ModelSettings:
             vocab_size=config.get("vocab_size", 50257),
             bias=True,
         )
-    except (ValueError, AttributeError) as error:  # pydantic's are ValueErrors
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not the config of a GPT-2: {reason}") from None
+    except ValidationError as error:
+        raise DamagedFile(f"{path}: not the config of a GPT-2: {first_mistake(error)}") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold the weights: model.safetensors, or those that its index names."""
     index, names = folder / INDEX, [WEIGHTS]
-    if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: not an index of weights: {error!r}") from None
+    if index.exists():
+        names = sorted(set(read_json(index, WeightIndex).weight_map.values()))
     for name in names:
         if not (folder / name).is_file():
             raise UserError(

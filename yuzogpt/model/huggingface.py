@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
 from yuzogpt.config import ModelSettings
-from yuzogpt.errors import UserError
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.hub import CONFIG, PUBLISHED, WEIGHTS, download, read_config, weight_files
+from yuzogpt.model.shapes import check_shapes
 from yuzogpt.tensor_files import read_tensors
 
 # Linear layers that GPT-2 stores as (in, out); torch's nn.Linear wants (out, in).
@@ -34,39 +33,29 @@ def read(name_or_folder: str) -> tuple[ModelSettings, dict[str, Tensor]]:
     is_named = name_or_folder in PUBLISHED
     folder = download(name_or_folder) if is_named else Path(name_or_folder)
     shape = read_config(folder / CONFIG)
-    with torch.device("meta"):
-        model = GPT(shape)
     tensors = {
-        name: pad(tensor, model.wte.num_embeddings) if name == "wte.weight" else tensor
+        name: pad(tensor, shape) if name == "wte.weight" else tensor
         for name, tensor in renamed(folder)
     }
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise UserError(
-                f"{folder}: not a GPT-2: {name} is {found.get(name)}, "
-                f"{CONFIG} asks for {expected.get(name)}"
-            )
+    check_shapes(shape, tensors, f"{folder}: not a GPT-2")
     return shape, tensors
 
 
 def renamed(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of a folder in either layout, with our names, the right way round."""
     for path in weight_files(folder):
-        try:
-            for key, tensor in read_tensors(path):
-                name = key.removeprefix("transformer.")
-                if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-                    continue  # the output matrix is wte; the causal masks are not weights
-                yield name, tensor.t() if name.endswith(TRANSPOSED) else tensor
-        except SafetensorError as error:
-            raise UserError(f"{path}: damaged, or not downloaded to its end: {error}") from None
+        for key, tensor in read_tensors(path):
+            name = key.removeprefix("transformer.")
+            if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
+                continue  # the output matrix is wte; the causal masks are not weights
+            yield name, tensor.t() if name.endswith(TRANSPOSED) and tensor.dim() == 2 else tensor
 
 
-def pad(embedding: Tensor, rows: int) -> Tensor:
-    """Add the embedding's padding rows."""
-    return F.pad(embedding, (0, 0, 0, max(0, rows - len(embedding))))
+def pad(embedding: Tensor, shape: ModelSettings) -> Tensor:
+    """Add the embedding's padding rows, if it has one row for each token."""
+    if embedding.shape != (shape.vocab_size, shape.n_embd):
+        return embedding  # its shape is not right, and will be refused
+    return F.pad(embedding, (0, 0, 0, shape.padded_vocab - shape.vocab_size))
 
 
 def save(model: GPT, folder: Path, end_of_text: int | None) -> None:

@@ -1,0 +1,56 @@
+"""Whether weights are those of a model: names and shapes, before any memory is taken for it.
+
+In: the settings of a model, which somebody else may have written, and tensors with their names.
+Out: nothing, or a DamagedFile that names the first that does not fit.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from yuzogpt.config import ModelSettings
+from yuzogpt.model.gpt import GPT
+from yuzogpt.storage.untrusted import DamagedFile
+
+LAYER = re.compile(r"h\.(\d+)\.")
+
+
+def check_shapes(settings: ModelSettings, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Raise DamagedFile unless `weights` are exactly the tensors of such a GPT.
+
+    `origin`: where settings and weights were read, for the message.
+    """
+    layers = {match[1] for name in weights if (match := LAYER.match(name))}
+    if len(layers) != settings.n_layer:
+        raise DamagedFile(
+            f"{origin}: its settings say n_layer={settings.n_layer}, its weights have "
+            f"{len(layers)} layers"
+        )
+    expected = dict(expected_shapes(settings))
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise DamagedFile(
+                f"{origin}: {name[:80]} is {shown(found.get(name))}, its settings ask for "
+                f"{shown(expected.get(name))}"
+            )
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise DamagedFile(f"{origin}: {name} is of {tensor.dtype}, not a floating-point type")
+
+
+def expected_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the names and shapes of a GPT's tensors; all of its layers are alike."""
+    with torch.device("meta"):
+        model = GPT(settings.model_copy(update={"n_layer": 1}))
+    for name, tensor in model.state_dict().items():
+        layers = range(settings.n_layer) if name.startswith("h.0.") else range(1)
+        for layer in layers:
+            yield name.replace("h.0.", f"h.{layer}.", 1), tuple(tensor.shape)
+
+
+def shown(shape: tuple[int, ...] | None) -> str:
+    """Return a shape for a message."""
+    return "missing" if shape is None else " x ".join(map(str, shape[:8])) or "a number"

@@ -6,6 +6,8 @@ The command line prints each as one line.
 import errno
 import os
 
+MAX_QUOTED = 300  # characters of what others say
+
 
 class UserError(Exception):
     """What the user got wrong: one line that says what, where, and what would work.
@@ -35,8 +37,12 @@ def reason_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library says, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of what a library says, for a message of one line.
+
+    A library may quote what it read, however long: the end of that is left out.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= MAX_QUOTED else f"{line[:MAX_QUOTED]} ..."
 
 
 def last_line(error: BaseException) -> str:

@@ -144,8 +144,9 @@ def offsets_block(offsets: list[int], values: np.ndarray) -> bytes:
     """Return a block whose offsets are any numbers; Arrow makes it with others."""
     right = np.array([*range(len(offsets) - 1), len(values)], np.int32)
     content = arrow_block(pa.ListArray.from_arrays(pa.array(right), pa.array(values)))
-    assert content.count(right.tobytes()) == 1
-    return content.replace(right.tobytes(), np.array(offsets, np.int32).tobytes())
+    place = content.rfind(right.tobytes(), 0, content.index(values.tobytes()))
+    wrong = np.array(offsets, np.int32).tobytes()
+    return content[:place] + wrong + content[place + len(wrong) :]
 
 
 def block_variants(content: bytes, rng: random.Random, count: int) -> Iterator[tuple[str, bytes]]:

@@ -37,7 +37,7 @@ class GlobalBatch:
     def remembering(cls, settings: BatchSettings, memory: dict[str, float]) -> "GlobalBatch":
         """Return it with what a checkpoint kept; a new one for an empty memory."""
         batch = cls(settings, rows=settings.rows_at(0))
-        vars(batch).update(memory)
+        vars(batch).update({name: memory[name] for name in batch.memory() if name in memory})
         return batch
 
     def memory(self) -> dict[str, float]:

@@ -130,7 +130,7 @@ class Guard:
     def remembering(cls, settings: GuardSettings, memory: dict[str, float]) -> "Guard":
         """Return a guard with what a checkpoint kept; a new one for an empty memory."""
         guard = cls(settings)
-        vars(guard).update(memory)
+        vars(guard).update({name: memory[name] for name in guard.memory() if name in memory})
         return guard
 
     def memory(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings
 from yuzogpt.loading import NamedTensors
 from yuzogpt.model.gpt import GPT
+from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.training.finetuning import rate_of
 from yuzogpt.training.muon import Muon
 from yuzogpt.training.parallel import local, part_of
@@ -151,10 +152,16 @@ def state_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_state_tensors(model: nn.Module, optimizer: Optimizer, tensors: NamedTensors) -> None:
-    """Put back what `state_tensors` named: this rank's part of each whole tensor, bit for bit."""
+    """Put back what `state_tensors` named: this rank's part of each whole tensor, bit for bit.
+
+    DamagedFile if they are not those of this optimizer.
+    """
     own = state_tensors(model, optimizer)
     missing = set(own)
     for name, whole in tensors:
+        if name not in missing or own[name].shape != whole.shape:
+            raise DamagedFile(f"the optimizer's state: {name[:80]} is not of this run's optimizer")
         local(own[name]).copy_(part_of(whole, own[name]))
         missing.remove(name)
-    assert not missing, f"no state for {sorted(missing)}"
+    if missing:
+        raise DamagedFile(f"the optimizer's state: {min(missing)} is missing")

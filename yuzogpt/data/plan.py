@@ -96,19 +96,14 @@ def decisive(settings: LargeCorpusSettings, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def describe(plan: Plan, source: str) -> str:
+def describe(plan: Plan, source: str, overwrite: bool) -> str:
     """Say what there is to read and how much disk it needs; UserError if the disk is too small."""
     listing, tokens, documents = plan.listing, *estimate(plan)
     width = 2 if plan.tokenizer.vocab_size <= 2**16 else 4
     needed = int(1.02 * tokens * width) + 4 * documents
-    place = next(path for path in (plan.directory, *plan.directory.parents) if path.exists())
-    free = shutil.disk_usage(place).free
     staged = sum(file.stat().st_size for file in plan.staging.glob("unit-*.arrow"))
-    if needed - staged > free:
-        raise UserError(
-            f"{plan.directory}: needs about {in_bytes(needed - staged)} more, {in_bytes(free)} are "
-            "free; choose another --data_dir"
-        )
+    there = staged + cleared_bytes(plan.directory, overwrite)
+    free = refuse_small_disk(plan.directory, needed - there)
     about = "" if listing.documents is not None else "about "
     skipped = ", ".join(listing.skipped[:3]) + (", ..." if len(listing.skipped) > 3 else "")
     others = f"; {len(listing.skipped)} other files are skipped ({skipped})" if skipped else ""
@@ -117,6 +112,24 @@ def describe(plan: Plan, source: str) -> str:
         f"{in_bytes(listing.bytes)}; needs about {in_bytes(needed)} of disk, {in_bytes(free)} free"
         f"{others}"
     )
+
+
+def cleared_bytes(directory: Path, overwrite: bool) -> int:
+    """Return how many bytes of blocks `overwrite` will delete."""
+    old = blocks.block_files(directory) if overwrite else ()
+    return sum(path.lstat().st_size for path in old)
+
+
+def refuse_small_disk(directory: Path, needed: int) -> int:
+    """Return how many bytes are free where a directory is, or will be; UserError if too few."""
+    place = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{directory}: needs about {in_bytes(needed)} more, {in_bytes(free)} are free; choose "
+            "another --data_dir"
+        )
+    return free
 
 
 def estimate(plan: Plan) -> tuple[int, int]:
@@ -148,15 +161,17 @@ def in_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def begin(plan: Plan, overwrite: bool) -> None:
+def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:
     """Make the staging directory, or find the one of an interrupted command; holds the lease.
 
-    Raises UserError with the difference if that one prepared something else.
+    `start` is called before anything is cleared: if it fails, the old corpus stays. Raises
+    UserError with the difference if an interrupted command prepared something else.
     """
     path = plan.staging / PLAN
     is_finished = (plan.directory / blocks.MANIFEST).exists()
     found = json.loads(path.read_bytes()) if path.exists() else None
     if overwrite and (is_finished or found != plan.identity):
+        start()
         blocks.clear(plan.directory)
         found = None
     if found:

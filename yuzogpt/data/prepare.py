@@ -25,6 +25,7 @@ from yuzogpt.data.units import UnitWriter, tokenize
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import is_pattern, scheme_of
 from yuzogpt.lease import Lease
+from yuzogpt.paths import is_within
 
 
 class Workers(Protocol):
@@ -75,6 +76,8 @@ def prepare(
     chosen = settings.corpus
     corpus = find_corpus(chosen.dataset, chosen.tokenizer, bool(chosen.source))
     if not is_large(corpus, chosen, settings.large):
+        if chosen.overwrite and chosen.source:
+            refuse_nested(chosen.source, directory)
         return prepare_in_memory(chosen, corpus, directory)
     if not corpus.source:  # the user's own
         corpus = replace(corpus, split_rule="hash")
@@ -107,6 +110,8 @@ def prepare_large(
         refuse_other_settings(found, plan.decisive(settings.large, corpus))
         if not settings.corpus.source:  # no need to look at the hub again
             return found, False
+    if overwrite:
+        refuse_nested(source, directory)
     try:
         wanted = plan.make_plan(settings.large, corpus, source, directory)
     except UserError as error:
@@ -115,17 +120,35 @@ def prepare_large(
     if found:
         refuse_other_source(found, wanted)
         return found, False
+    if overwrite and wanted.listing.own:
+        raise nested(source, directory)
     workers.check()
-    print(plan.describe(wanted, source), flush=True)
+    print(plan.describe(wanted, source, overwrite), flush=True)
     with Lease(directory):
         if (directory / blocks.MANIFEST).exists() and not overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
-        plan.begin(wanted, overwrite)
+        plan.begin(wanted, overwrite, workers.start)
         wanted = plan.with_counts(wanted, workers.count)
         do_units(wanted, workers)
         prepared = commit(wanted)
     report(prepared, corpus)
     return prepared, True
+
+
+def refuse_nested(source: str, directory: Path) -> None:
+    """Raise UserError if a source lies in the directory that --overwrite clears, or around it."""
+    if not scheme_of(source):
+        path = Path(source.removeprefix("file://"))
+        if is_within(path, directory) or (path.is_dir() and is_within(directory, path)):
+            raise nested(source, directory)
+
+
+def nested(source: str, directory: Path) -> UserError:
+    """Return the error for a source that --overwrite could harm."""
+    return UserError(
+        f"--overwrite: the source {source} and the data_dir {directory} lie in each other; "
+        "choose another --data_dir"
+    )
 
 
 def do_units(wanted: Plan, workers: Workers) -> None:

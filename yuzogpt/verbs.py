@@ -163,7 +163,7 @@ def inspect(settings: Section) -> None:
         print(verify(corpus))
     if wanted.export_bin:
         print("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
-    if not (wanted.verify or wanted.export_bin):
+    if not (wanted.verify or wanted.export_bin) or "examples" in wanted.model_fields_set:
         show(corpus, wanted.examples)
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import make_text
 from tests.data.test_prepare import run
 from tests.data.text_sources import make_documents, write_jsonl
-from yuzogpt.data.blocks import MANIFEST, open_corpus
+from yuzogpt.data.blocks import MANIFEST, SOURCE_TIMES, open_corpus
 from yuzogpt.data.prepare import ThisProcess
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import list_files
@@ -161,3 +161,24 @@ def test_other_kinds_of_files_are_no_text(tmp_path):
     make_files(tmp_path, "a.txt")
     os.mkfifo(tmp_path / "b.txt")
     assert listed(tmp_path, tmp_path) == ["a.txt"]
+
+
+def test_a_source_that_changed_at_equal_size_is_noticed(tmp_path):
+    path = write_jsonl(tmp_path / "web" / "a.jsonl", ["one"] * 9)
+    first, _ = run(tmp_path / "web", tmp_path / "1")
+    assert run(tmp_path / "web", tmp_path / "1")[1] is False
+    shutil.copytree(tmp_path / "web", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert run(tmp_path / "copy", tmp_path / "1")[1] is False  # the same files, elsewhere
+    write_jsonl(path, ["two"] * 9)
+    os.utime(path, ns=(1, 1))
+    (tmp_path / "link").symlink_to("web")
+    with pytest.raises(UserError, match=r"a.jsonl: changed since .*; --overwrite"):
+        run(tmp_path / "link", tmp_path / "1")
+    second, is_new = run(tmp_path / "web", tmp_path / "1", "--overwrite")
+    assert is_new
+    assert first.fingerprint != second.fingerprint
+    write_jsonl(path, ["one"] * 9)
+    again, _ = run(tmp_path / "web", tmp_path / "1", "--overwrite")
+    assert again.fingerprint == first.fingerprint  # times are no part of the corpus
+    (tmp_path / "1" / SOURCE_TIMES).write_text("[" * 100_000)
+    assert run(tmp_path / "web", tmp_path / "1")[1] is False  # a memory, no more

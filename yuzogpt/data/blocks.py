@@ -32,7 +32,9 @@ TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
 PLAN = "plan.json"  # in STAGING: what is being prepared
 STAGE_STATS = "ray-data-stats.txt"  # how Ray Data fared
-BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS)  # beside the blocks; not part of the corpus
+SOURCE_TIMES = "source-times.json"  # when the files of the source were last changed
+# Beside the blocks; not part of the corpus.
+BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS, SOURCE_TIMES)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from yuzogpt import tokenizers
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
 from yuzogpt.data.plan import Plan
+from yuzogpt.data.source_times import write_times
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.splits import nanogpt_val_rows
 from yuzogpt.data.units import UnitRecord
@@ -31,6 +32,7 @@ def commit(plan: Plan) -> PreparedCorpus:
     written += write_val(plan, done)
     sync_directory(plan.directory)
     write_durably(plan.directory / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
+    write_times(plan.directory, plan.listing.files)
     manifest = make_manifest(plan, [record for _, record in done], written)
     write_durably(plan.directory / blocks.MANIFEST, manifest.to_bytes())
     blocks.clear_staging(plan.directory)
@@ -99,7 +101,7 @@ def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -
         corpus=plan.corpus,
         tokenizer=tokenizers.describe(plan.tokenizer),
         source={
-            "name": f"{len(listing.files)} {listing.units[0].format} files",
+            "name": listing.name,
             "files": [{"name": file.name, "bytes": file.bytes} for file in listing.files],
             "documents": sum(record.documents for record in records),
             "bytes": sum(record.bytes for record in records),

@@ -20,6 +20,7 @@ from yuzogpt.lease import Lease
 from yuzogpt.tokenizers import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
 
 TOKENS_PER_BLOCK = 2**27
+SHOWN_DIGITS = 12  # of a hash, in messages
 
 
 def prepare_in_memory(
@@ -45,7 +46,7 @@ def prepare_in_memory(
     if found:
         manifest = found.manifest
         refuse_other(found, "corpus", manifest.corpus, corpus.name)
-        refuse_other(found, "source", manifest.source["sha256"], source.identity["sha256"])
+        refuse_other_text(found, source)
         refuse_other(found, "tokenizer", manifest.tokenizer["kind"], tokenizer.kind)
         return found, False
     encoded = encode(source, tokenizer)
@@ -61,6 +62,16 @@ def prepare_in_memory(
             )
         blocks.clear(directory)
         return write_corpus(corpus, source, tokenizer, encoded, directory), True
+
+
+def refuse_other_text(found: PreparedCorpus, source: Source) -> None:
+    """Raise UserError if a finished corpus was made from another text."""
+    recorded = found.manifest.source
+    if "files" in recorded:
+        refuse_other(found, "source", recorded["name"], "one text file")
+    old, new = recorded["sha256"], source.identity["sha256"]
+    if old != new:
+        refuse_other(found, "source", f"SHA-256 {old[:SHOWN_DIGITS]}", new[:SHOWN_DIGITS])
 
 
 def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:

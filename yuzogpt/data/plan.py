@@ -62,6 +62,7 @@ class Plan:
 def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, directory: Path) -> Plan:
     """List the source and settle how it is prepared. Reads footers only, writes nothing."""
     listing = sources.list_source(source, settings.text_column, settings.by_line, directory)
+    refuse_ignored(settings, listing.units[0].format)
     chosen = settings.split_rule or corpus.split_rule
     if chosen == "tail":
         raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
@@ -81,6 +82,15 @@ def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, direct
         **settled,
     }
     return Plan(corpus.name, directory, listing, recipe, tokenizer, identity, settled)
+
+
+def refuse_ignored(settings: LargeCorpusSettings, kind: sources.Format) -> None:
+    """Raise UserError for an explicit setting that is of other formats."""
+    if kind in ("text", "lines") and "text_column" in settings.model_fields_set:
+        column = settings.text_column
+        raise UserError(f"--text_column={column}: the source is plain text, without columns")
+    if kind in ("parquet", "jsonl") and settings.by_line:
+        raise UserError(f"--by_line: for plain text; the source is {kind}, a document a row")
 
 
 def decisive(settings: LargeCorpusSettings, corpus: Corpus) -> dict[str, Any]:

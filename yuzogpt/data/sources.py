@@ -83,6 +83,11 @@ class Listing:
     own: list[str]  # files of the corpus that is prepared: no source of its own
 
     @property
+    def name(self) -> str:
+        """What the manifest and messages call it."""
+        return f"{len(self.files)} {self.units[0].format} files"
+
+    @property
     def documents(self) -> int | None:
         """How many documents there are, where the files tell."""
         counts = [unit.documents for unit in self.units]

@@ -117,4 +117,4 @@ def test_hashes_in_messages_are_short(tmp_path, text):
 def test_one_document_is_said_to_be_why_the_val_split_is_empty(tmp_path, text, capsys):
     flags = ["--source=" + str(text), "--dataset=mine", "--tokenizer=gpt2", "--split_rule=hash"]
     prepare(resolve(PrepareSettings, [], flags), tmp_path / "1", ThisProcess())
-    assert "the val split is empty: there is one document" in capsys.readouterr().out
+    assert "the val split is empty: no two documents differ" in capsys.readouterr().out

@@ -35,7 +35,7 @@ class LargeCorpusSettings(Section):
         "SHA-256; empty: the corpus's own, else tail for one text file, hash for more",
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
-        0.0005, "share of documents that nanogpt and hash hold out"
+        0.0005, "share of documents that nanogpt and hash hold out; one at least"
     )
     max_document_bytes: Count = setting(0, "longer documents are rejected; 0: none", "bytes")
     block_tokens: Annotated[int, Field(gt=0, lt=2**31)] = setting(

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from yuzogpt import tokenizers
 from yuzogpt.errors import UserError
-from yuzogpt.files import cache_directory, sha256, sync_file, to_json, write_durably
+from yuzogpt.files import cache_directory, naming, sha256, sync_file, to_json, write_durably
 from yuzogpt.tokenizers import Ids, Tokenizer
 
 FORMAT_VERSION = 1
@@ -298,9 +298,10 @@ def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
     """Write one block and return its entry in the manifest. `documents`: no slice of others."""
     batch = pa.record_batch([documents], names=["tokens"])
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    sync_file(temporary)
+    with naming(path):
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        sync_file(temporary)
     digest = sha256(temporary)
     size = temporary.stat().st_size
     temporary.replace(path)

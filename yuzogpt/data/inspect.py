@@ -15,6 +15,7 @@ from rich.table import Table
 
 from yuzogpt.data.blocks import PreparedCorpus, map_documents
 from yuzogpt.errors import UserError
+from yuzogpt.files import naming
 
 SHOWN_CHARACTERS = 200  # of a document
 BAR_WIDTH = 40  # characters of the longest bar
@@ -95,7 +96,8 @@ def sample_documents(corpus: PreparedCorpus, count: int) -> Iterator[tuple[str, 
             if place < block.documents:
                 ids = map_documents(corpus.directory / block.file)[place].values.to_numpy()
                 text = corpus.tokenizer.decode(ids[:SHOWN_CHARACTERS].tolist())
-                end = "" if len(text) <= SHOWN_CHARACTERS else " ..."
+                is_cut = len(ids) > SHOWN_CHARACTERS or len(text) > SHOWN_CHARACTERS
+                end = " ..." if is_cut else ""
                 yield f"document {row:,}, {len(ids):,} tokens", text[:SHOWN_CHARACTERS] + end
                 break
             place -= block.documents
@@ -117,7 +119,7 @@ def export_bin(corpus: PreparedCorpus) -> list[Path]:
     for split in SPLITS:
         path = corpus.directory / f"{split}.bin"
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             for column in documents(corpus, split):
                 file.write(column.values.to_numpy())
             file.flush()

@@ -13,6 +13,7 @@ from yuzogpt.data import blocks
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus, refuse_other
 from yuzogpt.data.corpora import Corpus, Source, read_text_file
 from yuzogpt.data.plan import cleared_bytes, refuse_small_disk
+from yuzogpt.data.records import source_of
 from yuzogpt.data.splits import split_tail
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
@@ -66,10 +67,10 @@ def prepare_in_memory(
 
 def refuse_other_text(found: PreparedCorpus, source: Source) -> None:
     """Raise UserError if a finished corpus was made from another text."""
-    recorded = found.manifest.source
-    if "files" in recorded:
-        refuse_other(found, "source", recorded["name"], "one text file")
-    old, new = recorded["sha256"], source.identity["sha256"]
+    recorded = source_of(found)
+    if recorded.files is not None:
+        refuse_other(found, "source", recorded.name, "one text file")
+    old, new = recorded.sha256, source.identity["sha256"]
     if old != new:
         refuse_other(found, "source", f"SHA-256 {old[:SHOWN_DIGITS]}", new[:SHOWN_DIGITS])
 

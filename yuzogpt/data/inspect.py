@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yuzogpt.data.blocks import PreparedCorpus, map_documents
+from yuzogpt.data.records import source_of
 from yuzogpt.errors import UserError
 from yuzogpt.files import naming
 
@@ -26,10 +27,10 @@ def show(corpus: PreparedCorpus, examples: int) -> None:
     """Print what a corpus is."""
     corpus.check()
     manifest, console = corpus.manifest, Console(highlight=False)
-    source, tokenizer = manifest.source, manifest.tokenizer
+    source, tokenizer = source_of(corpus), manifest.tokenizer
     say = console.out  # text as it is: a document may hold anything
     say(f"{manifest.corpus} in {corpus.directory}")
-    say(f"source: {source['name']}, {source['bytes']:,} bytes, SHA-256 {source['sha256'][:12]}")
+    say(f"source: {source.name}, {source.bytes:,} bytes, SHA-256 {source.sha256[:12]}")
     say(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")
     say(f"split rule: {manifest.split_rule}; fingerprint {corpus.fingerprint[:12]}")
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items())

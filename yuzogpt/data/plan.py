@@ -5,7 +5,6 @@ which units an interrupted command left undone. Everything uncommitted lies in `
 the directory, where the same command finds it and goes on. Next on the line: units.py.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,17 +13,17 @@ from typing import Any
 
 from yuzogpt import tokenizers
 from yuzogpt.config import LargeCorpusSettings
-from yuzogpt.data import blocks, sources, units
-from yuzogpt.data.blocks import PLAN, STAGING, Block
+from yuzogpt.data import blocks, records, sources
+from yuzogpt.data.blocks import PLAN, STAGING
 from yuzogpt.data.corpora import Corpus
 from yuzogpt.data.sources import Listing, Unit
 from yuzogpt.data.splits import Split
 from yuzogpt.data.units import Recipe, UnitRecord
 from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
+from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenizers import Tokenizer, gpt2_tokenizer
 
-COUNTS = "counts.json"
 SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
 USUAL_COMPRESSION = 3.5  # of text by gzip and zstd; for the estimate of disk only
 
@@ -50,13 +49,7 @@ class Plan:
 
     def record(self, unit: Unit) -> UnitRecord | None:
         """Return the record of a unit if it is done and all its files are there."""
-        record = units.read_record(self.staging, unit.index)
-        return record if record and all(self.has(block) for block in record.blocks) else None
-
-    def has(self, block: Block) -> bool:
-        """Tell whether a staged file is there, whole."""
-        path = self.staging / block.file
-        return path.is_file() and path.stat().st_size == block.bytes
+        return records.read_record(self.staging, unit)
 
 
 def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, directory: Path) -> Plan:
@@ -177,9 +170,13 @@ def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:
     `start` is called before anything is cleared: if it fails, the old corpus stays. Raises
     UserError with the difference if an interrupted command prepared something else.
     """
-    path = plan.staging / PLAN
     is_finished = (plan.directory / blocks.MANIFEST).exists()
-    found = json.loads(path.read_bytes()) if path.exists() else None
+    try:
+        found = records.read_identity(plan.staging)
+    except DamagedFile as error:
+        if not overwrite:
+            raise UserError(f"{error}; start again with --overwrite") from None
+        found = None
     if overwrite and (is_finished or found != plan.identity):
         start()
         blocks.clear(plan.directory)
@@ -198,7 +195,7 @@ def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:
     blocks.clear_staging(plan.directory)  # one without a plan is what a crash left of a clear
     plan.staging.mkdir(parents=True, exist_ok=True)
     write_durably(plan.staging / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
-    write_durably(path, to_json(plan.identity))
+    write_durably(plan.staging / PLAN, to_json(plan.identity))
 
 
 def with_counts(plan: Plan, count: Count) -> Plan:
@@ -206,10 +203,10 @@ def with_counts(plan: Plan, count: Count) -> Plan:
     listing, split = plan.listing, plan.recipe.split
     if split.rule == "hash" or listing.documents is not None:
         return plan
-    path = plan.staging / COUNTS
-    if not path.exists():
-        write_durably(path, to_json(count(listing.units)))
-    counts = json.loads(path.read_bytes())
+    counts = records.read_counts(plan.staging, listing.units)
+    if counts is None:
+        counts = count(listing.units)
+        write_durably(plan.staging / records.COUNTS, to_json(counts))
     counted = [replace(u, documents=n) for u, n in zip(listing.units, counts, strict=True)]
     listing = replace(listing, units=sources.number(counted))
     split = replace(split, documents=listing.documents)

@@ -20,6 +20,7 @@ from yuzogpt.data.corpora import Corpus, find_corpus
 from yuzogpt.data.in_memory import prepare_in_memory
 from yuzogpt.data.plan import Plan
 from yuzogpt.data.progress import Progress
+from yuzogpt.data.records import source_of
 from yuzogpt.data.source_times import read_times, real_path
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import UnitWriter, tokenize
@@ -74,6 +75,8 @@ def prepare(
 
     Raises UserError if the directory holds another corpus, unless `overwrite`.
     """
+    if (directory / blocks.STAGING).is_symlink():  # it would be written, and cleared, elsewhere
+        raise UserError(f"{directory / blocks.STAGING}: a symlink; delete it")
     chosen = settings.corpus
     corpus = find_corpus(chosen.dataset, chosen.tokenizer, bool(chosen.source))
     if not is_large(corpus, chosen, settings.large):
@@ -138,8 +141,7 @@ def prepare_large(
     if found:
         sweep(directory)
         refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
-        if "settings" in found.manifest.source:
-            refuse_other_settings(found, plan.decisive(settings.large, corpus))
+        refuse_other_settings(found, plan.decisive(settings.large, corpus))
         if not settings.corpus.source:  # no need to look at the hub again
             return found, False
     if overwrite:
@@ -210,14 +212,14 @@ def sweep(directory: Path) -> None:
 
 def refuse_other_source(found: PreparedCorpus, wanted: Plan) -> None:
     """Raise UserError if a finished corpus was made from other files, or they changed since."""
-    recorded, name = found.manifest.source, wanted.listing.name
-    if "files" not in recorded:
+    recorded, name = source_of(found), wanted.listing.name
+    if recorded.files is None:
         refuse_other(found, "source", "one text file", name)
-    sizes = {file["name"]: file["bytes"] for file in recorded["files"]}
+    sizes = {file.name: file.bytes for file in recorded.files or []}
     then = read_times(found.directory)
     for file in wanted.listing.files:
         if sizes.pop(file.name, None) != file.bytes:
-            refuse_other(found, "source", recorded["name"], f"{name} with this {file.name}")
+            refuse_other(found, "source", recorded.name, f"{name} with this {file.name}")
         modified = then.get(real_path(file), file.modified)
         if modified != file.modified:
             raise UserError(
@@ -225,12 +227,14 @@ def refuse_other_source(found: PreparedCorpus, wanted: Plan) -> None:
                 "prepares it again, --data_dir=DIR keeps both"
             )
     if sizes:
-        refuse_other(found, "source", recorded["name"], f"{name} without {min(sizes)}")
+        refuse_other(found, "source", recorded.name, f"{name} without {min(sizes)}")
 
 
 def refuse_other_settings(found: PreparedCorpus, wanted: dict[str, Any]) -> None:
     """Raise UserError if a finished corpus was made with settings that decide what it is."""
-    made_with = found.manifest.source.get("settings", {})
+    made_with = source_of(found).settings
+    if made_with is None:
+        return  # one text: refused for its source
     for key, value in wanted.items():
         refuse_other(found, key, str(made_with.get(key)), str(value))
 

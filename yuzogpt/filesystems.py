@@ -190,7 +190,8 @@ def each_once(files: Iterable[fs.FileInfo], folder: str) -> list[fs.FileInfo]:
     base = os.path.realpath(folder or "/").rstrip("/")
 
     def is_link(info: fs.FileInfo) -> bool:
-        return "/".join([base, *path_below(info, folder)]) != os.path.realpath(info.path)
+        real = "/".join([base, *path_below(info, folder)])
+        return real != os.path.realpath(str(info.path))
 
     found: dict[str, fs.FileInfo] = {}
     for info in sorted(files, key=lambda info: (is_link(info), info.path)):

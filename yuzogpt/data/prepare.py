@@ -125,6 +125,8 @@ def refuse_ignored(large: LargeCorpusSettings, corpus: Corpus) -> None:
 
 def refuse_other_than_text(source: str, corpus: Corpus) -> None:
     """Raise UserError if a corpus that is one text has another source."""
+    if Path(source).is_dir():
+        raise UserError(f"--source={source}: a directory, not a text file")
     if not is_one_text(source):
         why = "the char tokenizer" if corpus.tokenizer == "char" else corpus.name
         hint = "" if corpus.tokenizer == "char" else "; or give a corpus of your own another name"

@@ -3,25 +3,40 @@
 In: bytes. Out: a file that survives a crash at any moment, or none.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, reason_of
 from yuzogpt.storage.untrusted import open_regular
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file, as a full disk's, name the one that is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno or errno.EIO, reason_of(error), str(path)) from error
+        raise
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content` so that a reader sees the old file or the new one, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
+    with naming(path):
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

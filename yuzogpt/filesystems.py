@@ -6,7 +6,10 @@ is contacted before the user names a URI; credentials come from where the stores
 
 import fnmatch
 import functools
-from collections.abc import Iterator
+import heapq
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
@@ -66,7 +69,9 @@ def is_pattern(path: str) -> bool:
 def list_files(path: str) -> tuple[str, list[fs.FileInfo]]:
     """Return the folder and, sorted by path, the files that a file, a folder or a glob means.
 
-    The paths in the answer are within the filesystem. UserError if there is none.
+    A folder's hidden files are left out; what the user or a glob names is not. On this machine
+    each real path comes once. The paths in the answer are within the filesystem. UserError if there
+    is none.
     """
     filesystem, inside = open_filesystem(path)
     try:
@@ -76,10 +81,12 @@ def list_files(path: str) -> tuple[str, list[fs.FileInfo]]:
             folder = inside[: min(inside.find(c) for c in "*?[" if c in inside)].rpartition("/")[0]
             pattern = inside.removeprefix(folder).lstrip("/").split("/")
             files = list(expand(filesystem, folder, pattern))
+            if isinstance(filesystem, fs.LocalFileSystem):
+                files = each_once(files, folder)
         else:
             if info.type == fs.FileType.Directory:
-                found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
-                files = [info for info in found if info.is_file]
+                found = files_below(filesystem, folder)
+                files = [info for info in found if not is_hidden(path_below(info, folder))]
             else:
                 files = [info] if info.is_file else []
                 folder = folder.rpartition("/")[0]
@@ -99,13 +106,13 @@ def expand(filesystem: fs.FileSystem, folder: str, pattern: list[str]) -> Iterat
 
     Folders that cannot match are not looked into.
     """
-    spans = pattern[0] == "**"
-    for info in filesystem.get_file_info(fs.FileSelector(folder or "/", recursive=spans)):
-        if spans:
-            below = info.path.removeprefix(folder).lstrip("/").split("/")
-            if info.is_file and match_folders(below, pattern):
+    if pattern[0] == "**":
+        for info in files_below(filesystem, folder):
+            if match_folders(path_below(info, folder), pattern):
                 yield info
-        elif fnmatch.fnmatchcase(info.base_name, pattern[0]):
+        return
+    for info in filesystem.get_file_info(fs.FileSelector(folder or "/")):
+        if fnmatch.fnmatchcase(info.base_name, pattern[0]):
             if len(pattern) > 1 and not info.is_file:
                 yield from expand(filesystem, info.path, pattern[1:])
             elif len(pattern) == 1 and info.is_file:
@@ -113,10 +120,80 @@ def expand(filesystem: fs.FileSystem, folder: str, pattern: list[str]) -> Iterat
 
 
 def match_folders(path: list[str], pattern: list[str]) -> bool:
-    """Match folder by folder."""
+    """Match folder by folder; `**` spans no hidden ones."""
     if not pattern:
         return not path
     if pattern[0] == "**":
-        return any(match_folders(path[cut:], pattern[1:]) for cut in range(len(path) + 1))
+        return any(
+            match_folders(path[cut:], pattern[1:])
+            for cut in range(len(path) + 1)
+            if not is_hidden(path[:cut])
+        )
     here = bool(path) and fnmatch.fnmatchcase(path[0], pattern[0])
     return here and match_folders(path[1:], pattern[1:])
+
+
+def path_below(info: fs.FileInfo, folder: str) -> list[str]:
+    """Return the folders, and the name, that lead from `folder` to a file."""
+    below: str = info.path.removeprefix(folder).lstrip("/")
+    return below.split("/")
+
+
+def is_hidden(names: Iterable[str]) -> bool:
+    """Return whether a name in a path begins with a dot or an underscore."""
+    return any(name.startswith((".", "_")) for name in names)
+
+
+def files_below(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    """Return all files below a folder."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        found = filesystem.get_file_info(list(walk(folder or "/")))
+    else:
+        found = filesystem.get_file_info(fs.FileSelector(folder or "/", recursive=True))
+    return [info for info in found if info.is_file]
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Yield the files below a folder of this machine; links are followed, each real path once.
+
+    What links lead to comes last, so that a file keeps the name that it has without them.
+    """
+    folders = [(folder, os.path.realpath(folder).rstrip("/"))]
+    seen = {real for _, real in folders}
+    links: list[str] = []
+    while folders or links:
+        if folders:
+            current, real_folder = folders.pop()
+            for entry in os.scandir(current):
+                real = f"{real_folder}/{entry.name}"
+                if entry.is_symlink():
+                    heapq.heappush(links, entry.path)
+                elif real not in seen:
+                    seen.add(real)
+                    if entry.is_dir():
+                        folders.append((entry.path, real))
+                    else:
+                        yield entry.path
+            continue
+        link = heapq.heappop(links)
+        real = os.path.realpath(link).rstrip("/")
+        if real not in seen:
+            seen.add(real)
+            if Path(real).is_dir():
+                folders.append((link, real))
+            else:
+                yield link
+
+
+def each_once(files: Iterable[fs.FileInfo], folder: str) -> list[fs.FileInfo]:
+    """Leave out the files of this machine that are others of them, by way of links."""
+    base = os.path.realpath(folder or "/").rstrip("/")
+
+    def is_link(info: fs.FileInfo) -> bool:
+        real = "/".join([base, *path_below(info, folder)])
+        return real != os.path.realpath(str(info.path))
+
+    found: dict[str, fs.FileInfo] = {}
+    for info in sorted(files, key=lambda info: (is_link(info), info.path)):
+        found.setdefault(os.path.realpath(info.path), info)
+    return list(found.values())

@@ -68,3 +68,9 @@ def local_path(path: str, key: str) -> str:
             "share"
         )
     return path.removeprefix("file://")
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or lies in it, symlinks followed."""
+    real = Path(os.path.realpath(path))
+    return real.is_relative_to(os.path.realpath(folder))

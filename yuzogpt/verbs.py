@@ -128,6 +128,7 @@ def prepare(settings: Section) -> None:
     assert isinstance(settings, PrepareSettings)
     from yuzogpt.data.prepare import ThisProcess
     from yuzogpt.data.prepare import prepare as prepare_corpus
+    from yuzogpt.data.records import source_of
 
     wanted = settings.corpus
     if wanted.source:
@@ -143,7 +144,8 @@ def prepare(settings: Section) -> None:
         corpus, is_new = prepare_on_ray(settings, directory)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
-    source = f"{manifest.source['name']}, SHA-256 {manifest.source['sha256'][:12]}"
+    made_from = source_of(corpus)
+    source = f"{made_from.name}, SHA-256 {made_from.sha256[:12]}"
     print(f"{state}: {manifest.corpus} from {source} in {directory}")
     print(
         f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
@@ -163,7 +165,7 @@ def inspect(settings: Section) -> None:
         print(verify(corpus))
     if wanted.export_bin:
         print("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
-    if not (wanted.verify or wanted.export_bin):
+    if not (wanted.verify or wanted.export_bin) or "examples" in wanted.model_fields_set:
         show(corpus, wanted.examples)
 
 

@@ -1,13 +1,17 @@
 """Benchmarks from the web: what is not the published file never gets into the cache."""
 
 import hashlib
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from yuzogpt.data.corpora import TINYSHAKESPEARE_URL
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.benchmark_files import Published, fetch
+from yuzogpt.evaluation import benchmark_files
+from yuzogpt.evaluation.benchmark_files import PUBLISHED, Published, fetch, find, is_published
+from yuzogpt.evaluation.tasks import TASKS
 
 CONTENT = b"a line of a benchmark\n" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -59,3 +63,27 @@ def test_what_is_not_the_file_is_not_kept(web, tmp_path, name, digest, message):
 def test_nobody_answers(web, tmp_path):
     with pytest.raises(UserError, match=r"out of reach \(.*refused\); put that file in a folder"):
         fetch("ptb", Published("http://127.0.0.1:9/file"), tmp_path / "file.txt")
+
+
+@pytest.mark.parametrize("url", [TINYSHAKESPEARE_URL, *(one.url for one in PUBLISHED.values())])
+def test_no_url_is_of_a_branch(url):
+    if url.startswith("https://raw.githubusercontent.com/"):
+        assert re.fullmatch("[0-9a-f]{40}", url.split("/")[5])
+
+
+def test_what_is_fetched_has_a_hash(monkeypatch, tmp_path):
+    assert all(len(one.sha256) == 64 for one in PUBLISHED.values() if not one.how)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    unknown = PUBLISHED | {"ptb": Published("http://127.0.0.1:9/file")}
+    monkeypatch.setattr(benchmark_files, "PUBLISHED", unknown)
+    with pytest.raises(UserError, match="is missing; put this file there"):
+        find(TASKS["ptb"], "")
+
+
+def test_a_copy_that_is_packed_in_another_way_is_known_by_its_size(monkeypatch):
+    monkeypatch.setattr(benchmark_files, "PUBLISHED", PUBLISHED)
+    assert is_published("enwik8", PUBLISHED["enwik8"].sha256, 1)
+    assert is_published("enwik8", "0" * 64, 100_000_000)
+    assert is_published("enwik8", "0" * 64, 99) is False
+    assert is_published("lambada", "0" * 64, 5_153) is False
+    assert is_published("wikitext103", "0" * 64, 1) is None

@@ -1,8 +1,8 @@
 """`yuzogpt prepare`, and `yuzogpt inspect`: corpora."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from yuzogpt.config.section import Auto, Count, Name, Section, setting
 
@@ -35,7 +35,7 @@ class LargeCorpusSettings(Section):
         "SHA-256; empty: the corpus's own, else tail for one text file, hash for more",
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
-        0.0005, "share of documents that nanogpt and hash hold out"
+        0.0005, "share of documents that nanogpt and hash hold out; one at least"
     )
     max_document_bytes: Count = setting(0, "longer documents are rejected; 0: none", "bytes")
     block_tokens: Annotated[int, Field(gt=0, lt=2**31)] = setting(
@@ -45,6 +45,13 @@ class LargeCorpusSettings(Section):
         "auto", "tasks at a time on Ray Data; auto: one per core; 0: this process, without Ray"
     )
     ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse what excludes each other."""
+        if self.num_workers == 0 and self.ray_address:
+            raise ValueError("--num_workers=0 is this process, without --ray_address; give one")
+        return self
 
 
 class PrepareSettings(Section):
@@ -59,7 +66,9 @@ class InspectedCorpus(Section):
 
     data_dir: str = setting("", "the corpus's directory")
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
-    examples: Count = setting(3, "documents to print the beginning of")
+    examples: Count = setting(
+        3, "documents to print the beginning of; with --verify or --export_bin only if given"
+    )
     verify: bool = setting(False, "hash every block anew")
     export_bin: bool = setting(False, "write nanoGPT's train.bin and val.bin beside the blocks")
 

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field
 
 from yuzogpt import tokenizers
 from yuzogpt.errors import UserError
-from yuzogpt.files import cache_directory, sha256, sync_file, to_json, write_durably
+from yuzogpt.files import cache_directory, naming, sha256, sync_file, to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, parse_json, read_file
 from yuzogpt.tokenizers import Ids, Tokenizer, TokenizerFacts
 
@@ -34,7 +34,9 @@ TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
 PLAN = "plan.json"  # in STAGING: what is being prepared
 STAGE_STATS = "ray-data-stats.txt"  # how Ray Data fared
-BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS)  # beside the blocks; not part of the corpus
+SOURCE_TIMES = "source-times.json"  # when the files of the source were last changed
+# Beside the blocks; not part of the corpus.
+BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS, SOURCE_TIMES)
 
 
 # A manifest may be somebody else's: types are exact, and files have the names that we write.
@@ -48,7 +50,7 @@ class Block:
 
     __pydantic_config__ = EXACTLY
 
-    file: Annotated[str, Field(pattern=r"^(train|val)-\d{5,}\.arrow$")]
+    file: Annotated[str, Field(pattern=r"^(unit-\d{6,}-)?(train|val)-\d{3,}\.arrow$")]
     split: Annotated[str, Field(pattern=r"^(train|val)$")]
     documents: Whole
     tokens: Annotated[int, Field(ge=0, lt=2**31)]  # int32 offsets
@@ -224,7 +226,11 @@ def parse_manifest(content: bytes, origin: str) -> Manifest:
         version = parse_json(content, Version, origin).format
         if version != FORMAT_VERSION:
             raise UserError(f"{origin}: format {version}; this version reads {FORMAT_VERSION}")
-        return parse_json(content, Manifest, origin)
+        manifest = parse_json(content, Manifest, origin)
+        for block in manifest.blocks:
+            if not block.file.startswith(f"{block.split}-"):  # a staged one, or another split's
+                raise DamagedFile(f"{block.file}: no name of a {block.split} block")
+        return manifest
     except DamagedFile as error:
         raise damaged(
             origin, f"not a manifest ({str(error).removeprefix(f'{origin}: ')})"
@@ -312,9 +318,10 @@ def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
     """Write one block and return its entry in the manifest. `documents`: no slice of others."""
     batch = pa.record_batch([documents], names=["tokens"])
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    sync_file(temporary)
+    with naming(path):
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        sync_file(temporary)
     digest = sha256(temporary)
     size = temporary.stat().st_size
     temporary.replace(path)

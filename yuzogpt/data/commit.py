@@ -6,31 +6,40 @@ moment leaves either the staged units, and the same command goes on, or the whol
 
 import functools
 import hashlib
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 
 from yuzogpt import tokenizers
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
 from yuzogpt.data.plan import Plan
+from yuzogpt.data.source_times import write_times
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.splits import nanogpt_val_rows
 from yuzogpt.data.units import UnitRecord
 from yuzogpt.files import sync_directory, write_durably
+
+# Rows of staged train blocks, by their files.
+Rows = dict[str, list[int]]
 
 
 def commit(plan: Plan) -> PreparedCorpus:
     """Gather, name and commit what the units wrote."""
     done = [(unit, record_of(plan, unit)) for unit in plan.listing.units]
     staged = [block for _, record in done for block in record.train]
-    written = [name_block(plan, block, index) for index, block in enumerate(staged)]
-    written += write_val(plan, done)
+    is_val_empty = not any(record.val for _, record in done)
+    least = least_by_hash(plan, staged) if is_val_empty and plan.recipe.split.rule == "hash" else {}
+    written = write_train(plan, staged, least)
+    written += write_val(plan, itertools.chain(held_out(plan, done), taken(plan, least)))
     sync_directory(plan.directory)
     write_durably(plan.directory / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
+    write_times(plan.directory, plan.listing.files)
     manifest = make_manifest(plan, [record for _, record in done], written)
     write_durably(plan.directory / blocks.MANIFEST, manifest.to_bytes())
     blocks.clear_staging(plan.directory)
@@ -42,6 +51,48 @@ def record_of(plan: Plan, unit: Unit) -> UnitRecord:
     record = plan.record(unit)
     assert record is not None, f"unit {unit.index} is not done"
     return record
+
+
+def least_by_hash(plan: Plan, staged: Sequence[Block]) -> Rows:
+    """Return where the document with the smallest SHA-256 is: it is held out if no other is.
+
+    As if val_fraction were just large enough; its copies come with it. Nothing if all documents are
+    copies of one.
+    """
+    least: bytes | None = None
+    found: Rows = {}
+    for block in staged:
+        for row, ids in enumerate(blocks.map_documents(plan.staging / block.file)):
+            text = plan.tokenizer.decode(ids.values[:-1].to_pylist())  # without the end of text
+            digest = hashlib.sha256(text.encode()).digest()
+            if least is None or digest < least:
+                least, found = digest, {}
+            if digest == least:
+                found.setdefault(block.file, []).append(row)
+    is_all = sum(map(len, found.values())) == sum(block.documents for block in staged)
+    return {} if is_all else found
+
+
+def taken(plan: Plan, rows: Rows) -> Iterator[pa.ListArray]:
+    """Yield documents of staged train blocks."""
+    for file, wanted in rows.items():
+        yield blocks.map_documents(plan.staging / file).take(pa.array(wanted))
+
+
+def write_train(plan: Plan, staged: Sequence[Block], without: Rows) -> list[Block]:
+    """Give train blocks their names in the corpus; some are written again, without some rows."""
+    written: list[Block] = []
+    for block in staged:
+        rows = without.get(block.file, [])
+        if not rows:
+            written.append(name_block(plan, block, len(written)))
+        elif len(rows) < block.documents:
+            keep = np.ones(block.documents, np.bool_)
+            keep[rows] = False
+            documents = blocks.map_documents(plan.staging / block.file).filter(pa.array(keep))
+            path = plan.directory / blocks.block_name("train", len(written))
+            written.append(blocks.write_block(path, "train", blocks.joined([documents])))
+    return written
 
 
 def name_block(plan: Plan, block: Block, index: int) -> Block:
@@ -56,11 +107,11 @@ def name_block(plan: Plan, block: Block, index: int) -> Block:
     return replace(block, file=name)
 
 
-def write_val(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> list[Block]:
-    """Write the held-out documents of all units, in the split rule's order."""
+def write_val(plan: Plan, chosen: Iterable[pa.ListArray]) -> list[Block]:
+    """Write the held-out documents of all units."""
     name = functools.partial(blocks.block_name, "val")
     writer = BlockWriter(plan.directory, "val", plan.recipe.block_tokens, name)
-    for documents in held_out(plan, done):
+    for documents in chosen:
         writer.add(documents)
     return writer.finish()
 
@@ -99,7 +150,7 @@ def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -
         corpus=plan.corpus,
         tokenizer=tokenizers.describe(plan.tokenizer),
         source={
-            "name": f"{len(listing.files)} {listing.units[0].format} files",
+            "name": listing.name,
             "files": [{"name": file.name, "bytes": file.bytes} for file in listing.files],
             "documents": sum(record.documents for record in records),
             "bytes": sum(record.bytes for record in records),

@@ -25,7 +25,8 @@ from yuzogpt.overrides import nearest
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer
 
 TINYSHAKESPEARE_URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+    "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e"
+    "/data/tinyshakespeare/input.txt"
 )
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -160,7 +161,9 @@ def check_download(content: bytes, expected: str, origin: str) -> None:
     """Refuse bytes that are not the ones this version of YuzoGPT was made for."""
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise UserError(f"{origin}: SHA-256 is {found}, expected {expected}; nothing was kept")
+        raise UserError(
+            f"{origin}: SHA-256 is {found[:12]}, expected {expected[:12]}; nothing was kept"
+        )
 
 
 CORPORA = {

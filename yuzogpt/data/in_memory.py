@@ -12,13 +12,16 @@ from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus, refuse_other
 from yuzogpt.data.corpora import Corpus, Source, read_text_file
+from yuzogpt.data.plan import cleared_bytes, refuse_small_disk
+from yuzogpt.data.records import source_of
 from yuzogpt.data.splits import split_tail
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.lease import Lease
-from yuzogpt.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
+from yuzogpt.tokenizers import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
 
 TOKENS_PER_BLOCK = 2**27
+SHOWN_DIGITS = 12  # of a hash, in messages
 
 
 def prepare_in_memory(
@@ -44,9 +47,12 @@ def prepare_in_memory(
     if found:
         manifest = found.manifest
         refuse_other(found, "corpus", manifest.corpus, corpus.name)
-        refuse_other(found, "source", manifest.source["sha256"], source.identity["sha256"])
+        refuse_other_text(found, source)
         refuse_other(found, "tokenizer", manifest.tokenizer["kind"], tokenizer.kind)
         return found, False
+    encoded = encode(source, tokenizer)
+    size = sum(ids.nbytes for documents in encoded.values() for ids in documents)
+    refuse_small_disk(directory, size - cleared_bytes(directory, settings.overwrite))
     with Lease(directory):
         if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
@@ -56,7 +62,17 @@ def prepare_in_memory(
                 "replaces it, --data_dir=DIR keeps both"
             )
         blocks.clear(directory)
-        return write_corpus(corpus, source, tokenizer, directory), True
+        return write_corpus(corpus, source, tokenizer, encoded, directory), True
+
+
+def refuse_other_text(found: PreparedCorpus, source: Source) -> None:
+    """Raise UserError if a finished corpus was made from another text."""
+    recorded = source_of(found)
+    if recorded.files is not None:
+        refuse_other(found, "source", recorded.name, "one text file")
+    old, new = recorded.sha256, source.identity["sha256"]
+    if old != new:
+        refuse_other(found, "source", f"SHA-256 {old[:SHOWN_DIGITS]}", new[:SHOWN_DIGITS])
 
 
 def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:
@@ -66,18 +82,26 @@ def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:
     return gpt2_tokenizer()
 
 
+def encode(source: Source, tokenizer: Tokenizer) -> dict[str, list[Ids]]:
+    """Split and tokenize; return the ids of each split's documents."""
+    splits = zip(("train", "val"), split_tail(source.documents), strict=True)
+    return {split: [tokenizer.encode(text) for text in texts] for split, texts in splits}
+
+
 def write_corpus(
-    corpus: Corpus, source: Source, tokenizer: Tokenizer, directory: Path
+    corpus: Corpus,
+    source: Source,
+    tokenizer: Tokenizer,
+    encoded: dict[str, list[Ids]],
+    directory: Path,
 ) -> PreparedCorpus:
-    """Tokenize, split, write the blocks, and last the manifest."""
-    splits = dict(zip(("train", "val"), split_tail(source.documents), strict=True))
+    """Write the blocks, and last the manifest."""
     dtype = tokenizers.id_dtype(tokenizer.vocab_size)
     written: list[Block] = []
-    for split, documents in splits.items():
-        ids = [tokenizer.encode(document) for document in documents]
+    for split, documents in encoded.items():
         name = functools.partial(blocks.block_name, split)
         writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, name)
-        writer.add(blocks.list_array(ids, dtype))
+        writer.add(blocks.list_array(documents, dtype))
         written += writer.finish()
     write_durably(directory / blocks.TOKENIZER, tokenizers.to_bytes(tokenizer))
     manifest = Manifest(

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from yuzogpt.data.blocks import PreparedCorpus, map_documents
+from yuzogpt.data.records import source_of
 from yuzogpt.errors import UserError
+from yuzogpt.files import naming
 
 SHOWN_CHARACTERS = 200  # of a document
 BAR_WIDTH = 40  # characters of the longest bar
@@ -25,10 +27,10 @@ def show(corpus: PreparedCorpus, examples: int) -> None:
     """Print what a corpus is."""
     corpus.check()
     manifest, console = corpus.manifest, Console(highlight=False)
-    source, tokenizer = manifest.source, manifest.tokenizer
+    source, tokenizer = source_of(corpus), manifest.tokenizer
     say = console.out  # text as it is: a document may hold anything
     say(f"{manifest.corpus} in {corpus.directory}")
-    say(f"source: {source['name']}, {source['bytes']:,} bytes, SHA-256 {source['sha256'][:12]}")
+    say(f"source: {source.name}, {source.bytes:,} bytes, SHA-256 {source.sha256[:12]}")
     say(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")
     say(f"split rule: {manifest.split_rule}; fingerprint {corpus.fingerprint[:12]}")
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items())
@@ -95,7 +97,8 @@ def sample_documents(corpus: PreparedCorpus, count: int) -> Iterator[tuple[str, 
             if place < block.documents:
                 ids = map_documents(corpus.directory / block.file)[place].values.to_numpy()
                 text = corpus.tokenizer.decode(ids[:SHOWN_CHARACTERS].tolist())
-                end = "" if len(text) <= SHOWN_CHARACTERS else " ..."
+                is_cut = len(ids) > SHOWN_CHARACTERS or len(text) > SHOWN_CHARACTERS
+                end = " ..." if is_cut else ""
                 yield f"document {row:,}, {len(ids):,} tokens", text[:SHOWN_CHARACTERS] + end
                 break
             place -= block.documents
@@ -117,7 +120,7 @@ def export_bin(corpus: PreparedCorpus) -> list[Path]:
     for split in SPLITS:
         path = corpus.directory / f"{split}.bin"
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             for column in documents(corpus, split):
                 file.write(column.values.to_numpy())
             file.flush()

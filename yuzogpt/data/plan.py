@@ -5,7 +5,6 @@ which units an interrupted command left undone. Everything uncommitted lies in `
 the directory, where the same command finds it and goes on. Next on the line: units.py.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,17 +13,17 @@ from typing import Any
 
 from yuzogpt import tokenizers
 from yuzogpt.config import LargeCorpusSettings
-from yuzogpt.data import blocks, sources, units
-from yuzogpt.data.blocks import PLAN, STAGING, Block
+from yuzogpt.data import blocks, records, sources
+from yuzogpt.data.blocks import PLAN, STAGING
 from yuzogpt.data.corpora import Corpus
 from yuzogpt.data.sources import Listing, Unit
 from yuzogpt.data.splits import Split
 from yuzogpt.data.units import Recipe, UnitRecord
 from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
+from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenizers import Tokenizer, gpt2_tokenizer
 
-COUNTS = "counts.json"
 SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
 USUAL_COMPRESSION = 3.5  # of text by gzip and zstd; for the estimate of disk only
 
@@ -50,18 +49,13 @@ class Plan:
 
     def record(self, unit: Unit) -> UnitRecord | None:
         """Return the record of a unit if it is done and all its files are there."""
-        record = units.read_record(self.staging, unit.index)
-        return record if record and all(self.has(block) for block in record.blocks) else None
-
-    def has(self, block: Block) -> bool:
-        """Tell whether a staged file is there, whole."""
-        path = self.staging / block.file
-        return path.is_file() and path.stat().st_size == block.bytes
+        return records.read_record(self.staging, unit)
 
 
 def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, directory: Path) -> Plan:
     """List the source and settle how it is prepared. Reads footers only, writes nothing."""
     listing = sources.list_source(source, settings.text_column, settings.by_line, directory)
+    refuse_ignored(settings, listing.units[0].format)
     chosen = settings.split_rule or corpus.split_rule
     if chosen == "tail":
         raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
@@ -83,6 +77,15 @@ def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, direct
     return Plan(corpus.name, directory, listing, recipe, tokenizer, identity, settled)
 
 
+def refuse_ignored(settings: LargeCorpusSettings, kind: sources.Format) -> None:
+    """Raise UserError for an explicit setting that is of other formats."""
+    if kind in ("text", "lines") and "text_column" in settings.model_fields_set:
+        column = settings.text_column
+        raise UserError(f"--text_column={column}: the source is plain text, without columns")
+    if kind in ("parquet", "jsonl") and settings.by_line:
+        raise UserError(f"--by_line: for plain text; the source is {kind}, a document a row")
+
+
 def decisive(settings: LargeCorpusSettings, corpus: Corpus) -> dict[str, Any]:
     """Return the settings that decide what a corpus is; its manifest records them."""
     return {
@@ -96,19 +99,14 @@ def decisive(settings: LargeCorpusSettings, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def describe(plan: Plan, source: str) -> str:
+def describe(plan: Plan, source: str, overwrite: bool) -> str:
     """Say what there is to read and how much disk it needs; UserError if the disk is too small."""
     listing, tokens, documents = plan.listing, *estimate(plan)
     width = 2 if plan.tokenizer.vocab_size <= 2**16 else 4
     needed = int(1.02 * tokens * width) + 4 * documents
-    place = next(path for path in (plan.directory, *plan.directory.parents) if path.exists())
-    free = shutil.disk_usage(place).free
     staged = sum(file.stat().st_size for file in plan.staging.glob("unit-*.arrow"))
-    if needed - staged > free:
-        raise UserError(
-            f"{plan.directory}: needs about {in_bytes(needed - staged)} more, {in_bytes(free)} are "
-            "free; choose another --data_dir"
-        )
+    there = staged + cleared_bytes(plan.directory, overwrite)
+    free = refuse_small_disk(plan.directory, needed - there)
     about = "" if listing.documents is not None else "about "
     skipped = ", ".join(listing.skipped[:3]) + (", ..." if len(listing.skipped) > 3 else "")
     others = f"; {len(listing.skipped)} other files are skipped ({skipped})" if skipped else ""
@@ -117,6 +115,24 @@ def describe(plan: Plan, source: str) -> str:
         f"{in_bytes(listing.bytes)}; needs about {in_bytes(needed)} of disk, {in_bytes(free)} free"
         f"{others}"
     )
+
+
+def cleared_bytes(directory: Path, overwrite: bool) -> int:
+    """Return how many bytes of blocks `overwrite` will delete."""
+    old = blocks.block_files(directory) if overwrite else ()
+    return sum(path.lstat().st_size for path in old)
+
+
+def refuse_small_disk(directory: Path, needed: int) -> int:
+    """Return how many bytes are free where a directory is, or will be; UserError if too few."""
+    place = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{directory}: needs about {in_bytes(needed)} more, {in_bytes(free)} are free; choose "
+            "another --data_dir"
+        )
+    return free
 
 
 def estimate(plan: Plan) -> tuple[int, int]:
@@ -148,15 +164,21 @@ def in_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def begin(plan: Plan, overwrite: bool) -> None:
+def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:
     """Make the staging directory, or find the one of an interrupted command; holds the lease.
 
-    Raises UserError with the difference if that one prepared something else.
+    `start` is called before anything is cleared: if it fails, the old corpus stays. Raises
+    UserError with the difference if an interrupted command prepared something else.
     """
-    path = plan.staging / PLAN
     is_finished = (plan.directory / blocks.MANIFEST).exists()
-    found = json.loads(path.read_bytes()) if path.exists() else None
+    try:
+        found = records.read_identity(plan.staging)
+    except DamagedFile as error:
+        if not overwrite:
+            raise UserError(f"{error}; start again with --overwrite") from None
+        found = None
     if overwrite and (is_finished or found != plan.identity):
+        start()
         blocks.clear(plan.directory)
         found = None
     if found:
@@ -173,7 +195,7 @@ def begin(plan: Plan, overwrite: bool) -> None:
     blocks.clear_staging(plan.directory)  # one without a plan is what a crash left of a clear
     plan.staging.mkdir(parents=True, exist_ok=True)
     write_durably(plan.staging / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
-    write_durably(path, to_json(plan.identity))
+    write_durably(plan.staging / PLAN, to_json(plan.identity))
 
 
 def with_counts(plan: Plan, count: Count) -> Plan:
@@ -181,10 +203,10 @@ def with_counts(plan: Plan, count: Count) -> Plan:
     listing, split = plan.listing, plan.recipe.split
     if split.rule == "hash" or listing.documents is not None:
         return plan
-    path = plan.staging / COUNTS
-    if not path.exists():
-        write_durably(path, to_json(count(listing.units)))
-    counts = json.loads(path.read_bytes())
+    counts = records.read_counts(plan.staging, listing.units)
+    if counts is None:
+        counts = count(listing.units)
+        write_durably(plan.staging / records.COUNTS, to_json(counts))
     counted = [replace(u, documents=n) for u, n in zip(listing.units, counts, strict=True)]
     listing = replace(listing, units=sources.number(counted))
     split = replace(split, documents=listing.documents)

@@ -20,11 +20,14 @@ from yuzogpt.data.corpora import Corpus, find_corpus
 from yuzogpt.data.in_memory import prepare_in_memory
 from yuzogpt.data.plan import Plan
 from yuzogpt.data.progress import Progress
+from yuzogpt.data.records import source_of
+from yuzogpt.data.source_times import read_times, real_path
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import UnitWriter, tokenize
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import is_pattern, scheme_of
 from yuzogpt.lease import Lease
+from yuzogpt.paths import is_within
 
 
 class Workers(Protocol):
@@ -72,9 +75,16 @@ def prepare(
 
     Raises UserError if the directory holds another corpus, unless `overwrite`.
     """
+    if (directory / blocks.STAGING).is_symlink():  # it would be written, and cleared, elsewhere
+        raise UserError(f"{directory / blocks.STAGING}: a symlink; delete it")
     chosen = settings.corpus
     corpus = find_corpus(chosen.dataset, chosen.tokenizer, bool(chosen.source))
     if not is_large(corpus, chosen, settings.large):
+        refuse_ignored(settings.large, corpus)
+        if chosen.source:
+            refuse_other_than_text(chosen.source, corpus)
+        if chosen.overwrite and chosen.source:
+            refuse_nested(chosen.source, directory)
         return prepare_in_memory(chosen, corpus, directory)
     if not corpus.source:  # the user's own
         corpus = replace(corpus, split_rule="hash")
@@ -87,11 +97,40 @@ def is_large(corpus: Corpus, chosen: CorpusSettings, large: LargeCorpusSettings)
         return True
     if corpus.download or corpus.tokenizer == "char":  # characters need the whole text
         return False
-    source = chosen.source
-    is_pattern_here = is_pattern(source) and not Path(source).exists()
-    is_one_file = not (scheme_of(source) or is_pattern_here or Path(source).is_dir())
-    is_text = sources.format_of(source) in (None, "text") and not sources.compression_of(source)
-    return large.by_line or large.split_rule in ("nanogpt", "hash") or not (is_one_file and is_text)
+    wants_documents = large.by_line or large.split_rule in ("nanogpt", "hash")
+    return wants_documents or not is_one_text(chosen.source)
+
+
+def is_one_text(source: str) -> bool:
+    """Return whether a source is one plain text file of this machine, by its name."""
+    is_glob = is_pattern(source) and not Path(source).exists()
+    if scheme_of(source) or is_glob or Path(source).is_dir():
+        return False
+    return sources.format_of(source) in (None, "text") and not sources.compression_of(source)
+
+
+def refuse_ignored(large: LargeCorpusSettings, corpus: Corpus) -> None:
+    """Raise UserError for an explicit setting that decides nothing for a corpus of one text."""
+    as_it_is = {"split_rule": ("", "tail"), "by_line": (False,), "max_document_bytes": (0,)}
+    for key in large.model_fields_set - {"num_workers"}:
+        value = getattr(large, key)
+        if value not in as_it_is.get(key, ()):
+            is_own = not corpus.download and corpus.tokenizer == "gpt2"
+            hint = "; --by_line=True makes each line a document" if is_own else ""
+            raise UserError(
+                f"--{key}={value}: not for {corpus.name}, which is prepared as one text, here, its "
+                f"last tenth held out{hint}"
+            )
+
+
+def refuse_other_than_text(source: str, corpus: Corpus) -> None:
+    """Raise UserError if a corpus that is one text has another source."""
+    if Path(source).is_dir():
+        raise UserError(f"--source={source}: a directory, not a text file")
+    if not is_one_text(source):
+        why = "the char tokenizer" if corpus.tokenizer == "char" else corpus.name
+        hint = "" if corpus.tokenizer == "char" else "; or give a corpus of your own another name"
+        raise UserError(f"--source={source}: {why} needs one plain text file of this machine{hint}")
 
 
 def prepare_large(
@@ -107,6 +146,8 @@ def prepare_large(
         refuse_other_settings(found, plan.decisive(settings.large, corpus))
         if not settings.corpus.source:  # no need to look at the hub again
             return found, False
+    if overwrite:
+        refuse_nested(source, directory)
     try:
         wanted = plan.make_plan(settings.large, corpus, source, directory)
     except UserError as error:
@@ -115,17 +156,35 @@ def prepare_large(
     if found:
         refuse_other_source(found, wanted)
         return found, False
+    if overwrite and wanted.listing.own:
+        raise nested(source, directory)
     workers.check()
-    print(plan.describe(wanted, source), flush=True)
+    print(plan.describe(wanted, source, overwrite), flush=True)
     with Lease(directory):
         if (directory / blocks.MANIFEST).exists() and not overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
-        plan.begin(wanted, overwrite)
+        plan.begin(wanted, overwrite, workers.start)
         wanted = plan.with_counts(wanted, workers.count)
         do_units(wanted, workers)
         prepared = commit(wanted)
     report(prepared, corpus)
     return prepared, True
+
+
+def refuse_nested(source: str, directory: Path) -> None:
+    """Raise UserError if a source lies in the directory that --overwrite clears, or around it."""
+    if not scheme_of(source):
+        path = Path(source.removeprefix("file://"))
+        if is_within(path, directory) or (path.is_dir() and is_within(directory, path)):
+            raise nested(source, directory)
+
+
+def nested(source: str, directory: Path) -> UserError:
+    """Return the error for a source that --overwrite could harm."""
+    return UserError(
+        f"--overwrite: the source {source} and the data_dir {directory} lie in each other; "
+        "choose another --data_dir"
+    )
 
 
 def do_units(wanted: Plan, workers: Workers) -> None:
@@ -154,15 +213,30 @@ def sweep(directory: Path) -> None:
 
 
 def refuse_other_source(found: PreparedCorpus, wanted: Plan) -> None:
-    """Raise UserError if a finished corpus was made from other files."""
-    files = [{"name": file.name, "bytes": file.bytes} for file in wanted.listing.files]
-    if found.manifest.source.get("files") != files:
-        refuse_other(found, "source", found.manifest.source["name"], f"{len(files)} other files")
+    """Raise UserError if a finished corpus was made from other files, or they changed since."""
+    recorded, name = source_of(found), wanted.listing.name
+    if recorded.files is None:
+        refuse_other(found, "source", "one text file", name)
+    sizes = {file.name: file.bytes for file in recorded.files or []}
+    then = read_times(found.directory)
+    for file in wanted.listing.files:
+        if sizes.pop(file.name, None) != file.bytes:
+            refuse_other(found, "source", recorded.name, f"{name} with this {file.name}")
+        modified = then.get(real_path(file), file.modified)
+        if modified != file.modified:
+            raise UserError(
+                f"{file.path}: changed since {found.directory} was prepared from it; --overwrite "
+                "prepares it again, --data_dir=DIR keeps both"
+            )
+    if sizes:
+        refuse_other(found, "source", recorded.name, f"{name} without {min(sizes)}")
 
 
 def refuse_other_settings(found: PreparedCorpus, wanted: dict[str, Any]) -> None:
     """Raise UserError if a finished corpus was made with settings that decide what it is."""
-    made_with = found.manifest.source.get("settings", {})
+    made_with = source_of(found).settings
+    if made_with is None:
+        return  # one text: refused for its source
     for key, value in wanted.items():
         refuse_other(found, key, str(made_with.get(key)), str(value))
 
@@ -180,7 +254,9 @@ def report(prepared: PreparedCorpus, corpus: Corpus) -> None:
     if not written:
         print("warning: no document was kept: look at --text_column and the source")
     elif not manifest.tokens("val"):
-        print("the val split is empty: raise --val_fraction to train on this corpus")
+        is_hash = manifest.split_rule.startswith("hash")  # which holds out one of two that differ
+        why = "no two documents differ" if is_hash or written == 1 else "raise --val_fraction"
+        print(f"the val split is empty: {why}; training needs one")
     for what, expected, count in (
         ("documents", corpus.documents, documents),
         ("val tokens", corpus.val_tokens, manifest.tokens("val")),

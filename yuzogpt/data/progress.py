@@ -66,7 +66,7 @@ class Progress:
         names = {path.name for path in self.plan.staging.glob("unit-*.json")}
         for index, unit in list(self.waiting.items()):
             path = units.record_path(self.plan.staging, index)
-            record = units.read_record(self.plan.staging, index) if path.name in names else None
+            record = self.plan.record(unit) if path.name in names else None
             if record:
                 del self.waiting[index]
                 self.bytes += unit.bytes

@@ -22,6 +22,7 @@ from yuzogpt.filesystems import (
     open_filesystem,
     scheme_of,
 )
+from yuzogpt.paths import is_within
 
 Format = Literal["parquet", "jsonl", "text", "lines"]
 
@@ -79,6 +80,12 @@ class Listing:
     files: list[SourceFile]
     units: list[Unit]
     skipped: list[str]  # files of no known format
+    own: list[str]  # files of the corpus that is prepared: no source of its own
+
+    @property
+    def name(self) -> str:
+        """What the manifest and messages call it."""
+        return f"{len(self.files)} {self.units[0].format} files"
 
     @property
     def documents(self) -> int | None:
@@ -112,7 +119,10 @@ def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) ->
     folder, found = list_files(source)
     if not scheme and Path(folder).resolve() == data_dir.resolve():
         raise UserError(f"--data_dir={data_dir}: is the source's folder; choose another")
-    found = [info for info in found if is_of_source(info.path, folder, data_dir)]
+    own = [] if scheme else [i.path for i in found if is_within(Path(i.path), data_dir)]
+    if len(own) == len(found):
+        raise UserError(f"--data_dir={data_dir}: the source lies in it; choose another")
+    found = [info for info in found if info.path not in set(own)]
     known = [info for info in found if format_of(info.path)]
     if not known:
         raise UserError(f"--source={source}: no {', '.join(FORMATS)} file there (.gz, .zst too)")
@@ -135,17 +145,10 @@ def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) ->
     if formats == ["jsonl"]:
         check_first_line(units, text_column)
     skipped = sorted(info.base_name for info in found if not format_of(info.path))
-    listing = Listing(files, units, skipped)
+    listing = Listing(files, units, skipped, own)
     if not units or listing.documents == 0:
         raise UserError(f"--source={source}: no document there")
     return listing
-
-
-def is_of_source(path: str, folder: str, data_dir: Path) -> bool:
-    """Tell whether a file is neither hidden nor of the corpus that is prepared."""
-    below = path.removeprefix(folder).lstrip("/").split("/")
-    is_hidden = any(part.startswith((".", "_")) for part in below)
-    return not is_hidden and data_dir not in Path(path).parents
 
 
 def format_of(path: str) -> Format | None:

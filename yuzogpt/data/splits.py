@@ -2,7 +2,8 @@
 
     tail     the last tenth of the characters: both Shakespeares, as in nanoGPT
     nanogpt  a shuffle with seed 2357 of all documents, its first 0.05% held out: OpenWebText
-    hash     by each document's own SHA-256, so that the split needs no count and no order
+    hash     by each document's own SHA-256, so that the split needs no count and no order; if it
+             would hold out none, the document with the smallest is held out (commit.py)
 
 In: how many documents, or a document's digest. Out: what is held out, and in which order.
 """

@@ -8,7 +8,6 @@ Next on the line: commit.py.
 
 import functools
 import hashlib
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,14 +177,3 @@ class UnitWriter:
 def record_path(staging: Path, unit: int) -> Path:
     """Return where a unit's record lies."""
     return staging / f"unit-{unit:06d}.json"
-
-
-def read_record(staging: Path, unit: int) -> UnitRecord | None:
-    """Return the record of a unit that is done; None if it is not."""
-    try:
-        content = json.loads(record_path(staging, unit).read_bytes())
-        for split in ("train", "val"):
-            content[split] = [Block(**block) for block in content[split]]
-        return UnitRecord(**content)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

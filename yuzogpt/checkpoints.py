@@ -21,7 +21,6 @@ import contextlib
 import json
 import math
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +31,7 @@ from yuzogpt import mirrors
 from yuzogpt.errors import UserError
 from yuzogpt.files import sha256, sync_directory, sync_file, to_json, write_durably
 from yuzogpt.tensor_files import read_tensors, write_tensors
+from yuzogpt.terminal import complain
 
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
     from torch import Tensor
@@ -262,7 +262,7 @@ def find(reference: str) -> Checkpoint | None:
 
     def tell(path: Path, reason: str) -> None:
         broken.append(f"{path.name}: {reason}")
-        print(f"!!! checkpoint {mirrors.name_of(path)} is corrupt ({reason})", file=sys.stderr)
+        complain(f"!!! checkpoint {mirrors.name_of(path)} is corrupt ({reason})")
 
     found = best(directory, tell)
     if found is None and broken:

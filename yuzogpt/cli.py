@@ -31,6 +31,7 @@ from yuzogpt.config import (
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
+from yuzogpt.terminal import complain, say
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ VERBS = {
 def main(arguments: Sequence[str]) -> None:
     """Run one verb; UserError for the user's mistakes."""
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(overview())
+        say(overview())
         return
     name, *rest = arguments
     verb = VERBS.get(name)
@@ -100,10 +101,10 @@ def main(arguments: Sequence[str]) -> None:
         hint = nearest(name, VERBS) or f"verbs: {', '.join(VERBS)}"
         raise UserError(f"{name}: unknown verb; {hint}")
     if "--help" in rest or "-h" in rest:
-        print(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
-        print(help_text(verb.schema))
+        say(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
+        say(help_text(verb.schema))
         if verb.takes_presets:
-            print(f"\npresets: {', '.join(presets_of(verb))}")
+            say(f"\npresets: {', '.join(presets_of(verb))}")
         return
     files, flags = read_arguments(name, verb, rest)
     searched = [flag for flag in flags if flag.startswith(f"--{SEARCH}.")]
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
         more = space_of(settings, files, searched) if isinstance(settings, TuneSettings) else ""
-        print(preview(settings) + more, end="")
+        say(preview(settings) + more, end="")
         return
     if verb.schema is TuneSettings:
         verb.run(settings, files, searched)
@@ -194,13 +195,13 @@ def status_of(arguments: Sequence[str]) -> int:
         main(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
-            print(f"yuzogpt: {error}", file=sys.stderr)
+            complain(f"yuzogpt: {error}")
         return 2
     except RunFailed as error:
-        print(f"yuzogpt: {error}", file=sys.stderr)
+        complain(f"yuzogpt: {error}")
         return 1
     except Stopped as error:
-        print(f"yuzogpt: {error}", file=sys.stderr)
+        complain(f"yuzogpt: {error}")
         # torchrun takes any other status for a failure, and starts all ranks again.
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 143
     except BrokenPipeError:  # `| head`: whoever read has seen enough
@@ -208,13 +209,13 @@ def status_of(arguments: Sequence[str]) -> int:
         return 141
     except OSError as error:
         reason = error.strerror or str(error)
-        print(f"yuzogpt: {error.filename or 'the system says'}: {reason}", file=sys.stderr)
+        complain(f"yuzogpt: {error.filename or 'the system says'}: {reason}")
         return 1
     except KeyboardInterrupt:
         # A second one would only spoil the end, unless a thread holds that up: then it is the end.
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
         more = "; the same command goes on" if goes_on else ""
-        print(f"yuzogpt: interrupted{more}", file=sys.stderr)
+        complain(f"yuzogpt: interrupted{more}")
         return 130
     return 0

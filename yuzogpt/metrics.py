@@ -26,7 +26,6 @@ import contextlib
 import itertools
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from typing import Any, BinaryIO
 
 from yuzogpt import mirrors
 from yuzogpt.files import write_durably
+from yuzogpt.terminal import complain
 
 Record = dict[str, Any]
 Line = tuple[str, Record]  # of the file, and what it says
@@ -111,7 +111,7 @@ class MetricsLog:
                 with self.lock:
                     end()
             except OSError as error:  # what the run is about is in its checkpoints
-                print(f"!!! {error.filename or 'metrics'}: {error.strerror}", file=sys.stderr)
+                complain(f"!!! {error.filename or 'metrics'}: {error.strerror}")
 
 
 def record_of(kind: str, step: int, **values: Any) -> Record:

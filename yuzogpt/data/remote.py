@@ -17,6 +17,7 @@ from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.files import cache_directory, write_durably
 from yuzogpt.filesystems import open_filesystem, scheme_of
+from yuzogpt.terminal import say
 
 COPY_BYTES = 2**22  # at a time
 
@@ -43,7 +44,7 @@ def open_anywhere(data_dir: str) -> PreparedCorpus:
     for name, size in sizes.items():
         path = directory / name
         if not path.is_file() or size not in (None, path.stat().st_size):
-            print(f"copying {data_dir}/{name} to {directory}", flush=True)
+            say(f"copying {data_dir}/{name} to {directory}")
             copy(filesystem, f"{inside}/{name}", path, data_dir)
     write_durably(directory / MANIFEST, manifest)
     return open_corpus(directory)

@@ -28,6 +28,7 @@ from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete
+from yuzogpt.terminal import complain
 from yuzogpt.tokenizers import END_OF_TEXT
 from yuzogpt.world import World
 
@@ -164,7 +165,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"yuzogpt: {error}", file=sys.stderr)
+        complain(f"yuzogpt: {error}")
         sys.exit(2)
 
 

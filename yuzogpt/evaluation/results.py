@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from yuzogpt import terminal
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.corpus_loss import LOSS, NANOGPT
 from yuzogpt.evaluation.tasks import TASKS, Figure
 from yuzogpt.files import to_json, write_durably
+from yuzogpt.terminal import say
 
 RESULTS = "results.json"
 SIZES = ("117M", "345M", "762M", "1542M")  # the paper's names; today's are 124M, 355M, 774M, 1558M
@@ -56,7 +57,7 @@ def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) 
     tasks = dict(found["tasks"]) if found and found["model"] == model else {}
     for result in results:
         if result.notes.get("limit") and tasks.get(result.key, {}).get("limit") == 0:
-            print(f"{result.key}: without --limit before; {path} keeps those figures")
+            say(f"{result.key}: without --limit before; {path} keeps those figures")
         else:
             tasks[result.key] = result.to_dict()
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))
@@ -84,9 +85,7 @@ def refuse_other_model(directory: Path, name: str) -> None:
 
 def show(results: Sequence[Result]) -> None:
     """Print a table: a row for each figure, published ones beside it where there are any."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
+    console = terminal.console(WIDE)
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     for name in ("task", "protocol", "figure", "here", "counted", *SIZES):
         is_number = name in ("here", "counted", *SIZES)

@@ -5,7 +5,6 @@ or, with --interactive, an answer to each line of the standard input, as it come
 """
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -14,6 +13,7 @@ from yuzogpt.config import SampleSettings, SamplingSettings
 from yuzogpt.errors import UserError
 from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.terminal import complain, shown_on
 from yuzogpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
             ids = tokenizer.encode(prompt).tolist()
             engine.submit(to_request(wanted, ids, wanted.seed + number))
         except UserError as error:
-            print(f"yuzogpt: {error}", file=sys.stderr, flush=True)
+            complain(f"yuzogpt: {error}")
             continue
-        out.write(prompt)
+        out.write(shown_on(out, prompt))
         while engine.busy:
-            out.write("".join(event.text for event in engine.step()))
+            out.write(shown_on(out, "".join(event.text for event in engine.step())))
             out.flush()
         out.write("\n---------------\n")
         out.flush()

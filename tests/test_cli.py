@@ -62,7 +62,6 @@ def damaged(text_file, tmp_path):
         ("prepare mine --tokenizer=gpt2 --source={text} --data_dir={corpus}", "another tokenizer"),
         ("sample --out_dir={run} --start=ünï", "no id for 'ï' 'ü'"),
         ("sample --out_dir={run} --start=FILE:{tmp}/none", "not readable"),
-        ("sample --out_dir={run} --start=", "the prompt is empty"),
         ("sample --out_dir={tmp}/none", "no model here"),
         ("sample --out_dir={run} --temperature=-1", "--temperature=-1: "),
         ("export {run} --to=huggingface {corpus}", "exists already"),

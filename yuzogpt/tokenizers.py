@@ -197,6 +197,17 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(to_bytes(tokenizer)).hexdigest()
 
 
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text in which <|endoftext|> is the token, where the tokenizer has it."""
+    end = tokenizer.end_of_text
+    if end is None:
+        return list(map(int, tokenizer.encode(text)))
+    ids = list[int]()
+    for piece in text.split(END_OF_TEXT):
+        ids += [*tokenizer.encode(piece).tolist(), end]
+    return ids[:-1]
+
+
 def start_of(tokenizer: Tokenizer) -> int:
     """Return the token that stands for the beginning of a text.
 

@@ -20,7 +20,7 @@ from yuzogpt.paths import SUBMITTED_JOB
 from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.sampling.sample import complete, encode_prompt, read_prompts
+from yuzogpt.sampling.sample import complete, ids_of, read_prompts
 from yuzogpt.sampling.sample import sample as draw_samples
 
 SEPARATOR = "\n---------------\n"
@@ -83,10 +83,10 @@ def test_end_of_text_in_a_prompt_is_the_token():
         "a<|endoftext|><|endoftext|>b": [*gpt2.encode("a"), end, end, *gpt2.encode("b")],
         "<|endoftext": [*gpt2.encode("<|endoftext")],
     }.items():
-        assert encode_prompt(prompt, gpt2) == ids
+        assert ids_of(prompt, gpt2) == ids
     characters = tokenizers.CharTokenizer.of_text("\n<|endoftxt>")
-    assert encode_prompt("", characters) == [0]  # a line's end, as nanoGPT's --start
-    assert characters.decode(encode_prompt("<|endoftext|>", characters)) == "<|endoftext|>"
+    assert ids_of("", characters) == [0]  # a line's end, as nanoGPT's --start
+    assert characters.decode(ids_of("<|endoftext|>", characters)) == "<|endoftext|>"
 
 
 def test_a_document_is_begun_however_that_is_said(tmp_path):

@@ -14,7 +14,7 @@ from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.storage.untrusted import load_json
 from yuzogpt.terminal import complain, shown_on
-from yuzogpt.tokenizers import END_OF_TEXT, Tokenizer, start_of
+from yuzogpt.tokenizers import Tokenizer, encode_prompt, start_of
 
 if TYPE_CHECKING:
     from yuzogpt.sampling.engine import Engine
@@ -27,7 +27,7 @@ def sample(settings: SampleSettings) -> Iterator[str]:
     wanted = settings.sampling
     reference, tokenizer = resolve(wanted)
     prompts = read_prompts(wanted)
-    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    encoded = [ids_of(prompt, tokenizer) for prompt in prompts]
     requests = [
         to_request(wanted, ids, wanted.seed + i)
         for ids in encoded
@@ -46,7 +46,7 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
     for number, line in enumerate(lines):
         prompt = line.rstrip("\r\n")
         try:
-            ids = encode_prompt(prompt, tokenizer) if prompt else []  # which is refused
+            ids = ids_of(prompt, tokenizer) if prompt else []  # which is refused
             engine.submit(to_request(wanted, ids, wanted.seed + number))
         except UserError as error:
             complain(f"yuzogpt: {error}")
@@ -104,18 +104,9 @@ def to_request(wanted: SamplingSettings, prompt: Sequence[int], seed: int) -> Re
     return Request(prompt, wanted.max_new_tokens, sampling, wanted.stop, wanted.stop_at_end_of_text)
 
 
-def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of a prompt; an empty one begins a document.
-
-    <|endoftext|> is the token, where the tokenizer has it, as in nanoGPT's sample.py.
-    """
-    end = tokenizer.end_of_text
-    ids: list[int] = []
-    for number, text in enumerate([prompt] if end is None else prompt.split(END_OF_TEXT)):
-        if number and end is not None:
-            ids.append(end)
-        ids += tokenizer.encode(text).tolist()
-    return ids or [start_of(tokenizer)]
+def ids_of(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a prompt as nanoGPT's sample.py does; an empty one begins a document."""
+    return encode_prompt(tokenizer, prompt) or [start_of(tokenizer)]
 
 
 def read_prompts(wanted: SamplingSettings) -> list[str]:

@@ -48,7 +48,7 @@ def loss_exam(directory: str, reading: Reading, count: int) -> Exam:
             ]
         return figures
 
-    notes = {
+    notes: dict[str, str | int] = {
         "corpus": corpus.manifest.corpus,
         "window": reading.block_size,
         "loss_windows": count if left else 0,  # 0: all

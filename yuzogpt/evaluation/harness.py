@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.passages import Passage, start_of, windows
+from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.hardware import choose_hardware
 from yuzogpt.loading import load_model
@@ -29,7 +29,7 @@ from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete
 from yuzogpt.terminal import complain
-from yuzogpt.tokenizers import encode_prompt
+from yuzogpt.tokenizers import encode_prompt, start_of
 from yuzogpt.world import World
 
 DEFAULT_NEW_TOKENS = 256  # the harness's

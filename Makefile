@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # The environment is made anew when what it is made from has changed.
-READY = $(VENV)/.ready-$(shell cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
+READY = $(VENV)/.ready-$(shell cat requirements/*.txt pyproject.toml | cksum | cut -d' ' -f1)
 
 .PHONY: install quickstart test test-quick lint
 
@@ -15,7 +15,7 @@ install: $(READY)
 
 $(READY):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHON=$(BIN)/python sh requirements/install.sh dev
 	rm -f $(VENV)/.ready-*
 	touch $@
 

@@ -12,7 +12,7 @@ venv=${VENV:-$HOME/yuzogpt-venv}
 cd "$(dirname "$0")/.."
 
 # The Makefile's stamp, and the SDK that the head's autoscaler needs.
-ready=$venv/.ready-$(cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
+ready=$venv/.ready-$(cat requirements/*.txt pyproject.toml | cksum | cut -d' ' -f1)
 [ "$extra" = cluster ] || ready=$ready-$extra
 
 # `ray exec`, `ray down` and the autoscaler say plain `ray` in a login shell, and a submitted job
@@ -48,7 +48,7 @@ if ! "$python" -c 'import ensurepip' 2>/dev/null || [ ! -e "$headers" ]; then
 fi
 
 "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[$extra]"
+PYTHON="$venv/bin/python" sh requirements/install.sh "$extra"
 rm -f "$venv"/.ready-*
 touch "$ready"
 echo "$venv: installed"

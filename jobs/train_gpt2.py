@@ -7,7 +7,4 @@ import sys
 
 from yuzogpt.cli import run
 
-arguments = sys.argv[1:]
-if all(argument.startswith("-") for argument in arguments):
-    arguments = ["gpt2_124m", *arguments]
-run(["train", *arguments])
+run(["train", *sys.argv[1:]], "gpt2_124m")

@@ -8,7 +8,4 @@ import sys
 
 from yuzogpt.cli import run
 
-arguments = sys.argv[1:]
-if all(argument.startswith("-") for argument in arguments):
-    arguments = ["finetune_shakespeare", *arguments]
-run(["tune", *arguments])
+run(["tune", *sys.argv[1:]], "finetune_shakespeare")

@@ -12,6 +12,7 @@ import yaml
 from tests.conftest import REPOSITORY, TINY, prepare_char_corpus, yuzogpt
 from tests.data.test_blocks import flip_a_byte
 from tests.training.worlds import losses
+from yuzogpt.cli import status_of
 from yuzogpt.config import SampleSettings
 from yuzogpt.overrides import resolve
 from yuzogpt.sampling.sample import sample as draw_samples
@@ -62,7 +63,6 @@ def damaged(text_file, tmp_path):
         ("prepare mine --tokenizer=gpt2 --source={text} --data_dir={corpus}", "another tokenizer"),
         ("sample --out_dir={run} --start=ünï", "no id for 'ï' 'ü'"),
         ("sample --out_dir={run} --start=FILE:{tmp}/none", "not readable"),
-        ("sample --out_dir={run} --start=", "the prompt is empty"),
         ("sample --out_dir={tmp}/none", "no model here"),
         ("sample --out_dir={run} --temperature=-1", "--temperature=-1: "),
         ("export {run} --to=huggingface {corpus}", "exists already"),
@@ -145,6 +145,64 @@ def test_submitted_jobs_refuse_relative_paths(corpus_dir, tmp_path):
     result = yuzogpt("train", *TINY, *places, "--storage=here", cwd=tmp_path, **job)
     assert "not absolute" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ("train shakespeare_char --max_iters 100", "train shakespeare_char --max_iters=100"),
+        ("train --max_iters 100 shakespeare_char", "train shakespeare_char --max_iters=100"),
+        ("train --schedule.max_iters 7 --n_layer 2", "train --max_iters=7 --n_layer=2"),
+        ("train --compile False --dry_run", "train --compile=False"),
+        ("train --compile auto --bias true", "train --compile=auto --bias=true"),
+        ("train --bias shakespeare_char", "train shakespeare_char --bias=True"),
+        ("train --dry_run shakespeare_char", "train shakespeare_char"),
+        ("sample --start -1 --temperature 0", "sample --start=-1 --temperature=0"),
+        ("sample --interactive --stop a=b", "sample --interactive=True --stop=a=b"),
+        ("sample --start --seed=1", "sample --start --seed=1"),
+        ("evaluate --overwrite gpt2 --limit 3", "evaluate gpt2 --overwrite=True --limit=3"),
+        ("evaluate --preset eval_gpt2", "evaluate eval_gpt2"),
+        ("prepare --tokenizer char a --source a.txt", "prepare a --tokenizer=char --source=a.txt"),
+        ("tune --search.dropout {choice:[0]}", "tune --search.dropout={choice:[0]}"),
+    ],
+)  # fmt: skip
+def test_a_key_and_its_value_may_be_two_words(words, same, capfd):
+    found = []
+    for arguments in (words, same):
+        status = status_of([*arguments.split(" "), "--dry_run"])
+        found.append((status, *capfd.readouterr()))
+    assert found[0] == found[1]
+    assert found[0][0] == (2 if "--start --seed" in words else 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --max_iter 100", "--max_iter=100: unknown setting; did you mean max_iters?"),
+        ("train --n_layer four", "--n_layer=four: "),
+        ("sample --tempature 0.5", "did you mean temperature?"),
+        ("train 100", "100: no such preset"),
+    ],
+)
+def test_a_mistake_in_two_words_is_named(words, message, capfd):
+    assert status_of(words.split(" ")) == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("job", "flags", "said"),
+    [
+        ("train_gpt2", ["--max_iters", "9", "--dry_run"], "n_layer: 12\n"),
+        ("train_gpt2", ["shakespeare_char_cpu", "--dry_run"], "n_layer: 4\n"),
+        ("tune_finetune", ["--num_samples", "2", "--dry_run"], "init_from: gpt2"),
+    ],
+)
+def test_a_job_has_a_preset_of_its_own(job, flags, said):
+    result = subprocess.run(
+        [sys.executable, f"jobs/{job}.py", *flags], cwd=REPOSITORY, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    assert said in result.stdout
 
 
 def test_dry_run_prints_the_settings_and_does_nothing(tmp_path):

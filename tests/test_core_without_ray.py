@@ -56,6 +56,7 @@ LINE = [
         "mirrors",
         "tokenizers",
         "tokenizer_files",
+        "terminal",
     ],
     ["metrics", "world", "network"],
     ["data", "hardware", "model"],

@@ -13,12 +13,15 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     pipeline,
 )
 
 from tests.conftest import REPOSITORY, tiny_settings, yuzogpt
+from tests.evaluation.models import exported as exported_folder
+from tests.evaluation.models import random_model
 from yuzogpt import runs
 from yuzogpt.loading import load_model
 from yuzogpt.references import resolve_model
@@ -145,6 +148,32 @@ def test_from_a_hugging_face_folder_and_back(gpt2_corpus_dir, tmp_path):
     generate = pipeline("text-generation", model=str(tmp_path / "back"))
     (found,) = generate("All that ends", max_new_tokens=4, do_sample=False)
     assert found["generated_text"].startswith("All that ends")
+
+
+def test_a_pipeline_stays_within_the_context_and_takes_batches(tmp_path):
+    folder = exported_folder(random_model(tmp_path / "run"))  # 64 positions
+    generate = pipeline("text-generation", model=str(folder))
+    texts = ["The king", "of night and all that ends well, thou art", "a"]
+    alone = [generate(text, do_sample=False)[0]["generated_text"] for text in texts]
+    together = generate(texts, do_sample=False, batch_size=2)
+    for text, whole, (found,) in zip(texts, alone, together, strict=True):
+        # What fills up the batch counts as length.
+        assert whole.startswith(found["generated_text"])
+        assert len(found["generated_text"]) > len(text)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in alone:
+        ids = tokenizer(text)["input_ids"]
+        assert len(ids) <= 64
+    assert max(len(tokenizer(text)["input_ids"]) for text in alone) > 32
+    config = GenerationConfig.from_pretrained(folder)
+    assert (config.max_length, config.pad_token_id, config.eos_token_id) == (64, 50256, 50256)
+
+
+def test_a_character_model_stays_within_its_context(exported):
+    generate = pipeline("text-generation", model=str(exported))
+    (found,) = generate("thou art")
+    assert found["generated_text"].startswith("thou art")
+    assert len(found["generated_text"]) == 16
 
 
 def test_an_interrupted_export_leaves_nothing(run_dir, tmp_path):

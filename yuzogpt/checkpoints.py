@@ -21,7 +21,6 @@ import contextlib
 import math
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +34,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.files import sha256, sync_directory, sync_file, to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 from yuzogpt.tensor_files import read_tensors, write_tensors
+from yuzogpt.terminal import complain
 
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
     from torch import Tensor
@@ -304,7 +304,7 @@ def find(reference: str) -> Checkpoint | None:
 
     def tell(path: Path, reason: str) -> None:
         broken.append(f"{path.name}: {reason}")
-        print(f"!!! checkpoint {mirrors.name_of(path)} is corrupt ({reason})", file=sys.stderr)
+        complain(f"!!! checkpoint {mirrors.name_of(path)} is corrupt ({reason})")
 
     found = best(directory, tell)
     if found is None and broken:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -30,7 +30,11 @@ from yuzogpt.config import (
     TuneSettings,
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
+from yuzogpt.overrides import SEARCH, help_text, leaves, nearest, preset_names, resolve, to_yaml
+from yuzogpt.terminal import complain, say
+
+OWN = ("dry_run", "json", "help")  # flags of the command itself
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # what pydantic takes for one
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ VERBS = {
 def main(arguments: Sequence[str]) -> None:
     """Run one verb; UserError for the user's mistakes."""
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(overview())
+        say(overview())
         return
     name, *rest = arguments
     verb = VERBS.get(name)
@@ -100,10 +104,10 @@ def main(arguments: Sequence[str]) -> None:
         hint = nearest(name, VERBS) or f"verbs: {', '.join(VERBS)}"
         raise UserError(f"{name}: unknown verb; {hint}")
     if "--help" in rest or "-h" in rest:
-        print(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
-        print(help_text(verb.schema))
+        say(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
+        say(help_text(verb.schema))
         if verb.takes_presets:
-            print(f"\npresets: {', '.join(presets_of(verb))}")
+            say(f"\npresets: {', '.join(presets_of(verb))}")
         return
     files, flags = read_arguments(name, verb, rest)
     searched = [flag for flag in flags if flag.startswith(f"--{SEARCH}.")]
@@ -113,7 +117,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
         more = space_of(settings, files, searched) if isinstance(settings, TuneSettings) else ""
-        print(preview(settings) + more, end="")
+        say(preview(settings) + more, end="")
         return
     if verb.schema is TuneSettings:
         verb.run(settings, files, searched)
@@ -123,6 +127,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the presets and YAML files, and the flags, of which some came without their names."""
+    arguments = list(in_one_word(verb, arguments))
     flags = [argument for argument in arguments if argument.startswith("-")]
     plain = [argument for argument in arguments if not argument.startswith("-")]
     if verb.schema in (BenchSettings, DoctorSettings):
@@ -141,6 +146,39 @@ def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[lis
         raise UserError(f"{name} {' '.join(plain)}: {what}")
     named = [f"--{key}={value}" for key, value in zip(verb.positional, plain, strict=False)]
     return files, named + flags
+
+
+def in_one_word(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments, but `--key value` as `--key=value`."""
+    types = {
+        name: str(field.annotation)
+        for dotted, field in leaves(verb.schema)
+        for name in (dotted, dotted.split(".")[1])
+    }
+
+    def is_value(key: str, word: str) -> bool:
+        if word.startswith("--") or key in OWN:
+            return False
+        if "bool" in types.get(key, ""):  # which may stand alone
+            return word.lower() in BOOLEANS or (word == "auto" and "'auto'" in types[key])
+        # After a misspelt key, too: that is the mistake then.
+        is_file = word.endswith((".yaml", ".yml")) or word in preset_names()
+        return key in types or key == "preset" or not (is_file or verb.positional)
+
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        is_key = word.startswith("--") and "=" not in word
+        if is_key and words and is_value(word[2:], words[0]):
+            word = f"{word}={words.pop(0)}"
+        yield word
+
+
+def with_preset(arguments: Sequence[str], preset: str) -> Sequence[str]:
+    """Return the arguments with a preset if they name none, and no file."""
+    name, *rest = arguments
+    files, _ = read_arguments(name, VERBS[name], rest)
+    return arguments if files else [name, preset, *rest]
 
 
 def presets_of(verb: Verb) -> list[str]:
@@ -171,8 +209,13 @@ def overview() -> str:
     return "\n".join([*lines, "", "`yuzogpt VERB --help` lists every setting of a verb."])
 
 
-def run(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line in a process of its own, and end that with its status."""
+def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:
+    """Run the command line in a process of its own, and end that with its status.
+
+    `preset`: taken if the arguments name none.
+    """
+    if arguments and preset:
+        arguments = with_preset(arguments, preset)
     ended: list[int] = []
     atexit.register(end_now, ended)  # the first that is registered is called last
     ended.append(status_of(sys.argv[1:] if arguments is None else arguments))
@@ -194,13 +237,13 @@ def status_of(arguments: Sequence[str]) -> int:
         main(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
-            print(f"yuzogpt: {error}", file=sys.stderr)
+            complain(f"yuzogpt: {error}")
         return 2
     except RunFailed as error:
-        print(f"yuzogpt: {error}", file=sys.stderr)
+        complain(f"yuzogpt: {error}")
         return 1
     except Stopped as error:
-        print(f"yuzogpt: {error}", file=sys.stderr)
+        complain(f"yuzogpt: {error}")
         # torchrun takes any other status for a failure, and starts all ranks again.
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 143
     except BrokenPipeError:  # `| head`: whoever read has seen enough
@@ -208,13 +251,13 @@ def status_of(arguments: Sequence[str]) -> int:
         return 141
     except OSError as error:
         reason = error.strerror or str(error)
-        print(f"yuzogpt: {error.filename or 'the system says'}: {reason}", file=sys.stderr)
+        complain(f"yuzogpt: {error.filename or 'the system says'}: {reason}")
         return 1
     except KeyboardInterrupt:
         # A second one would only spoil the end, unless a thread holds that up: then it is the end.
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
         more = "; the same command goes on" if goes_on else ""
-        print(f"yuzogpt: interrupted{more}", file=sys.stderr)
+        complain(f"yuzogpt: interrupted{more}")
         return 130
     return 0

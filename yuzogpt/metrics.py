@@ -27,7 +27,6 @@ import functools
 import itertools
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +39,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from yuzogpt import mirrors
 from yuzogpt.files import write_durably
 from yuzogpt.storage.untrusted import open_regular
+from yuzogpt.terminal import complain
 
 Record = dict[str, Any]
 Line = tuple[str, Record]  # of the file, and what it says
@@ -153,7 +153,7 @@ class MetricsLog:
                 with self.lock:
                     end()
             except OSError as error:  # what the run is about is in its checkpoints
-                print(f"!!! {error.filename or 'metrics'}: {error.strerror}", file=sys.stderr)
+                complain(f"!!! {error.filename or 'metrics'}: {error.strerror}")
 
 
 def record_of(kind: str, step: int, **values: Any) -> Record:

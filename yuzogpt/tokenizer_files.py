@@ -55,8 +55,10 @@ def byte_pair_files(tokenizer: BytePairTokenizer, config: dict[str, Any]) -> dic
         "decoder": byte_level,
         "added_tokens": [special(END_OF_TEXT, tokenizer.end_of_text)],
     }
-    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    own = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT)
+    # A model goes on at the right end of each text, so shorter ones are filled up on the left.
+    own = {"padding_side": "left", "add_prefix_space": False, **names}
+    own["tokenizer_class"] = "GPT2Tokenizer"
     return {
         "vocab.json": to_json(vocabulary),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),

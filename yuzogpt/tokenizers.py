@@ -231,6 +231,31 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(to_bytes(tokenizer)).hexdigest()
 
 
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text in which <|endoftext|> is the token, where the tokenizer has it."""
+    end = tokenizer.end_of_text
+    if end is None:
+        return list(map(int, tokenizer.encode(text)))
+    ids = list[int]()
+    for piece in text.split(END_OF_TEXT):
+        ids += [*tokenizer.encode(piece).tolist(), end]
+    return ids[:-1]
+
+
+def start_of(tokenizer: Tokenizer) -> int:
+    """Return the token that stands for the beginning of a text.
+
+    Characters have no end of text: a line's end stands for it, or, in a text of one line, a space.
+    """
+    end = tokenizer.end_of_text
+    if end is not None:
+        return end
+    try:
+        return int(tokenizer.encode("\n")[0])
+    except UserError:
+        return int(tokenizer.encode(" ")[0])
+
+
 def id_dtype(vocab_size: int) -> npt.DTypeLike:
     """Return the smallest integer type of the block format that holds every id."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32

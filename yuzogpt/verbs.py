@@ -31,6 +31,7 @@ from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.mirrors import SCHEMES
 from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
+from yuzogpt.terminal import say
 
 T = TypeVar("T", bound=TrainSettings)
 
@@ -50,7 +51,7 @@ def train(settings: Section) -> None:
         return
     settings, resume = runs.check(settings)
     if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
-        print(runs.finished_line(settings))
+        say(runs.finished_line(settings))
     elif settings.workers.num_workers == 0:
         from yuzogpt.training.launch import run_here
 
@@ -113,7 +114,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
 
     with sweep.writing():
         if is_over(sweep):
-            print(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
+            say(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
             found = write_outcome(sweep)
         else:
             from yuzogpt.orchestration.tune import on_ray, search
@@ -146,8 +147,8 @@ def prepare(settings: Section) -> None:
     state = "prepared" if is_new else "already prepared"
     made_from = source_of(corpus)
     source = f"{made_from.name}, SHA-256 {made_from.sha256[:12]}"
-    print(f"{state}: {manifest.corpus} from {source} in {directory}")
-    print(
+    say(f"{state}: {manifest.corpus} from {source} in {directory}")
+    say(
         f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
         f"tokens, val {manifest.tokens('val'):,} tokens"
     )
@@ -162,9 +163,9 @@ def inspect(settings: Section) -> None:
     wanted = settings.inspect
     corpus = open_anywhere(absolute_or_remote(wanted.data_dir, wanted.storage, "data_dir"))
     if wanted.verify:
-        print(verify(corpus))
+        say(verify(corpus))
     if wanted.export_bin:
-        print("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
+        say("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
     if not (wanted.verify or wanted.export_bin) or "examples" in wanted.model_fields_set:
         show(corpus, wanted.examples)
 
@@ -178,7 +179,7 @@ def report(settings: Section) -> None:
     wanted = settings.report
     run = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
     html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
-    print(f"\npage: {write(runs.directory_of_reader(run), html)}")
+    say(f"\npage: {write(runs.directory_of_reader(run), html)}")
 
 
 def bench(settings: Section) -> None:
@@ -225,8 +226,8 @@ def sample(settings: Section) -> None:
             converse(settings, sys.stdin, sys.stdout)
         return
     for text in draw_samples(settings):
-        print(text)
-        print("---------------", flush=True)
+        say(text)
+        say("---------------")
 
 
 def locate_sampling(wanted: SamplingSettings) -> SamplingSettings:
@@ -310,7 +311,7 @@ def export(settings: Section) -> None:
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
     reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
     to_huggingface(reference, folder)
-    print(f"{reference.name} -> {folder}")
+    say(f"{reference.name} -> {folder}")
 
 
 def doctor(settings: Section) -> None:
@@ -329,7 +330,7 @@ def doctor(settings: Section) -> None:
     survey = survey_cluster(wanted)
     findings = judge(survey, wanted)
     if wanted.output == "json":
-        print(to_json(survey, findings))
+        say(to_json(survey, findings))
     else:
         show(survey, findings)
     if any(finding.level == "fault" for finding in findings):

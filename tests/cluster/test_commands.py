@@ -73,12 +73,30 @@ def test_a_job_takes_the_project_along_and_no_more(tmp_path):
     from ray._private.runtime_env.packaging import create_package
 
     project, package = tmp_path / "project", tmp_path / "package.zip"
-    needed = {"jobs/train_gpt2.py", "yuzogpt/data/blocks.py", "yuzogpt/configs/gpt2_124m.yaml"}
-    left = {".git/index", ".venv/bin/ray", "data/a/train-00000.arrow", "out-1/metrics.jsonl"}
+    needed = {"jobs/train_gpt2.py", "yuzogpt/data/blocks.py", "yuzogpt/configs/gpt2_124m.yaml",
+              "yuzogpt/serving/page/index.html", "mine.yaml"}  # fmt: skip
+    left = {".git/index", ".venv/bin/ray", "data/a/train-00000.arrow", "out-1/metrics.jsonl",
+            "my-gpt2/model.safetensors", "model.gguf", "a", "api_keys", "my_api_keys.txt", ".env",
+            "yuzogpt/api_keys", "jobs/__pycache__/a.pyc", "yuzogpt/__pycache__/b.pyc", "wandb/a",
+            "text.txt", ".ray/auth_token", "auth_token", "eval-gpt2/results.json", "yuzogpt-venv/a",
+            "benchmarks/figures.json", "tests/data/test.py", "deep/yuzogpt/a.py"}  # fmt: skip
     for name in needed | left:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).touch()
     shutil.copy(REPOSITORY / ".rayignore", project)
     create_package(str(project), package, include_gitignore=False)
     sent = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
-    assert sent == needed | {".rayignore"}
+    assert sent == needed
+    # A clone takes all that a job imports, and little else.
+    create_package(str(REPOSITORY), tmp_path / "clone.zip", include_gitignore=True)
+    sent = {name for name in zipfile.ZipFile(tmp_path / "clone.zip").namelist() if name[-1] != "/"}
+    code = {path.relative_to(REPOSITORY).as_posix() for path in code_of_a_job()}
+    assert sent == code
+    assert (tmp_path / "clone.zip").stat().st_size < 2e6
+
+
+def code_of_a_job():
+    """Yield what setuptools would install, and the jobs."""
+    yield from (REPOSITORY / "jobs").glob("*.py")
+    for pattern in ("*.py", "configs/*.yaml", "serving/page/*"):
+        yield from (REPOSITORY / "yuzogpt").rglob(pattern)

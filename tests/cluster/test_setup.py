@@ -24,8 +24,9 @@ def node(tmp_path: Path) -> Path:
     project = tmp_path / "yuzogpt"
     (project / "cluster").mkdir(parents=True)
     shutil.copy(CLUSTER / "install.sh", project / "cluster")
-    for name in ("constraints.txt", "pyproject.toml", "Makefile"):
+    for name in ("pyproject.toml", "Makefile"):
         shutil.copy(REPOSITORY / name, project)
+    shutil.copytree(REPOSITORY / "requirements", project / "requirements")
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("token")
     (tmp_path / ".ray/auth_token").chmod(0o644)
@@ -86,7 +87,7 @@ def test_a_node_that_is_not_ready_is_set_up(node, case):
     if case != "never installed":
         stamp(node)
     if case == "changed":
-        with (node / "yuzogpt/constraints.txt").open("a") as pins:
+        with (node / "yuzogpt/requirements/core.txt").open("a") as pins:
             pins.write("six==1.17.0\n")
     extra = ["aws"] if case == "other extra" else []
     done = install(node, *extra, PYTHON="false")

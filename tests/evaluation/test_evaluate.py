@@ -1,6 +1,7 @@
 """`yuzogpt evaluate` as its user meets it: mistakes, a second run, a kill, another batch."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,9 +14,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import REPOSITORY, yuzogpt
+from tests.conftest import REPOSITORY, prepare_here, yuzogpt
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
 from yuzogpt.cli import main, status_of
+from yuzogpt.config import CorpusSettings
 from yuzogpt.evaluation import benchmark_files, shards
 from yuzogpt.evaluation.results import Result, beside
 from yuzogpt.evaluation.tasks import Figure
@@ -221,6 +223,91 @@ def test_loss_on_a_corpus(gpt2_corpus_dir, model, tmp_path):
     ]  # fmt: skip
     assert figures["train_loss"]["counted"] == 10 * 64
     assert 0 < figures["val_standard_error"]["value"] < figures["val_loss"]["value"]
+
+
+def test_the_loss_on_a_whole_corpus_is_not_replaced_by_that_on_a_part(
+    gpt2_corpus_dir, text_file, model, tmp_path, capsys
+):
+    out_dir = tmp_path / "out"
+    flags = [f"--data_dir={gpt2_corpus_dir}", "--num_workers=0", "--tasks=loss"]
+    asked = command(model, tmp_path, out_dir, *flags)
+    main([*asked, "--loss_windows=5"])
+    assert results(out_dir)["tasks"]["loss"]["loss_windows"] == 5
+    main([*asked, "--loss_windows=0"])
+    whole = results(out_dir)["tasks"]["loss"]
+    assert whole["loss_windows"] == 0
+    capsys.readouterr()
+    main([*asked, "--loss_windows=5"])
+    assert results(out_dir)["tasks"]["loss"] == whole
+    said = f"loss: without --loss_windows=5 before; {out_dir}/results.json keeps those figures"
+    assert said in capsys.readouterr().out
+    main([*asked, "--loss_windows=0", "--limit=2"])
+    assert results(out_dir)["tasks"]["loss"] == whole
+    main(asked)  # 2,000 windows: more than there are
+    assert results(out_dir)["tasks"]["loss"] == whole
+    # Another corpus is another loss.
+    other = tmp_path / "corpus"
+    (tmp_path / "other.txt").write_text(text_file.read_text()[5000:])
+    settings = CorpusSettings(dataset="o", source=str(tmp_path / "other.txt"), tokenizer="gpt2")
+    prepare_here(settings, other)
+    main([*asked, f"--data_dir={other}", "--loss_windows=5"])
+    assert results(out_dir)["tasks"]["loss"]["loss_windows"] == 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"my": "own"}',
+        '{"model": [], "tasks": {}}',
+        '{"model": {"name": 7}, "tasks": {}}',
+        '{"model": {"name": "a"}, "tasks": {"lambada": 3}}',
+        '{"model": {"name": "a"}, "tasks": {"lambada": {"figures": {"a": {"value": "b"}}}}}',
+        '{"model": {"name": "a"}, "tasks": {"lambada": {"figures": {}, "limit": "all"}}}',
+        b"\xff\xfe",
+        None,
+    ],
+)
+def test_results_that_are_none_are_refused_in_one_line(content, model, files, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    asked = command(model, files, tmp_path, "--num_workers=0", "--tasks=lambada", "--limit=3")
+    assert status_of(asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"yuzogpt: {path}: ")
+    assert said.endswith("; choose another --out_dir, or give --overwrite\n")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "shards").exists()
+    if content in ("", None):
+        assert status_of([*asked, "--overwrite"]) == 0
+        assert results(tmp_path)["tasks"]["lambada"]["figures"]
+
+
+def test_scores_that_are_none_are_computed_again(model, files, tmp_path):
+    asked = command(model, files, tmp_path, "--num_workers=0", "--tasks=lambada", "--limit=3")
+    main(asked)
+    before = results(tmp_path)
+    (path,) = shards_in(tmp_path)
+    whole = json.loads(path.read_text())
+    for bad in (
+        "[" * 100_000,
+        "7",
+        json.dumps(whole | {"scores": [["a", True, True]] * 3}),
+        json.dumps(whole | {"scores": [[0.5, True]] * 3}),
+        json.dumps(whole | {"scores": [[0.5, 1, {}]] * 3}),
+        json.dumps(whole | {"scores": None}),
+        json.dumps(whole | {"scores": [[10**400, True, True]] * 3}),
+    ):
+        path.write_text(bad)
+        (tmp_path / "results.json").unlink()
+        assert status_of(asked) == 0
+        assert json.loads(path.read_text()) == whole
+        assert results(tmp_path) == before
 
 
 def test_a_command_that_is_killed_goes_on(model, files, tmp_path):

@@ -76,7 +76,8 @@ class Host:
         for path in Path(sys.prefix).iterdir():
             if not path.name.startswith(".ready-"):
                 (environment / path.name).symlink_to(path)
-        files = (REPOSITORY / "constraints.txt", REPOSITORY / "pyproject.toml")
+        pins = sorted((REPOSITORY / "requirements").glob("*.txt"))
+        files = (*pins, REPOSITORY / "pyproject.toml")
         content = b"".join(path.read_bytes() for path in files)
         stamp = subprocess.run("cksum", input=content, capture_output=True, check=True).stdout
         (environment / f".ready-{stamp.split()[0].decode()}").touch()  # as after install.sh

@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
-from yuzogpt import verbs
+from tests.evaluation.models import random_model
+from yuzogpt import tokenizers, verbs
 from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.overrides import resolve
 from yuzogpt.paths import SUBMITTED_JOB
-from yuzogpt.sampling.sample import read_prompts
+from yuzogpt.references import resolve_model
+from yuzogpt.sampling.load import load_engine
+from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.sampling.sample import complete, ids_of, read_prompts
 from yuzogpt.sampling.sample import sample as draw_samples
 
 SEPARATOR = "\n---------------\n"
@@ -68,6 +72,42 @@ def test_a_line_of_prompts_ends_where_json_lines_end(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes("\r\n".join(lines).encode())
     assert read_prompts(resolve(SampleSettings, [], [f"--prompts={path}"]).sampling) == prompts
+
+
+def test_end_of_text_in_a_prompt_is_the_token():
+    gpt2, end = tokenizers.gpt2_tokenizer(), 50256
+    for prompt, ids in {
+        "<|endoftext|>": [end],
+        "": [end],
+        "<|endoftext|>The king": [end, *gpt2.encode("The king")],
+        "a<|endoftext|><|endoftext|>b": [*gpt2.encode("a"), end, end, *gpt2.encode("b")],
+        "<|endoftext": [*gpt2.encode("<|endoftext")],
+    }.items():
+        assert ids_of(prompt, gpt2) == ids
+    characters = tokenizers.CharTokenizer.of_text("\n<|endoftxt>")
+    assert ids_of("", characters) == [0]  # a line's end, as nanoGPT's --start
+    assert characters.decode(ids_of("<|endoftext|>", characters)) == "<|endoftext|>"
+
+
+def test_a_document_is_begun_however_that_is_said(tmp_path):
+    run = random_model(tmp_path / "run")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": ""}\n"<|endoftext|>"\n')
+    flags = [f"--out_dir={run}", "--num_samples=1", "--max_new_tokens=20", "--device=cpu"]
+    engine = load_engine(
+        resolve_model(str(run)), tokenizers.gpt2_tokenizer(), SampleSettings().device, 1
+    )
+    (text,) = complete(engine, [Request([50256], 20, Sampling(temperature=0.8, seed=1337))])
+    assert sample(run, *flags, "--start=", "--top_k=0") == [text]
+    assert sample(run, *flags, f"--prompts={tmp_path / 'prompts.jsonl'}", "--top_k=0") == [
+        text, f"<|endoftext|>{text}",
+    ]  # fmt: skip
+
+
+def test_a_prompt_file_is_read_without_its_mark_of_unicode(tmp_path):
+    path = tmp_path / "prompt"
+    path.write_text('\ufeff"king"', encoding="utf-8")
+    for flag, text in (f"--start=FILE:{path}", '"king"'), (f"--prompts={path}", "king"):
+        assert read_prompts(resolve(SampleSettings, [], [flag]).sampling) == [text]
 
 
 SHORT = ["--num_samples=1", "--max_new_tokens=5"]
@@ -132,6 +172,7 @@ def test_a_cpu_says_that_it_does_not_compile(run_dir, flags):
     [
         ('"a"\n{"text": "a"}', "prompts.jsonl:2: expected "),
         ('"a"\n\n{', "prompts.jsonl:3: not JSON"),
+        ("[" * 100_000, "prompts.jsonl:1: nested too deeply"),
         ("\n", "no prompt in it"),
         (None, "not readable"),
         ('"ü"', "no id for 'ü'"),

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from yuzogpt import runs
+from yuzogpt import runs, terminal
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
 from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
@@ -25,6 +24,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.hardware import Hardware, available_cores, choose_hardware
 from yuzogpt.paths import absolute
 from yuzogpt.references import resolve_model
+from yuzogpt.terminal import say
 from yuzogpt.world import World
 
 NEVER = 10**9  # steps
@@ -198,19 +198,19 @@ def show(found: dict[str, Any], output: str) -> None:
     """Print what was found."""
     if output == "json":
         json.dump(found, sys.stdout, indent=2)
-        print()
+        say()
         return
     rate = found["matrix_flops_per_second"] / 1e9
-    print("; ".join([f"{found['threads']} thread(s) on {found['device']}", *found["choices"]]))
-    print(
+    say("; ".join([f"{found['threads']} thread(s) on {found['device']}", *found["choices"]]))
+    say(
         f"{found['tokens_per_step']:,} tokens a step, {found['flops_per_token'] / 1e6:,.1f} MFLOP "
         f"a token; matrix products alone: {rate:,.0f} GFLOP/s"
     )
-    Console(highlight=False).print(table(found["rows"]))
+    terminal.console().print(table(found["rows"]))
     if any(row["launcher"] == "bare, eager" for row in found["rows"]):
         steps = found["break_even_steps"]
         paid = "never pays off here" if steps is None else f"has paid off after {steps:,.0f} steps"
-        print(f"compiling {paid}, its own time counted")
+        say(f"compiling {paid}, its own time counted")
 
 
 def table(rows: list[dict[str, Any]]) -> Table:

@@ -24,7 +24,9 @@ class SamplingSettings(Section):
     init_from: str = setting(
         "resume", "resume: out_dir; else gpt2, gpt2-medium, gpt2-large, gpt2-xl or a directory"
     )
-    start: str = setting("\n", "the prompt, or FILE:path to read it from a file")
+    start: str = setting(
+        "\n", "the prompt, or FILE:path; <|endoftext|> is that token; empty: a document begins"
+    )
     prompts: str = setting(
         "", 'many prompts: a file with {"prompt": "..."} on each line, instead of start'
     )

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 
+from yuzogpt import terminal
 from yuzogpt.data.blocks import PreparedCorpus, map_documents
 from yuzogpt.data.records import source_of
 from yuzogpt.errors import UserError
 from yuzogpt.files import naming
+from yuzogpt.terminal import say
 
 SHOWN_CHARACTERS = 200  # of a document
 BAR_WIDTH = 40  # characters of the longest bar
@@ -26,9 +27,8 @@ SPLITS = ("train", "val")
 def show(corpus: PreparedCorpus, examples: int) -> None:
     """Print what a corpus is."""
     corpus.check()
-    manifest, console = corpus.manifest, Console(highlight=False)
+    manifest = corpus.manifest
     source, tokenizer = source_of(corpus), manifest.tokenizer
-    say = console.out  # text as it is: a document may hold anything
     say(f"{manifest.corpus} in {corpus.directory}")
     say(f"source: {source.name}, {source.bytes:,} bytes, SHA-256 {source.sha256[:12]}")
     say(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")
@@ -47,7 +47,7 @@ def show(corpus: PreparedCorpus, examples: int) -> None:
             sum(block.bytes for block in chosen),
         )
         table.add_row(split, *(f"{count:,}" for count in counts))
-    console.print(table)
+    terminal.console().print(table)
     say("\ntokens of a document, end of text included:")
     for line in histogram(lengths(corpus)):
         say(line)

@@ -28,6 +28,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.filesystems import is_pattern, scheme_of
 from yuzogpt.lease import Lease
 from yuzogpt.paths import is_within
+from yuzogpt.terminal import say
 
 
 class Workers(Protocol):
@@ -159,7 +160,7 @@ def prepare_large(
     if overwrite and wanted.listing.own:
         raise nested(source, directory)
     workers.check()
-    print(plan.describe(wanted, source, overwrite), flush=True)
+    say(plan.describe(wanted, source, overwrite))
     with Lease(directory):
         if (directory / blocks.MANIFEST).exists() and not overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
@@ -192,7 +193,7 @@ def do_units(wanted: Plan, workers: Workers) -> None:
     listed = wanted.listing.units
     undone = [unit for unit in listed if not wanted.record(unit)]
     if done := len(listed) - len(undone):
-        print(f"going on: {done} of {len(listed)} units are done", flush=True)
+        say(f"going on: {done} of {len(listed)} units are done")
     if undone:
         workers.start()
         with Progress(wanted):
@@ -202,7 +203,7 @@ def do_units(wanted: Plan, workers: Workers) -> None:
             by_node[record.node] += record.documents
         for node, documents in sorted(by_node.items()):
             if node:
-                print(f"node {node[:8]}: {documents:,} documents")
+                say(f"node {node[:8]}: {documents:,} documents")
 
 
 def sweep(directory: Path) -> None:
@@ -247,19 +248,19 @@ def report(prepared: PreparedCorpus, corpus: Corpus) -> None:
     documents = manifest.source["documents"]
     written = sum(block.documents for block in manifest.blocks)
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items())
-    print(
+    say(
         f"{documents:,} documents in = {written:,} written + "
         f"{sum(manifest.rejected.values()):,} rejected" + (f" ({rejected})" if rejected else "")
     )
     if not written:
-        print("warning: no document was kept: look at --text_column and the source")
+        say("warning: no document was kept: look at --text_column and the source")
     elif not manifest.tokens("val"):
         is_hash = manifest.split_rule.startswith("hash")  # which holds out one of two that differ
         why = "no two documents differ" if is_hash or written == 1 else "raise --val_fraction"
-        print(f"the val split is empty: {why}; training needs one")
+        say(f"the val split is empty: {why}; training needs one")
     for what, expected, count in (
         ("documents", corpus.documents, documents),
         ("val tokens", corpus.val_tokens, manifest.tokens("val")),
     ):
         if expected and expected != count:
-            print(f"warning: {corpus.name} has {expected:,} {what}, this source {count:,}")
+            say(f"warning: {corpus.name} has {expected:,} {what}, this source {count:,}")

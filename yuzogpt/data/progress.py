@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from yuzogpt.data import units
 from yuzogpt.data.plan import Plan
+from yuzogpt.terminal import say
 
 LOOK_EVERY = 0.5  # seconds
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
@@ -88,4 +89,4 @@ class Progress:
             total = max(1, self.plan.listing.bytes)
             left = (total - self.bytes) / bytes_here * seconds
             eta = time.strftime("%H:%M:%S", time.gmtime(left))
-            print(f"{100 * self.bytes / total:.0f}%: {speed}, ETA {eta}", flush=True)
+            say(f"{100 * self.bytes / total:.0f}%: {speed}, ETA {eta}")

@@ -19,6 +19,7 @@ from yuzogpt.errors import UserError, first_line
 from yuzogpt.files import cache_directory, write_durably
 from yuzogpt.filesystems import open_filesystem, scheme_of
 from yuzogpt.storage.untrusted import MAX_JSON_BYTES
+from yuzogpt.terminal import say
 
 COPY_BYTES = 2**22  # at a time
 
@@ -45,7 +46,7 @@ def open_anywhere(data_dir: str) -> PreparedCorpus:
     for name, size in sizes.items():
         path = directory / name
         if not path.is_file() or size not in (None, path.stat().st_size):
-            print(f"copying {data_dir}/{name} to {directory}", flush=True)
+            say(f"copying {data_dir}/{name} to {directory}")
             copy(filesystem, f"{inside}/{name}", path, data_dir, size or MAX_JSON_BYTES)
     write_durably(directory / MANIFEST, manifest)
     return open_corpus(directory)

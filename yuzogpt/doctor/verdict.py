@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from yuzogpt import terminal
 from yuzogpt.doctor.findings import GIGABYTE, MEGABIT, Finding
 from yuzogpt.doctor.survey import Survey
 
@@ -23,9 +23,7 @@ MOST_LINKS = 8  # nodes, up to which all links are shown
 
 def show(survey: Survey, findings: Sequence[Finding]) -> None:
     """Print all of it."""
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a log: folded tables would be read by nobody
-        console = Console(highlight=False, width=WIDE)
+    console = terminal.console(WIDE)
     console.print(nodes_table(survey))
     if survey.links and len(survey.nodes) <= MOST_LINKS:
         console.print(links_table(survey))

@@ -26,12 +26,13 @@ def loss_exam(directory: str, reading: Reading, count: int) -> Exam:
     corpus = open_anywhere(directory)
     if corpus.manifest.tokenizer["fingerprint"] != fingerprint(reading.tokenizer):
         raise UserError(f"{directory}: prepared with another tokenizer than the model's")
-    passages, sizes = list[Passage](), list[int]()
+    passages, sizes, left = list[Passage](), list[int](), 0
     for split in SPLITS:
         windows = FixedWindows(corpus.stream(split), reading.block_size, split=split)
         rows = windows.read(windows.spread(reading.limit or count))
         passages += [Passage(tuple(row.tolist()), reading.block_size) for row in rows]
         sizes.append(len(rows))
+        left += len(windows) - len(rows)
 
     def judge(scores: Sequence[Score]) -> list[Figure]:
         figures, first = [], 0
@@ -47,4 +48,9 @@ def loss_exam(directory: str, reading: Reading, count: int) -> Exam:
             ]
         return figures
 
-    return Exam(passages, judge, {"corpus": corpus.manifest.corpus, "window": reading.block_size})
+    notes: dict[str, str | int] = {
+        "corpus": corpus.manifest.corpus,
+        "window": reading.block_size,
+        "loss_windows": count if left else 0,  # 0: all
+    }
+    return Exam(passages, judge, notes)

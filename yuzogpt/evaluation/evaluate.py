@@ -23,6 +23,7 @@ from yuzogpt.lease import Lease
 from yuzogpt.overrides import nearest
 from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.runs import check_writable
+from yuzogpt.terminal import say
 
 # Computes shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]
@@ -100,7 +101,7 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Res
         if not settings.evaluated.overwrite:
             left = list(undone(directory, everything))
         if len(left) < len(everything):
-            print(f"{len(everything) - len(left)} of {len(everything)} shards are there already")
+            say(f"{len(everything) - len(left)} of {len(everything)} shards are there already")
         with tqdm(total=len(left), unit="shard", disable=not left) as bar:
             for shard, scores in compute_shards(left):
                 shard.write(directory, scores)
@@ -112,7 +113,7 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Res
             model["step"] = str(reference.checkpoint.state.step)
         path = results.write(directory, model, found)
     results.show(found)
-    print(f"results: {path}")
+    say(f"results: {path}")
     return found
 
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.passages import Passage, start_of, windows
+from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.hardware import choose_hardware
 from yuzogpt.loading import load_model
@@ -28,7 +28,8 @@ from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete
-from yuzogpt.tokenizers import END_OF_TEXT
+from yuzogpt.terminal import complain
+from yuzogpt.tokenizers import encode_prompt, start_of
 from yuzogpt.world import World
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
@@ -78,13 +79,7 @@ class YuzoGPT(TemplateLM):  # type: ignore[misc]
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Return the ids of a text; nothing is added. `<|endoftext|>` in it is the token."""
-        end = self.tokens.end_of_text
-        if end is None:
-            return list(map(int, self.tokens.encode(string)))
-        ids = list[int]()
-        for text in string.split(END_OF_TEXT):
-            ids += [*self.tokens.encode(text).tolist(), end]
-        return ids[:-1]
+        return encode_prompt(self.tokens, string)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -164,7 +159,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"yuzogpt: {error}", file=sys.stderr)
+        complain(f"yuzogpt: {error}")
         sys.exit(2)
 
 

@@ -6,8 +6,7 @@ In: the ids of texts. Out: passages that fit into a model's context. Needs no to
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from yuzogpt.errors import UserError
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.tokenizers import Tokenizer, start_of
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,3 @@ def continuation(
         read, scored = ids[:known], ids[known:]
     tokens = [*read, *scored][-(block_size + 1) :]
     return Passage(tuple(tokens), min(len(scored), block_size, len(tokens) - 1), never)
-
-
-def start_of(tokenizer: Tokenizer) -> int:
-    """Return the token that stands for the beginning of a text.
-
-    Characters have no end of text: a line's end stands for it, or, in a text of one line, a space.
-    """
-    end = tokenizer.end_of_text
-    if end is not None:
-        return end
-    try:
-        return int(tokenizer.encode("\n")[0])
-    except UserError:
-        return int(tokenizer.encode(" ")[0])

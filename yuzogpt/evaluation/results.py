@@ -4,20 +4,22 @@ In: the figures of each task. Out: a file that has everything that was counted, 
 file is of one model: what another command found of the same weights stays in it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from yuzogpt import terminal
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.corpus_loss import LOSS, NANOGPT
 from yuzogpt.evaluation.tasks import TASKS, Figure
 from yuzogpt.files import to_json, write_durably
+from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
+from yuzogpt.terminal import say
 
 RESULTS = "results.json"
 SIZES = ("117M", "345M", "762M", "1542M")  # the paper's names; today's are 124M, 355M, 774M, 1558M
@@ -47,46 +49,89 @@ class Result:
         }
 
 
+class FigureEntry(Untrusted):
+    """A figure in results.json."""
+
+    value: float | None
+    counted: int
+    unit: str
+
+
+class TaskEntry(Untrusted):
+    """A task in results.json: its figures, and what else a reader must know."""
+
+    model_config = ConfigDict(extra="allow")
+
+    figures: dict[str, FigureEntry]
+    limit: int = 0
+    loss_windows: int = 0
+    file_sha256: str = ""
+
+
+class Results(Untrusted):
+    """What is in results.json."""
+
+    model: dict[str, str]
+    tasks: dict[str, TaskEntry]
+
+
 def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) -> Path:
     """Write results.json; figures of the same weights that are not among these stay.
 
     So do those of a whole task, where these are of a part.
     """
-    found, path = read(directory), directory / RESULTS
-    tasks = dict(found["tasks"]) if found and found["model"] == model else {}
+    path = directory / RESULTS
+    try:
+        found = read(directory)
+    except DamagedFile:  # it was refused, unless it was to be overwritten
+        found = None
+    kept = dict(found.tasks) if found and found.model == model else {}
+    tasks = {key: entry.model_dump(exclude_unset=True) for key, entry in kept.items()}
     for result in results:
-        if result.notes.get("limit") and tasks.get(result.key, {}).get("limit") == 0:
-            print(f"{result.key}: without --limit before; {path} keeps those figures")
+        flag = part_of(result, kept.get(result.key))
+        if flag:
+            say(f"{result.key}: without {flag} before; {path} keeps those figures")
         else:
             tasks[result.key] = result.to_dict()
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))
     return path
 
 
-def read(directory: Path) -> dict[str, Any] | None:
-    """Return results.json, if it is there and whole."""
+def part_of(result: Result, entry: TaskEntry | None) -> str:
+    """Return the flag by which a result is of a part of what is there; empty if it is not."""
+    if entry is None or entry.limit:
+        return ""
+    if result.notes.get("limit"):
+        return "--limit"
+    is_same = result.notes.get("file_sha256") == entry.file_sha256
+    windows = result.notes.get("loss_windows")
+    return f"--loss_windows={windows}" if windows and not entry.loss_windows and is_same else ""
+
+
+def read(directory: Path) -> Results | None:
+    """Return results.json, if it is there; DamagedFile if it is something else."""
     try:
-        found: dict[str, Any] = json.loads((directory / RESULTS).read_bytes())
-        return found if {"model", "tasks"} <= found.keys() else None
-    except (OSError, ValueError, AttributeError):
+        return read_json(directory / RESULTS, Results)
+    except FileNotFoundError:
         return None
 
 
 def refuse_other_model(directory: Path, name: str) -> None:
-    """Raise UserError if the results there are of a model of another name."""
-    found = read(directory)
-    if found and found["model"].get("name") != name:
+    """Raise UserError if the results there are of a model of another name, or are none."""
+    advice = "choose another --out_dir, or give --overwrite"
+    try:
+        found = read(directory)
+    except DamagedFile as error:
+        raise UserError(f"{error}; {advice}") from None
+    if found and found.model.get("name") != name:
         raise UserError(
-            f"{directory / RESULTS}: has the figures of {found['model'].get('name')}; "
-            "choose another --out_dir, or give --overwrite"
+            f"{directory / RESULTS}: has the figures of {found.model.get('name')}; {advice}"
         )
 
 
 def show(results: Sequence[Result]) -> None:
     """Print a table: a row for each figure, published ones beside it where there are any."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
+    console = terminal.console(WIDE)
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     for name in ("task", "protocol", "figure", "here", "counted", *SIZES):
         is_number = name in ("here", "counted", *SIZES)

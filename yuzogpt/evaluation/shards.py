@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from yuzogpt import __version__
 from yuzogpt.checkpoints import MANIFEST
@@ -23,6 +25,7 @@ from yuzogpt.evaluation.tasks import Protocol
 from yuzogpt.files import sha256, write_durably
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, weight_files
 from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 
 if TYPE_CHECKING:
     from yuzogpt.hardware import Hardware
@@ -42,6 +45,13 @@ class Sitting:
     size: int  # of a shard
     batch_size: int
     device: DeviceSettings
+
+
+class Scores(Untrusted):
+    """What is in a shard's file."""
+
+    fingerprint: str
+    scores: list[Annotated[tuple[float, bool, bool], Field(strict=False)]]  # lists, in JSON
 
 
 @dataclass(frozen=True)
@@ -67,13 +77,13 @@ class Shard:
     def read(self, directory: Path) -> list[Score] | None:
         """Return its scores, if they are there, whole, and of this sitting."""
         try:
-            found = json.loads(self.path(directory).read_bytes())
-            is_whole = len(found["scores"]) == len(self.passages)
-            if found["fingerprint"] == self.fingerprint and is_whole:
-                return [Score(*values) for values in found["scores"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return None
+            found = read_json(self.path(directory), Scores)
+        except (FileNotFoundError, DamagedFile):  # it is computed again
+            return None
+        is_whole = len(found.scores) == len(self.passages)
+        if found.fingerprint != self.fingerprint or not is_whole:
+            return None
+        return [Score(*values) for values in found.scores]
 
     def write(self, directory: Path, scores: Sequence[Score]) -> None:
         """Keep its scores."""

@@ -20,8 +20,8 @@ from typing import Literal, TypeVar
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import formats
 from yuzogpt.evaluation.detokenizers import ONE_BILLION, PTB, WIKITEXT, Detokenizer, Rules
-from yuzogpt.evaluation.passages import Passage, Score, continuation, start_of, windows
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.evaluation.passages import Passage, Score, continuation, windows
+from yuzogpt.tokenizers import Tokenizer, start_of
 
 T = TypeVar("T")
 Protocol = Literal["paper", "harness"]

@@ -21,6 +21,7 @@ from yuzogpt.model.hub import CONFIG, PUBLISHED, WEIGHTS, download, read_config,
 from yuzogpt.model.shapes import check_shapes
 from yuzogpt.tensor_files import read_tensors
 
+GENERATION_CONFIG = "generation_config.json"
 # Linear layers that GPT-2 stores as (in, out); torch's nn.Linear wants (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -77,7 +78,11 @@ def save(model: GPT, folder: Path, end_of_text: int | None) -> None:
         tensors[f"transformer.{name}"] = tensor.contiguous()
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(to_config(settings, end_of_text), indent=2) + "\n")
+    for name, content in (
+        (CONFIG, to_config(settings, end_of_text)),
+        (GENERATION_CONFIG, to_generation_config(settings, end_of_text)),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def to_config(settings: ModelSettings, end_of_text: int | None) -> dict[str, Any]:
@@ -101,3 +106,12 @@ def to_config(settings: ModelSettings, end_of_text: int | None) -> dict[str, Any
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
     }
+
+
+def to_generation_config(settings: ModelSettings, end_of_text: int | None) -> dict[str, Any]:
+    """Return generation_config.json: without it, `pipeline` asks for 256 more tokens than it may.
+
+    The length is that of prompt and text together: a position for each.
+    """
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
+    return {"max_length": settings.block_size, **({} if end_of_text is None else ids)}

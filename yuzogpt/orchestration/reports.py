@@ -7,7 +7,6 @@ every second, and none while it waits for them to pause; so a thread hands them 
 """
 
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from ray.train.v2.api.validation_config import ValidationTaskConfig
 
 from yuzogpt import mirrors
 from yuzogpt.filesystems import open_filesystem
+from yuzogpt.terminal import complain
 
 
 class Reports:
@@ -58,4 +58,4 @@ class Reports:
                     validation=ValidationTaskConfig({"name": name}),
                 )
             except Exception as problem:  # what Ray knows decides nothing, so no run ends for it
-                print(f"{checkpoint.name} could not be reported to Ray: {problem}", file=sys.stderr)
+                complain(f"{checkpoint.name} could not be reported to Ray: {problem}")

@@ -29,6 +29,7 @@ from yuzogpt.orchestration.cluster import (
     refuse_unreachable,
     sigterm_held_back,
 )
+from yuzogpt.terminal import say
 from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.stopping import keep_asking, on_sigterm
 
@@ -252,7 +253,7 @@ def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> N
     if workers <= have:
         return
     if not is_embedded():
-        print(f"{workers} workers want a {what} each, the cluster has {have}: waiting", flush=True)
+        say(f"{workers} workers want a {what} each, the cluster has {have}: waiting")
     else:
         raise UserError(f"--num_workers={workers}: this machine has {have} {what}(s), one each")
 

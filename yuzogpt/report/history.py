@@ -29,6 +29,11 @@ NUMBERS = {
 }  # fmt: skip
 BESIDE = ("notice", "undone", "eval_only")  # kinds that do not show that a run trains
 LAYER_NUMBERS = ("grad_norm", "update_to_weight")
+# The file may be somebody else's. What is beyond these bounds is left out.
+LARGEST = 3.5e38  # of numbers: what float32 holds
+LAST_STEP = 2**53  # a float holds each integer up to here
+LAST_TIME = 253_402_300_799.0  # the end of the year 9999
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -107,16 +112,31 @@ class History:
 
 
 def timed(records: Iterable[Record]) -> Iterator[Record]:
-    """Leave out records of another make: without a step and a time, nothing can be said of them."""
+    """Yield the records that have a kind, a step and a time; times never go back.
+
+    If a clock was set back, the times after that are moved on by as much.
+    """
+    last = moved = 0.0
     for record in records:
-        if number(record, "step") >= 0 and number(record, "time") > 0:  # neither is true of NaN
-            yield record
+        kind, step, time = record.get("kind"), number(record, "step"), number(record, "time")
+        # NaN is in no range.
+        if isinstance(kind, str) and 0 <= step <= LAST_STEP and 0 < time <= LAST_TIME:
+            moved = max(moved, last - time)
+            last = min(time + moved, LAST_TIME)
+            yield {**record, "step": int(step), "time": last}
 
 
 def number(record: Record, name: str) -> float:
-    """Return a number of a record; NaN if there is none, or not a finite one."""
+    """Return a number of a record; NaN if there is none, or not one within bounds."""
     value = record.get(name)
-    return value if isinstance(value, (float, int)) and math.isfinite(value) else math.nan
+    is_number = isinstance(value, float | int) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= LARGEST else math.nan  # type: ignore[arg-type]
+
+
+def words(record: Record, name: str) -> str:
+    """Return a text of a record; an empty one if there is none."""
+    value = record.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def health_of(records: list[Record]) -> Health:
@@ -126,11 +146,17 @@ def health_of(records: list[Record]) -> Health:
         for record in records
         if isinstance(record.get("layers"), dict)
     ]
-    layers = list(dict.fromkeys(name for _, found in by_step for name in found))
+    layers = list(dict.fromkeys(name for _, found in by_step for name in found))[:MOST_LAYERS]
     numbers = {
         name: np.array(
-            [[number(found.get(layer, {}), name) for _, found in by_step] for layer in layers]
+            [[number_of_layer(found, layer, name) for _, found in by_step] for layer in layers]
         ).reshape(len(layers), len(by_step))
         for name in LAYER_NUMBERS
     }
     return Health(layers, np.array([float(step) for step, _ in by_step]), numbers)
+
+
+def number_of_layer(found: Record, layer: str, name: str) -> float:
+    """Return a number that a health record has of a layer; NaN if there is none."""
+    numbers = found.get(layer)
+    return number(numbers, name) if isinstance(numbers, dict) else math.nan

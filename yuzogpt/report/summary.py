@@ -19,9 +19,11 @@ import numpy as np
 import yaml
 
 from yuzogpt.metrics import Record
-from yuzogpt.report.history import Column, Event, History, number
+from yuzogpt.report.history import Column, Event, History, number, words
 from yuzogpt.runs import SETTINGS
+from yuzogpt.storage.untrusted import DamagedFile, read_file
 
+MAX_SETTINGS_BYTES = 2**20
 START_UP = "start-up"
 RESUMING = "resuming at step "  # how versions without `start` records told of one
 DEAD_WORKER = "!!! worker"  # how versions without `failure` records told of one
@@ -44,7 +46,8 @@ class Attempt:
     def cause(self) -> str:
         """Why there was another attempt, in as few words as causes are added up by."""
         found = dict.fromkeys(
-            str(event.record.get("reason", "stopped" if event.kind == "stop" else "worker failed"))
+            words(event.record, "reason")
+            or ("stopped" if event.kind == "stop" else "worker failed")
             for event in self.causes
         )
         return " + ".join(found) or "started again"
@@ -131,8 +134,8 @@ def summarize(run: Path, history: History) -> Summary:
         name=run.name,
         settings=read_settings(run / SETTINGS),
         model=told(history, "model: "),
-        parallel=str(last_start.get("parallel", "")),
-        workers=last_start.get("workers"),
+        parallel=words(last_start, "parallel"),
+        workers=count_of(last_start, "workers"),
         state=state_of(history),
         step=int(max([0, *last_steps])),
         tokens=int(np.nansum(steps_of_each * train["tokens_per_step"])),
@@ -183,7 +186,8 @@ def seconds_per_step(history: History, starts: list[Event]) -> float:
     steps = np.diff(train["step"])
     paces = np.diff(train["time"])[within & (steps > 0)] / steps[within & (steps > 0)]
     if not len(paces):  # too few records: what the throughput says
-        paces = train["tokens_per_step"] / train["tokens_per_second"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            paces = train["tokens_per_step"] / train["tokens_per_second"]
     found = median(paces)
     return 0.0 if math.isnan(found) else found
 
@@ -213,14 +217,13 @@ def attempts_of(history: History, starts: list[Event], pace: float) -> list[Atte
         if start.trains < count:
             first = start.trains
             lost = train["time"][first] - begin - (train["step"][first] - step) * pace
-        redone = start.record.get("redone_steps")
         attempts.append(
             Attempt(
                 started=start.time,
                 trains=start.trains,
                 step=start.step,
                 causes=found,
-                redone_steps=redone,
+                redone_steps=count_of(start.record, "redone_steps"),
                 redone_tokens=redone_tokens(start.record),
                 lost_from=begin,
                 lost_seconds=max(0.0, float(lost)),
@@ -231,9 +234,15 @@ def attempts_of(history: History, starts: list[Event], pace: float) -> list[Atte
 
 def redone_tokens(start: Record) -> int | None:
     """Return the tokens of the steps done again; by the last batch, where they were not counted."""
-    steps, tokens = start.get("redone_steps"), start.get("tokens_per_step")
-    by_steps = None if steps is None or tokens is None else steps * tokens
-    return start.get("redone_tokens", by_steps)
+    counted = count_of(start, "redone_tokens")
+    steps, tokens = count_of(start, "redone_steps"), count_of(start, "tokens_per_step")
+    return steps * tokens if counted is None and steps is not None and tokens else counted
+
+
+def count_of(record: Record, name: str) -> int | None:
+    """Return a count of a record; None if there is none."""
+    value = number(record, name)
+    return int(value) if value >= 0 else None
 
 
 def causes_of(history: History, before: Event, start: Event) -> list[Event]:
@@ -258,9 +267,9 @@ def state_of(history: History) -> str:
         if event.kind == "final":
             return "finished"
         if event.kind == "failure" and "reason" in event.record:  # not a worker's
-            return f"{event.record['reason']}: {event.record.get('text')}"
+            return f"{words(event.record, 'reason')}: {words(event.record, 'text')}"
         if event.kind == "stop":
-            return f"stopped ({event.record.get('reason', 'no reason given')})"
+            return f"stopped ({words(event.record, 'reason') or 'no reason given'})"
     return "not finished"
 
 
@@ -306,7 +315,7 @@ def best_estimate(history: History) -> tuple[int, float] | None:
 
 def text_of(event: Event) -> str:
     """Return what a notice says; nothing for other events."""
-    return str(event.record.get("text", "")) if event.kind == "notice" else ""
+    return words(event.record, "text") if event.kind == "notice" else ""
 
 
 def told(history: History, beginning: str) -> str:
@@ -319,8 +328,8 @@ def told(history: History, beginning: str) -> str:
 def read_settings(path: Path) -> dict[str, Any]:
     """Read settings.yaml; nothing if it is not there or damaged."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, yaml.YAMLError):
+        content = yaml.safe_load(read_file(path, MAX_SETTINGS_BYTES).decode(errors="replace"))
+    except (OSError, DamagedFile, yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

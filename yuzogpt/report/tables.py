@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yuzogpt.metrics import Record
-from yuzogpt.report.history import Event, number
+from yuzogpt.report.history import LAST_STEP, Event, number, words
 from yuzogpt.report.summary import START_UP, Attempt, Summary
 
+MOST_BENCHMARKS = 50  # columns
 LONGEST_TEXT = 300  # characters of a cause: an error may be a page long
 NONE = "–"  # noqa: RUF001
 
@@ -39,7 +40,7 @@ def facts(summary: Summary) -> Facts:
     found = [
         ("state", plain(summary.state)),
         ("model", summary.model),
-        ("corpus", str(data or "")),
+        ("corpus", data if isinstance(data, str) else ""),
         ("workers", workers(summary)),
         ("steps", f"{summary.step:,}{of_all}"),
         ("tokens seen", f"{summary.tokens:,}"),
@@ -74,21 +75,27 @@ def tables(summary: Summary) -> list[Table]:
 def benchmarks(records: Sequence[Record]) -> list[Table]:
     """Return the figures of `--eval_tasks`: a row for each checkpoint; the last of one counts."""
     found = {
-        record["step"]: {
-            name: value
-            for name, value in record.items()
+        int(number(record, "step")): {
+            name: number(record, name)
+            for name in record
             if name not in ("kind", "step", "time", "text")
         }
         for record in records
-        if record["kind"] == "tasks"
+        if record.get("kind") == "tasks" and 0 <= number(record, "step") <= LAST_STEP
     }
     names = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    names = names[:MOST_BENCHMARKS]
     rows: list[Sequence[str]] = [
-        (f"{step:,}", *(f"{figures[name]:.4g}" if name in figures else NONE for name in names))
+        (f"{step:,}", *(short(figures.get(name, math.nan)) for name in names))
         for step, figures in sorted(found.items())
     ]
-    columns = ("step", *(name.replace(" ", "\n", 1) for name in names))
+    columns = ("step", *(plain(name).replace(" ", "\n", 1) for name in names))
     return [Table("Benchmarks", columns, rows, frozenset(columns))] if rows else []
+
+
+def short(value: float) -> str:
+    """Say a figure to four digits."""
+    return NONE if math.isnan(value) else f"{value:.4g}"
 
 
 def network(summary: Summary) -> str:
@@ -99,7 +106,7 @@ def network(summary: Summary) -> str:
         return NONE
     usual = statistics.median(speed for speed, _ in known)
     worst, event = min(known, key=lambda pair: pair[0])
-    where = f"{event.record.get('slowest_hop')} at step {event.step:,}"
+    where = f"{words(event.record, 'slowest_hop')} at step {event.step:,}"
     return f"{quantity(usual)} Mbit/s on the slowest hop (median); worst {quantity(worst)}: {where}"
 
 
@@ -206,7 +213,7 @@ def cause(attempt: Attempt) -> str:
 
 def said(event: Event) -> str:
     """Return the text of an event, or else its reason."""
-    return plain(str(event.record.get("text") or event.record.get("reason") or event.kind))
+    return plain(words(event.record, "text") or words(event.record, "reason") or event.kind)
 
 
 def section(summary: Summary, name: str) -> dict[str, object]:

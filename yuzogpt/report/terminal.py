@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from yuzogpt import terminal
 from yuzogpt.report.tables import PROSE, Facts, Table
 
 MOST_ROWS = 10  # of a table; the page has more
@@ -18,7 +18,7 @@ MOST_ROWS = 10  # of a table; the page has more
 
 def show(name: str, facts: Facts, tables: Sequence[Table]) -> None:
     """Print a report."""
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(Text(name, style="bold"))
     grid = RichTable.grid(padding=(0, 2))
     for key, value in facts:

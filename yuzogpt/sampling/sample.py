@@ -4,8 +4,6 @@ In: the sampling settings. Out: samples, in order, each as soon as it and those 
 or, with --interactive, an answer to each line of the standard input, as it comes.
 """
 
-import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -14,7 +12,9 @@ from yuzogpt.config import SampleSettings, SamplingSettings
 from yuzogpt.errors import UserError
 from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.storage.untrusted import load_json
+from yuzogpt.terminal import complain, shown_on
+from yuzogpt.tokenizers import Tokenizer, encode_prompt, start_of
 
 if TYPE_CHECKING:
     from yuzogpt.sampling.engine import Engine
@@ -27,7 +27,7 @@ def sample(settings: SampleSettings) -> Iterator[str]:
     wanted = settings.sampling
     reference, tokenizer = resolve(wanted)
     prompts = read_prompts(wanted)
-    encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    encoded = [ids_of(prompt, tokenizer) for prompt in prompts]
     requests = [
         to_request(wanted, ids, wanted.seed + i)
         for ids in encoded
@@ -46,14 +46,14 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
     for number, line in enumerate(lines):
         prompt = line.rstrip("\r\n")
         try:
-            ids = tokenizer.encode(prompt).tolist()
+            ids = ids_of(prompt, tokenizer) if prompt else []  # which is refused
             engine.submit(to_request(wanted, ids, wanted.seed + number))
         except UserError as error:
-            print(f"yuzogpt: {error}", file=sys.stderr, flush=True)
+            complain(f"yuzogpt: {error}")
             continue
-        out.write(prompt)
+        out.write(shown_on(out, prompt))
         while engine.busy:
-            out.write("".join(event.text for event in engine.step()))
+            out.write(shown_on(out, "".join(event.text for event in engine.step())))
             out.flush()
         out.write("\n---------------\n")
         out.flush()
@@ -104,13 +104,18 @@ def to_request(wanted: SamplingSettings, prompt: Sequence[int], seed: int) -> Re
     return Request(prompt, wanted.max_new_tokens, sampling, wanted.stop, wanted.stop_at_end_of_text)
 
 
+def ids_of(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a prompt as nanoGPT's sample.py does; an empty one begins a document."""
+    return encode_prompt(tokenizer, prompt) or [start_of(tokenizer)]
+
+
 def read_prompts(wanted: SamplingSettings) -> list[str]:
     """Return the prompts: those of --prompts, or --start alone."""
     if not wanted.prompts:
         return [read_prompt(wanted.start)]
     path = Path(wanted.prompts).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 is text in JSON
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 is text in JSON
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts={path}: not readable: {error}") from None
     prompts = [read_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
@@ -121,12 +126,9 @@ def read_prompts(wanted: SamplingSettings) -> list[str]:
 
 def read_line(line: str, place: str) -> str:
     """Return the prompt of a JSON line: a string, or an object with one named `prompt`."""
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON: {error}") from None
+    content = load_json(line, place)
     prompt = content.get("prompt") if isinstance(content, dict) else content
-    if not isinstance(prompt, str) or not prompt:
+    if not isinstance(prompt, str):
         raise UserError(f'{place}: expected {{"prompt": "some text"}}')
     return prompt
 
@@ -136,9 +138,7 @@ def read_prompt(start: str) -> str:
     if start.startswith("FILE:"):
         path = Path(start.removeprefix("FILE:")).expanduser()
         try:
-            start = path.read_text(encoding="utf-8")
+            start = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--start=FILE:{path}: not readable: {error}") from None
-    if not start:
-        raise UserError("--start: the prompt is empty; give at least one character")
     return start

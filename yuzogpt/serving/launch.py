@@ -16,6 +16,7 @@ from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED
 from yuzogpt.references import locate_model, resolve_model
 from yuzogpt.serving.access import is_loopback, read_keys
+from yuzogpt.terminal import say
 
 LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
 
@@ -82,7 +83,7 @@ def announce(settings: ServeSettings) -> None:
     """Say where the service is."""
     http = settings.http
     host = f"[{http.host}]" if ":" in http.host else http.host
-    print(f"serving {settings.served.model} at http://{host}:{http.port}/", flush=True)
+    say(f"serving {settings.served.model} at http://{host}:{http.port}/")
 
 
 def serve_here(settings: ServeSettings, keys: Keys) -> None:

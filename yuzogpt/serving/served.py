@@ -8,7 +8,6 @@ old one ends with its last request.
 import asyncio
 import contextlib
 import math
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from yuzogpt.references import ModelReference, resolve_model, shape_of, with_con
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.serving.driver import Driver
+from yuzogpt.terminal import complain, say
 
 Identity = tuple[str, int]  # of a checkpoint: its name, and when its state was written
 
@@ -183,7 +183,7 @@ class Serving:
         task = asyncio.create_task(self._retire(before))
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
-        print(f"{self.name}: now serving step {self.now.step}", flush=True)
+        say(f"{self.name}: now serving step {self.now.step}")
 
     async def _retire(self, served: Served) -> None:
         await served.retire()
@@ -226,4 +226,4 @@ def identify(directory: Path) -> Identity | None:
 
 def tell(text: str) -> None:
     """Say what went wrong, where whoever runs the server looks."""
-    print(f"!!! {text}", file=sys.stderr, flush=True)
+    complain(f"!!! {text}")

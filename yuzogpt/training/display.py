@@ -15,6 +15,7 @@ from tqdm import tqdm
 from yuzogpt import mirrors, runs
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.metrics import Record, seconds_of_step
+from yuzogpt.terminal import say, visible
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
 SENT = ("train", "evaluation", "health", "tasks", "final")  # to W&B
@@ -60,9 +61,9 @@ class Display:
 
     def _line(self, text: str) -> None:
         if self.on_terminal:
-            tqdm.write(text)
+            tqdm.write(visible(text))
         else:
-            print(text, flush=True)
+            say(text)
 
     def _progress(self, record: Record) -> None:
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"

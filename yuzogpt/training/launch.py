@@ -8,7 +8,6 @@ torchrun started.
 
 import contextlib
 import hashlib
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
+from yuzogpt.terminal import complain, say
 from yuzogpt.training import curves
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
@@ -108,7 +108,7 @@ def work(
 
 def tell_of_stall(run: Path, line: str) -> None:
     """Say which rank stands still, and write it down, if that can be written."""
-    print(f"!!! {line}", file=sys.stderr, flush=True)
+    complain(f"!!! {line}")
     with contextlib.suppress(OSError):
         append_record(run / runs.METRICS, "failure", f"!!! {line}")
 
@@ -171,7 +171,7 @@ def run_as_rank(settings: TrainSettings) -> None:
                     settings, resume = runs.check(settings)
         if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
             if world.rank == 0:
-                print(runs.finished_line(settings))
+                say(runs.finished_line(settings))
             return
         listener = None
         with world.all_or_none():
@@ -209,7 +209,7 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     part = settings.evaluation.val_part
     over = "over the whole split" if part == "whole" else f"of val_part={part}"
     if settings.evaluation.eval_only:
-        print(f"val loss {number(records[-1]['val_loss'])} {over}")
+        say(f"val loss {number(records[-1]['val_loss'])} {over}")
         return
     finals = [record for record in records if record["kind"] == "final"]
     if not finals:
@@ -217,10 +217,10 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     final = finals[-1]
     curves.draw(records, run / runs.CURVE)
     mirrors.push(run / runs.CURVE)
-    print(f"step {final['step']}: val loss {number(final['val_loss'])} {over}")
-    print(f"curves: {name}/{runs.CURVE}")
+    say(f"step {final['step']}: val loss {number(final['val_loss'])} {over}")
+    say(f"curves: {name}/{runs.CURVE}")
     best = f"{name}/checkpoints/step-{final['best_step']}"
-    print(
+    say(
         f"best checkpoint: {best} (val loss {number(final['best_val_loss'])}); "
         f"sample from it: yuzogpt sample --out_dir={name}"
     )

@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from types import FrameType
 
 from yuzogpt import mirrors
 from yuzogpt.runs import PAUSE, STOP
+from yuzogpt.terminal import complain
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
 LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look
@@ -81,7 +81,7 @@ def keep_asking(run: Path, reason: str) -> None:
         while not ask_to_stop(run, reason):
             if not is_said:
                 where = mirrors.name_of(run / STOP)
-                print(f"!!! {where} cannot be written: tried again", file=sys.stderr, flush=True)
+                complain(f"!!! {where} cannot be written: tried again")
             is_said = True
             time.sleep(ASK_EVERY)
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from yuzogpt import terminal
+from yuzogpt.terminal import say
 
 NARROW, LEAST = 44, 9  # columns: of all but the values, and of each value
 STYLES = {"running": "bold", "failed": "red", "stopped": "dim", "finished": "green"}
@@ -36,7 +38,7 @@ class Board:
         """Nothing is shown before the first trial."""
         self.title, self.max_iters = title, max_iters
         self.rows: dict[str, Row] = {}
-        self.console = Console(highlight=False)
+        self.console = terminal.console()
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2)
 
     def __enter__(self) -> "Board":
@@ -77,7 +79,7 @@ class Board:
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
-            print(text, flush=True)
+            say(text)
 
     def table(self) -> Table:
         """Return one row a trial, the best one marked."""

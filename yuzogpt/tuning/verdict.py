@@ -6,9 +6,10 @@ In: the sweep and what came out. Out: text by rich, and the plots.
 import math
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from yuzogpt import terminal
+from yuzogpt.terminal import say
 from yuzogpt.tuning.plots import draw
 from yuzogpt.tuning.sweep import BEST, FIRST, OUTCOME, Outcome, Sweep
 from yuzogpt.tuning.table import in_short, in_words
@@ -20,18 +21,18 @@ def show(sweep: Sweep, found: Outcome) -> None:
     drawn = draw(found, sweep.space, sweep.directory)
     best = next((one for one in found["trials"] if one["name"] == found["best"]), None)
     if best is None:
-        print(f"no trial has a loss; see {name}/{OUTCOME}")
+        say(f"no trial has a loss; see {name}/{OUTCOME}")
         return
     loss, step = in_short(best["best_val_loss_estimate"]), best["best_step"]
-    print(f"winner: trial {best['name']}, val loss estimate {loss} at step {step}")
-    print(f"  {in_words(best['values'])}")
+    say(f"winner: trial {best['name']}, val loss estimate {loss} at step {step}")
+    say(f"  {in_words(best['values'])}")
     if best["name"] == FIRST:
-        print("the settings' own values won: there is nothing to compare")
+        say("the settings' own values won: there is nothing to compare")
     elif found["comparison"]:
-        Console(highlight=False).print(comparison_table(found))
-        print(margin(found))
-    print(f"train with it: yuzogpt train {name}/{BEST}")
-    print(f"all of it: {', '.join(f'{name}/{file}' for file in (OUTCOME, *drawn))}")
+        terminal.console().print(comparison_table(found))
+        say(margin(found))
+    say(f"train with it: yuzogpt train {name}/{BEST}")
+    say(f"all of it: {', '.join(f'{name}/{file}' for file in (OUTCOME, *drawn))}")
 
 
 def comparison_table(found: Outcome) -> Table:

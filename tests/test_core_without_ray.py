@@ -59,7 +59,7 @@ LINE = [
     ],
     ["metrics", "world", "network"],
     ["data", "hardware", "model"],
-    ["checkpoints", "stored_checkpoints", "references", "loading", "runs"],
+    ["checkpoints", "stored_checkpoints", "references", "loading", "preflight", "runs"],
     ["sampling", "evaluation", "report", "doctor", "export"],
     ["training"],
     ["tuning", "serving", "bench"],

@@ -4,6 +4,7 @@ In: a path as the user wrote it. Out: an absolute one, before Ray starts.
 """
 
 import os
+import posixpath
 from pathlib import Path
 
 from yuzogpt.errors import UserError
@@ -68,3 +69,16 @@ def local_path(path: str, key: str) -> str:
             "share"
         )
     return path.removeprefix("file://")
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or lies in it, symlinks followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def is_within_store(uri: str, folder: str) -> bool:
+    """Return whether a URI names a folder of an object store or lies in it."""
+    if not scheme_of(uri) or scheme_of(uri) != scheme_of(folder):
+        return False
+    inside, of = (posixpath.normpath(f"/{name.partition('://')[2]}") for name in (uri, folder))
+    return f"{inside}/".startswith(f"{of}/")

@@ -5,20 +5,17 @@ from, or a UserError with the difference. Needs no torch, so the answer comes at
 """
 
 import contextlib
-import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from yuzogpt import checkpoints, mirrors, stored_checkpoints, tokenizers
+from yuzogpt import checkpoints, mirrors, preflight, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.files import refuse_public
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import Lease, holder_of
 from yuzogpt.metrics import append_record, read_records
@@ -48,7 +45,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    check_wandb(settings)
+    preflight.check_wandb(settings)
     if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
         raise UserError("--eval_tasks: Ray does it beside the training; --num_workers=1 or more")
     run = directory_of(settings)
@@ -61,13 +58,13 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     resume = None
     if not settings.run.overwrite:
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
-    check_world(settings, settings.workers.span(auto=1)[1], resume)
+    preflight.check_world(settings, settings.workers.span(auto=1)[1], resume)
     settings = as_started(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
         refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
     if not settings.evaluation.eval_only:
-        check_space(settings, run)
+        preflight.check_space(settings, run)
     if resume is None:
         check_weights(settings)
     return settings, resume
@@ -188,89 +185,14 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
         )
 
 
-def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None) -> None:
-    """Raise UserError if a global batch will be too small to give each worker a row.
-
-    A batch that grows is never smaller again than that of the step a run goes on from.
-    """
-    least = settings.batch.least_rows
-    if resume:
-        least = int(resume.state.batch.get("rows", settings.batch.rows_at(resume.state.step)))
-    if least < workers:
-        flag = "batch_size" if least == settings.batch.global_rows else "start_rows"
-        raise UserError(
-            f"a global batch of {least} rows is too small for {workers} workers; raise --{flag}"
-        )
-    grows = settings.batch.batch_schedule == "noise" and least < settings.batch.global_rows
-    if grows and least < 2 * workers:  # one gradient alone shows no noise
-        raise UserError(
-            f"batch_schedule=noise: {workers} workers need {2 * workers} rows to measure it; raise "
-            f"--start_rows={least}"
-        )
-
-
-def check_writable(directory: Path, name: str) -> None:
-    """Raise UserError if nothing can be written into a directory, which need not exist."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "not writable" if there.is_dir() else "not a directory"
-        raise UserError(f"--out_dir={name}: {there} is {why}; choose another")
-
-
 def check_out_dir(settings: TrainSettings, run: Path) -> None:
     """Raise UserError if the run would replace the user's files, or what it is to start from."""
     name = settings.run.out_dir
-    check_writable(run, name)
+    preflight.check_writable(run, name)
     found = run / SETTINGS
     if found.exists() and not found.read_bytes().startswith(SIGNATURE.encode()):
         raise UserError(f"--out_dir={name}: its {SETTINGS} is not of a run; choose another")
-    refuse_to_delete_the_start(settings)
-
-
-def refuse_to_delete_the_start(settings: TrainSettings) -> None:
-    """Raise UserError if `--overwrite` would delete what `--init_from` names."""
-    name, start = settings.run.out_dir, settings.run.init_from
-    inside = [Path(start), *Path(start).parents]
-    if settings.run.overwrite and (start == "resume" or Path(name) in inside):
-        raise UserError(
-            f"--overwrite would delete what --init_from={start} starts from; choose another "
-            "--out_dir"
-        )
-
-
-def check_space(settings: TrainSettings, run: Path) -> None:
-    """Raise UserError if the checkpoints that are kept will not fit on the disk.
-
-    One is weights and two moments, and whole before an older one goes; of the best, weights are
-    kept. In a mirror of an object store there is one at a time.
-    """
-    there = next(path for path in (run, *run.parents) if path.exists())
-    kept, weights = settings.checkpoint, 4 * settings.model.count_weights()
-    often = settings.evaluation.eval_interval
-    written = 1 + settings.schedule.max_iters // min(often, kept.checkpoint_interval or often)
-    at_once = 3 * min(written, kept.keep_last + 1) + (written > kept.keep_last) * kept.keep_best
-    free = shutil.disk_usage(there).free
-    if is_stored(settings):
-        at_once = 3
-    else:
-        free += sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
-    if at_once * weights > free:
-        raise UserError(
-            f"--out_dir={settings.run.out_dir}: its checkpoints take {at_once * weights / 1e9:.1f} "
-            f"GB, of {3 * weights / 1e9:.1f} each, {free / 1e9:.1f} are free in {there}; choose a "
-            "larger disk, or a smaller --keep_last"
-        )
-
-
-def check_wandb(settings: TrainSettings) -> None:
-    """Raise UserError if W&B is asked for and cannot work."""
-    key_file = settings.log.wandb_key_file
-    if not settings.log.wandb_log:
-        return
-    if importlib.util.find_spec("wandb") is None:
-        raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")
-    if key_file:
-        refuse_public(Path(key_file), "wandb_key_file")
+    preflight.refuse_to_delete_the_start(settings)
 
 
 def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:

@@ -21,8 +21,8 @@ from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.lease import Lease
 from yuzogpt.overrides import nearest
+from yuzogpt.preflight import check_writable
 from yuzogpt.references import ModelReference, resolve_model
-from yuzogpt.runs import check_writable
 
 # Computes shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]

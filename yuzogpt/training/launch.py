@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from yuzogpt import mirrors, runs, stored_checkpoints
+from yuzogpt import mirrors, preflight, runs, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.remote import open_anywhere
@@ -78,7 +78,7 @@ def work(
             if world.local_rank == 0:
                 download(settings.run.init_from)
     with world.all_or_none():
-        runs.check_world(settings, world.size, resume)
+        preflight.check_world(settings, world.size, resume)
     log: MetricsLog | None = None
     holder = None
     if world.rank == 0:  # it alone commits checkpoints

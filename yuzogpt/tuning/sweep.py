@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from yuzogpt import runs
+from yuzogpt import preflight, runs
 from yuzogpt.config import TrainSettings, TuneSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
@@ -104,7 +104,7 @@ class Sweep:
             raise UserError(f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all")
         if self.settings.sweep.search_algorithm == "grid":
             self.space.grid()
-        runs.refuse_to_delete_the_start(self.settings)
+        preflight.refuse_to_delete_the_start(self.settings)
         model = self._check({}).model
         for parameter in self.space.parameters:
             for value in parameter.values:

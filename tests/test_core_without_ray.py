@@ -51,6 +51,7 @@ LINE = [
         "config",
         "overrides",
         "paths",
+        "ranks",
         "lease",
         "memory",
         "mirrors",

@@ -31,6 +31,7 @@ from yuzogpt.config import (
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
+from yuzogpt.ranks import are_started_by_torchrun, is_first_of_node
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def status_of(arguments: Sequence[str]) -> int:
     try:
         main(arguments)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
+        if is_first_of_node():  # under torchrun, all ranks find the same mistake
             print(f"yuzogpt: {error}", file=sys.stderr)
         return 2
     except RunFailed as error:
@@ -202,7 +203,7 @@ def status_of(arguments: Sequence[str]) -> int:
     except Stopped as error:
         print(f"yuzogpt: {error}", file=sys.stderr)
         # torchrun takes any other status for a failure, and starts all ranks again.
-        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 143
+        return 0 if are_started_by_torchrun() else 143
     except BrokenPipeError:  # `| head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -5,6 +5,7 @@ from, or a UserError with the difference. Needs no torch, so the answer comes at
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,17 +31,20 @@ REPORT = "report.html"
 SETTINGS = "settings.yaml"
 ERRORS = "errors.log"
 SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
+COMMAND = "# Begun or resumed by the command "  # and its id
+DELETING = "# The rest is of the run before, and is being deleted (--overwrite).\n"
 WANDB_ID = "wandb-id.txt"
 STOP = "stop"  # a file that asks the run to stop; may hold the reason
 PAUSE = ".pause"  # the same, of the launcher, which will start the workers again
 
 
-def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
+def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Checkpoint | None]:
     """Find every mistake that can be found without starting: corpus, vocabulary, an earlier run.
 
-    Returns the settings with the shape that the corpus, the run or a pretrained model gives them,
-    and the checkpoint that the run would go on from. Reads only, but for weights that come from the
-    hub. Needs no torch, so mistakes show within a second.
+    `command`: its id, if it may have begun its run already. Returns the settings with the shape
+    that the corpus, the run or a pretrained model gives them, and the checkpoint that the run would
+    go on from. Reads only, but for weights that come from the hub. Needs no torch, so mistakes show
+    within a second.
     """
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
@@ -56,7 +60,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
         raise UserError(f"--out_dir={name}: not within reach: {error.strerror}") from None
     check_out_dir(settings, run)
     resume = None
-    if not settings.run.overwrite:
+    if not settings.run.overwrite or not gives_way(settings, run, command):
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
     preflight.check_world(settings, settings.workers.span(auto=1)[1], resume)
     settings = as_started(settings, resume) if resume else check_start(settings, corpus)
@@ -123,16 +127,17 @@ def find_resume(
 ) -> Checkpoint | None:
     """Return the checkpoint that a run goes on from; None for a new run. Changes nothing.
 
-    `run`: where this process finds out_dir; `head_only`: not to look at tensors. Raises UserError
-    if settings that decide what the run computes were changed, if every checkpoint is corrupt, or
-    if `--init_from=resume` finds nothing.
+    There is none in a run that was being deleted. `run`: where this process finds out_dir;
+    `head_only`: not to look at tensors. Raises UserError if settings that decide what the run
+    computes were changed, if every checkpoint is corrupt, or if `--init_from=resume` finds nothing.
     """
-    existed = bool(checkpoints.candidates(run)) or stored_checkpoints.has_broken(run)
-    checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only)
+    is_whole = DELETING not in header(run)
+    existed = is_whole and has_checkpoints(run)
+    checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only) if is_whole else None
     if checkpoint is None:
         name = settings.run.out_dir
         weights = [path.name for path in checkpoints.candidates(run)]
-        if weights and not checkpoints.resumable(run):
+        if existed and weights and not checkpoints.resumable(run):
             raise UserError(
                 f"{name}: only weights are left, {weights[-1]}; start from them with "
                 f"--init_from={name} and another --out_dir"
@@ -275,23 +280,25 @@ def ray_address(settings: TrainSettings) -> str:
 
 
 @contextlib.contextmanager
-def writing(settings: TrainSettings) -> Iterator[Path]:
-    """Hold out_dir for this command alone; with `--overwrite`, empty it first."""
+def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
+    """Hold out_dir for this command alone; a run that gives way to it is still whole.
+
+    `command`: its id, if it holds out_dir more than once; else the lease's is taken.
+    """
     run = directory_of(settings)
     with Lease(run) as lease:
-        if settings.run.overwrite:
-            clear(run)
+        command = command or lease.holder["id"]
         stored_checkpoints.sweep(run)
         for name in (STOP, PAUSE):
             mirrors.delete(run / name)
-        # What is only to be evaluated keeps its settings: they say how it was trained.
-        if not settings.evaluation.eval_only or not mirrors.exists(run / SETTINGS):
-            write_settings(settings, run)
+        if not gives_way(settings, run, command):
+            begin(settings, run, command)
         try:
             yield run
         except RunFailed as error:
             with contextlib.suppress(OSError):
-                if holder_of(run) == lease.holder["id"]:  # not into another's records
+                is_ours = holder_of(run) == lease.holder["id"]  # not into another's records
+                if is_ours and not gives_way(settings, run, command):
                     append_record(run / METRICS, "failure", str(error), reason="gave up")
             raise
         finally:
@@ -299,10 +306,56 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
                 mirrors.delete(run / STOP)
 
 
-def write_settings(settings: TrainSettings, run: Path) -> None:
+# --- how a run gives way to another (`--overwrite`)
+#
+# A command is refused, or fails, until its workers have met and loaded their weights; until then
+# the run in out_dir is whole. Then rank 0 calls `begin`, before it writes anything else. The head
+# of settings.yaml says how far that went, in one file that is replaced at once:
+#
+#     another command's id    nothing is deleted yet
+#     DELETING                some of it may be: no run is left that could go on, whoever asks
+#     this command's id       the run is this command's; workers that it starts again go on with it
+
+
+def gives_way(settings: TrainSettings, run: Path, command: str) -> bool:
+    """Return whether there is a run in out_dir that this command is to delete, and has not yet."""
+    head = header(run)
+    if DELETING in head:
+        return True
+    is_there = bool(head) or has_checkpoints(run)
+    return settings.run.overwrite and is_there and f"{COMMAND}{command}\n" not in head
+
+
+def begin(settings: TrainSettings, run: Path, command: str) -> None:
+    """Make out_dir this command's, and delete the run that gives way to it; call it on rank 0."""
+    is_new = not header(run)
+    if gives_way(settings, run, command):
+        write_settings(settings, run, DELETING)
+        clear(run)
+        is_new = True
+    # What is only to be evaluated keeps its settings: they say how it was trained.
+    if is_new or not settings.evaluation.eval_only:
+        write_settings(settings, run, f"{COMMAND}{command}\n")
+
+
+def header(run: Path) -> list[str]:
+    """Return the lines that begin settings.yaml and are no settings; none if there is no file."""
+    try:
+        lines = mirrors.read(run / SETTINGS).decode(errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def has_checkpoints(run: Path) -> bool:
+    """Return whether there are checkpoints, broken ones too."""
+    return bool(checkpoints.candidates(run)) or stored_checkpoints.has_broken(run)
+
+
+def write_settings(settings: TrainSettings, run: Path, state: str) -> None:
     """Write settings.yaml, which the same command can be given again."""
     # To train from this file again must not delete the run.
-    content = SIGNATURE + to_yaml(without_overwriting(settings))
+    content = SIGNATURE + state + to_yaml(without_overwriting(settings))
     mirrors.write(run / SETTINGS, content.encode())
 
 
@@ -313,7 +366,7 @@ def without_overwriting(settings: TrainSettings) -> TrainSettings:
 
 
 def clear(run: Path) -> None:
-    """Delete what earlier runs wrote in out_dir (`--overwrite`), and nothing else."""
+    """Delete what earlier runs wrote in out_dir, and nothing else; settings.yaml stays."""
     stored_checkpoints.clear(run)
-    for name in (METRICS, EVALUATIONS, CURVE, REPORT, SETTINGS, ERRORS, WANDB_ID):
+    for name in (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID):
         mirrors.delete(run / name)

@@ -6,7 +6,6 @@ what can be checked is known to be right.
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,10 +37,10 @@ T = TypeVar("T", bound=TrainSettings)
 def train(settings: Section) -> None:
     """Train, on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
-    from yuzogpt import runs
+    from yuzogpt import ranks, runs
 
     settings = locate_train(settings)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if ranks.of_torchrun():
         if settings.workers.num_workers != 0:
             raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
         from yuzogpt.training.launch import run_as_rank

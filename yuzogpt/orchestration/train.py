@@ -184,7 +184,7 @@ def fit(
     least, most = settings.workers.span(auto=max(1, gpus) if use_gpu else 1)
     what = "GPU" if use_gpu else "CPU"
     check_room(settings, least, what, int(resources.get(what, 0)))
-    callbacks: list[Any] = [FailureNotice(run), NoPatience(), NoSnapshot()]
+    callbacks: list[Any] = [FailureNotice(run, settings), NoPatience(), NoSnapshot()]
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
     if ray.get_runtime_context().get_actor_id():  # a trial's process

@@ -41,13 +41,14 @@ def work(
     listener: Listener | None,
     stop: StopRequest,
     *,
+    command: str = "",
     is_restarted: bool = False,
 ) -> str | None:
     """Do one worker's part: open and verify the corpus, find the checkpoint, train.
 
-    `is_restarted`: whether an only worker is started again when it ends because it stands still.
-    Returns why the run stopped before its end, if it was asked to. A UserError of any rank is
-    raised on all.
+    `command`: as in `runs.writing`. `is_restarted`: whether an only worker is started again when it
+    ends because it stands still. Returns why the run stopped before its end, if it was asked to. A
+    UserError of any rank is raised on all.
     """
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
     for turn in (world.local_rank == 0, world.local_rank > 0):  # copied and hashed once a node
@@ -64,11 +65,15 @@ def work(
         broken.append(f"!!! checkpoint {directory.name} is corrupt ({reason}): now {now}")
 
     resume: Checkpoint | None = None
+    holder = None
     with world.all_or_none():
-        if world.rank == 0:
+        if world.rank == 0:  # it alone commits checkpoints
+            holder = holder_of(run)
+            command = command or holder or ""
             runs.pull(run)
             stored_checkpoints.sweep(run)
-            resume = runs.find_resume(settings, corpus, run, set_aside)
+            if not runs.gives_way(settings, run, command):
+                resume = runs.find_resume(settings, corpus, run, set_aside)
     newest = world.from_rank_0(resume.directory.name if resume else None)
     if newest:
         resume = stored_checkpoints.on_every_node(run / "checkpoints" / newest, world)
@@ -79,18 +84,29 @@ def work(
                 download(settings.run.init_from)
     with world.all_or_none():
         preflight.check_world(settings, world.size, resume)
-    log: MetricsLog | None = None
-    holder = None
-    if world.rank == 0:  # it alone commits checkpoints
-        holder = holder_of(run)
-        step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
-        is_read = settings.evaluation.eval_only  # what is evaluated stays as it is
-        log = MetricsLog(run / runs.METRICS, None if is_read else step, listener, rows_seen)
-        for line in broken:
-            log.write("notice", max(step, 0), text=line)
+    ending = contextlib.ExitStack()
+    is_begun = threading.Event()
+
+    def begin() -> MetricsLog | None:
+        world.gather(None)  # a rank that could not load its weights is not here
+        log = None
+        if world.rank == 0:
+            if runs.gives_way(settings, run, command):
+                refuse_other(run, holder)
+            runs.begin(settings, run, command)
+            step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
+            is_read = settings.evaluation.eval_only  # what is evaluated stays as it is
+            log = MetricsLog(run / runs.METRICS, None if is_read else step, listener, rows_seen)
+            ending.callback(log.close)
+            for line in broken:
+                log.write("notice", max(step, 0), text=line)
+        world.gather(None)
+        is_begun.set()
+        return log
 
     def tell(line: str) -> None:
-        telling = threading.Thread(target=tell_of_stall, args=(run, line), daemon=True)
+        arguments = (run if is_begun.is_set() else None, line)
+        telling = threading.Thread(target=tell_of_stall, args=arguments, daemon=True)
         telling.start()
         telling.join(TOLD_WITHIN)
 
@@ -98,19 +114,19 @@ def work(
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
-            return train(settings, world, corpus, resume, log, outside)
+            return train(settings, world, corpus, resume, begin, outside)
         finally:
             if world.local_rank == 0:
                 stored_checkpoints.keep_heads(run)
-            if log:
-                log.close()
+            ending.close()
 
 
-def tell_of_stall(run: Path, line: str) -> None:
-    """Say which rank stands still, and write it down, if that can be written."""
+def tell_of_stall(run: Path | None, line: str) -> None:
+    """Say which rank stands still, and write it down in a run that has begun, if that goes."""
     print(f"!!! {line}", file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):
-        append_record(run / runs.METRICS, "failure", f"!!! {line}")
+    if run:
+        with contextlib.suppress(OSError):
+            append_record(run / runs.METRICS, "failure", f"!!! {line}")
 
 
 def refuse_other(run: Path, holder: str | None) -> None:
@@ -130,9 +146,10 @@ def refuse_private_directory(run: Path, world: World) -> None:
 
     They will read checkpoints there, and the launcher the metrics.
     """
-    seen = None
-    with contextlib.suppress(FileNotFoundError):
-        seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
+    seen = holder_of(run)
+    if seen is None:
+        with contextlib.suppress(FileNotFoundError):
+            seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
     expected = world.from_rank_0(seen)
     with world.all_or_none():
         if seen is None or seen != expected:
@@ -162,13 +179,11 @@ def run_as_rank(settings: TrainSettings) -> None:
     world = World.of_torchrun()
     key = take_wandb_key(settings.log)
     group = process_group(world, settings.device.device)
-    with group as is_started_again, contextlib.ExitStack() as stack:
-        if is_started_again:  # what there is now is this command's own
-            settings = runs.without_overwriting(settings)
+    with group as command, contextlib.ExitStack() as stack:
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once a node
             with world.all_or_none():
                 if turn:
-                    settings, resume = runs.check(settings)
+                    settings, resume = runs.check(settings, command)
         if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
             if world.rank == 0:
                 print(runs.finished_line(settings))
@@ -176,10 +191,11 @@ def run_as_rank(settings: TrainSettings) -> None:
         listener = None
         with world.all_or_none():
             if world.rank == 0:
-                stack.enter_context(runs.writing(settings))
-                listener = stack.enter_context(Display(settings, key))
+                run = stack.enter_context(runs.writing(settings, command))
+                is_new = runs.gives_way(settings, run, command)
+                listener = stack.enter_context(Display(settings, key, is_new=is_new))
         stop = stack.enter_context(stopping(runs.directory_of(settings), world))
-        reason = work(settings, world, lambda *_: None, listener, stop)
+        reason = work(settings, world, lambda *_: None, listener, stop, command=command)
     if world.rank == 0:
         conclude(settings, reason)
 

@@ -54,12 +54,13 @@ def train(
     world: World,
     corpus: PreparedCorpus,
     resume: Checkpoint | None,
-    log: MetricsLog | None,
+    begin: Callable[[], MetricsLog | None],
     outside: Outside,
 ) -> str | None:
     """Train from `resume`, or from `init_from`, to max_iters; return why it stopped before, if so.
 
-    `log`: on rank 0 only. RunFailed if the run cannot go on.
+    `begin`: called once every rank has its weights, before anything is written; it returns the log
+    on rank 0. RunFailed if the run cannot go on.
     """
     schedule, run = settings.schedule, outside.run
     seed = settings.run.seed
@@ -88,6 +89,7 @@ def train(
     data = Rows(corpus.stream("train"), shape.block_size, seed)
     windows = FixedWindows(corpus.stream("val"), shape.block_size, settings.evaluation.val_part)
     validation = Validation(windows, settings, world, hardware, moves)
+    log = begin()
     records = Records(log, settings, step)
     records.introduce(world, hardware, model, data, rows_seen, why)
 

@@ -23,6 +23,7 @@ from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
+from yuzogpt.storage.untrusted import read_file
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"  # of `--eval_tasks`; the same kind of records
@@ -193,11 +194,41 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
 def check_out_dir(settings: TrainSettings, run: Path) -> None:
     """Raise UserError if the run would replace the user's files, or what it is to start from."""
     name = settings.run.out_dir
+    if not is_stored(settings) and run.parent == run:
+        raise UserError(f"--out_dir={name}: the root of this machine; choose a folder in it")
     preflight.check_writable(run, name)
-    found = run / SETTINGS
-    if found.exists() and not found.read_bytes().startswith(SIGNATURE.encode()):
-        raise UserError(f"--out_dir={name}: its {SETTINGS} is not of a run; choose another")
+    if foreign := first_foreign(run):
+        raise UserError(f"--out_dir={name}: its {foreign} is not of a run; choose another")
     preflight.refuse_to_delete_the_start(settings)
+
+
+def first_foreign(run: Path) -> str | None:
+    """Return the first of the names that a run writes under which out_dir has the user's own file.
+
+    settings.yaml says whose the others are; if it was lost, a checkpoint of ours does.
+    """
+    folder = run / "checkpoints"
+    if folder.exists() and not folder.is_dir():
+        return folder.name
+    if mirrors.exists(run / SETTINGS):
+        return None if header(run)[:1] == [SIGNATURE] else SETTINGS
+    found = checkpoints.candidates(run)
+    if any(is_checkpoint(directory) for directory in found):
+        return None
+    files = (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID, STOP, PAUSE)
+    present = (name for name in files if mirrors.exists(run / name))
+    return next((f"checkpoints/{path.name}" for path in found), None) or next(present, None)
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Return whether a directory is a checkpoint, of whatever version, as far as its head tells."""
+    try:
+        checkpoints.verify(directory, head_only=True)
+    except checkpoints.CorruptCheckpoint:
+        return False
+    except UserError:
+        return True
+    return True
 
 
 def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:
@@ -340,10 +371,12 @@ def begin(settings: TrainSettings, run: Path, command: str) -> None:
 
 def header(run: Path) -> list[str]:
     """Return the lines that begin settings.yaml and are no settings; none if there is no file."""
+    path = run / SETTINGS
     try:
-        lines = mirrors.read(run / SETTINGS).decode(errors="replace").splitlines(keepends=True)
+        content = mirrors.read(path) if mirrors.uri_of(path) else read_file(path)
     except FileNotFoundError:
         return []
+    lines = content.decode(errors="replace").splitlines(keepends=True)
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 

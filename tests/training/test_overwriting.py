@@ -43,6 +43,34 @@ def test_what_a_run_starts_from_is_known_whatever_its_path(
         runs.check(tiny_settings(corpus_dir, tmp_path / out_dir, *flags))
 
 
+@pytest.mark.parametrize("flag", ["--overwrite", "--overwrite=False"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "loss.png", "errors.log", "stop", "checkpoints/step-3/weights.bin"]
+)
+def test_a_file_of_the_users_under_a_name_of_ours_is_refused(corpus_dir, tmp_path, name, flag):
+    run = tmp_path / "run"
+    (run / name).parent.mkdir(parents=True)
+    (run / name).write_text('{"kind": "theirs", "step": 1}\n')
+    before = tree(run)
+    with pytest.raises(UserError, match=r"its \S+ is not of a run; choose another"):
+        runs.check(tiny_settings(corpus_dir, run, flag))
+    assert tree(run) == before
+
+
+def test_settings_that_are_no_file_are_refused_at_once(corpus_dir, tmp_path):
+    os.mkfifo(tmp_path / "settings.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        runs.check(tiny_settings(corpus_dir, tmp_path))
+
+
+def test_a_run_that_lost_its_settings_goes_on(old_run, corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(old_run, run)
+    (run / runs.SETTINGS).unlink()
+    train_here(tiny_settings(corpus_dir, run, "--max_iters=6", "--eval_interval=2"))
+    assert [start["step"] for start in records(run, "start")] == [0, 4]
+
+
 def under_torchrun(*flags):
     """Start it as the only rank of torchrun's, which starts it again twice."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts=2"]

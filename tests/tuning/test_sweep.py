@@ -62,8 +62,17 @@ def test_a_directory_of_others_is_refused_and_one_that_was_cut_off_is_not(sweep,
     (directory / "trials").mkdir()
     sweep()
     (directory / "thesis.txt").touch()
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match=r"holds something else, thesis\.txt"):
         sweep()
+
+
+@pytest.mark.parametrize("name", ["losses.png", "best.yaml", "trials/0000/notes", "final.docx"])
+@pytest.mark.parametrize("flag", ["--overwrite", "--overwrite=False"])
+def test_a_file_of_the_users_under_a_name_of_ours_is_refused(sweep, tmp_path, name, flag):
+    (tmp_path / "sweep" / name).parent.mkdir(parents=True)
+    (tmp_path / "sweep" / name).touch()
+    with pytest.raises(UserError, match="holds something else"):
+        sweep(flag)
 
 
 def test_overwrite_deletes_no_model_that_it_starts_from(sweep, tmp_path):

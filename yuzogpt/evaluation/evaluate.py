@@ -48,6 +48,7 @@ def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluatio
     check_tasks(settings.benchmarks)
     check_writable(directory, settings.evaluated.out_dir or directory.name)
     reference = resolve_model(settings.evaluated.model, settings.benchmarks.context)
+    results.refuse_foreign(directory)
     if not settings.evaluated.overwrite:
         results.refuse_other_model(directory, reference.name)
     reference.tokenizer()

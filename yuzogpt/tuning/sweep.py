@@ -38,7 +38,7 @@ Outcome = dict[str, Any]  # what sweep.json holds
 PLOTS = ("losses.png", "parameters.png", "importance.png")
 PRIVATE = ".tune-"  # begins the name of Ray Tune's own directory, which ends with the command
 # Beginnings of names that a sweep which was cut off may have left without settings.yaml.
-OWN = (LEASE, PRIVATE, TRIALS, FINAL, OUTCOME, BEST, *PLOTS)
+OWN = (LEASE, PRIVATE)
 # Settings that a run may change when it goes on, but without which losses do not compare.
 COMPARED = (
     ("schedule", "max_iters"),
@@ -129,10 +129,13 @@ class Sweep:
             raise UserError(f"--out_dir={name}: a sweep wants a directory that all nodes share")
         if not path.exists():
             found = self.directory.iterdir() if self.directory.exists() else ()
-            if not all(one.name.startswith(OWN) for one in found):
-                raise UserError(f"--out_dir={name}: holds something else; choose another")
+            foreign = next((one.name for one in found if not is_leftover(one)), None)
+            if foreign:
+                raise UserError(
+                    f"--out_dir={name}: holds something else, {foreign}; choose another"
+                )
             return
-        if not path.read_bytes().startswith(SIGNATURE.encode()):
+        if runs.header(self.directory)[:1] != [SIGNATURE]:
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
         if self.settings.run.overwrite:
             return
@@ -186,6 +189,13 @@ class Sweep:
         """Return all trials that were begun, in their order."""
         found = (Trial.read(path.parent) for path in (self.directory / folder).glob(f"*/{TRIAL}"))
         return sorted((trial for trial in found if trial), key=lambda trial: trial.name)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a sweep that was cut off may have left this: no file of the user's."""
+    if path.name in (TRIALS, FINAL) and path.is_dir():
+        return all((trial / TRIAL).is_file() for trial in path.iterdir())
+    return path.name.startswith(OWN)
 
 
 def workers_of(settings: TrainSettings) -> int:

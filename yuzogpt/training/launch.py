@@ -16,13 +16,13 @@ from pathlib import Path
 from yuzogpt import mirrors, preflight, runs, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
-from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
 from yuzogpt.training import curves
+from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
 from yuzogpt.training.outside import Outside, Report
@@ -51,12 +51,10 @@ def work(
     UserError of any rank is raised on all.
     """
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
-    for turn in (world.local_rank == 0, world.local_rank > 0):  # copied and hashed once a node
-        with world.all_or_none():
-            if turn:
-                corpus = open_anywhere(settings.data.data_dir)
-            if turn and world.local_rank == 0:
-                corpus.verify()
+    corpus = open_same_corpus(settings, world)
+    with world.all_or_none():
+        if world.local_rank == 0:  # hashed once a node
+            corpus.verify()
     refuse_private_directory(run, world)
     broken: list[str] = []
 
@@ -82,6 +80,7 @@ def work(
         with world.all_or_none():  # once a node, before the watchdog counts the seconds
             if world.local_rank == 0:
                 download(settings.run.init_from)
+    start = None if resume else agree_on_start(settings, world)
     with world.all_or_none():
         preflight.check_world(settings, world.size, resume)
     ending = contextlib.ExitStack()
@@ -114,7 +113,7 @@ def work(
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
-            return train(settings, world, corpus, resume, begin, outside)
+            return train(settings, world, corpus, resume, start, begin, outside)
         finally:
             if world.local_rank == 0:
                 stored_checkpoints.keep_heads(run)
@@ -178,8 +177,9 @@ def run_as_rank(settings: TrainSettings) -> None:
     """Train as one of the ranks that torchrun started; the settings are not checked yet."""
     world = World.of_torchrun()
     key = take_wandb_key(settings.log)
-    group = process_group(world, settings.device.device)
+    group = process_group(world, settings)
     with group as command, contextlib.ExitStack() as stack:
+        open_same_corpus(settings, world)
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once a node
             with world.all_or_none():
                 if turn:

@@ -15,7 +15,10 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from yuzogpt.config import TrainSettings
+from yuzogpt.errors import UserError
 from yuzogpt.hardware import choose_device
+from yuzogpt.training.agreement import agree_on_settings
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 from yuzogpt.world import World
 
@@ -25,22 +28,28 @@ COMMAND = "command"  # under this one is the id of the command, in all attempts
 
 
 @contextlib.contextmanager
-def process_group(world: World, device: str) -> Iterator[str]:
+def process_group(world: World, settings: TrainSettings) -> Iterator[str]:
     """Connect the workers that torchrun started; Ray Train does this itself.
 
-    Yields the id of the command: the same on all ranks, and in all attempts.
+    Yields the id of the command: the same on all ranks, and in all attempts. UserError on all ranks
+    if their settings differ.
     """
     # Before the first collective, or all ranks of a node would take the first GPU.
-    on_gpu = choose_device(device, world).type == "cuda"
+    on_gpu, mistake = False, ""
+    try:
+        on_gpu = choose_device(settings.device.device, world).type == "cuda"
+    except UserError as error:
+        mistake = str(error)
     store, rank, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     command = command_of(store)
-    if size == 1:
+    if size == 1 and not mistake:
         yield command
         return
-    name = attempt(store, rank, size)
+    of_attempt = PrefixStore(attempt(store, rank, size), store)
+    agree_on_settings(PrefixStore("agreement", of_attempt), world, settings, mistake)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=PrefixStore(name, store),
+        store=of_attempt,
         rank=rank,
         world_size=size,
         timeout=COLLECTIVE_TIMEOUT,

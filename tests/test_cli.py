@@ -136,6 +136,23 @@ def test_a_second_ctrl_c_ends_what_a_thread_holds_up():
     assert process.returncode == 130
 
 
+def test_a_rank_in_the_environment_means_nothing_without_torchrun(tmp_path):
+    """Job scripts of Kubeflow and SLURM leave it there."""
+    left = {"RANK": "1", "LOCAL_RANK": "1"}
+    result = yuzogpt("sample", f"--out_dir={tmp_path}/none", **left)
+    assert (result.returncode, result.stderr.count("no model here")) == (2, 1)
+    result = yuzogpt("train", "--data_dir=none", "--num_workers=0", **left, WORLD_SIZE="1")
+    assert "no prepared corpus here" in result.stderr
+    result = yuzogpt("train", "--num_workers=0", WORLD_SIZE="two")
+    assert result.stderr == (
+        "yuzogpt: WORLD_SIZE=two: in the environment, and not a number; unset WORLD_SIZE\n"
+    )
+    # All ranks of a node find the same mistake: one says it.
+    rank = {**left, "WORLD_SIZE": "2"}
+    assert yuzogpt("train", "--n_layers=4", **rank).stderr == ""
+    assert "did you mean" in yuzogpt("train", "--n_layers=4", **{**rank, "LOCAL_RANK": "0"}).stderr
+
+
 def test_submitted_jobs_refuse_relative_paths(corpus_dir, tmp_path):
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
     places = [f"--data_dir={corpus_dir}", "--out_dir=run"]

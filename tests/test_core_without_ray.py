@@ -52,6 +52,7 @@ LINE = [
         "overrides",
         "paths",
         "ranks",
+        "signals",
         "lease",
         "memory",
         "mirrors",

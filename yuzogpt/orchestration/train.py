@@ -27,10 +27,10 @@ from yuzogpt.orchestration.cluster import (
     cores_of_nodes,
     is_embedded,
     refuse_unreachable,
-    sigterm_held_back,
 )
+from yuzogpt.signals import on_sigterm, sigterm_held_back
 from yuzogpt.training.display import Display, take_wandb_key
-from yuzogpt.training.stopping import keep_asking, on_sigterm
+from yuzogpt.training.stopping import keep_asking
 
 # Set before ray is imported.
 ENVIRONMENT = {

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable, stopped_by_sigterm
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.orchestration.train import HEAVY_IMPORTS, set_environment
+from yuzogpt.signals import stopped_by_sigterm
 from yuzogpt.training.display import take_wandb_key
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome

@@ -16,6 +16,7 @@ from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED
 from yuzogpt.references import locate_model, resolve_model
 from yuzogpt.serving.access import is_loopback, read_keys
+from yuzogpt.signals import on_sigterm
 
 LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
 
@@ -90,7 +91,6 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
     import uvicorn
 
     from yuzogpt.serving.app import build
-    from yuzogpt.training.stopping import on_sigterm
 
     settings = with_free_port(settings)
     app = build(settings, keys)

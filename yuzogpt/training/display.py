@@ -4,6 +4,7 @@ In: records of metrics.jsonl. Out: one progress bar on a terminal, plain lines e
 the command was typed, so that workers print nothing, and a W&B key never leaves this process.
 """
 
+import errno
 import os
 import sys
 import time
@@ -52,7 +53,18 @@ class Display:
             self.wandb.close()
 
     def __call__(self, record: Record) -> None:
-        """Show one record."""
+        """Show one record, and send it."""
+        try:
+            self._show(record)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal that was closed: SIGHUP says what follows
+                raise
+        if self.wandb:
+            self.wandb.remember()
+            if record["kind"] in SENT:
+                self.wandb.send(record)
+
+    def _show(self, record: Record) -> None:
         kind = record["kind"]
         if "text" in record:
             self._line(record["text"])
@@ -61,10 +73,6 @@ class Display:
         elif kind == "evaluation":
             self.val_loss = record["val_loss_estimate"]
             self._line(f"step {record['step']}: val_loss_estimate {number(self.val_loss)}")
-        if self.wandb:
-            self.wandb.remember()
-            if kind in SENT:
-                self.wandb.send(record)
 
     def _line(self, text: str) -> None:
         if self.on_terminal:

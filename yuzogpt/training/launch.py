@@ -21,13 +21,14 @@ from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
+from yuzogpt.signals import on_sigterm
 from yuzogpt.training import curves
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
 from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.rendezvous import process_group
-from yuzogpt.training.stopping import Interruption, StopRequest, on_sigterm, request_in
+from yuzogpt.training.stopping import Interruption, StopRequest, request_in
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 

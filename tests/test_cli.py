@@ -56,6 +56,8 @@ def damaged(text_file, tmp_path):
         ("train {tiny} --data_dir={corpus} --out_dir=hf://b/x", "hf:// is not supported"),
         ("train {tiny} --data_dir={corpus} --out_dir=s3://b", "a whole bucket; give a folder"),
         ("train {tiny} --data_dir={corpus} --out_dir=", "--out_dir=: empty"),
+        ("train {tiny} --data_dir={corpus} --out_dir=/", "the root of this machine"),
+        ("train {tiny} --data_dir={corpus} --wandb_key_file=~nobodyatall/k", "no such user"),
         ("train {tiny} --data_dir={corpus} --out_dir={text}", "is not a directory"),
         ("prepare a b", "one corpus at a time"),
         ("prepare mine --tokenizer=char --source={tmp}", "a directory, not a text file"),

@@ -4,18 +4,26 @@ In: settings with absolute paths. Out: nothing, or a UserError. Reads only; need
 """
 
 import importlib.util
+import netrc
 import os
 import shutil
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from yuzogpt import checkpoints, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
-from yuzogpt.config import TrainSettings
-from yuzogpt.errors import UserError
+from yuzogpt.config import LogSettings, TrainSettings
+from yuzogpt.errors import UserError, reason_of
 from yuzogpt.files import refuse_public
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import PUBLISHED
 from yuzogpt.paths import is_within, is_within_store
+from yuzogpt.ranks import of_torchrun
+
+ANSWER_WITHIN = 5.0  # seconds
+OFFLINE = "or set WANDB_MODE=offline and send the records later, with `wandb sync`"
 
 
 def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None) -> None:
@@ -85,12 +93,45 @@ def check_space(settings: TrainSettings, run: Path) -> None:
         )
 
 
-def check_wandb(settings: TrainSettings) -> None:
-    """Raise UserError if W&B is asked for and cannot work."""
-    key_file = settings.log.wandb_key_file
-    if not settings.log.wandb_log:
+def check_wandb(log: LogSettings) -> None:
+    """Raise UserError if W&B is asked for and cannot work, on the rank that talks to it."""
+    ranks = of_torchrun()
+    if not log.wandb_log or (ranks and ranks.rank > 0):
         return
     if importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")
-    if key_file:
-        refuse_public(Path(key_file), "wandb_key_file")
+    if log.wandb_key_file:
+        refuse_public(Path(log.wandb_key_file), "wandb_key_file")
+    import wandb
+
+    known = wandb.setup().settings
+    if known.mode in ("offline", "disabled", "dryrun"):
+        return
+    url = urllib.parse.urlsplit(known.base_url)
+    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+    if not (log.wandb_key_file or known.api_key or known.identity_token_file or has_netrc(host)):
+        raise UserError(f"--wandb_log: no key; `wandb login` or --wandb_key_file=FILE, {OFFLINE}")
+    if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return  # the proxy knows how to get there
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_WITHIN).close()
+    except OSError as error:
+        raise UserError(
+            f"--wandb_log: {host}:{port} is not within reach ({reason_of(error)}); {OFFLINE}"
+        ) from None
+
+
+def has_netrc(host: str) -> bool:
+    """Return whether `wandb login` may have left a key for a host, or for W&B's older name."""
+    named = os.environ.get("NETRC")
+    files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        try:
+            found = netrc.netrc(file)
+        except FileNotFoundError:
+            continue
+        except (OSError, netrc.NetrcParseError):
+            return True  # wandb may know more
+        if any(found.authenticators(name) for name in (host, "api.wandb.ai")):
+            return True
+    return False

@@ -50,7 +50,7 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    preflight.check_wandb(settings)
+    preflight.check_wandb(settings.log)
     if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
         raise UserError("--eval_tasks: Ray does it beside the training; --num_workers=1 or more")
     run = directory_of(settings)

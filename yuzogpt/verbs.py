@@ -29,7 +29,7 @@ from yuzogpt.config import (
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.mirrors import SCHEMES
-from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
+from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store, expanded
 
 T = TypeVar("T", bound=TrainSettings)
 
@@ -69,7 +69,8 @@ def locate_train(settings: T) -> T:
     }
     folder = settings.evaluation.benchmark_dir
     benchmark_dir = folder and str(absolute(folder, run.storage, "benchmark_dir"))
-    key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
+    key_file = settings.log.wandb_key_file
+    key_file = key_file and str(expanded(key_file, "wandb_key_file"))
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),

@@ -15,9 +15,12 @@ from tqdm import tqdm
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import LogSettings, TrainSettings
+from yuzogpt.errors import UserError, first_line
 from yuzogpt.metrics import Record, seconds_of_step
+from yuzogpt.preflight import OFFLINE
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
+INIT_WITHIN = 30.0  # seconds
 SENT = ("train", "evaluation", "health", "tasks", "final")  # to W&B
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -116,15 +119,20 @@ class WandbSink:
         self.memory, self.is_remembered = run / runs.WANDB_ID, False
         is_known = self.memory.exists() and not is_new
         known = self.memory.read_text().strip() if is_known else None
-        self.run = wandb.init(
-            project=settings.log.wandb_project,
-            name=settings.log.wandb_run_name or run.name,
-            id=known,
-            resume="allow",
-            dir=str(run),
-            config=settings.model_dump(),
-            settings=wandb.Settings(silent=True, api_key=key),
-        )
+        try:
+            self.run = wandb.init(
+                project=settings.log.wandb_project,
+                name=settings.log.wandb_run_name or run.name,
+                id=known,
+                resume="allow",
+                dir=str(run),
+                config=settings.model_dump(),
+                settings=wandb.Settings(silent=True, api_key=key, init_timeout=INIT_WITHIN),
+            )
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"--wandb_log: W&B did not begin a run ({first_line(error)}); {OFFLINE}"
+            ) from None
         self.step = 0
 
     def remember(self) -> None:

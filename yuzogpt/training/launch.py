@@ -177,7 +177,6 @@ def work_here(settings: TrainSettings, run: Path, listener: Listener) -> str | N
 def run_as_rank(settings: TrainSettings) -> None:
     """Train as one of the ranks that torchrun started; the settings are not checked yet."""
     world = World.of_torchrun()
-    key = take_wandb_key(settings.log)
     group = process_group(world, settings)
     with group as command, contextlib.ExitStack() as stack:
         open_same_corpus(settings, world)
@@ -189,7 +188,7 @@ def run_as_rank(settings: TrainSettings) -> None:
             if world.rank == 0:
                 print(runs.finished_line(settings))
             return
-        listener = None
+        listener, key = None, take_wandb_key(settings.log)
         with world.all_or_none():
             if world.rank == 0:
                 run = stack.enter_context(runs.writing(settings, command))

@@ -71,6 +71,7 @@ def damaged(text_file, tmp_path):
         ("export {run} --to=gguf {tmp}/out", "--to=gguf: "),
         ("export {run} {tmp}/a {tmp}/b", "one run, and one folder, at a time"),
         ("export {tmp}/none {tmp}/out", "no model here"),
+        ("export {run} {text}/hf", "is not a directory; choose another"),
     ],
 )
 def test_mistakes(arguments, message, corpus_dir, damaged, run_dir, text_file, tmp_path):

@@ -47,12 +47,15 @@ def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None
         )
 
 
-def check_writable(directory: Path, name: str) -> None:
-    """Raise UserError if nothing can be written into a directory, which need not exist."""
+def check_writable(directory: Path, name: str, key: str = "out_dir") -> None:
+    """Raise UserError if nothing can be written into a directory, which need not exist.
+
+    `key`: the setting that names it.
+    """
     there = next(path for path in (directory, *directory.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "not writable" if there.is_dir() else "not a directory"
-        raise UserError(f"--out_dir={name}: {there} is {why}; choose another")
+        raise UserError(f"--{key}={name}: {there} is {why}; choose another")
 
 
 def refuse_to_delete_the_start(settings: TrainSettings) -> None:

@@ -112,7 +112,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
     from yuzogpt.tuning.verdict import show
 
     with sweep.writing():
-        if is_over(sweep):
+        if not sweep.replaces_another and is_over(sweep):
             print(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
             found = write_outcome(sweep)
         else:
@@ -300,12 +300,14 @@ def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
     from yuzogpt.export import to_huggingface
+    from yuzogpt.preflight import check_writable
     from yuzogpt.references import resolve_model
 
     wanted = settings.export
     folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
+    check_writable(folder, wanted.hf_dir, "hf_dir")
     reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
     to_huggingface(reference, folder)
     print(f"{reference.name} -> {folder}")

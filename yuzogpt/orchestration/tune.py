@@ -78,6 +78,9 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
 def search(sweep: Sweep) -> Outcome:
     """Do a sweep, or what is left of it, on the Ray that this process is connected to."""
     wanted, steps = sweep.settings.sweep, sweep.base.schedule.max_iters
+    slots_for(sweep.base, wanted.max_concurrent_trials)  # or else nothing is deleted
+    if sweep.replaces_another:
+        sweep.begin()
     trials = Search(sweep)
     try:
         with Board(f"{trials.count} trials by {wanted.search_algorithm}", steps) as board:

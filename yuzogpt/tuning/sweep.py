@@ -137,7 +137,7 @@ class Sweep:
             return
         if runs.header(self.directory)[:1] != [SIGNATURE]:
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
-        if self.settings.run.overwrite:
+        if self.replaces_another:
             return
         differences = self.differences(path.read_text())
         if differences:
@@ -165,24 +165,38 @@ class Sweep:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the directory for this command alone; with `--overwrite`, empty it first."""
+        """Hold the directory for this command alone; a sweep that it replaces is still whole."""
         with Lease(self.directory):
-            if self.settings.run.overwrite:
-                self.clear()
             for leftover in self.directory.glob(f"{PRIVATE}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            kept = self.settings.run.model_copy(update={"overwrite": False})
-            settings = self.settings.model_copy(update={"run": kept})
-            content = SIGNATURE + self._of_corpus() + to_yaml(settings) + self.space.to_yaml()
-            write_durably(self.directory / runs.SETTINGS, content.encode())
+            if not self.replaces_another:
+                self.begin()
             yield
 
+    @property
+    def replaces_another(self) -> bool:
+        """Whether `begin` is to delete what is here: as asked, or as a killed command began to."""
+        return self.settings.run.overwrite or runs.DELETING in runs.header(self.directory)
+
+    def begin(self) -> None:
+        """Make the directory this sweep's; once trials can start, if that deletes another's."""
+        if self.replaces_another:
+            self._write_settings(runs.DELETING)
+            self.clear()
+        self._write_settings()
+
+    def _write_settings(self, state: str = "") -> None:
+        kept = self.settings.run.model_copy(update={"overwrite": False})
+        settings = to_yaml(self.settings.model_copy(update={"run": kept}))
+        content = SIGNATURE + state + self._of_corpus() + settings + self.space.to_yaml()
+        write_durably(self.directory / runs.SETTINGS, content.encode())
+
     def clear(self) -> None:
-        """Delete what earlier sweeps wrote here, and nothing else."""
+        """Delete what earlier sweeps wrote here, and nothing else; settings.yaml stays."""
         for folder in (TRIALS, FINAL):
             for trial in (self.directory / folder).glob(f"*/{TRIAL}"):
                 shutil.rmtree(trial.parent)
-        for name in (OUTCOME, BEST, *PLOTS, runs.SETTINGS):  # the last one says whose all this is
+        for name in (OUTCOME, BEST, *PLOTS):
             (self.directory / name).unlink(missing_ok=True)
 
     def trials(self, folder: str = TRIALS) -> list[Trial]:

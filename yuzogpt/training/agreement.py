@@ -5,11 +5,14 @@ the difference. Settings are compared through torchrun's store, before there is 
 they decide what that is made of. Under Ray all ranks have one driver's.
 """
 
+import contextlib
 import json
 import os
+from datetime import timedelta
 from typing import Any
 
-from torch.distributed import Store
+from torch.distributed import DistStoreError
+from torch.distributed.distributed_c10d import Store
 
 from yuzogpt import mirrors
 from yuzogpt.config import TrainSettings
@@ -33,6 +36,7 @@ OF_NODE = {
     "workers": set(TrainSettings().workers.model_dump()),
 }
 NAMED = 3  # differences in a message
+READ_WITHIN = timedelta(seconds=10)
 
 
 def agree_on_settings(
@@ -51,7 +55,8 @@ def agree_on_settings(
     if verdict:
         store.set(f"read/{world.rank}", "")
         if world.rank == 0:  # the store may be this process's
-            store.wait([f"read/{rank}" for rank in range(world.size)])
+            with contextlib.suppress(DistStoreError):
+                store.wait([f"read/{rank}" for rank in range(world.size)], READ_WITHIN)
         raise UserError(verdict)
 
 

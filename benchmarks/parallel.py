@@ -30,7 +30,14 @@ from typing import Any
 
 import torch
 
-from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings, ParallelSettings
+from yuzogpt.config import (
+    FinetuningSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ParallelSettings,
+    TrainingDeviceSettings,
+    TrainSettings,
+)
 from yuzogpt.hardware import Hardware
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.training.monitor import add_up, clip
@@ -77,7 +84,8 @@ def run_rank(rank: int, port: int, size: Size, way: ParallelSettings, steps: int
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     world = World.of_torchrun()
-    with process_group(world, "cpu"):
+    on_cpu = TrainSettings(device=TrainingDeviceSettings(device="cpu"))
+    with process_group(world, on_cpu):
         train(TINY, way, world, 2)
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from VmRSS

@@ -57,6 +57,8 @@ def damaged(text_file, tmp_path):
         ("train {tiny} --data_dir={corpus} --out_dir=hf://b/x", "hf:// is not supported"),
         ("train {tiny} --data_dir={corpus} --out_dir=s3://b", "a whole bucket; give a folder"),
         ("train {tiny} --data_dir={corpus} --out_dir=", "--out_dir=: empty"),
+        ("train {tiny} --data_dir={corpus} --out_dir=/", "the root of this machine"),
+        ("train {tiny} --data_dir={corpus} --wandb_key_file=~nobodyatall/k", "no such user"),
         ("train {tiny} --data_dir={corpus} --out_dir={text}", "is not a directory"),
         ("prepare a b", "one corpus at a time"),
         ("prepare mine --tokenizer=char --source={tmp}", "a directory, not a text file"),
@@ -69,6 +71,7 @@ def damaged(text_file, tmp_path):
         ("export {run} --to=gguf {tmp}/out", "--to=gguf: "),
         ("export {run} {tmp}/a {tmp}/b", "one run, and one folder, at a time"),
         ("export {tmp}/none {tmp}/out", "no model here"),
+        ("export {run} {text}/hf", "is not a directory; choose another"),
     ],
 )
 def test_mistakes(arguments, message, corpus_dir, damaged, run_dir, text_file, tmp_path):
@@ -134,6 +137,23 @@ def test_a_second_ctrl_c_ends_what_a_thread_holds_up():
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30) == (None, "")
     assert process.returncode == 130
+
+
+def test_a_rank_in_the_environment_means_nothing_without_torchrun(tmp_path):
+    """Job scripts of Kubeflow and SLURM leave it there."""
+    left = {"RANK": "1", "LOCAL_RANK": "1"}
+    result = yuzogpt("sample", f"--out_dir={tmp_path}/none", **left)
+    assert (result.returncode, result.stderr.count("no model here")) == (2, 1)
+    result = yuzogpt("train", "--data_dir=none", "--num_workers=0", **left, WORLD_SIZE="1")
+    assert "no prepared corpus here" in result.stderr
+    result = yuzogpt("train", "--num_workers=0", WORLD_SIZE="two")
+    assert result.stderr == (
+        "yuzogpt: WORLD_SIZE=two: in the environment, and not a number; unset WORLD_SIZE\n"
+    )
+    # All ranks of a node find the same mistake: one says it.
+    rank = {**left, "WORLD_SIZE": "2"}
+    assert yuzogpt("train", "--n_layers=4", **rank).stderr == ""
+    assert "did you mean" in yuzogpt("train", "--n_layers=4", **{**rank, "LOCAL_RANK": "0"}).stderr
 
 
 def test_submitted_jobs_refuse_relative_paths(corpus_dir, tmp_path):

@@ -313,14 +313,18 @@ def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
         ("{run} --html={tmp}/none/r.html", "is not a directory"),
         ("{run} --html={run}/metrics.jsonl", "let it end in .html"),
         ("{run} --htm=x.html", "did you mean html?"),
+        ("{run} --html={tmp}/mine.html", "not a page of `yuzogpt report`"),
+        ("{mine}", "report.html: not a page of `yuzogpt report`"),
     ],
 )
 def test_mistakes(arguments, message, tmp_path):
     write(tmp_path / "empty", [], tail='{"kind": "tr')
-    run = write(tmp_path / "run", RESTARTED)
+    run, mine = (write(tmp_path / name, RESTARTED) for name in ("run", "mine"))
+    for page in (tmp_path / "mine.html", mine / "report.html"):
+        page.write_text("<!DOCTYPE html>\n<title>Mine</title>\n")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError) as error:
-        main(["report", *arguments.format(tmp=tmp_path, run=run).split()])
+        main(["report", *arguments.format(tmp=tmp_path, run=run, mine=mine).split()])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,7 +1,8 @@
 """`yuzogpt VERB ... --key=value`: from the command line to the verbs.
 
 In: arguments. Out: an exit status: 0 done, 1 a run that failed, 2 the user's mistake (one line on
-stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM), with a checkpoint (under torchrun 0).
+stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM, a closed terminal), with a checkpoint where
+it trains (under torchrun 0).
 Nothing heavy is imported before the settings are known to be right.
 """
 
@@ -31,6 +32,8 @@ from yuzogpt.config import (
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.overrides import SEARCH, help_text, leaves, nearest, preset_names, resolve, to_yaml
+from yuzogpt.ranks import are_started_by_torchrun, is_first_of_node
+from yuzogpt.signals import hangup_as_sigterm, stopped_by_sigterm
 from yuzogpt.terminal import complain, say
 
 OWN = ("dry_run", "json", "help")  # flags of the command itself
@@ -233,10 +236,16 @@ def end_now(ended: Sequence[int]) -> None:
 
 def status_of(arguments: Sequence[str]) -> int:
     """Run the command line; return its status, and say on stderr why it is not 0."""
+    goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
+    more = "; the same command goes on" if goes_on else ""
     try:
-        main(arguments)
+        with hangup_as_sigterm(), contextlib.ExitStack() as stack:
+            # A rank that waits for others in compiled code would not hear of it: it ends at once.
+            if not are_started_by_torchrun():
+                stack.enter_context(stopped_by_sigterm(f"stopped (SIGTERM){more}"))
+            main(arguments)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
+        if is_first_of_node():  # under torchrun, all ranks find the same mistake
             complain(f"yuzogpt: {error}")
         return 2
     except RunFailed as error:
@@ -245,7 +254,7 @@ def status_of(arguments: Sequence[str]) -> int:
     except Stopped as error:
         complain(f"yuzogpt: {error}")
         # torchrun takes any other status for a failure, and starts all ranks again.
-        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 143
+        return 0 if are_started_by_torchrun() else 143
     except BrokenPipeError:  # `| head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -256,8 +265,6 @@ def status_of(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         # A second one would only spoil the end, unless a thread holds that up: then it is the end.
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
-        more = "; the same command goes on" if goes_on else ""
         complain(f"yuzogpt: interrupted{more}")
         return 130
     return 0

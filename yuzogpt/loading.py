@@ -4,12 +4,14 @@ In: what references.py found. Out: a GPT with its weights, or the weights that t
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from yuzogpt.checkpoints import MODEL, Checkpoint
 from yuzogpt.config import TrainSettings
+from yuzogpt.errors import UserError
 from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights
@@ -50,7 +52,17 @@ def read_weights(reference: ModelReference, exact: bool = False) -> dict[str, Te
     return weights
 
 
-def starting_weights(settings: TrainSettings, resume: Checkpoint | None) -> NamedTensors:
+@dataclass(frozen=True)
+class Start:
+    """Another model's weights, from which training starts; the same on all ranks."""
+
+    reference: ModelReference
+    sha256: str  # as `weights_hash` has it; empty: published weights
+
+
+def starting_weights(
+    settings: TrainSettings, resume: Checkpoint | None, start: Start | None
+) -> NamedTensors:
     """Return the weights that training starts from: resumed, another model's, or new.
 
     They come one after the other, so that a rank need not hold all of them.
@@ -58,9 +70,15 @@ def starting_weights(settings: TrainSettings, resume: Checkpoint | None) -> Name
     if resume:
         check_shapes(settings.model, dict(resume.tensors(MODEL)), str(resume.directory))
         return resume.tensors(MODEL)
-    if settings.run.init_from == "scratch":
+    if start is None:
         return initial_weights(settings.model, settings.run.seed, settings.initialization)
-    weights = read_weights(resolve_model(settings.run.init_from))
+    try:
+        weights = read_weights(start.reference, exact=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"{start.reference.name}: deleted meanwhile, by its run; the same command starts from "
+            "a newer one"
+        ) from None
     cut_positions(weights, settings.model.block_size)
     return weights.items()
 

@@ -4,7 +4,7 @@ In: records. Out: a file that plots, displays, reports and W&B are fed from, whe
 Every record has kind, step and time (Unix seconds); one with a text is shown to the user. Kinds:
 
     start        the loop began or went on, with so many workers; redone_steps, redone_tokens: what
-                 was done once already, and lost
+                 was done once already, and lost; weights: the model whose weights it began with
     undone       so many steps and rows were lost: later records are not there any more
     train        a step: loss, lr, grad_norm; since the train record before: the share of steps
                  whose gradient was clipped (clip_rate), and how many were skipped

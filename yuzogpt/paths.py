@@ -4,6 +4,7 @@ In: a path as the user wrote it. Out: an absolute one, before Ray starts.
 """
 
 import os
+import posixpath
 from pathlib import Path
 
 from yuzogpt.errors import UserError
@@ -22,10 +23,10 @@ def absolute(path: str, storage: str, key: str) -> Path:
     """
     if not path:
         raise UserError(f"--{key}=: empty; give a path")
-    plain = Path(local_path(path, key)).expanduser()
+    plain = expanded(local_path(path, key), key)
     if plain.is_absolute():
-        return plain
-    base = Path(local_path(storage, "storage")) if storage else Path.cwd()
+        return written_as_text(plain, key)
+    base = expanded(local_path(storage, "storage"), "storage") if storage else Path.cwd()
     if not base.is_absolute():
         raise UserError(f"--storage={storage}: not absolute; give a directory that all nodes share")
     if SUBMITTED_JOB in os.environ and not storage:
@@ -33,7 +34,27 @@ def absolute(path: str, storage: str, key: str) -> Path:
             f"--{key}={path}: relative, and a submitted job's directory vanishes with it; "
             "give an absolute path, or --storage=/a/directory/that/all/nodes/share (or s3://bucket)"
         )
-    return base / plain
+    return written_as_text(base / plain, key)
+
+
+def expanded(path: str, key: str) -> Path:
+    """Return a path whose ~ or ~user is that user's home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"--{key}={path}: there is no such user; give a path") from None
+
+
+def written_as_text(path: Path, key: str) -> Path:
+    """Return a path that files of ours can name: they are UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise UserError(f"--{key}={shown}: not UTF-8; give another name") from None
+    if "\0" in str(path):
+        raise UserError(f"--{key}={str(path)!r}: has a character that no path can have")
+    return path
 
 
 def absolute_or_remote(path: str, storage: str, key: str) -> str:
@@ -47,7 +68,8 @@ def absolute_or_remote(path: str, storage: str, key: str) -> str:
 
 def directory_or_store(path: str, storage: str, key: str) -> str:
     """Return where a run is: an absolute local path, or the URI of a folder in a store."""
-    place = absolute_or_remote(path, storage, key).rstrip("/")
+    place = absolute_or_remote(path, storage, key)
+    place = place.rstrip("/") or "/"
     scheme = scheme_of(place)
     if scheme and scheme not in SCHEMES:
         raise UserError(
@@ -72,5 +94,12 @@ def local_path(path: str, key: str) -> str:
 
 def is_within(path: Path, folder: Path) -> bool:
     """Return whether a path is a folder or lies in it, symlinks followed."""
-    real = Path(os.path.realpath(path))
-    return real.is_relative_to(os.path.realpath(folder))
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def is_within_store(uri: str, folder: str) -> bool:
+    """Return whether a URI names a folder of an object store or lies in it."""
+    if not scheme_of(uri) or scheme_of(uri) != scheme_of(folder):
+        return False
+    inside, of = (posixpath.normpath(f"/{name.partition('://')[2]}") for name in (uri, folder))
+    return f"{inside}/".startswith(f"{of}/")

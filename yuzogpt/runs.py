@@ -5,26 +5,25 @@ from, or a UserError with the difference. Needs no torch, so the answer comes at
 """
 
 import contextlib
-import importlib.util
+import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from yuzogpt import checkpoints, mirrors, stored_checkpoints, tokenizers
+from yuzogpt import checkpoints, mirrors, preflight, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.files import refuse_public
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import Lease, holder_of
 from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import resolve_model, shape_of
+from yuzogpt.storage.untrusted import read_file
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"  # of `--eval_tasks`; the same kind of records
@@ -33,22 +32,25 @@ REPORT = "report.html"
 SETTINGS = "settings.yaml"
 ERRORS = "errors.log"
 SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
+COMMAND = "# Begun or resumed by the command "  # and its id
+DELETING = "# The rest is of the run before, and is being deleted (--overwrite).\n"
 WANDB_ID = "wandb-id.txt"
 STOP = "stop"  # a file that asks the run to stop; may hold the reason
 PAUSE = ".pause"  # the same, of the launcher, which will start the workers again
 
 
-def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
+def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Checkpoint | None]:
     """Find every mistake that can be found without starting: corpus, vocabulary, an earlier run.
 
-    Returns the settings with the shape that the corpus, the run or a pretrained model gives them,
-    and the checkpoint that the run would go on from. Reads only, but for weights that come from the
-    hub. Needs no torch, so mistakes show within a second.
+    `command`: its id, if it may have begun its run already. Returns the settings with the shape
+    that the corpus, the run or a pretrained model gives them, and the checkpoint that the run would
+    go on from. Reads only, but for weights that come from the hub. Needs no torch, so mistakes show
+    within a second.
     """
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    check_wandb(settings)
+    preflight.check_wandb(settings.log)
     if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
         raise UserError("--eval_tasks: Ray does it beside the training; --num_workers=1 or more")
     run = directory_of(settings)
@@ -59,15 +61,15 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
         raise UserError(f"--out_dir={name}: not within reach: {error.strerror}") from None
     check_out_dir(settings, run)
     resume = None
-    if not settings.run.overwrite:
+    if not settings.run.overwrite or not gives_way(settings, run, command):
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
-    check_world(settings, settings.workers.span(auto=1)[1], resume)
+    preflight.check_world(settings, settings.workers.span(auto=1)[1], resume)
     settings = as_started(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
         refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
     if not settings.evaluation.eval_only:
-        check_space(settings, run)
+        preflight.check_space(settings, run)
     if resume is None:
         check_weights(settings)
     return settings, resume
@@ -126,16 +128,17 @@ def find_resume(
 ) -> Checkpoint | None:
     """Return the checkpoint that a run goes on from; None for a new run. Changes nothing.
 
-    `run`: where this process finds out_dir; `head_only`: not to look at tensors. Raises UserError
-    if settings that decide what the run computes were changed, if every checkpoint is corrupt, or
-    if `--init_from=resume` finds nothing.
+    There is none in a run that was being deleted. `run`: where this process finds out_dir;
+    `head_only`: not to look at tensors. Raises UserError if settings that decide what the run
+    computes were changed, if every checkpoint is corrupt, or if `--init_from=resume` finds nothing.
     """
-    existed = bool(checkpoints.candidates(run)) or stored_checkpoints.has_broken(run)
-    checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only)
+    is_whole = DELETING not in header(run)
+    existed = is_whole and has_checkpoints(run)
+    checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only) if is_whole else None
     if checkpoint is None:
         name = settings.run.out_dir
         weights = [path.name for path in checkpoints.candidates(run)]
-        if weights and not checkpoints.resumable(run):
+        if existed and weights and not checkpoints.resumable(run):
             raise UserError(
                 f"{name}: only weights are left, {weights[-1]}; start from them with "
                 f"--init_from={name} and another --out_dir"
@@ -189,89 +192,44 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
         )
 
 
-def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None) -> None:
-    """Raise UserError if a global batch will be too small to give each worker a row.
-
-    A batch that grows is never smaller again than that of the step a run goes on from.
-    """
-    least = settings.batch.least_rows
-    if resume:
-        least = int(resume.state.batch.get("rows", settings.batch.rows_at(resume.state.step)))
-    if least < workers:
-        flag = "batch_size" if least == settings.batch.global_rows else "start_rows"
-        raise UserError(
-            f"a global batch of {least} rows is too small for {workers} workers; raise --{flag}"
-        )
-    grows = settings.batch.batch_schedule == "noise" and least < settings.batch.global_rows
-    if grows and least < 2 * workers:  # one gradient alone shows no noise
-        raise UserError(
-            f"batch_schedule=noise: {workers} workers need {2 * workers} rows to measure it; raise "
-            f"--start_rows={least}"
-        )
-
-
-def check_writable(directory: Path, name: str) -> None:
-    """Raise UserError if nothing can be written into a directory, which need not exist."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "not writable" if there.is_dir() else "not a directory"
-        raise UserError(f"--out_dir={name}: {there} is {why}; choose another")
-
-
 def check_out_dir(settings: TrainSettings, run: Path) -> None:
     """Raise UserError if the run would replace the user's files, or what it is to start from."""
     name = settings.run.out_dir
-    check_writable(run, name)
-    found = run / SETTINGS
-    if found.exists() and not found.read_bytes().startswith(SIGNATURE.encode()):
-        raise UserError(f"--out_dir={name}: its {SETTINGS} is not of a run; choose another")
-    refuse_to_delete_the_start(settings)
+    if not is_stored(settings) and run.parent == run:
+        raise UserError(f"--out_dir={name}: the root of this machine; choose a folder in it")
+    preflight.check_writable(run, name)
+    if foreign := first_foreign(run):
+        raise UserError(f"--out_dir={name}: its {foreign} is not of a run; choose another")
+    preflight.refuse_to_delete_the_start(settings)
 
 
-def refuse_to_delete_the_start(settings: TrainSettings) -> None:
-    """Raise UserError if `--overwrite` would delete what `--init_from` names."""
-    name, start = settings.run.out_dir, settings.run.init_from
-    inside = [Path(start), *Path(start).parents]
-    if settings.run.overwrite and (start == "resume" or Path(name) in inside):
-        raise UserError(
-            f"--overwrite would delete what --init_from={start} starts from; choose another "
-            "--out_dir"
-        )
+def first_foreign(run: Path) -> str | None:
+    """Return the first of the names that a run writes under which out_dir has the user's own file.
 
-
-def check_space(settings: TrainSettings, run: Path) -> None:
-    """Raise UserError if the checkpoints that are kept will not fit on the disk.
-
-    One is weights and two moments, and whole before an older one goes; of the best, weights are
-    kept. In a mirror of an object store there is one at a time.
+    settings.yaml says whose the others are; if it was lost, a checkpoint of ours does.
     """
-    there = next(path for path in (run, *run.parents) if path.exists())
-    kept, weights = settings.checkpoint, 4 * settings.model.count_weights()
-    often = settings.evaluation.eval_interval
-    written = 1 + settings.schedule.max_iters // min(often, kept.checkpoint_interval or often)
-    at_once = 3 * min(written, kept.keep_last + 1) + (written > kept.keep_last) * kept.keep_best
-    free = shutil.disk_usage(there).free
-    if is_stored(settings):
-        at_once = 3
-    else:
-        free += sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
-    if at_once * weights > free:
-        raise UserError(
-            f"--out_dir={settings.run.out_dir}: its checkpoints take {at_once * weights / 1e9:.1f} "
-            f"GB, of {3 * weights / 1e9:.1f} each, {free / 1e9:.1f} are free in {there}; choose a "
-            "larger disk, or a smaller --keep_last"
-        )
+    folder = run / "checkpoints"
+    if folder.exists() and not folder.is_dir():
+        return folder.name
+    if mirrors.exists(run / SETTINGS):
+        return None if header(run)[:1] == [SIGNATURE] else SETTINGS
+    found = checkpoints.candidates(run)
+    if any(is_checkpoint(directory) for directory in found):
+        return None
+    files = (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID, STOP, PAUSE)
+    present = (name for name in files if mirrors.exists(run / name))
+    return next((f"checkpoints/{path.name}" for path in found), None) or next(present, None)
 
 
-def check_wandb(settings: TrainSettings) -> None:
-    """Raise UserError if W&B is asked for and cannot work."""
-    key_file = settings.log.wandb_key_file
-    if not settings.log.wandb_log:
-        return
-    if importlib.util.find_spec("wandb") is None:
-        raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")
-    if key_file:
-        refuse_public(Path(key_file), "wandb_key_file")
+def is_checkpoint(directory: Path) -> bool:
+    """Return whether a directory is a checkpoint, of whatever version, as far as its head tells."""
+    try:
+        checkpoints.verify(directory, head_only=True)
+    except checkpoints.CorruptCheckpoint:
+        return False
+    except UserError:
+        return True
+    return True
 
 
 def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:
@@ -353,23 +311,25 @@ def ray_address(settings: TrainSettings) -> str:
 
 
 @contextlib.contextmanager
-def writing(settings: TrainSettings) -> Iterator[Path]:
-    """Hold out_dir for this command alone; with `--overwrite`, empty it first."""
+def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
+    """Hold out_dir for this command alone; a run that gives way to it is still whole.
+
+    `command`: its id, if it holds out_dir more than once; else the lease's is taken.
+    """
     run = directory_of(settings)
     with Lease(run) as lease:
-        if settings.run.overwrite:
-            clear(run)
+        command = command or lease.holder["id"]
         stored_checkpoints.sweep(run)
         for name in (STOP, PAUSE):
             mirrors.delete(run / name)
-        # What is only to be evaluated keeps its settings: they say how it was trained.
-        if not settings.evaluation.eval_only or not mirrors.exists(run / SETTINGS):
-            write_settings(settings, run)
+        if not gives_way(settings, run, command):
+            begin(settings, run, command)
         try:
             yield run
         except RunFailed as error:
             with contextlib.suppress(OSError):
-                if holder_of(run) == lease.holder["id"]:  # not into another's records
+                is_ours = holder_of(run) == lease.holder["id"]  # not into another's records
+                if is_ours and not gives_way(settings, run, command):
                     append_record(run / METRICS, "failure", str(error), reason="gave up")
             raise
         finally:
@@ -377,10 +337,58 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
                 mirrors.delete(run / STOP)
 
 
-def write_settings(settings: TrainSettings, run: Path) -> None:
+# --- how a run gives way to another (`--overwrite`)
+#
+# A command is refused, or fails, until its workers have met and loaded their weights; until then
+# the run in out_dir is whole. Then rank 0 calls `begin`, before it writes anything else. The head
+# of settings.yaml says how far that went, in one file that is replaced at once:
+#
+#     another command's id    nothing is deleted yet
+#     DELETING                some of it may be: no run is left that could go on, whoever asks
+#     this command's id       the run is this command's; workers that it starts again go on with it
+
+
+def gives_way(settings: TrainSettings, run: Path, command: str) -> bool:
+    """Return whether there is a run in out_dir that this command is to delete, and has not yet."""
+    head = header(run)
+    if DELETING in head:
+        return True
+    is_there = bool(head) or has_checkpoints(run)
+    return settings.run.overwrite and is_there and f"{COMMAND}{command}\n" not in head
+
+
+def begin(settings: TrainSettings, run: Path, command: str) -> None:
+    """Make out_dir this command's, and delete the run that gives way to it; call it on rank 0."""
+    is_new = not header(run)
+    if gives_way(settings, run, command):
+        write_settings(settings, run, DELETING)
+        clear(run)
+        is_new = True
+    # What is only to be evaluated keeps its settings: they say how it was trained.
+    if is_new or not settings.evaluation.eval_only:
+        write_settings(settings, run, f"{COMMAND}{command}\n")
+
+
+def header(run: Path) -> list[str]:
+    """Return the lines that begin settings.yaml and are no settings; none if there is no file."""
+    path = run / SETTINGS
+    try:
+        content = mirrors.read(path) if mirrors.uri_of(path) else read_file(path)
+    except FileNotFoundError:
+        return []
+    lines = content.decode(errors="replace").splitlines(keepends=True)
+    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def has_checkpoints(run: Path) -> bool:
+    """Return whether there are checkpoints, broken ones too."""
+    return bool(checkpoints.candidates(run)) or stored_checkpoints.has_broken(run)
+
+
+def write_settings(settings: TrainSettings, run: Path, state: str) -> None:
     """Write settings.yaml, which the same command can be given again."""
     # To train from this file again must not delete the run.
-    content = SIGNATURE + to_yaml(without_overwriting(settings))
+    content = SIGNATURE + state + to_yaml(without_overwriting(settings))
     mirrors.write(run / SETTINGS, content.encode())
 
 
@@ -391,7 +399,7 @@ def without_overwriting(settings: TrainSettings) -> TrainSettings:
 
 
 def clear(run: Path) -> None:
-    """Delete what earlier runs wrote in out_dir (`--overwrite`), and nothing else."""
+    """Delete what earlier runs wrote in out_dir, and nothing else; settings.yaml stays."""
     stored_checkpoints.clear(run)
-    for name in (METRICS, EVALUATIONS, CURVE, REPORT, SETTINGS, ERRORS, WANDB_ID):
+    for name in (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID):
         mirrors.delete(run / name)

@@ -6,7 +6,6 @@ what can be checked is known to be right.
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from yuzogpt.config import (
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.mirrors import SCHEMES
-from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store
+from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store, expanded
 from yuzogpt.terminal import say
 
 T = TypeVar("T", bound=TrainSettings)
@@ -39,10 +38,10 @@ T = TypeVar("T", bound=TrainSettings)
 def train(settings: Section) -> None:
     """Train, on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
-    from yuzogpt import runs
+    from yuzogpt import ranks, runs
 
     settings = locate_train(settings)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if ranks.of_torchrun():
         if settings.workers.num_workers != 0:
             raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
         from yuzogpt.training.launch import run_as_rank
@@ -71,7 +70,8 @@ def locate_train(settings: T) -> T:
     }
     folder = settings.evaluation.benchmark_dir
     benchmark_dir = folder and str(absolute(folder, run.storage, "benchmark_dir"))
-    key_file = settings.log.wandb_key_file and str(Path(settings.log.wandb_key_file).expanduser())
+    key_file = settings.log.wandb_key_file
+    key_file = key_file and str(expanded(key_file, "wandb_key_file"))
     return settings.model_copy(
         update={
             "run": run.model_copy(update=changes),
@@ -113,7 +113,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
     from yuzogpt.tuning.verdict import show
 
     with sweep.writing():
-        if is_over(sweep):
+        if not sweep.replaces_another and is_over(sweep):
             say(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
             found = write_outcome(sweep)
         else:
@@ -303,12 +303,14 @@ def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
     from yuzogpt.export import to_huggingface
+    from yuzogpt.preflight import check_writable
     from yuzogpt.references import resolve_model
 
     wanted = settings.export
     folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
+    check_writable(folder, wanted.hf_dir, "hf_dir")
     reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
     to_huggingface(reference, folder)
     say(f"{reference.name} -> {folder}")

@@ -7,7 +7,6 @@ that shares out rows and adds up numbers. Everything else is the same under ever
 import contextlib
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from yuzogpt import ranks
 from yuzogpt.errors import UserError
 
 T = TypeVar("T")
@@ -33,12 +33,8 @@ class World:
     @classmethod
     def of_torchrun(cls) -> "World":
         """Read the variables that torchrun sets; one worker, if there are none."""
-        return cls(
-            rank=int(os.environ.get("RANK", 0)),
-            size=int(os.environ.get("WORLD_SIZE", 1)),
-            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        )
+        found = ranks.of_torchrun() or ranks.Ranks()
+        return cls(found.rank, found.size, found.local_rank, found.local_size)
 
     def share(self, rows: int) -> range:
         """Return which rows of a global batch this rank computes; sizes differ by at most one."""

@@ -84,6 +84,8 @@ def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_
 
 def test_mistakes(model, files, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("[]")
     for arguments, message in {
         ("--tasks=lambda",): "did you mean lambada?",
         ("--tasks=hellaswag",): "hellaswag has the protocol harness only",
@@ -92,6 +94,7 @@ def test_mistakes(model, files, tmp_path):
         (f"--benchmark_dir={tmp_path / 'empty'}",): "lambada_test.jsonl is missing; put",
         ("--tasks=loss", f"--data_dir={tmp_path / 'empty'}"): "no prepared corpus here",
         (f"--out_dir={__file__}",): "is not a directory; choose another",
+        (f"--out_dir={tmp_path / 'mine'}", "--overwrite"): "not the results of an evaluation",
         ("--dtype=auto",): "float32",
         ("--strid=3",): "did you mean stride?",
     }.items():

@@ -144,7 +144,8 @@ def test_a_command_is_ended_while_ray_starts(corpus_dir, tmp_path, sign, status,
 WAITING = """
 import os, signal, sys, time
 from yuzogpt.errors import Stopped
-from yuzogpt.orchestration.cluster import connected, stopped_by_sigterm
+from yuzogpt.orchestration.cluster import connected
+from yuzogpt.signals import stopped_by_sigterm
 
 def stop(process):
     os.kill(process, signal.SIGTERM)

@@ -346,6 +346,19 @@ def test_more_workers_than_cores_are_refused_here(embedded_ray, corpus_dir, tmp_
         train_on_ray(chosen)
 
 
+def test_a_run_gives_way_to_another_when_that_can_start(embedded_ray, corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    train_on_ray(settings_for(corpus_dir, run, "--max_iters=2", "--num_workers=1"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    flags = ("--overwrite", "--max_iters=3", "--seed=2")
+    with pytest.raises(UserError, match="this machine has 0 GPU"):
+        train_on_ray(settings_for(corpus_dir, run, *flags, "--device=cuda", "--num_workers=2"))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    train_on_ray(settings_for(corpus_dir, run, *flags, "--num_workers=1"))
+    assert [start["step"] for start in records(run, "start")] == [0]
+    assert sorted(losses(run)) == [1, 2, 3]
+
+
 def test_the_wandb_key_reaches_no_process_of_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "canary")
     seen = []

@@ -17,6 +17,8 @@ from tests.orchestration.clusters import newest_worker, started
 from tests.training.worlds import records
 from tests.waiting import wait_until
 from yuzogpt.metrics import read_records
+from yuzogpt.tuning.sweep import SIGNATURE
+from yuzogpt.tuning.trials import Trial
 
 pytestmark = pytest.mark.slow
 CANARY = "c0ffee" * 6 + "cafe"  # as long as a key of W&B's
@@ -266,6 +268,17 @@ def test_a_sweep_that_is_asked_to_stop_says_so_in_a_line(sweep, tmp_path):
     assert process.returncode == 143, printed
     assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")
     assert "Traceback" not in printed
+
+
+def test_a_sweep_is_not_deleted_for_one_that_cannot_start(sweep, tmp_path):
+    directory = tmp_path / "sweep"
+    Trial(directory / "trials" / "0000", "0000", state="finished").write()
+    (directory / "settings.yaml").write_text(SIGNATURE)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    result = yuzogpt(*sweep("sweep", "--overwrite", "--device=cuda"))
+    assert result.returncode == 2
+    assert "there are 0 GPU(s) here" in result.stderr
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

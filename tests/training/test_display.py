@@ -1,12 +1,15 @@
 """What a person sees, and what W&B is sent."""
 
+import http.server
 import io
 import json
 import os
+import threading
 
 import pytest
 
 from tests.conftest import TINY, tiny_settings, yuzogpt
+from tests.training.worlds import train_here
 from tests.waiting import wait_until
 from yuzogpt.config import LogSettings
 from yuzogpt.metrics import Follower, MetricsLog, append_record
@@ -115,6 +118,61 @@ def test_the_wandb_key_leaves_the_environment(tmp_path, monkeypatch):
     (tmp_path / "key").write_text("from a file\n")
     from_file = LogSettings(wandb_log=True, wandb_key_file=str(tmp_path / "key"))
     assert take_wandb_key(from_file) == "from a file"
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Takes no key."""
+
+    def do_GET(self) -> None:
+        """Refuse."""
+        self.send_response(401)
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("key", "is_there", "message"),
+    [
+        ("", True, "no key; `wandb login` or"),
+        ("canary" * 7, False, "is not within reach (Connection refused); or set WANDB_MODE=off"),
+        ("canary" * 7, True, "W&B did not begin a run"),
+    ],
+)
+def test_wandb_that_cannot_work_is_one_line_and_changes_nothing(
+    corpus_dir, tmp_path, key, is_there, message
+):
+    pytest.importorskip("wandb")
+    (tmp_path / "key").write_text(key)
+    (tmp_path / "key").chmod(0o600)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    if not is_there:
+        server.shutdown()
+        server.server_close()
+    run = tmp_path / "run"
+    train_here(tiny_settings(corpus_dir, run, "--max_iters=2"))
+    before = sorted(run.rglob("*"))
+    flags = ["--num_workers=0", "--overwrite", "--wandb_log=True"]
+    if key:
+        flags.append(f"--wandb_key_file={tmp_path / 'key'}")
+    places = [f"--data_dir={corpus_dir}", f"--out_dir={run}"]
+    result = yuzogpt(
+        "train", *TINY, *places, *flags, HOME=str(tmp_path), WANDB_BASE_URL=url, no_proxy="*"
+    )
+    if is_there:
+        server.shutdown()
+        server.server_close()
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("yuzogpt: ")]
+    assert message in line
+    left = {path for path in run.rglob("*") if "wandb" not in path.parts}
+    assert sorted(left) == before
 
 
 def test_wandb_works_offline_and_the_key_stays_secret(corpus_dir, tmp_path):

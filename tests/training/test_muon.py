@@ -142,7 +142,7 @@ class OneStep:
 
         def step(settings):
             hardware = Hardware(torch.device("cpu"), None, False, 1, ())
-            with process_group(World.of_torchrun(), "cpu"):
+            with process_group(World.of_torchrun(), settings):
                 trainee = parallelize(
                     SHAPE, initial_weights(SHAPE, 1), "fsdp", settings.parallel, hardware
                 )

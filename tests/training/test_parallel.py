@@ -130,7 +130,7 @@ class Measure:
         def measure(settings):
             shape = ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50)
             hardware = Hardware(torch.device("cpu"), None, False, 1, ())
-            with process_group(World.of_torchrun(), "cpu"):
+            with process_group(World.of_torchrun(), settings):
                 trainee = parallelize(
                     shape, initial_weights(shape, 1), "fsdp", settings.parallel, hardware
                 )

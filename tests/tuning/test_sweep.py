@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tests.conftest import TINY
+from yuzogpt import runs
 from yuzogpt.config import TuneSettings
 from yuzogpt.errors import UserError
 from yuzogpt.overrides import resolve
@@ -62,13 +63,46 @@ def test_a_directory_of_others_is_refused_and_one_that_was_cut_off_is_not(sweep,
     (directory / "trials").mkdir()
     sweep()
     (directory / "thesis.txt").touch()
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match=r"holds something else, thesis\.txt"):
         sweep()
+
+
+@pytest.mark.parametrize("name", ["losses.png", "best.yaml", "trials/0000/notes", "final.docx"])
+@pytest.mark.parametrize("flag", ["--overwrite", "--overwrite=False"])
+def test_a_file_of_the_users_under_a_name_of_ours_is_refused(sweep, tmp_path, name, flag):
+    (tmp_path / "sweep" / name).parent.mkdir(parents=True)
+    (tmp_path / "sweep" / name).touch()
+    with pytest.raises(UserError, match="holds something else"):
+        sweep(flag)
 
 
 def test_overwrite_deletes_no_model_that_it_starts_from(sweep, tmp_path):
     with pytest.raises(UserError, match="--overwrite would delete what --init_from="):
         sweep("--overwrite", f"--init_from={tmp_path / 'sweep' / 'trials' / '0001'}")
+
+
+def test_a_sweep_is_whole_until_the_one_that_replaces_it_begins(sweep):
+    old = sweep()
+    with old.writing():
+        write(old.directory / "trials" / "0000")
+    new = sweep("--overwrite", "--seed=9")
+    with new.writing():
+        assert [trial.name for trial in old.trials()] == ["0000"]
+        sweep()  # nor has the old one's settings.yaml changed
+        new.begin()
+        assert old.trials() == []
+    assert not sweep("--seed=9").replaces_another
+
+
+def test_a_sweep_that_was_being_deleted_is_none(sweep):
+    old = sweep()
+    with old.writing():
+        write(old.directory / "trials" / "0001")
+    path = old.directory / "settings.yaml"
+    path.write_text(path.read_text().replace("\n", f"\n{runs.DELETING}", 1))
+    with sweep("--seed=9").writing():
+        sweep("--seed=9").begin()
+    assert old.trials() == []
 
 
 def test_a_final_run_without_its_score_is_left_to_do(sweep):

@@ -15,7 +15,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from yuzogpt import runs, terminal
+from yuzogpt import preflight, runs, terminal
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
 from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
@@ -56,7 +56,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         base = short_run(settings, Path(directory))
         base, _ = runs.check(in_directory(base, directory, "none"))
         for workers in wanted.world_sizes if wanted.launchers != ("bare",) else ():
-            runs.check_world(base, workers, None)
+            preflight.check_world(base, workers, None)
         hardware = choose_hardware(base.device, World(), base.device.compile)
         timings: list[tuple[str, int, Timing]] = []
         if "bare" in wanted.launchers:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from yuzogpt import runs
+from yuzogpt import ranks, runs
 from yuzogpt.bench.bare import MEMORY
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, Stopped
@@ -75,7 +75,7 @@ LAUNCHERS = {name: functools.partial(measure, name) for name in ("torchrun", "ra
 
 def environment() -> dict[str, str]:
     """Return this process's variables, without those that would make it one of several ranks."""
-    return {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    return ranks.without_ranks(dict(os.environ))
 
 
 def wait_for(child: "subprocess.Popen[bytes]") -> int:

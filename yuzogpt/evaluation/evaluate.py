@@ -21,8 +21,8 @@ from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.lease import Lease
 from yuzogpt.overrides import nearest
+from yuzogpt.preflight import check_writable
 from yuzogpt.references import ModelReference, resolve_model
-from yuzogpt.runs import check_writable
 from yuzogpt.terminal import say
 
 # Computes shards, in any order, and yields each with its scores.
@@ -49,6 +49,7 @@ def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluatio
     check_tasks(settings.benchmarks)
     check_writable(directory, settings.evaluated.out_dir or directory.name)
     reference = resolve_model(settings.evaluated.model, settings.benchmarks.context)
+    results.refuse_foreign(directory)
     if not settings.evaluated.overwrite:
         results.refuse_other_model(directory, reference.name)
     reference.tokenizer()

@@ -116,6 +116,14 @@ def read(directory: Path) -> Results | None:
         return None
 
 
+def refuse_foreign(directory: Path) -> None:
+    """Raise UserError if there is a results.json that is none of ours: it would be replaced."""
+    if (directory / RESULTS).exists() and read(directory) is None:
+        raise UserError(
+            f"{directory / RESULTS}: not the results of an evaluation; choose another --out_dir"
+        )
+
+
 def refuse_other_model(directory: Path, name: str) -> None:
     """Raise UserError if the results there are of a model of another name, or are none."""
     advice = "choose another --out_dir, or give --overwrite"

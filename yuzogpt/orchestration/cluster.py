@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from yuzogpt.errors import Stopped, UserError
+from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.lease import holder_lives, this_process
 from yuzogpt.orchestration.lean import ended_at_once, few_processes
-from yuzogpt.training.stopping import on_sigterm
+from yuzogpt.signals import sigterm_held_back
 
 OWNER = "owner.json"
 PREFIX = "yuzogpt-ray-"
@@ -203,41 +203,6 @@ def connect(**options: Any) -> None:
     ray.init(log_to_driver=False, logging_level="WARNING", **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-
-
-@contextlib.contextmanager
-def stopped_by_sigterm(line: str) -> Iterator[None]:
-    """Raise Stopped on SIGTERM, also in the middle of one of Ray's calls.
-
-    These hand SystemExit on; of what else a signal's handler raises they make a SystemError.
-    """
-    is_asked = threading.Event()
-
-    def leave() -> None:
-        is_asked.set()
-        raise SystemExit
-
-    with on_sigterm(leave):
-        try:
-            yield
-        except SystemExit:
-            if is_asked.is_set():
-                raise Stopped(line) from None
-            raise
-
-
-@contextlib.contextmanager
-def sigterm_held_back() -> Iterator[None]:
-    """Let SIGTERM come at the end. Threads and processes that start meanwhile never get it.
-
-    Ray has its own handlers while it starts. And its processes must outlive a signal to all of a
-    command (`scancel`, systemd): the workers are to write a checkpoint still.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

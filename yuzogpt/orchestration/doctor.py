@@ -7,8 +7,9 @@ import os
 
 from yuzogpt.config import SoundnessSettings
 from yuzogpt.doctor.survey import Survey
-from yuzogpt.orchestration.cluster import connected, stopped_by_sigterm
+from yuzogpt.orchestration.cluster import connected
 from yuzogpt.paths import SUBMITTED_JOB
+from yuzogpt.signals import stopped_by_sigterm
 
 
 def survey_cluster(wanted: SoundnessSettings) -> Survey:

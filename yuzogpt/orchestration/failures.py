@@ -16,6 +16,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 
 from yuzogpt import mirrors, runs
+from yuzogpt.config import TrainSettings
+from yuzogpt.lease import holder_of
 from yuzogpt.metrics import append_record, parse
 
 JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
@@ -24,9 +26,9 @@ JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
 class FailureNotice(UserCallback):  # type: ignore[misc]
     """Tells the user which worker failed, and why."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, settings: TrainSettings) -> None:
         """`run`: the out_dir."""
-        self.run = run
+        self.run, self.settings = run, settings
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Write down which worker failed, and why, unless the workers told it themselves."""
@@ -37,6 +39,8 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
             errors = self.run / runs.ERRORS
             lines = [f"rank {number}: {e}\n" for number, e in sorted(worker_exceptions.items())]
             mirrors.append(errors, "".join(lines).encode())
+            if runs.gives_way(self.settings, self.run, holder_of(self.run) or ""):
+                return  # the records are those of a run that is not deleted yet
             if not was_just_told(self.run / runs.METRICS):
                 see = mirrors.name_of(errors)
                 text = f"!!! worker {rank} failed ({summary(error)}); see {see}"

@@ -19,11 +19,11 @@ from yuzogpt.orchestration.cluster import (
     connected,
     is_embedded,
     refuse_unreachable,
-    stopped_by_sigterm,
 )
 from yuzogpt.orchestration.proxy import environment
 from yuzogpt.overrides import resolve
 from yuzogpt.serving.launch import announce, check, with_free_port
+from yuzogpt.signals import stopped_by_sigterm
 
 APPLICATION = "yuzogpt"
 # The app refuses by itself what is too much, in JSON and at once: Serve's own queue has no end that

@@ -27,11 +27,11 @@ from yuzogpt.orchestration.cluster import (
     cores_of_nodes,
     is_embedded,
     refuse_unreachable,
-    sigterm_held_back,
 )
+from yuzogpt.signals import on_sigterm, sigterm_held_back
 from yuzogpt.terminal import say
 from yuzogpt.training.display import Display, take_wandb_key
-from yuzogpt.training.stopping import keep_asking, on_sigterm
+from yuzogpt.training.stopping import keep_asking
 
 # Set before ray is imported.
 ENVIRONMENT = {
@@ -185,7 +185,7 @@ def fit(
     least, most = settings.workers.span(auto=max(1, gpus) if use_gpu else 1)
     what = "GPU" if use_gpu else "CPU"
     check_room(settings, least, what, int(resources.get(what, 0)))
-    callbacks: list[Any] = [FailureNotice(run), NoPatience(), NoSnapshot()]
+    callbacks: list[Any] = [FailureNotice(run, settings), NoPatience(), NoSnapshot()]
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
     if ray.get_runtime_context().get_actor_id():  # a trial's process

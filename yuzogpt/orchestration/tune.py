@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable, stopped_by_sigterm
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.orchestration.train import HEAVY_IMPORTS, set_environment
+from yuzogpt.signals import stopped_by_sigterm
 from yuzogpt.training.display import take_wandb_key
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
@@ -77,6 +78,9 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
 def search(sweep: Sweep) -> Outcome:
     """Do a sweep, or what is left of it, on the Ray that this process is connected to."""
     wanted, steps = sweep.settings.sweep, sweep.base.schedule.max_iters
+    slots_for(sweep.base, wanted.max_concurrent_trials)  # or else nothing is deleted
+    if sweep.replaces_another:
+        sweep.begin()
     trials = Search(sweep)
     try:
         with Board(f"{trials.count} trials by {wanted.search_algorithm}", steps) as board:

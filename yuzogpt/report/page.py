@@ -79,6 +79,11 @@ def page(summary: Summary, facts: Facts, tables: Sequence[Table], plots: Iterabl
     )
 
 
+def is_page(head: bytes) -> bool:
+    """Return whether the first bytes of a file are those of such a page."""
+    return head.startswith(b"<!DOCTYPE html>") and b": report</title>\n<style>" in head
+
+
 def time_bar(summary: Summary) -> str:
     """Return the productive share of wall time as a bar."""
     if not summary.wall:

@@ -12,9 +12,12 @@ from yuzogpt.files import write_durably
 from yuzogpt.metrics import read_records
 from yuzogpt.report import tables, terminal
 from yuzogpt.report.history import History
-from yuzogpt.report.page import page
+from yuzogpt.report.page import is_page, page
 from yuzogpt.report.plots import plots
 from yuzogpt.report.summary import summarize
+from yuzogpt.storage.untrusted import open_regular
+
+HEAD_BYTES = 4096  # of a page, which say whose it is
 
 
 def write(run: Path, html: Path | None) -> str:
@@ -25,6 +28,7 @@ def write(run: Path, html: Path | None) -> str:
         raise UserError(f"--html={html}: not the name of a page; let it end in .html")
     if html and not html.parent.is_dir():
         raise UserError(f"--html={html}: {html.parent} is not a directory")
+    refuse_foreign(path)
     metrics = run / runs.METRICS
     if not metrics.is_file():
         raise UserError(f"{name}: no run here (no {runs.METRICS}); give the out_dir of a run")
@@ -38,3 +42,15 @@ def write(run: Path, html: Path | None) -> str:
     write_durably(path, page(summary, known, found, plots(history, summary)).encode())
     mirrors.push(path)
     return mirrors.name_of(path)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise UserError if there is a file of the user's where the page is to be."""
+    name = mirrors.name_of(path)
+    try:
+        with open_regular(path, name) as file:
+            is_ours = is_page(file.read(HEAD_BYTES))
+    except FileNotFoundError:
+        return
+    if not is_ours:
+        raise UserError(f"{name}: not a page of `yuzogpt report`; choose another with --html=FILE")

@@ -14,8 +14,10 @@ from yuzogpt.config import ServeSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED
+from yuzogpt.paths import expanded
 from yuzogpt.references import locate_model, resolve_model
 from yuzogpt.serving.access import is_loopback, read_keys
+from yuzogpt.signals import on_sigterm
 from yuzogpt.terminal import say
 
 LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
@@ -31,7 +33,8 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
     if served.follow and not is_run(model):
         raise UserError(f"--follow {served.model}: not a run; only runs get better checkpoints")
     resolve_model(model, served.context).tokenizer()
-    file = limits.api_keys_file and str(Path(limits.api_keys_file).expanduser().absolute())
+    file = limits.api_keys_file
+    file = file and str(expanded(file, "api_keys_file").absolute())
     keys = read_keys(file)
     if not keys and not is_loopback(host):
         raise UserError(
@@ -91,7 +94,6 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
     import uvicorn
 
     from yuzogpt.serving.app import build
-    from yuzogpt.training.stopping import on_sigterm
 
     settings = with_free_port(settings)
     app = build(settings, keys)

@@ -4,6 +4,7 @@ In: records of metrics.jsonl. Out: one progress bar on a terminal, plain lines e
 the command was typed, so that workers print nothing, and a W&B key never leaves this process.
 """
 
+import errno
 import os
 import sys
 import time
@@ -14,10 +15,13 @@ from tqdm import tqdm
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import LogSettings, TrainSettings
+from yuzogpt.errors import UserError, first_line
 from yuzogpt.metrics import Record, seconds_of_step
+from yuzogpt.preflight import OFFLINE
 from yuzogpt.terminal import say, visible
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
+INIT_WITHIN = 30.0  # seconds
 SENT = ("train", "evaluation", "health", "tasks", "final")  # to W&B
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -25,14 +29,20 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 class Display:
     """A listener for records; a context manager that leaves the terminal in order."""
 
-    def __init__(self, settings: TrainSettings, wandb_key: str | None = None) -> None:
-        """Nothing is shown before the first record."""
+    def __init__(
+        self, settings: TrainSettings, wandb_key: str | None = None, *, is_new: bool | None = None
+    ) -> None:
+        """Nothing is shown before the first record.
+
+        `is_new`: whether the run is none that W&B may know; None: if it is to overwrite another.
+        """
+        is_new = settings.run.overwrite if is_new is None else is_new
         self.max_iters = settings.schedule.max_iters
         self.bar: tqdm[Any] | None = None
         self.on_terminal = sys.stderr.isatty()
         self.val_loss: float | None = None
         self.last_plain = 0.0
-        self.wandb = WandbSink(settings, wandb_key) if settings.log.wandb_log else None
+        self.wandb = WandbSink(settings, wandb_key, is_new) if settings.log.wandb_log else None
 
     def __enter__(self) -> "Display":
         """Return the listener."""
@@ -47,7 +57,18 @@ class Display:
             self.wandb.close()
 
     def __call__(self, record: Record) -> None:
-        """Show one record."""
+        """Show one record, and send it."""
+        try:
+            self._show(record)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal that was closed: SIGHUP says what follows
+                raise
+        if self.wandb:
+            self.wandb.remember()
+            if record["kind"] in SENT:
+                self.wandb.send(record)
+
+    def _show(self, record: Record) -> None:
         kind = record["kind"]
         if "text" in record:
             self._line(record["text"])
@@ -56,8 +77,6 @@ class Display:
         elif kind == "evaluation":
             self.val_loss = record["val_loss_estimate"]
             self._line(f"step {record['step']}: val_loss_estimate {number(self.val_loss)}")
-        if self.wandb and kind in SENT:
-            self.wandb.send(record)
 
     def _line(self, text: str) -> None:
         if self.on_terminal:
@@ -93,25 +112,36 @@ def number(value: float | None) -> str:
 class WandbSink:
     """Weights & Biases, offline or not."""
 
-    def __init__(self, settings: TrainSettings, key: str | None) -> None:
-        """Start, or go on with, the W&B run of this out_dir."""
+    def __init__(self, settings: TrainSettings, key: str | None, is_new: bool) -> None:
+        """Start a W&B run; go on with that of this out_dir, unless the run there `is_new`."""
         import wandb
 
         run = runs.directory_of(settings)
-        memory = run / runs.WANDB_ID
-        known = memory.read_text().strip() if memory.exists() else None
-        self.run = wandb.init(
-            project=settings.log.wandb_project,
-            name=settings.log.wandb_run_name or run.name,
-            id=known,
-            resume="allow",
-            dir=str(run),
-            config=settings.model_dump(),
-            settings=wandb.Settings(silent=True, api_key=key),
-        )
-        memory.write_text(self.run.id)
-        mirrors.push(memory)
+        self.memory, self.is_remembered = run / runs.WANDB_ID, False
+        is_known = self.memory.exists() and not is_new
+        known = self.memory.read_text().strip() if is_known else None
+        try:
+            self.run = wandb.init(
+                project=settings.log.wandb_project,
+                name=settings.log.wandb_run_name or run.name,
+                id=known,
+                resume="allow",
+                dir=str(run),
+                config=settings.model_dump(),
+                settings=wandb.Settings(silent=True, api_key=key, init_timeout=INIT_WITHIN),
+            )
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"--wandb_log: W&B did not begin a run ({first_line(error)}); {OFFLINE}"
+            ) from None
         self.step = 0
+
+    def remember(self) -> None:
+        """Keep the id in out_dir, now that the run there has begun."""
+        if not self.is_remembered:
+            self.is_remembered = True
+            self.memory.write_text(self.run.id)
+            mirrors.push(self.memory)
 
     def send(self, record: Record) -> None:
         """Log one record at its step; W&B takes none of an earlier step than the last one."""

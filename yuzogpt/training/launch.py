@@ -12,22 +12,23 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from yuzogpt import mirrors, runs, stored_checkpoints
+from yuzogpt import mirrors, preflight, runs, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
-from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.hardware import choose_device
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
+from yuzogpt.signals import on_sigterm
 from yuzogpt.terminal import complain, say
 from yuzogpt.training import curves
+from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
 from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.rendezvous import process_group
-from yuzogpt.training.stopping import Interruption, StopRequest, on_sigterm, request_in
+from yuzogpt.training.stopping import Interruption, StopRequest, request_in
 from yuzogpt.training.watchdog import Watchdog
 from yuzogpt.world import World
 
@@ -41,21 +42,20 @@ def work(
     listener: Listener | None,
     stop: StopRequest,
     *,
+    command: str = "",
     is_restarted: bool = False,
 ) -> str | None:
     """Do one worker's part: open and verify the corpus, find the checkpoint, train.
 
-    `is_restarted`: whether an only worker is started again when it ends because it stands still.
-    Returns why the run stopped before its end, if it was asked to. A UserError of any rank is
-    raised on all.
+    `command`: as in `runs.writing`. `is_restarted`: whether an only worker is started again when it
+    ends because it stands still. Returns why the run stopped before its end, if it was asked to. A
+    UserError of any rank is raised on all.
     """
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
-    for turn in (world.local_rank == 0, world.local_rank > 0):  # copied and hashed once a node
-        with world.all_or_none():
-            if turn:
-                corpus = open_anywhere(settings.data.data_dir)
-            if turn and world.local_rank == 0:
-                corpus.verify()
+    corpus = open_same_corpus(settings, world)
+    with world.all_or_none():
+        if world.local_rank == 0:  # hashed once a node
+            corpus.verify()
     refuse_private_directory(run, world)
     broken: list[str] = []
 
@@ -64,11 +64,15 @@ def work(
         broken.append(f"!!! checkpoint {directory.name} is corrupt ({reason}): now {now}")
 
     resume: Checkpoint | None = None
+    holder = None
     with world.all_or_none():
-        if world.rank == 0:
+        if world.rank == 0:  # it alone commits checkpoints
+            holder = holder_of(run)
+            command = command or holder or ""
             runs.pull(run)
             stored_checkpoints.sweep(run)
-            resume = runs.find_resume(settings, corpus, run, set_aside)
+            if not runs.gives_way(settings, run, command):
+                resume = runs.find_resume(settings, corpus, run, set_aside)
     newest = world.from_rank_0(resume.directory.name if resume else None)
     if newest:
         resume = stored_checkpoints.on_every_node(run / "checkpoints" / newest, world)
@@ -77,20 +81,32 @@ def work(
         with world.all_or_none():  # once a node, before the watchdog counts the seconds
             if world.local_rank == 0:
                 download(settings.run.init_from)
+    start = None if resume else agree_on_start(settings, world)
     with world.all_or_none():
-        runs.check_world(settings, world.size, resume)
-    log: MetricsLog | None = None
-    holder = None
-    if world.rank == 0:  # it alone commits checkpoints
-        holder = holder_of(run)
-        step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
-        is_read = settings.evaluation.eval_only  # what is evaluated stays as it is
-        log = MetricsLog(run / runs.METRICS, None if is_read else step, listener, rows_seen)
-        for line in broken:
-            log.write("notice", max(step, 0), text=line)
+        preflight.check_world(settings, world.size, resume)
+    ending = contextlib.ExitStack()
+    is_begun = threading.Event()
+
+    def begin() -> MetricsLog | None:
+        world.gather(None)  # a rank that could not load its weights is not here
+        log = None
+        if world.rank == 0:
+            if runs.gives_way(settings, run, command):
+                refuse_other(run, holder)
+            runs.begin(settings, run, command)
+            step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
+            is_read = settings.evaluation.eval_only  # what is evaluated stays as it is
+            log = MetricsLog(run / runs.METRICS, None if is_read else step, listener, rows_seen)
+            ending.callback(log.close)
+            for line in broken:
+                log.write("notice", max(step, 0), text=line)
+        world.gather(None)
+        is_begun.set()
+        return log
 
     def tell(line: str) -> None:
-        telling = threading.Thread(target=tell_of_stall, args=(run, line), daemon=True)
+        arguments = (run if is_begun.is_set() else None, line)
+        telling = threading.Thread(target=tell_of_stall, args=arguments, daemon=True)
         telling.start()
         telling.join(TOLD_WITHIN)
 
@@ -98,19 +114,19 @@ def work(
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
-            return train(settings, world, corpus, resume, log, outside)
+            return train(settings, world, corpus, resume, start, begin, outside)
         finally:
             if world.local_rank == 0:
                 stored_checkpoints.keep_heads(run)
-            if log:
-                log.close()
+            ending.close()
 
 
-def tell_of_stall(run: Path, line: str) -> None:
-    """Say which rank stands still, and write it down, if that can be written."""
+def tell_of_stall(run: Path | None, line: str) -> None:
+    """Say which rank stands still, and write it down in a run that has begun, if that goes."""
     complain(f"!!! {line}")
-    with contextlib.suppress(OSError):
-        append_record(run / runs.METRICS, "failure", f"!!! {line}")
+    if run:
+        with contextlib.suppress(OSError):
+            append_record(run / runs.METRICS, "failure", f"!!! {line}")
 
 
 def refuse_other(run: Path, holder: str | None) -> None:
@@ -130,9 +146,10 @@ def refuse_private_directory(run: Path, world: World) -> None:
 
     They will read checkpoints there, and the launcher the metrics.
     """
-    seen = None
-    with contextlib.suppress(FileNotFoundError):
-        seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
+    seen = holder_of(run)
+    if seen is None:
+        with contextlib.suppress(FileNotFoundError):
+            seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
     expected = world.from_rank_0(seen)
     with world.all_or_none():
         if seen is None or seen != expected:
@@ -160,26 +177,25 @@ def work_here(settings: TrainSettings, run: Path, listener: Listener) -> str | N
 def run_as_rank(settings: TrainSettings) -> None:
     """Train as one of the ranks that torchrun started; the settings are not checked yet."""
     world = World.of_torchrun()
-    key = take_wandb_key(settings.log)
-    group = process_group(world, settings.device.device)
-    with group as is_started_again, contextlib.ExitStack() as stack:
-        if is_started_again:  # what there is now is this command's own
-            settings = runs.without_overwriting(settings)
+    group = process_group(world, settings)
+    with group as command, contextlib.ExitStack() as stack:
+        open_same_corpus(settings, world)
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once a node
             with world.all_or_none():
                 if turn:
-                    settings, resume = runs.check(settings)
+                    settings, resume = runs.check(settings, command)
         if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
             if world.rank == 0:
                 say(runs.finished_line(settings))
             return
-        listener = None
+        listener, key = None, take_wandb_key(settings.log)
         with world.all_or_none():
             if world.rank == 0:
-                stack.enter_context(runs.writing(settings))
-                listener = stack.enter_context(Display(settings, key))
+                run = stack.enter_context(runs.writing(settings, command))
+                is_new = runs.gives_way(settings, run, command)
+                listener = stack.enter_context(Display(settings, key, is_new=is_new))
         stop = stack.enter_context(stopping(runs.directory_of(settings), world))
-        reason = work(settings, world, lambda *_: None, listener, stop)
+        reason = work(settings, world, lambda *_: None, listener, stop, command=command)
     if world.rank == 0:
         conclude(settings, reason)
 

@@ -23,6 +23,7 @@ from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.evaluation.loss import mean_loss
 from yuzogpt.hardware import Hardware, choose_hardware
+from yuzogpt.loading import Start
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
@@ -54,12 +55,14 @@ def train(
     world: World,
     corpus: PreparedCorpus,
     resume: Checkpoint | None,
-    log: MetricsLog | None,
+    start: Start | None,
+    begin: Callable[[], MetricsLog | None],
     outside: Outside,
 ) -> str | None:
-    """Train from `resume`, or from `init_from`, to max_iters; return why it stopped before, if so.
+    """Train from `resume`, or from `start`, to max_iters; return why it stopped before, if so.
 
-    `log`: on rank 0 only. RunFailed if the run cannot go on.
+    `begin`: called once every rank has its weights, before anything is written; it returns the log
+    on rank 0. RunFailed if the run cannot go on.
     """
     schedule, run = settings.schedule, outside.run
     seed = settings.run.seed
@@ -71,7 +74,7 @@ def train(
     # What is trained on what.
     with world.all_or_none():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
-        weights = loading.starting_weights(settings, resume)
+        weights = loading.starting_weights(settings, resume, start)
     shape = settings.model
     kind, why = choose_kind(settings.parallel, world, hardware.device, shape)
     trainee = parallelize(
@@ -88,15 +91,16 @@ def train(
     data = Rows(corpus.stream("train"), shape.block_size, seed)
     windows = FixedWindows(corpus.stream("val"), shape.block_size, settings.evaluation.val_part)
     validation = Validation(windows, settings, world, hardware, moves)
+    log = begin()
     records = Records(log, settings, step)
-    records.introduce(world, hardware, model, data, rows_seen, why)
+    records.introduce(world, hardware, model, data, rows_seen, why, start)
 
     if settings.evaluation.eval_only:
         records.write("eval_only", val_loss=finite(validation.whole(model)))
         return None
     tokenizer = (corpus.directory / TOKENIZER).read_bytes()
     saver = Saver(settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside)
-    records.start(world, kind)
+    records.start(world, kind, start)
 
     def evaluate() -> dict[str, float]:
         estimate = validation.estimate(model)

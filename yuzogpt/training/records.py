@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import Rows
 from yuzogpt.hardware import Hardware
+from yuzogpt.loading import Start
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.gpt import GPT
 from yuzogpt.network import Network
@@ -35,7 +36,14 @@ class Records:
             self.log.write(kind, self.step, **values)
 
     def introduce(
-        self, world: World, hardware: Hardware, model: GPT, data: Rows, rows_seen: int, why: str
+        self,
+        world: World,
+        hardware: Hardware,
+        model: GPT,
+        data: Rows,
+        rows_seen: int,
+        why: str,
+        start: Start | None,
     ) -> None:
         """Say what is about to happen, before it does."""
         shape, rows = model.settings, self.settings.batch.global_rows
@@ -54,7 +62,7 @@ class Records:
             "; ".join((workers, why, *hardware.reasons)),
             f"resuming at step {self.step}"
             if self.step
-            else f"weights: {self.settings.run.init_from}",
+            else f"weights: {start.reference.name if start else self.settings.run.init_from}",
             *self._what_learns(model),
         ):
             self.write("notice", text=line)
@@ -70,8 +78,9 @@ class Records:
             f"{learning:.2f}M of {sum(size for size, _ in sizes):.2f}M parameters learn"
         ]
 
-    def start(self, world: World, parallel: str) -> None:
-        """Say that the loop begins, or goes on, and what was lost for it."""
+    def start(self, world: World, parallel: str, start: Start | None) -> None:
+        """Say that the loop begins, or goes on, from which weights, and what was lost for it."""
+        of = {"weights": start.reference.name, "weights_sha256": start.sha256} if start else {}
         block_size = self.settings.model.block_size
         self.write(
             "start",
@@ -80,6 +89,7 @@ class Records:
             redone_steps=self.log.undone_steps if self.log else 0,
             redone_tokens=self.log.undone_rows * block_size if self.log else 0,
             tokens_per_step=self.tokens_per_step,
+            **of,
         )
 
     def clock(self) -> None:

@@ -6,11 +6,10 @@ whatever else a launcher asks. Out: the reason, once there is one; the loop look
 
 import contextlib
 import math
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -20,9 +19,6 @@ from yuzogpt.terminal import complain
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
 LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look
-# Seconds for which a second SIGTERM says the same as the first: who signals all processes of a
-# command (Slurm, systemd), signals torchrun's ranks twice, because torchrun hands it on.
-SAME_SIGTERM = 30.0
 ASK_EVERY = 2.0  # seconds, while a request cannot be written
 
 Place = Callable[[], str | None]
@@ -128,35 +124,6 @@ class StoredRequest:
 
     def _look(self) -> None:
         self.answer = read_request(self.run)
-
-
-@contextlib.contextmanager
-def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM, instead of ending at once; one that comes much later ends at once.
-
-    Only the main thread may; elsewhere nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    asked: float | None = None
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        now = time.monotonic()
-        if asked is None:
-            asked = now
-            stop()
-        elif now - asked > SAME_SIGTERM:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Interruption:

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from yuzogpt import runs
+from yuzogpt import preflight, runs
 from yuzogpt.config import TrainSettings, TuneSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
@@ -38,7 +38,7 @@ Outcome = dict[str, Any]  # what sweep.json holds
 PLOTS = ("losses.png", "parameters.png", "importance.png")
 PRIVATE = ".tune-"  # begins the name of Ray Tune's own directory, which ends with the command
 # Beginnings of names that a sweep which was cut off may have left without settings.yaml.
-OWN = (LEASE, PRIVATE, TRIALS, FINAL, OUTCOME, BEST, *PLOTS)
+OWN = (LEASE, PRIVATE)
 # Settings that a run may change when it goes on, but without which losses do not compare.
 COMPARED = (
     ("schedule", "max_iters"),
@@ -104,7 +104,7 @@ class Sweep:
             raise UserError(f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all")
         if self.settings.sweep.search_algorithm == "grid":
             self.space.grid()
-        runs.refuse_to_delete_the_start(self.settings)
+        preflight.refuse_to_delete_the_start(self.settings)
         model = self._check({}).model
         for parameter in self.space.parameters:
             for value in parameter.values:
@@ -129,12 +129,15 @@ class Sweep:
             raise UserError(f"--out_dir={name}: a sweep wants a directory that all nodes share")
         if not path.exists():
             found = self.directory.iterdir() if self.directory.exists() else ()
-            if not all(one.name.startswith(OWN) for one in found):
-                raise UserError(f"--out_dir={name}: holds something else; choose another")
+            foreign = next((one.name for one in found if not is_leftover(one)), None)
+            if foreign:
+                raise UserError(
+                    f"--out_dir={name}: holds something else, {foreign}; choose another"
+                )
             return
-        if not path.read_bytes().startswith(SIGNATURE.encode()):
+        if runs.header(self.directory)[:1] != [SIGNATURE]:
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
-        if self.settings.run.overwrite:
+        if self.replaces_another:
             return
         differences = self.differences(path.read_text())
         if differences:
@@ -162,30 +165,51 @@ class Sweep:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the directory for this command alone; with `--overwrite`, empty it first."""
+        """Hold the directory for this command alone; a sweep that it replaces is still whole."""
         with Lease(self.directory):
-            if self.settings.run.overwrite:
-                self.clear()
             for leftover in self.directory.glob(f"{PRIVATE}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            kept = self.settings.run.model_copy(update={"overwrite": False})
-            settings = self.settings.model_copy(update={"run": kept})
-            content = SIGNATURE + self._of_corpus() + to_yaml(settings) + self.space.to_yaml()
-            write_durably(self.directory / runs.SETTINGS, content.encode())
+            if not self.replaces_another:
+                self.begin()
             yield
 
+    @property
+    def replaces_another(self) -> bool:
+        """Whether `begin` is to delete what is here: as asked, or as a killed command began to."""
+        return self.settings.run.overwrite or runs.DELETING in runs.header(self.directory)
+
+    def begin(self) -> None:
+        """Make the directory this sweep's; once trials can start, if that deletes another's."""
+        if self.replaces_another:
+            self._write_settings(runs.DELETING)
+            self.clear()
+        self._write_settings()
+
+    def _write_settings(self, state: str = "") -> None:
+        kept = self.settings.run.model_copy(update={"overwrite": False})
+        settings = to_yaml(self.settings.model_copy(update={"run": kept}))
+        content = SIGNATURE + state + self._of_corpus() + settings + self.space.to_yaml()
+        write_durably(self.directory / runs.SETTINGS, content.encode())
+
     def clear(self) -> None:
-        """Delete what earlier sweeps wrote here, and nothing else."""
+        """Delete what earlier sweeps wrote here, and nothing else; settings.yaml stays."""
         for folder in (TRIALS, FINAL):
             for trial in (self.directory / folder).glob(f"*/{TRIAL}"):
                 shutil.rmtree(trial.parent)
-        for name in (OUTCOME, BEST, *PLOTS, runs.SETTINGS):  # the last one says whose all this is
+        for name in (OUTCOME, BEST, *PLOTS):
             (self.directory / name).unlink(missing_ok=True)
 
     def trials(self, folder: str = TRIALS) -> list[Trial]:
         """Return all trials that were begun, in their order."""
         found = (Trial.read(path.parent) for path in (self.directory / folder).glob(f"*/{TRIAL}"))
         return sorted((trial for trial in found if trial), key=lambda trial: trial.name)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a sweep that was cut off may have left this: no file of the user's."""
+    if path.name in (TRIALS, FINAL) and path.is_dir():
+        return all((trial / TRIAL).is_file() for trial in path.iterdir())
+    return path.name.startswith(OWN)
 
 
 def workers_of(settings: TrainSettings) -> int:

@@ -1,0 +1,140 @@
+"""What a run needs besides a corpus and weights: room, rights, services, enough rows.
+
+In: settings with absolute paths. Out: nothing, or a UserError. Reads only; needs no torch.
+"""
+
+import importlib.util
+import netrc
+import os
+import shutil
+import socket
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from yuzogpt import checkpoints, stored_checkpoints
+from yuzogpt.checkpoints import Checkpoint
+from yuzogpt.config import LogSettings, TrainSettings
+from yuzogpt.errors import UserError, reason_of
+from yuzogpt.files import refuse_public
+from yuzogpt.filesystems import scheme_of
+from yuzogpt.model.hub import PUBLISHED
+from yuzogpt.paths import is_within, is_within_store
+from yuzogpt.ranks import of_torchrun
+
+ANSWER_WITHIN = 5.0  # seconds
+OFFLINE = "or set WANDB_MODE=offline and send the records later, with `wandb sync`"
+
+
+def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None) -> None:
+    """Raise UserError if a global batch will be too small to give each worker a row.
+
+    A batch that grows is never smaller again than that of the step a run goes on from.
+    """
+    least = settings.batch.least_rows
+    if resume:
+        least = int(resume.state.batch.get("rows", settings.batch.rows_at(resume.state.step)))
+    if least < workers:
+        flag = "batch_size" if least == settings.batch.global_rows else "start_rows"
+        raise UserError(
+            f"a global batch of {least} rows is too small for {workers} workers; raise --{flag}"
+        )
+    grows = settings.batch.batch_schedule == "noise" and least < settings.batch.global_rows
+    if grows and least < 2 * workers:  # one gradient alone shows no noise
+        raise UserError(
+            f"batch_schedule=noise: {workers} workers need {2 * workers} rows to measure it; raise "
+            f"--start_rows={least}"
+        )
+
+
+def check_writable(directory: Path, name: str, key: str = "out_dir") -> None:
+    """Raise UserError if nothing can be written into a directory, which need not exist.
+
+    `key`: the setting that names it.
+    """
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "not writable" if there.is_dir() else "not a directory"
+        raise UserError(f"--{key}={name}: {there} is {why}; choose another")
+
+
+def refuse_to_delete_the_start(settings: TrainSettings) -> None:
+    """Raise UserError if `--overwrite` would delete what `--init_from` names."""
+    name, start = settings.run.out_dir, settings.run.init_from
+    if not settings.run.overwrite or start == "scratch" or start in PUBLISHED:
+        return
+    in_store = is_within_store(start, name)
+    is_local = not scheme_of(start) and not scheme_of(name)
+    if start == "resume" or in_store or (is_local and is_within(Path(start), Path(name))):
+        raise UserError(
+            f"--overwrite would delete what --init_from={start} starts from; choose another "
+            "--out_dir"
+        )
+
+
+def check_space(settings: TrainSettings, run: Path) -> None:
+    """Raise UserError if the checkpoints that are kept will not fit on the disk.
+
+    One is weights and two moments, and whole before an older one goes; of the best, weights are
+    kept. In a mirror of an object store there is one at a time.
+    """
+    there = next(path for path in (run, *run.parents) if path.exists())
+    kept, weights = settings.checkpoint, 4 * settings.model.count_weights()
+    often = settings.evaluation.eval_interval
+    written = 1 + settings.schedule.max_iters // min(often, kept.checkpoint_interval or often)
+    at_once = 3 * min(written, kept.keep_last + 1) + (written > kept.keep_last) * kept.keep_best
+    free = shutil.disk_usage(there).free
+    if scheme_of(settings.run.out_dir):
+        at_once = 3
+    else:
+        free += sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
+    if at_once * weights > free:
+        raise UserError(
+            f"--out_dir={settings.run.out_dir}: its checkpoints take {at_once * weights / 1e9:.1f} "
+            f"GB, of {3 * weights / 1e9:.1f} each, {free / 1e9:.1f} are free in {there}; choose a "
+            "larger disk, or a smaller --keep_last"
+        )
+
+
+def check_wandb(log: LogSettings) -> None:
+    """Raise UserError if W&B is asked for and cannot work, on the rank that talks to it."""
+    ranks = of_torchrun()
+    if not log.wandb_log or (ranks and ranks.rank > 0):
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")
+    if log.wandb_key_file:
+        refuse_public(Path(log.wandb_key_file), "wandb_key_file")
+    import wandb
+
+    known = wandb.setup().settings
+    if known.mode in ("offline", "disabled", "dryrun"):
+        return
+    url = urllib.parse.urlsplit(known.base_url)
+    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+    if not (log.wandb_key_file or known.api_key or known.identity_token_file or has_netrc(host)):
+        raise UserError(f"--wandb_log: no key; `wandb login` or --wandb_key_file=FILE, {OFFLINE}")
+    if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return  # the proxy knows how to get there
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_WITHIN).close()
+    except OSError as error:
+        raise UserError(
+            f"--wandb_log: {host}:{port} is not within reach ({reason_of(error)}); {OFFLINE}"
+        ) from None
+
+
+def has_netrc(host: str) -> bool:
+    """Return whether `wandb login` may have left a key for a host, or for W&B's older name."""
+    named = os.environ.get("NETRC")
+    files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        try:
+            found = netrc.netrc(file)
+        except FileNotFoundError:
+            continue
+        except (OSError, netrc.NetrcParseError):
+            return True  # wandb may know more
+        if any(found.authenticators(name) for name in (host, "api.wandb.ai")):
+            return True
+    return False

@@ -1,0 +1,125 @@
+"""Signals that ask a command to end. A terminal that was closed (SIGHUP) asks as SIGTERM does.
+
+In: what to do then. Out: context managers. Only a main thread can handle signals; in others these
+do nothing.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from yuzogpt.errors import Stopped
+
+# Seconds for which a second SIGTERM says the same as the first: who signals all processes of a
+# command (Slurm, systemd), signals torchrun's ranks twice, because torchrun hands it on.
+SAME_SIGTERM = 30.0
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Asked:
+    """When this process was asked to end, for all handlers that lie in each other."""
+
+    depth = 0
+    at: float | None = None
+
+
+@contextlib.contextmanager
+def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on SIGTERM, instead of ending at once; one that comes much later ends at once."""
+    if not is_main_thread():
+        yield
+        return
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if Asked.at is None:
+            Asked.at = now
+            stop()
+        elif now - Asked.at > SAME_SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if Asked.depth == 0:
+        Asked.at = None
+    Asked.depth += 1
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        Asked.depth -= 1
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm(line: str) -> Iterator[None]:
+    """Raise Stopped on SIGTERM, also in the middle of one of Ray's calls.
+
+    These hand SystemExit on; of what else a signal's handler raises they make a SystemError.
+    """
+    is_asked = threading.Event()
+
+    def leave() -> None:
+        is_asked.set()
+        raise SystemExit
+
+    with on_sigterm(leave):
+        try:
+            yield
+        except SystemExit:
+            if is_asked.is_set():
+                raise Stopped(line) from None
+            raise
+
+
+@contextlib.contextmanager
+def sigterm_held_back() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP come at the end. Threads and processes that start meanwhile never get
+    them.
+
+    Ray has its own handlers while it starts. And its processes must outlive a signal to all of a
+    command (`scancel`, systemd, a closed terminal): the workers are to write a checkpoint still.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def hangup_as_sigterm() -> Iterator[None]:
+    """Take SIGHUP for SIGTERM, unless it was ignored at the start (nohup)."""
+    if not is_main_thread() or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        yield
+        return
+    terminals = [file for file in (0, 1, 2) if is_terminal(file)]
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for file in terminals:  # a word to one that is gone would be an error
+            os.dup2(nowhere, file)
+        os.close(nowhere)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGHUP, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def is_terminal(file: int) -> bool:
+    """Return whether an open file is a terminal."""
+    try:
+        return os.isatty(file)
+    except OSError:  # it is closed
+        return False
+
+
+def is_main_thread() -> bool:
+    """Return whether this is the thread that handles signals."""
+    return threading.current_thread() is threading.main_thread()

@@ -75,6 +75,15 @@ class LimitSettings(Section):
     deadline: Annotated[float, Field(gt=0)] = setting(
         120.0, "a request that takes longer ends, with 504", "seconds"
     )
+    max_connections: Positive = setting(
+        1000,
+        "open at a time, at each of Serve's proxies; past it, or where file descriptors run short, "
+        "the one that has waited longest for its client is closed",
+        "connections",
+    )
+    head_timeout: Annotated[float, Field(gt=0)] = setting(
+        10.0, "a connection that has not brought a whole head by then is closed", "seconds"
+    )
     max_body_bytes: Positive = setting(2**20, "longer requests get 413", "bytes")
     max_prompt_tokens: Positive = setting(8192, "longer prompts get 400", "tokens")
     max_new_tokens: Positive = setting(2048, "the most that max_tokens may ask for", "tokens")

@@ -27,6 +27,7 @@ COUNTED = "/v1/completions"
 OPEN = ("", "/", "/page.js", "/page.css", "/healthz", "/metrics")
 SHORTEST_KEY = 16  # characters
 UPLOADED_WITHIN = 30.0  # seconds, and within the deadline: a body, which holds a place meanwhile
+DIGITS = 20  # of a length; Python refuses to read thousands
 CLIENT_WENT = 499  # nginx's status for it, in metrics only
 OUTCOME = "yuzogpt.outcome"  # in a request's scope
 # With it, Serve's proxy does not tell when a client has gone, whose slot would stay taken.
@@ -147,9 +148,7 @@ class Gate:
                 self._count(key)
         if DEAF in headers:
             raise Refused(400, f"{DEAF}: not allowed here")
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.limits.max_body_bytes:
-            raise self._too_large()
+        check_length(headers, self.limits.max_body_bytes)
 
     def _authorize(self, headers: Headers) -> bytes:
         """Return the digest of the caller's key; all are compared, in constant time."""
@@ -194,13 +193,22 @@ class Gate:
                 until = None  # what comes now is that the client goes
             seen += len(message.get("body", b""))
             if seen > self.limits.max_body_bytes:
-                raise self._too_large()
+                raise too_large(self.limits.max_body_bytes)
             return message
 
         return limited
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"the body has more than {self.limits.max_body_bytes} bytes")
+
+def check_length(headers: Headers, most: int) -> None:
+    """Refuse a body whose head says that it is too large."""
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and (len(length) > DIGITS or int(length) > most):
+        raise too_large(most)
+
+
+def too_large(most: int) -> Refused:
+    """Return the refusal of a body."""
+    return Refused(413, f"the body has more than {most} bytes")
 
 
 def host_of(headers: Headers) -> str:

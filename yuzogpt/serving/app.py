@@ -13,13 +13,14 @@ In: settings. Out: an ASGI app, which uvicorn runs in one process and Ray Serve 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import UserError
@@ -114,16 +115,17 @@ def build(
         return {**await asyncio.to_thread(curve.read), "step": serving.now.step}
 
     for path, name in PAGE_FILES.items():
-        app.add_api_route(path, page_file(PAGE / name))
+        app.add_api_route(path, page_file(PAGE / name), methods=["GET", "HEAD"])
     app.state.metrics_text = lambda: text_of(numbers, serving)
     return app
 
 
 def page_file(path: Path) -> Callable[[], Awaitable[Response]]:
-    """Return the handler that sends a file of the page."""
+    """Return the handler that sends a file of the page: from memory, as anybody may ask for it."""
+    content, kind = path.read_bytes(), guess_type(path.name)[0]
 
     async def send() -> Response:
-        return FileResponse(path, headers=PAGE_HEADERS)
+        return Response(content, headers=PAGE_HEADERS, media_type=kind)
 
     return send
 

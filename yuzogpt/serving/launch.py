@@ -90,6 +90,7 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
     import uvicorn
 
     from yuzogpt.serving.app import build
+    from yuzogpt.serving.connections import LimitedServer, listen
     from yuzogpt.training.stopping import on_sigterm
 
     settings = with_free_port(settings)
@@ -99,7 +100,9 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
         error: Exception | None = app.state.serving.now.driver.failure
         return error
 
-    class Server(uvicorn.Server):
+    class Server(LimitedServer):
+        limits = settings.limits
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
@@ -111,7 +114,8 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
     async def serve() -> None:
         # Loaded before the server starts, which would show a traceback of what a user got wrong.
         async with app.router.lifespan_context(app):
-            await Server(config).serve()
+            http = settings.http
+            await Server(config).serve(sockets=listen(http.host, http.port))
             if error := failure():
                 raise RunFailed(f"the engine failed: {first_line(error)}")
 

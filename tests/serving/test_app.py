@@ -93,6 +93,73 @@ def test_without_keys_a_request_must_come_from_this_machine(run):
     asyncio.run(look())
 
 
+def test_a_name_of_this_machine_in_capitals(run):
+    async def look() -> None:
+        async with at_work(run) as app, client_of(app) as client:
+            for host, status in (("LOCALHOST:8000", 200), ("LocalHost", 200), ("LOCALHOST.x", 403)):
+                answer = await client.get("/v1/models", headers={"Host": host})
+                assert answer.status_code == status, host
+
+    asyncio.run(look())
+
+
+def test_head_is_answered_where_get_is(run):
+    async def look() -> None:
+        async with at_work(run) as app, client_of(app) as client:
+            for path in ("/", "/page.js", "/page.css", "/healthz", "/metrics", "/v1/models"):
+                head, whole = await client.head(path), await client.get(path)
+                assert head.status_code == 200, path
+                assert head.headers["content-type"] == whole.headers["content-type"]
+
+    asyncio.run(look())
+
+
+def test_a_field_of_null_is_absent(run):
+    nothing = "suffix logit_bias stop best_of user n stream stream_options functions tools".split()
+
+    async def look() -> None:
+        async with at_work(run) as app, client_of(app) as client:
+            asked = {**ASKED, "temperature": 0, "max_tokens": 5}
+            expected = (await client.post("/v1/completions", json=asked)).json()["choices"]
+            nulls = {**asked, **dict.fromkeys(nothing)}
+            answer = await client.post("/v1/completions", json=nulls)
+            assert answer.json()["choices"] == expected
+            options = {"stream": True, "stream_options": {"include_usage": None, "x": None}}
+            answer = await client.post("/v1/completions", json={**asked, **options})
+            assert answer.status_code == 200
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("allowed", ["", "https://app.example", "*"])
+def test_pages_of_allowed_origins_may_use_it(run, allowed):
+    async def look() -> None:
+        origins = [f"--allowed_origins=http://localhost:3000,{allowed}"] if allowed else []
+        async with at_work(run, *origins, key=KEY) as app, client_of(app) as client:
+            asking = {
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+            }
+            for origin, may in (
+                ("https://app.example", bool(allowed)),
+                ("http://localhost:3000", bool(allowed)),
+                ("https://app.example.evil.example", allowed == "*"),
+            ):
+                names = {"Origin": origin}
+                asked = await client.options("/v1/completions", headers={**asking, **names})
+                assert (asked.status_code == 200) == may
+                # Refusals, too, can be read by a page that may ask.
+                for headers in ({}, {"Authorization": f"Bearer {KEY}"}):
+                    answer = await client.post(
+                        "/v1/completions", json=ASKED, headers={**names, **headers}
+                    )
+                    assert answer.status_code == (200 if headers else 401)
+                    found = answer.headers.get("Access-Control-Allow-Origin")
+                    assert (found in (origin, "*")) == may
+
+    asyncio.run(look())
+
+
 def test_every_end_is_counted(run):
     async def look() -> None:
         flags = "--requests_per_minute=100", "--max_body_bytes=200", "--max_waiting=0"

@@ -69,7 +69,7 @@ class Door:
         except Refused as refusal:
             await refusal.response()(scope, receive, send)
             return
-        is_counted = scope["path"] == COUNTED
+        is_counted = scope["path"] == COUNTED and scope["method"] == "POST"
         answer = Answer(send, in_json=is_counted)
         receive = self._limited(receive, answer)
         if not is_counted:

@@ -37,6 +37,11 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
             f"--host={settings.http.host}: everybody who reaches it could use it; give "
             "--api_keys_file=FILE, or leave --host out"
         )
+    if not keys and "*" in settings.http.allowed_origins:
+        raise UserError(
+            "--allowed_origins=*: any page that you look at could use it; give "
+            "--api_keys_file=FILE, or name the origins"
+        )
     places = settings.replicas.max_batch + limits.max_waiting
     if limits.max_choices > places:
         raise UserError(

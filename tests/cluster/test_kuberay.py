@@ -2,7 +2,9 @@
 
 import copy
 import importlib
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -337,3 +339,23 @@ def test_operator_knows_what_it_is_given(request):
         wrong["spec"]["entripoint"] = "a"
         (error,) = validator.iter_errors(wrong)
         assert "entripoint" in error.message
+
+
+def test_keys_are_made_where_nobody_else_reads_them_and_no_job_takes_them_along(tmp_path):
+    """The commands of the first lines, in a clone, by a user whose files others may read."""
+    clone, home = tmp_path / "clone", tmp_path / "home"
+    clone.mkdir()
+    lines = [line.removeprefix("#").split("  #")[0] for line in SERVICE.read_text().splitlines()]
+    commands = [line for line in lines if "yuzogpt/api_keys" in line or "mkdir" in line]
+    secret = next(line for line in commands if "kubectl" in line)
+    script = "\n".join(["umask 022", *(line for line in commands if line != secret)])
+    subprocess.run(
+        ["bash", "-ec", script], cwd=clone, env={**os.environ, "HOME": str(home)}, check=True
+    )
+    keys = home / ".config" / "yuzogpt" / "api_keys"
+    assert keys.stat().st_mode & 0o077 == 0
+    assert len(keys.read_text().strip()) == 64
+    assert list(clone.iterdir()) == []
+    assert f"--from-file={keys}" in secret.replace("$HOME", str(home))
+    ignored = (CLUSTER.parent / ".gitignore").read_text().splitlines()
+    assert "api_keys*" in ignored

@@ -1,11 +1,16 @@
 """Our figures beside lm-evaluation-harness's own, of the same weights and the same texts."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.conftest import REPOSITORY
 from tests.evaluation.models import (
     end_foreseen,
     exported,
@@ -138,6 +143,24 @@ def test_requests_are_read_as_the_harness_own_model_reads_them(folder, adapter):
     asked = {"do_sample": False, "temperature": 1.0, "max_new_tokens": NEW}
     assert go_on(adapter, "the king", **asked) == greedy
     assert go_on(adapter, "the king", max_gen_toks=0) == [""]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_harness_command_runs_without_a_gpu(folder, files, tmp_path):
+    """Where no device is named it asks for cuda:0."""
+    command = [
+        sys.executable, "-m", "yuzogpt.evaluation.harness", "run", "--tasks", "lambada_here",
+        "--include_path", str(files), "--model_args", f"model={folder},threads=1", "--limit", "2",
+        "--output_path", str(tmp_path / "found"),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "yuzogpt: no CUDA device here; the CPU computes" in result.stderr
+    (found,) = (tmp_path / "found").rglob("results*.json")
+    assert "acc,none" in json.loads(found.read_text())["results"]["lambada_here"]
 
 
 @pytest.mark.parametrize(

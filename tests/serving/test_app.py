@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import math
+import os
 import re
 import threading
 from hashlib import sha256
@@ -17,6 +19,8 @@ from yuzogpt.overrides import resolve
 from yuzogpt.serving import answer, served
 from yuzogpt.serving.access import DEAF
 from yuzogpt.serving.app import build
+from yuzogpt.serving.curve import LossCurve
+from yuzogpt.serving.refusals import to_json
 
 KEY = "sk-a-key-that-is-long-enough"
 ASKED = {"model": "run", "prompt": "bead", "max_tokens": 1}
@@ -91,6 +95,134 @@ def test_without_keys_a_request_must_come_from_this_machine(run):
                 assert (await client.get("/v1/models", headers=twice)).status_code == 400
 
     asyncio.run(look())
+
+
+def test_a_name_of_this_machine_in_capitals(run):
+    async def look() -> None:
+        async with at_work(run) as app, client_of(app) as client:
+            for host, status in (("LOCALHOST:8000", 200), ("LocalHost", 200), ("LOCALHOST.x", 403)):
+                answer = await client.get("/v1/models", headers={"Host": host})
+                assert answer.status_code == status, host
+
+    asyncio.run(look())
+
+
+def test_head_is_answered_where_get_is(run):
+    async def look() -> None:
+        async with at_work(run) as app, client_of(app) as client:
+            for path in ("/", "/page.js", "/page.css", "/healthz", "/metrics", "/v1/models"):
+                head, whole = await client.head(path), await client.get(path)
+                assert head.status_code == 200, path
+                assert head.headers["content-type"] == whole.headers["content-type"]
+
+    asyncio.run(look())
+
+
+def test_a_field_of_null_is_absent(run):
+    nothing = "suffix logit_bias stop best_of user n stream stream_options functions tools".split()
+
+    async def look() -> None:
+        async with at_work(run) as app, client_of(app) as client:
+            asked = {**ASKED, "temperature": 0, "max_tokens": 5}
+            expected = (await client.post("/v1/completions", json=asked)).json()["choices"]
+            nulls = {**asked, **dict.fromkeys(nothing)}
+            answer = await client.post("/v1/completions", json=nulls)
+            assert answer.json()["choices"] == expected
+            options = {"stream": True, "stream_options": {"include_usage": None, "x": None}}
+            answer = await client.post("/v1/completions", json={**asked, **options})
+            assert answer.status_code == 200
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("allowed", ["", "https://app.example", "*"])
+def test_pages_of_allowed_origins_may_use_it(run, allowed):
+    async def look() -> None:
+        origins = [f"--allowed_origins=http://localhost:3000,{allowed}"] if allowed else []
+        async with at_work(run, *origins, key=KEY) as app, client_of(app) as client:
+            asking = {
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+            }
+            for origin, may in (
+                ("https://app.example", bool(allowed)),
+                ("http://localhost:3000", bool(allowed)),
+                ("https://app.example.evil.example", allowed == "*"),
+            ):
+                names = {"Origin": origin}
+                asked = await client.options("/v1/completions", headers={**asking, **names})
+                assert (asked.status_code == 200) == may
+                # Refusals, too, can be read by a page that may ask.
+                for headers in ({}, {"Authorization": f"Bearer {KEY}"}):
+                    answer = await client.post(
+                        "/v1/completions", json=ASKED, headers={**names, **headers}
+                    )
+                    assert answer.status_code == (200 if headers else 401)
+                    found = answer.headers.get("Access-Control-Allow-Origin")
+                    assert (found in (origin, "*")) == may
+
+    asyncio.run(look())
+
+
+def strict(answer: httpx.Response):
+    """Return the JSON of an answer; NaN and Infinity are none."""
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    assert answer.status_code == 200, answer.text
+    return json.loads(answer.text, parse_constant=refuse)
+
+
+def test_numbers_that_json_has_no_word_for_are_null(tmp_path):
+    run = tmp_path / "run"
+    write_checkpoint(run, 20, math.nan, **SLOW)
+
+    async def look() -> None:
+        async with at_work(run) as app, client_of(app) as client:
+            (model,) = strict(await client.get("/v1/models"))["data"]
+            assert model["val_loss_estimate"] is None
+            assert strict(await client.get("/v1/models/run"))["val_loss_estimate"] is None
+            app.state.serving.now.driver.engine.model.ln_f.weight.data.fill_(math.nan)
+            asked = {**ASKED, "temperature": 0, "echo": True, "logprobs": 1}
+            (choice,) = strict(await client.post("/v1/completions", json=asked))["choices"]
+            assert choice["logprobs"]["token_logprobs"] == [None] * 5
+            answer = await client.post("/v1/completions", json={**asked, "stream": True})
+            assert answer.text.endswith("data: [DONE]\n\n")
+            assert "NaN" not in answer.text
+            drawn = await client.post("/v1/completions", json={**ASKED, "max_tokens": 3})
+            assert strict(drawn)["choices"][0]["finish_reason"] == "length"
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("line", [
+    '{"kind": "train", "step": 1, "time": 1e300, "loss": 2.0}',
+    '{"kind": "train", "step": 1e300, "time": 1.0, "loss": 2.0}',
+    '{"kind": "train", "step": NaN, "time": Infinity, "loss": NaN}',
+    '{"kind": "train", "step": 1, "time": 1.0, "loss": 1e999}',
+    '{"kind": "train", "step": 1, "time": 1.0, "loss": ' + "9" * 400 + "}",
+    '{"kind": "train", "step": ' + "9" * 400 + ', "time": 1.0, "loss": 1.0}',
+    '{"kind": "train", "step": ' + "9" * 5000 + ', "time": 1.0, "loss": 1.0}',
+    '{"kind": ["train"], "step": 1, "time": 1.0, "loss": 1.0}',
+    '{"kind": "train", "step": "1", "time": [], "loss": {}}',
+    '{"kind": "evaluation", "step": 1, "time": 1.0, "val_loss_estimate": true}',
+    '{"kind": "health", "step": 1, "time": 1.0, "layers": {"a": 5}}',
+    "[" * 100_000,
+    "FIFO",
+])  # fmt: skip
+def test_a_curve_of_damaged_metrics_breaks_nothing(tmp_path, line):
+    mine = tmp_path / "run"
+    mine.mkdir()
+    if line == "FIFO":
+        os.mkfifo(mine / "metrics.jsonl")
+    else:
+        (mine / "metrics.jsonl").write_text(f"{line}\n")
+    curve = LossCurve(str(mine))
+    for _ in range(2):
+        found = json.loads(to_json(curve.read()))
+        numbers = [number for points in found.values() for point in points for number in point]
+        assert all(math.isfinite(number) and number < 2**53 for number in numbers)
 
 
 def test_every_end_is_counted(run):

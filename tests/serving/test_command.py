@@ -32,6 +32,9 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
     latin = tmp_path / "latin"
     latin.write_bytes("sk-a-këy-that-is-long-enough\n".encode("latin-1"))
     latin.chmod(0o600)
+    umlaut = tmp_path / "umlaut"
+    umlaut.write_text("# ours\nsk-a-key-that-is-long-enough\nsk-a-këy-that-is-long-enough\n")
+    umlaut.chmod(0o600)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -40,7 +43,10 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
             (str(run), "--host=0.0.0.0"): "everybody who reaches it could use it",
             (str(run), f"--api_keys_file={keys}"): f"others may read it; chmod 600 {keys}",
             (str(run), f"--api_keys_file={tmp_path / 'none'}"): "not readable",
-            (str(run), f"--api_keys_file={short}"): "shorter than 16",
+            (str(run), f"--api_keys_file={short}"): "line 1: the key is shorter than 16",
+            (str(run), f"--api_keys_file={umlaut}"): "line 3: the key has characters that are not",
+            (str(run), "--allowed_origins=*"): "give --api_keys_file=FILE, or name the origins",
+            (str(run), "--allowed_origins=http://a.example/"): "http://a.example/: write scheme",
             (str(run), f"--api_keys_file={latin}"): f"--api_keys_file={latin}: not UTF-8",
             (str(run / "checkpoints" / "step-20"), "--follow"): "not a run",
             (str(run), "--max_batch=0"): "greater than 0",
@@ -54,6 +60,7 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
             assert result.returncode == 2, arguments
             assert message in result.stderr
             assert len(result.stderr.splitlines()) == 1
+            assert "sk-a-k" not in result.stderr
             assert result.stdout == ""
 
 

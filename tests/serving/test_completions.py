@@ -1,5 +1,6 @@
 """What OpenAI's client gets: the very tokens of the engine, whole and as a stream."""
 
+import asyncio
 import json
 
 import httpx
@@ -9,8 +10,12 @@ import torch
 
 from tests.sampling.engines import ALPHABET, make_engine, run, small_model
 from tests.serving.services import Service, service, write_checkpoint
+from yuzogpt import checkpoints, tokenizers
+from yuzogpt.config import ServeSettings, TrainSettings
+from yuzogpt.overrides import resolve
 from yuzogpt.sampling.requests import Event, Request, Sampling
 from yuzogpt.sampling.text import TextStream
+from yuzogpt.serving.app import build
 from yuzogpt.serving.completions import Logprobs, Places
 from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
 
@@ -216,3 +221,69 @@ def test_offsets_count_characters_not_tokens():
         found.extend(places.add(Event(0, token, stream.push(token), logprob=-1.0)))
     assert found.text_offset == [7, 7, 8]
     assert found.tokens == ["bytes:\\xc3", "bytes:\\xa4", " cat"]
+
+
+@pytest.fixture(scope="module")
+def ends_at_once(tmp_path_factory):
+    """A model of GPT-2's tokens that thinks that every text has ended; and its run."""
+    run, tokenizer = tmp_path_factory.mktemp("ends") / "run", gpt2_tokenizer()
+    model = small_model(1, vocab_size=50257)
+    with torch.no_grad():
+        end = model.state_dict()["wte.weight"][tokenizer.end_of_text]
+        model.state_dict()["ln_f.bias"].add_(end * 20 / end.square().sum())
+    settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
+    state = checkpoints.State(20, 20, settings.model_dump(), "none", "none", {})
+    checkpoints.write(run, state, model.state_dict(), {}, tokenizers.to_bytes(tokenizer))
+    return model, run
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_token_that_ends_a_text_is_listed(ends_at_once, stream):
+    """lm-evaluation-harness leaves out the last token listed: it must be the new one."""
+    model, run = ends_at_once
+    tokenizer = gpt2_tokenizer()
+    prompt = tokenizer.encode("the king of night").tolist()
+    asked = {"prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+
+    async def ask() -> list[dict]:
+        flags = [f"--model={run}", "--device=cpu", "--threads=1", "--num_replicas=0"]
+        app = build(resolve(ServeSettings, [], flags))
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            body = {"model": "run", "stream": stream, **asked}
+            answer = (await client.post("/v1/completions", json=body)).text
+        lines = answer.split("\n\n")[:-2] if stream else [answer]
+        return [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+
+    choices = asyncio.run(ask())
+    found = Logprobs()
+    for choice in choices:
+        found.extend(Logprobs(**choice["logprobs"]))
+    text = "".join(choice["text"] for choice in choices)
+    assert text == "the king of night"
+    assert choices[-1]["finish_reason"] == "stop"
+    assert found.tokens == ["the", " king", " of", " night", "<|endoftext|>"]
+    assert found.text_offset == [0, 3, 8, 11, len(text)]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt]))[0].log_softmax(-1)
+    expected = [logits[i, token].item() for i, token in enumerate(prompt[1:])]
+    expected.append(logits[-1, tokenizer.end_of_text].item())
+    assert found.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+    assert max(found.top_logprobs[-1], key=found.top_logprobs[-1].get) == "<|endoftext|>"
+
+
+def test_what_a_stop_string_cuts_off_is_not_listed_but_the_end_is():
+    tokenizer = gpt2_tokenizer()
+    half, end = tokenizer.ranks[b"\xc3"], tokenizer.end_of_text
+    for last, text, tokens in (
+        (Event(0, end, "\ufffd", finish="end_of_text"), "\ufffd", ["bytes:\\xc3", "<|endoftext|>"]),
+        (Event(0, end, "", finish="stop"), "", []),
+    ):
+        places = Places(tokenizer, 3)
+        found = places.add(Event(0, half, "", logprob=-1.0))
+        found.extend(places.add(last))
+        assert found.tokens == tokens
+        assert found.text_offset == [3, 3 + len(text)][: len(tokens)]

@@ -50,11 +50,16 @@ def is_refused(answer: httpx.Response, status: int, message: str) -> None:
 
 
 MISTAKES = {
-    "not JSON": ('{"model": "run", "prompt": ', 400, "JSON decode error"),
-    "not an object": ('["run"]', 400, ""),
+    "not JSON": ('{"model": "run", "prompt": ', 400, "the body: not JSON"),
+    "not an object": ('["run"]', 400, "give an object"),
     "nothing": ("", 400, ""),
     "not UTF-8": (b'{"model": "run", "prompt": "\xff"}', 400, ""),
-    "deep": ('{"model": "run", "prompt": ' + "[" * 4000 + "]" * 4000 + "}", 400, ""),
+    "deep": (
+        '{"model": "run", "prompt": ' + "[" * 4000 + "]" * 4000 + "}",
+        400,
+        "nested too deeply",
+    ),
+    "digits": ('{"model": "run", "seed": ' + "9" * 5000 + "}", 400, "the body: not JSON"),
     "unknown field": ('{"model": "run", "promt": "a"}', 400, "promt: unknown field"),
     "unknown model": ('{"model": "gpt-4"}', 404, "'gpt-4' is not served here; 'run' is"),
     "no model": ('{"prompt": "a"}', 400, "model: "),
@@ -83,7 +88,17 @@ MISTAKES = {
     "negative token": ('{"model": "run", "prompt": [-1]}', 400, "prompt"),
     "no such character": ('{"model": "run", "prompt": "\\u00e4"}', 400, ""),
     "mixed prompt": ('{"model": "run", "prompt": ["a", 1]}', 400, "prompt"),
-    "empty stop": ('{"model": "run", "stop": ""}', 400, "stop"),
+    "empty stop": ('{"model": "run", "stop": ""}', 400, "stop: an empty string would end"),
+    "an empty stop": (
+        '{"model": "run", "stop": ["a", ""]}',
+        400,
+        "stop: an empty string would end",
+    ),
+    "null in stops": ('{"model": "run", "stop": [null]}', 400, "stop.0: "),
+    "a number for a stop": ('{"model": "run", "stop": 1}', 400, "stop: "),
+    "a model of null": ('{"model": null}', 400, "model: Field required"),
+    "huge top_k": ('{"model": "run", "top_k": 9223372036854775808}', 400, "top_k: "),
+    "a number for a prompt": ('{"model": "run", "prompt": 5}', 400, "prompt: give a text"),
     "many stops": ('{"model": "run", "stop": ["a"' + ',"a"' * 16 + "]}", 400, "stop"),
     "best_of": ('{"model": "run", "best_of": 2}', 400, "best_of is not supported"),
     "suffix": ('{"model": "run", "suffix": "a"}', 400, "suffix is not supported"),
@@ -109,7 +124,11 @@ def test_what_is_not_there(slow):
     is_refused(httpx.get(f"{slow.url}v1/models/gpt2"), 404, "'gpt2' is not served here")
     is_refused(httpx.get(f"{slow.url}v1/completions"), 405, "")
     form = httpx.post(f"{slow.url}v1/completions", data={"model": "run"})
-    is_refused(form, 400, "")
+    is_refused(form, 400, "send the header Content-Type: application/json")
+    is_refused(httpx.post(f"{slow.url}v1/chat/completions", json={}), 404, "to /v1/completions")
+    is_refused(httpx.post(f"{slow.url}v1/embeddings", json={}), 404, "POST /v1/completions and GET")
+    bare = httpx.post(f"{slow.url}v1/completions", content='{"model": "run", "max_tokens": 1}')
+    is_refused(bare, 400, "send the header Content-Type: application/json")
     # A page from elsewhere, whose name leads here; and one that cannot say that it is JSON.
     foreign = httpx.get(f"{slow.url}v1/models", headers={"Host": "evil.example"})
     is_refused(foreign, 403, "only requests to localhost")
@@ -118,7 +137,7 @@ def test_what_is_not_there(slow):
         content='{"model": "run", "max_tokens": 1}',
         headers={"Content-Type": "text/plain"},
     )
-    is_refused(simple, 400, "")
+    is_refused(simple, 400, "send the header Content-Type: application/json")
     deaf = {"x-request-disconnect-disabled": "1"}
     is_refused(httpx.get(f"{slow.url}v1/models", headers=deaf), 400, "not allowed")
 
@@ -243,7 +262,8 @@ def test_a_context_that_ends_there_says_so(directory):
 
 def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
     file = tmp_path / "keys"
-    file.write_text(f"# of the team\n{KEY}\n\n{CANARY}\n")
+    # As Notepad saves it, with a mark at the beginning.
+    file.write_text(f"{KEY}\n# of the team\n\n{CANARY}\n", encoding="utf-8-sig")
     file.chmod(0o600)
     flags = (f"--api_keys_file={file}", "--requests_per_minute=3", "--threads=1")
     with service(directory, "--num_replicas=0", "--host=0.0.0.0", *flags) as served:
@@ -268,7 +288,13 @@ def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
         is_refused(httpx.get(f"{served.url}v1/run"), 401, "no API key")
         assert httpx.get(f"{served.url}healthz").status_code == 200
         assert CANARY not in httpx.get(f"{served.url}metrics").text
-    assert not any(CANARY in line or KEY in line for line in served.printed)
+        for _ in range(100):
+            is_refused(post("Bearer " + KEY[:-1]), 401, "not known here")
+    assert not any(CANARY in line or KEY[:-1] in line for line in served.printed)
+    # Who was refused is told, but not for each request.
+    told = [line for line in served.printed if line.startswith("401 for 127.0.0.1: ")]
+    assert told[0] == "401 for 127.0.0.1: 'POST /v1/completions'\n"
+    assert len(told) < 20
 
 
 def test_a_client_is_told_to_wait_whole_seconds_and_no_more_than_it_must():

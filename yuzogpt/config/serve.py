@@ -1,11 +1,12 @@
 """`yuzogpt serve`: which model, for whom, and how much of it."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from yuzogpt.config.sample import SamplingDeviceSettings
-from yuzogpt.config.section import Count, Positive, Section, read_workers, setting, span_of
+from yuzogpt.config.section import Count, Names, Positive, Section, read_workers, setting, span_of
 
 
 class ServedModelSettings(Section):
@@ -26,11 +27,33 @@ class ServedModelSettings(Section):
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
 
 
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?")
+
+
+def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Return origins; ValueError for what browsers send none like."""
+    for origin in origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin}: write scheme, name and port in lower case and no path, such as "
+                "http://localhost:3000, or *"
+            )
+    return origins
+
+
+Origins = Annotated[Names, AfterValidator(check_origins)]
+
+
 class HTTPSettings(Section):
     """Where it listens."""
 
     host: str = setting("127.0.0.1", "any other than loopback needs --api_keys_file")
     port: Annotated[int, Field(ge=0, lt=2**16)] = setting(8000, "0: any that is free")
+    allowed_origins: Origins = setting(
+        (),
+        "whose pages may use the service from a browser (CORS), such as https://app.example; "
+        "*: any, if keys are asked for; empty: its own page only",
+    )
 
 
 class ReplicaSettings(Section):
@@ -74,6 +97,15 @@ class LimitSettings(Section):
     max_waiting: Count = setting(32, "a replica's queue behind max_batch; more get 503", "requests")
     deadline: Annotated[float, Field(gt=0)] = setting(
         120.0, "a request that takes longer ends, with 504", "seconds"
+    )
+    max_connections: Positive = setting(
+        1000,
+        "open at a time, at each of Serve's proxies; past it, or where file descriptors run short, "
+        "the one that has waited longest for its client is closed",
+        "connections",
+    )
+    head_timeout: Annotated[float, Field(gt=0)] = setting(
+        10.0, "a connection that has not brought a whole head by then is closed", "seconds"
     )
     max_body_bytes: Positive = setting(2**20, "longer requests get 413", "bytes")
     max_prompt_tokens: Positive = setting(8192, "longer prompts get 400", "tokens")

@@ -37,7 +37,7 @@ HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
 
 def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     """Serve on an embedded Ray, or on the cluster that the settings name, until interrupted."""
-    for name, value in {**ENVIRONMENT, **environment(most_requests(settings))}.items():
+    for name, value in {**ENVIRONMENT, **variables_of_a_proxy(settings)}.items():
         os.environ.setdefault(name, value)
     address = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS", "")
     refuse_unreachable(address)
@@ -65,7 +65,7 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
     elif joined:
         settings = with_free_port(settings)
     http = {"host": settings.http.host, "port": settings.http.port}
-    variables = environment(most_requests(settings))
+    variables = variables_of_a_proxy(settings)
     target = deployment(settings, keys)
     try:
         serve.start(
@@ -122,6 +122,11 @@ def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
             "give these, or end it (serve shutdown)"
         )
     return settings.model_copy(update={"http": http.model_copy(update={"port": port})})
+
+
+def variables_of_a_proxy(settings: ServeSettings) -> dict[str, str]:
+    """Return the environment of Serve's proxies."""
+    return environment(most_requests(settings), settings.limits)
 
 
 def most_requests(settings: ServeSettings) -> int:

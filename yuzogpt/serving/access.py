@@ -21,16 +21,24 @@ from yuzogpt.config import LimitSettings
 from yuzogpt.errors import UserError
 from yuzogpt.files import refuse_public
 from yuzogpt.serving.refusals import Refused
+from yuzogpt.serving.sparing import sparing_logger
+from yuzogpt.storage.untrusted import read_file
 
 COUNTED = "/v1/completions"
 # Everything else needs a key, where there are keys. The router's "" leads to "/".
 OPEN = ("", "/", "/page.js", "/page.css", "/healthz", "/metrics")
 SHORTEST_KEY = 16  # characters
+STRANGERS = (401, 403)
+MOST_OF_A_PATH = 100  # characters in the log
+MOST_OF_KEYS = 2**20  # bytes
 UPLOADED_WITHIN = 30.0  # seconds, and within the deadline: a body, which holds a place meanwhile
+DIGITS = 20  # of a length; Python refuses to read thousands
 CLIENT_WENT = 499  # nginx's status for it, in metrics only
 OUTCOME = "yuzogpt.outcome"  # in a request's scope
 # With it, Serve's proxy does not tell when a client has gone, whose slot would stay taken.
 DEAF = "x-request-disconnect-disabled"
+
+log = sparing_logger(__name__)
 
 
 def read_keys(file: str) -> tuple[bytes, ...]:
@@ -40,18 +48,28 @@ def read_keys(file: str) -> tuple[bytes, ...]:
     path = Path(file)
     refuse_public(path, "api_keys_file")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = read_file(path, MOST_OF_KEYS).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"--api_keys_file={file}: not UTF-8; one key a line") from None
-    keys = [line for line in lines if line and not line.startswith("#")]
+    keys = []
+    for number, line in enumerate(lines, 1):
+        key = line.strip()
+        if not key or key.startswith("#"):
+            continue
+        wrong = ""
+        if not (key.isascii() and key.isprintable()):  # nothing else arrives in a header as it is
+            wrong = "has characters that are not ASCII, or no characters"
+        elif len(key) < SHORTEST_KEY:
+            wrong = f"is shorter than {SHORTEST_KEY} characters"
+        if wrong:
+            raise UserError(
+                f"--api_keys_file={file}: line {number}: the key {wrong}; make one: "
+                "openssl rand -hex 32"
+            )
+        keys.append(sha256(key.encode()).digest())
     if not keys:
         raise UserError(f"--api_keys_file={file}: no key in it; one a line")
-    if any(len(key) < SHORTEST_KEY for key in keys):
-        raise UserError(
-            f"--api_keys_file={file}: a key is shorter than {SHORTEST_KEY} characters; make one: "
-            "openssl rand -hex 32"
-        )
-    return tuple(sha256(key.encode()).digest() for key in keys)
+    return tuple(keys)
 
 
 def is_loopback(host: str) -> bool:
@@ -59,7 +77,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
 
 
 @dataclass
@@ -127,6 +145,9 @@ class Gate:
             self._admit(path, scope)
             await self.app(scope, self._limited(receive, outcome), noted)
         except Refused as refusal:
+            if refusal.status_code in STRANGERS:
+                asked = ascii(f"{scope['method']} {path}"[:MOST_OF_A_PATH])
+                log.warning("%d for %s: %s", refusal.status_code, peer_of(scope), asked)
             await refusal.response()(scope, receive, noted)
         except Exception:
             outcome.status = 500
@@ -147,9 +168,7 @@ class Gate:
                 self._count(key)
         if DEAF in headers:
             raise Refused(400, f"{DEAF}: not allowed here")
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.limits.max_body_bytes:
-            raise self._too_large()
+        check_length(headers, self.limits.max_body_bytes)
 
     def _authorize(self, headers: Headers) -> bytes:
         """Return the digest of the caller's key; all are compared, in constant time."""
@@ -194,13 +213,22 @@ class Gate:
                 until = None  # what comes now is that the client goes
             seen += len(message.get("body", b""))
             if seen > self.limits.max_body_bytes:
-                raise self._too_large()
+                raise too_large(self.limits.max_body_bytes)
             return message
 
         return limited
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"the body has more than {self.limits.max_body_bytes} bytes")
+
+def check_length(headers: Headers, most: int) -> None:
+    """Refuse a body whose head says that it is too large."""
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and (len(length) > DIGITS or int(length) > most):
+        raise too_large(most)
+
+
+def too_large(most: int) -> Refused:
+    """Return the refusal of a body."""
+    return Refused(413, f"the body has more than {most} bytes")
 
 
 def host_of(headers: Headers) -> str:

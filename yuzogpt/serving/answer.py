@@ -6,12 +6,11 @@ free again as soon as it ends, in whichever way.
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from yuzogpt.sampling.requests import Event
@@ -19,7 +18,7 @@ from yuzogpt.serving.access import CLIENT_WENT, OUTCOME
 from yuzogpt.serving.completions import Completion, to_requests
 from yuzogpt.serving.metrics import Metrics
 from yuzogpt.serving.protocol import CompletionRequest
-from yuzogpt.serving.refusals import Refused
+from yuzogpt.serving.refusals import JSON, Refused, to_json
 from yuzogpt.serving.served import Serving
 
 LAST_WORDS = 5.0  # seconds to take what is said when nothing is computed any more
@@ -76,7 +75,7 @@ class Answer(Response):
                 if self.wanted.stream:
                     await self._send_end(send, completion, refusal)
                     return refusal.status_code if refusal else 200
-                await JSONResponse(completion.whole())(scope, receive, send)
+                await JSON(completion.whole())(scope, receive, send)
         except TimeoutError:
             return CLIENT_WENT
         return 200
@@ -144,7 +143,7 @@ class Answer(Response):
 
 async def send_event(send: Send, content: dict[str, Any]) -> None:
     """Send one server-sent event."""
-    body = f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()
+    body = b"data: " + to_json(content) + b"\n\n"
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 

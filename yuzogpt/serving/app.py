@@ -13,27 +13,30 @@ In: settings. Out: an ASGI app, which uvicorn runs in one process and Ray Serve 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, Response
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import UserError
 from yuzogpt.serving import metrics
-from yuzogpt.serving.access import Gate
+from yuzogpt.serving.access import CLIENT_WENT, Gate
 from yuzogpt.serving.answer import Answer
 from yuzogpt.serving.curve import LossCurve
 from yuzogpt.serving.metrics import Metrics
-from yuzogpt.serving.protocol import CompletionRequest
-from yuzogpt.serving.refusals import Refused, error_body
+from yuzogpt.serving.protocol import read_request
+from yuzogpt.serving.refusals import JSON, Refused, error_body
 from yuzogpt.serving.served import Served, Serving
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+READ = ["GET", "HEAD"]
 # The page asks nobody but this server for anything.
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -73,10 +76,19 @@ def build(
     app.add_middleware(
         Gate, keys=keys, limits=settings.limits, replicas=most, requests=numbers.requests
     )
+    if settings.http.allowed_origins:  # outermost: a browser asks before it sends a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.http.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
     answer_mistakes(app)
 
     @app.post("/v1/completions")
-    async def completions(wanted: CompletionRequest) -> Response:
+    async def completions(request: Request) -> Response:
+        wanted = read_request(await request.body(), request.headers.get("content-type", ""))
         if wanted.model != serving.name:
             raise Refused(
                 404,
@@ -86,44 +98,53 @@ def build(
             )
         return Answer(wanted, serving, numbers)
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [describe(serving, serving.now)]}
+    @app.post("/v1/chat/completions")
+    async def chat() -> Response:
+        raise Refused(
+            404,
+            "chat completions are not served yet; send the text to go on with, as `prompt`, to "
+            "/v1/completions",
+        )
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    @app.api_route("/v1/models", methods=READ)
+    async def models() -> Response:
+        return JSON({"object": "list", "data": [describe(serving, serving.now)]})
+
+    @app.api_route("/v1/models/{name:path}", methods=READ)
+    async def model(name: str) -> Response:
         if name != serving.name:
             raise Refused(404, f"model {name!r} is not served here", code="model_not_found")
-        return describe(serving, serving.now)
+        return JSON(describe(serving, serving.now))
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=READ)
     async def healthz() -> Response:
         if serving.now.driver.failure:
             raise Refused(503, "the engine has failed")
-        return JSONResponse({"status": "ok"})
+        return JSON({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def prometheus() -> Response:
         text = text_of(numbers, serving)
         if of_all_replicas:
             text = metrics.merge(await of_all_replicas(text))
         return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
 
-    @app.get("/v1/run")
-    async def run() -> dict[str, Any]:
-        return {**await asyncio.to_thread(curve.read), "step": serving.now.step}
+    @app.api_route("/v1/run", methods=READ)
+    async def run() -> Response:
+        return JSON({**await asyncio.to_thread(curve.read), "step": serving.now.step})
 
     for path, name in PAGE_FILES.items():
-        app.add_api_route(path, page_file(PAGE / name))
+        app.add_api_route(path, page_file(PAGE / name), methods=READ)
     app.state.metrics_text = lambda: text_of(numbers, serving)
     return app
 
 
 def page_file(path: Path) -> Callable[[], Awaitable[Response]]:
-    """Return the handler that sends a file of the page."""
+    """Return the handler that sends a file of the page: from memory, as anybody may ask for it."""
+    content, kind = path.read_bytes(), guess_type(path.name)[0]
 
     async def send() -> Response:
-        return FileResponse(path, headers=PAGE_HEADERS)
+        return Response(content, headers=PAGE_HEADERS, media_type=kind)
 
     return send
 
@@ -169,23 +190,18 @@ def answer_mistakes(app: FastAPI) -> None:
     """Give every error OpenAI's form."""
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
+    async def refused(request: Request, error: HTTPException) -> Response:
         if isinstance(error, Refused):
             return error.response()
-        body = error_body(error.status_code, str(error.detail))
-        return JSONResponse(body, error.status_code, error.headers)
+        detail = str(error.detail)
+        if error.status_code in (404, 405):
+            asked = f"{request.method} {request.url.path}"
+            detail = f"{asked} is not served here; POST /v1/completions and GET /v1/models are"
+        return JSON(error_body(error.status_code, detail), error.status_code, error.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"][1:]]
-        message = first["msg"].removeprefix("Value error, ")
-        known = place and place[0] in CompletionRequest.model_fields
-        if first["type"] == "extra_forbidden":
-            message = "unknown field"
-        where = ".".join(place) if known or first["type"] == "extra_forbidden" else ""
-        text = f"{where}: {message}" if where else message
-        return Refused(400, text, param=place[0] if place and where else None).response()
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_WENT)
 
     @app.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> Response:

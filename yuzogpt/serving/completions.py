@@ -103,7 +103,8 @@ class Places:
     """Where the tokens of a choice lie in its text, which they run ahead of.
 
     Text is held back while a stop string may have begun; its tokens are held back with it, and
-    those that start where the text then ends are not part of it.
+    those that start where the text then ends are not part of it. The token that ends a text is: it
+    stands at the text's end.
     """
 
     def __init__(self, tokenizer: Tokenizer, start: int) -> None:
@@ -121,11 +122,14 @@ class Places:
             self.next += len(self.decoder.decode(b"", True))
         self.in_prompt = event.of_prompt
         self.end += len(event.text)
-        if event.token is not None:
+        ends = event.finish == "end_of_text"
+        if ends and event.token is not None:
+            self.ahead.append((self.end, event))
+        elif event.token is not None:
             self.ahead.append((self.next, event))
             self.next += len(self.decoder.decode(self.tokenizer.token_bytes(event.token)))
         found = Logprobs()
-        while self.ahead and self.ahead[0][0] < self.end:
+        while self.ahead and (ends or self.ahead[0][0] < self.end):
             offset, one = self.ahead.popleft()
             found.add(one, self.tokenizer, offset)
         return found

@@ -5,17 +5,22 @@ seconds to read, so it is read only when it has changed, and for a small share o
 """
 
 import math
+import stat
 import time
 from typing import Any
 
 import numpy as np
 
 from yuzogpt import runs
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, reason_of
 from yuzogpt.report.history import Column, History
+from yuzogpt.serving.sparing import sparing_logger
 
 POINTS = 300
+MOST_STEPS = 2**53  # what JavaScript counts to
 SHARE = 0.05  # of the time, at most
+
+log = sparing_logger(__name__)
 
 
 class LossCurve:
@@ -38,9 +43,15 @@ class LossCurve:
             found = path.stat()
         except (UserError, OSError):  # not a run, or not within reach now
             return self.curve
+        if not stat.S_ISREG(found.st_mode):
+            return self.curve
         if (found.st_size, found.st_mtime_ns) != self.stamp:
             self.stamp = (found.st_size, found.st_mtime_ns)
-            history = History.read(path)
+            try:
+                history = History.read(path)
+            except Exception as error:  # of whatever kind: the file may be anything
+                log.warning("%s: no loss curve: %s", path, reason_of(error))
+                history = None
             if history:
                 train, val = history.train, history.evaluation
                 self.curve = {
@@ -56,6 +67,6 @@ def binned(steps: Column, losses: Column) -> list[tuple[int, float]]:
     points = []
     for bin in np.array_split(np.arange(len(steps)), min(POINTS, max(1, len(steps)))):
         known = losses[bin][np.isfinite(losses[bin])]
-        if len(known):
+        if len(known) and steps[bin[-1]] < MOST_STEPS:
             points.append((int(steps[bin[-1]]), round(float(known.mean()), 5)))
     return [point for point in points if math.isfinite(point[1])]

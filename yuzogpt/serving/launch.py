@@ -41,6 +41,11 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
             f"--host={settings.http.host}: everybody who reaches it could use it; give "
             "--api_keys_file=FILE, or leave --host out"
         )
+    if not keys and "*" in settings.http.allowed_origins:
+        raise UserError(
+            "--allowed_origins=*: any page that you look at could use it; give "
+            "--api_keys_file=FILE, or name the origins"
+        )
     places = settings.replicas.max_batch + limits.max_waiting
     if limits.max_choices > places:
         raise UserError(
@@ -94,6 +99,7 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
     import uvicorn
 
     from yuzogpt.serving.app import build
+    from yuzogpt.serving.connections import LimitedServer, listen
 
     settings = with_free_port(settings)
     app = build(settings, keys)
@@ -102,7 +108,9 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
         error: Exception | None = app.state.serving.now.driver.failure
         return error
 
-    class Server(uvicorn.Server):
+    class Server(LimitedServer):
+        limits = settings.limits
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
@@ -114,7 +122,8 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
     async def serve() -> None:
         # Loaded before the server starts, which would show a traceback of what a user got wrong.
         async with app.router.lifespan_context(app):
-            await Server(config).serve()
+            http = settings.http
+            await Server(config).serve(sockets=listen(http.host, http.port))
             if error := failure():
                 raise RunFailed(f"the engine failed: {first_line(error)}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from yuzogpt import checkpoints, mirrors, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, Part, TrainSettings
+from yuzogpt.config.schedule import decaying_again, first_change, refuse_rates, way_on
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
@@ -62,6 +63,7 @@ def check(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     if not settings.run.overwrite:
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
     check_world(settings, settings.workers.span(auto=1)[1], resume)
+    refuse_rates(settings, resume.state.step if resume else None)
     settings = as_started(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
@@ -111,9 +113,8 @@ def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
 
 def finished_line(settings: TrainSettings) -> str:
     """Say that there is nothing left to do."""
-    return (
-        f"{settings.run.out_dir}: finished; raise --max_iters to go on, --overwrite to start anew"
-    )
+    ways = f"{way_on(settings.schedule)}; --overwrite starts from scratch"
+    return f"{settings.run.out_dir}: finished; {ways}"
 
 
 def find_resume(
@@ -173,6 +174,17 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
     """Raise UserError with the difference if the run would not be the same run."""
     old = checkpoint.state.settings
     differences = changed_frozen(old, as_started(settings, checkpoint))
+    steps, peak = checkpoint.state.step, settings.optimizer.learning_rate
+    changed = first_change(old.get("schedule", {}), peak, settings.schedule, steps)
+    if changed is None:  # what comes may have other learning rates
+        differences = [one for one in differences if not one.startswith("schedule.")]
+    elif any(one.startswith("schedule.") for one in differences):
+        before = old["schedule"].get("redecay", "")
+        again = decaying_again(before, steps, settings.schedule.max_iters)
+        differences.append(
+            f"the learning rate of steps already made, from step {changed} on; to decay again, "
+            f"{again}"
+        )
     rows_before = old["batch"]["batch_size"] * old["batch"]["gradient_accumulation_steps"]
     if rows_before != settings.batch.global_rows:
         differences.append(

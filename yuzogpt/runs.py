@@ -174,6 +174,8 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
     """Raise UserError with the difference if the run would not be the same run."""
     old = checkpoint.state.settings
     differences = changed_frozen(old, as_started(settings, checkpoint))
+    if settings.evaluation.eval_only:  # which compares with nothing
+        differences = [one for one in differences if not one.startswith("evaluation.val_part")]
     steps, peak = checkpoint.state.step, settings.optimizer.learning_rate
     changed = first_change(old.get("schedule", {}), peak, settings.schedule, steps)
     if changed is None:  # what comes may have other learning rates

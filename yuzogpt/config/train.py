@@ -153,6 +153,7 @@ class EvaluationSettings(Section):
     val_part: Part = setting(
         "whole",
         "what of the val split is looked at: all, a half (sweeps search on the first), one window",
+        frozen=True,
     )
     eval_tasks: Names = setting(
         (),

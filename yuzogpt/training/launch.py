@@ -201,9 +201,12 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
 
     Stopped if the run was asked to stop, for `reason`.
     """
-    if reason:
-        raise Stopped(f"stopped ({reason}) with a checkpoint; the same command goes on")
     run, name = runs.directory_of(settings), settings.run.out_dir
+    if reason:
+        stops = [record for record in read_records(run / runs.METRICS) if record["kind"] == "stop"]
+        has_none = settings.evaluation.eval_only or (stops and stops[-1]["step"] == 0)
+        what = f"stopped ({reason}){'' if has_none else ' with a checkpoint'}"
+        raise Stopped(f"{what}; the same command goes on")
     mirrors.pull(run / runs.METRICS, if_changed=True)
     records = read_records(run / runs.METRICS)
     part = settings.evaluation.val_part

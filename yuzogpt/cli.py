@@ -7,6 +7,7 @@ Nothing heavy is imported before the settings are known to be right.
 
 import atexit
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ from yuzogpt.config import (
     TrainSettings,
     TuneSettings,
 )
-from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed
 from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
 
 
@@ -173,6 +174,8 @@ def overview() -> str:
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line in a process of its own, and end that with its status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is no reason to end
+        sys.stdout.reconfigure(errors="replace")
     ended: list[int] = []
     atexit.register(end_now, ended)  # the first that is registered is called last
     ended.append(status_of(sys.argv[1:] if arguments is None else arguments))
@@ -196,7 +199,7 @@ def status_of(arguments: Sequence[str]) -> int:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks find the same mistake
             print(f"yuzogpt: {error}", file=sys.stderr)
         return 2
-    except RunFailed as error:
+    except (RunFailed, WorkerFailed) as error:
         print(f"yuzogpt: {error}", file=sys.stderr)
         return 1
     except Stopped as error:

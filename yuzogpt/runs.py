@@ -25,6 +25,7 @@ from yuzogpt.lease import Lease, holder_of
 from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.overrides import changed_frozen, to_yaml
+from yuzogpt.quantities import in_bytes
 from yuzogpt.references import GPT2_VOCABULARY, resolve_model, shape_of
 
 METRICS = "metrics.jsonl"
@@ -36,6 +37,7 @@ ERRORS = "errors.log"
 SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
 WANDB_ID = "wandb-id.txt"
 STOP = "stop"  # a file that asks the run to stop; may hold the reason
+FAILED = ".failed"  # a line: why workers of this command are not to be started again
 PAUSE = ".pause"  # the same, of the launcher, which will start the workers again
 
 
@@ -270,9 +272,9 @@ def check_space(settings: TrainSettings, run: Path) -> None:
         free += sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
     if at_once * weights > free:
         raise UserError(
-            f"--out_dir={settings.run.out_dir}: its checkpoints take {at_once * weights / 1e9:.1f} "
-            f"GB, of {3 * weights / 1e9:.1f} each, {free / 1e9:.1f} are free in {there}; choose a "
-            "larger disk, or a smaller --keep_last"
+            f"--out_dir={settings.run.out_dir}: its checkpoints take "
+            f"{in_bytes(at_once * weights)}, of {in_bytes(3 * weights)} each, {in_bytes(free)} are "
+            f"free in {there}; choose a larger disk, or a smaller --keep_last"
         )
 
 
@@ -374,7 +376,7 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
         if settings.run.overwrite:
             clear(run)
         stored_checkpoints.sweep(run)
-        for name in (STOP, PAUSE):
+        for name in (STOP, PAUSE, FAILED):
             mirrors.delete(run / name)
         # What is only to be evaluated keeps its settings: they say how it was trained.
         if not settings.evaluation.eval_only or not mirrors.exists(run / SETTINGS):
@@ -389,6 +391,7 @@ def writing(settings: TrainSettings) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 mirrors.delete(run / STOP)
+                mirrors.delete(run / FAILED)
 
 
 def write_settings(settings: TrainSettings, run: Path) -> None:

@@ -81,6 +81,14 @@ def test_fsdp_in_bfloat16_learns_as_ddp_does(corpus_dir, tmp_path, shape):
     assert fsdp["val_loss"] == pytest.approx(ddp["val_loss"], abs=1e-2)
 
 
+@pytest.mark.slow
+def test_small_buckets_can_be_compiled(corpus_dir, tmp_path):
+    """Dynamo cuts the graph at DDP's buckets, and wants none below the first one's size."""
+    flags = ("--max_iters=2", "--compile=True", "--ddp_bucket_mb=0.02", "--n_layer=1")
+    run_world(2, tiny_settings(corpus_dir, tmp_path / "run", *flags))
+    assert sorted(losses(tmp_path / "run")) == [1, 2]
+
+
 class InPieces:
     """Has a rank compute its losses for few tokens at a time, as those of a large vocabulary."""
 

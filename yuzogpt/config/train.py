@@ -240,7 +240,7 @@ class ParallelSettings(Section):
         False, "keep no activations within a layer, compute them again: less memory, 1/3 more work"
     )
     ddp_bucket_mb: Annotated[float, Field(gt=0)] = setting(
-        25.0, "ddp averages gradients in buckets of this size", "MiB"
+        25.0, "ddp averages gradients in buckets of this size; compiled, of 1 or more", "MiB"
     )
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from yuzogpt.data import units
 from yuzogpt.data.plan import Plan
+from yuzogpt.quantities import time_left
 
 LOOK_EVERY = 0.5  # seconds
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
@@ -87,5 +88,5 @@ class Progress:
             self.last_plain = time.monotonic()
             total = max(1, self.plan.listing.bytes)
             left = (total - self.bytes) / bytes_here * seconds
-            eta = time.strftime("%H:%M:%S", time.gmtime(left))
-            print(f"{100 * self.bytes / total:.0f}%: {speed}, ETA {eta}", flush=True)
+            done = 100 * self.bytes / total
+            print(f"{done:.0f}%: {speed}, ETA {time_left(left)}", flush=True)

@@ -28,6 +28,7 @@ NUMBERS = {
     "evaluation": ("step", "time", "val_loss_estimate"),
 }  # fmt: skip
 BESIDE = ("notice", "undone", "eval_only")  # kinds that do not show that a run trains
+SKEW = 60.0  # seconds by which clocks of a cluster may differ
 LAYER_NUMBERS = ("grad_norm", "update_to_weight")
 
 
@@ -107,10 +108,19 @@ class History:
 
 
 def timed(records: Iterable[Record]) -> Iterator[Record]:
-    """Leave out records of another make: without a step and a time, nothing can be said of them."""
+    """Leave out records of another make: without a step and a time, nothing can be said of them.
+
+    Times never go back: where a clock was set back, it goes on from the last one; where clocks of
+    several machines differ a little, the later one counts.
+    """
+    latest, set_back = 0.0, 0.0
     for record in records:
         if number(record, "step") >= 0 and number(record, "time") > 0:  # neither is true of NaN
-            yield record
+            time = record["time"] + set_back
+            if time < latest - SKEW:
+                set_back += latest - time
+            latest = max(latest, time)
+            yield {**record, "time": latest}
 
 
 def number(record: Record, name: str) -> float:

@@ -25,6 +25,7 @@ from yuzogpt.model.hub import PUBLISHED, download
 from yuzogpt.training import curves
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
+from yuzogpt.training.out_of_memory import explained, refuse_again
 from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.rendezvous import process_group
 from yuzogpt.training.stopping import Interruption, StopRequest, on_sigterm, request_in
@@ -57,6 +58,7 @@ def work(
             if turn and world.local_rank == 0:
                 corpus.verify()
     refuse_private_directory(run, world)
+    refuse_again(world, run)
     broken: list[str] = []
 
     def set_aside(directory: Path, reason: str) -> None:
@@ -98,7 +100,8 @@ def work(
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
-            return train(settings, world, corpus, resume, log, outside)
+            with explained(settings, world, run):
+                return train(settings, world, corpus, resume, log, outside)
         finally:
             if world.local_rank == 0:
                 stored_checkpoints.keep_heads(run)

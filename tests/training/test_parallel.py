@@ -1,5 +1,6 @@
 """FSDP2 against DDP: the same losses, a part of the memory, checkpoints that both go on from."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -81,11 +82,18 @@ def test_fsdp_in_bfloat16_learns_as_ddp_does(corpus_dir, tmp_path, shape):
     assert fsdp["val_loss"] == pytest.approx(ddp["val_loss"], abs=1e-2)
 
 
-@pytest.mark.slow
+class Traced:
+    """Has dynamo make its graphs, and no kernels of them, which takes a minute."""
+
+    def __call__(self, rank: int) -> None:
+        torch.compile = functools.partial(torch.compile, backend="eager")
+
+
 def test_small_buckets_can_be_compiled(corpus_dir, tmp_path):
     """Dynamo cuts the graph at DDP's buckets, and wants none below the first one's size."""
     flags = ("--max_iters=2", "--compile=True", "--ddp_bucket_mb=0.02", "--n_layer=1")
-    run_world(2, tiny_settings(corpus_dir, tmp_path / "run", *flags))
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
+    assert exit_codes(start_world(2, settings, Traced())) == [0, 0]
     assert sorted(losses(tmp_path / "run")) == [1, 2]
 
 

@@ -80,7 +80,7 @@ class Training:
         idle = Watchdog(World(), 100, lambda _: None)
         outside = Outside(run, lambda *_: None, lambda: None, StopRequest(), idle)
         settings = CheckpointSettings()
-        return Saver(settings, World(), self.trainee, self.optimizer, b"{}", log, outside)
+        return Saver(settings, World(), self.trainee, self.optimizer, b"{}", log, outside, None)
 
 
 class Copy:

@@ -51,6 +51,7 @@ LINE = [
         "config",
         "overrides",
         "paths",
+        "quantities",
         "ranks",
         "signals",
         "lease",

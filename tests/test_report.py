@@ -122,6 +122,18 @@ def test_a_run_that_gave_up_says_so(tmp_path):
     assert (restart.cause, tables.cause(restart)) == ("gave up", "no disk")
 
 
+def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path):
+    """By 1,000 s between two attempts; and another machine's clock is 2 s behind."""
+    records = [start(1000, 0), *steps(1012, 1, 20)]  # step 20 at 1050
+    records += [other("failure", 1048, text=DEATH, rank=1)]
+    records += [start(90, 20), *steps(92, 21, 40)]
+    found = summary_of(tmp_path, records)
+    assert found.wall == 50 + 40  # what lies between the attempts is not known
+    assert all(seconds >= 0 for seconds in found.lost_by_cause.values())
+    assert sum(found.lost_by_cause.values()) == pytest.approx(10)  # its start-up
+    assert found.productive == pytest.approx(80)
+
+
 def test_redone_tokens_are_those_that_were_counted(tmp_path):
     counted = {**start(1100, 5, redone=5), "redone_tokens": 1200}  # in a batch that grew
     records = [start(1000, 0), *steps(1002, 1, 10), counted, *steps(1102, 6, 10)]

@@ -9,7 +9,7 @@ In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
     tokenizer.json           so that sampling needs nothing else
     state.json               rows_seen, step, settings, dataset fingerprint, metrics
     manifest.json            the SHA-256 of each; written last. And what was found out later: the
-                             validation loss, if the run was stopped before it looked at it
+                             validation loss
 
 Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
 written under another name, synced, verified, then renamed. The directory is the only truth: which
@@ -403,8 +403,13 @@ def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> N
         if directory in best:
             drop_optimizer(directory)
         else:
-            mirrors.delete_folder(directory, first=MANIFEST)
-            remove(directory)
+            discard(directory)
+
+
+def discard(directory: Path) -> None:
+    """Delete a checkpoint, here and in its store."""
+    mirrors.delete_folder(directory, first=MANIFEST)
+    remove(directory)
 
 
 def drop_optimizer(directory: Path) -> None:

@@ -8,6 +8,7 @@ Nothing heavy is imported before the settings are known to be right.
 
 import atexit
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ from yuzogpt.config import (
     TrainSettings,
     TuneSettings,
 )
-from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed
 from yuzogpt.overrides import SEARCH, help_text, leaves, nearest, preset_names, resolve, to_yaml
 from yuzogpt.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.signals import hangup_as_sigterm, stopped_by_sigterm
@@ -217,6 +218,8 @@ def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:
 
     `preset`: taken if the arguments name none.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is no reason to end
+        sys.stdout.reconfigure(errors="replace")
     if arguments and preset:
         arguments = with_preset(arguments, preset)
     ended: list[int] = []
@@ -248,7 +251,7 @@ def status_of(arguments: Sequence[str]) -> int:
         if is_first_of_node():  # under torchrun, all ranks find the same mistake
             complain(f"yuzogpt: {error}")
         return 2
-    except RunFailed as error:
+    except (RunFailed, WorkerFailed) as error:
         complain(f"yuzogpt: {error}")
         return 1
     except Stopped as error:

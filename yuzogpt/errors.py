@@ -24,8 +24,18 @@ class RunFailed(Exception):
     """A run that ended without being done, through no mistake of the user's: exit status 1."""
 
 
+class WorkerFailed(Exception):
+    """What ended one of several workers, in one line; the others wait for it: exit status 1."""
+
+
 class Stopped(Exception):
     """A run that was asked to stop and did, with a checkpoint: exit status 143, as of SIGTERM."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a device, or this machine, had no memory left; torch has many ways to say so."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "allocate memory" in str(error)
 
 
 def reason_of(error: BaseException) -> str:

@@ -5,6 +5,8 @@ In: settings, with their `auto`s. Out: the choice, and the reason for it in word
 
 import contextlib
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -91,8 +93,12 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype | None, s
 
 def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
     """Return whether to torch.compile, and why."""
-    if wanted != "auto":
-        return bool(wanted), f"compile {bool(wanted)}, as asked"
+    if wanted is False:
+        return False, "compile False, as asked"
+    if (wanted is True or device.type == "cuda") and (missing := missing_compiler(device)):
+        return False, f"compile off: there is no {missing}; install one"
+    if wanted is True:
+        return True, "compile True, as asked"
     if device.type != "cuda":
         return False, f"compile off: on {device.type} it must be asked for (--compile=True)"
     try:
@@ -100,6 +106,20 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
     except ImportError:
         return False, "compile off: triton is not installed"
     return True, "compile on: CUDA with triton"
+
+
+def missing_compiler(device: torch.device) -> str:
+    """Return which compiler torch.compile would look for and not find here; empty: none.
+
+    Triton compiles its launchers with a C compiler, inductor a CPU's kernels with a C++ compiler.
+    """
+    if device.type == "cuda":
+        named = os.environ.get("CC")
+        found = shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
+        return "" if found else f"C compiler ({named or 'gcc or clang'})"
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    name = os.environ.get("CXX") or usual
+    return "" if shutil.which(name) else f"C++ compiler ({name})"
 
 
 def memory_of(device: torch.device) -> int:

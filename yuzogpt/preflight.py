@@ -20,6 +20,7 @@ from yuzogpt.files import refuse_public
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import PUBLISHED
 from yuzogpt.paths import is_within, is_within_store
+from yuzogpt.quantities import in_bytes
 from yuzogpt.ranks import of_torchrun
 
 ANSWER_WITHIN = 5.0  # seconds
@@ -90,9 +91,9 @@ def check_space(settings: TrainSettings, run: Path) -> None:
         free += sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
     if at_once * weights > free:
         raise UserError(
-            f"--out_dir={settings.run.out_dir}: its checkpoints take {at_once * weights / 1e9:.1f} "
-            f"GB, of {3 * weights / 1e9:.1f} each, {free / 1e9:.1f} are free in {there}; choose a "
-            "larger disk, or a smaller --keep_last"
+            f"--out_dir={settings.run.out_dir}: its checkpoints take "
+            f"{in_bytes(at_once * weights)}, of {in_bytes(3 * weights)} each, {in_bytes(free)} are "
+            f"free in {there}; choose a larger disk, or a smaller --keep_last"
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from yuzogpt import checkpoints, mirrors, preflight, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, Part, TrainSettings
+from yuzogpt.config.schedule import decaying_again, first_change, refuse_rates, way_on
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
@@ -36,6 +37,7 @@ COMMAND = "# Begun or resumed by the command "  # and its id
 DELETING = "# The rest is of the run before, and is being deleted (--overwrite).\n"
 WANDB_ID = "wandb-id.txt"
 STOP = "stop"  # a file that asks the run to stop; may hold the reason
+FAILED = ".failed"  # a line: why workers of this command are not to be started again
 PAUSE = ".pause"  # the same, of the launcher, which will start the workers again
 
 
@@ -64,6 +66,7 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
     if not settings.run.overwrite or not gives_way(settings, run, command):
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
     preflight.check_world(settings, settings.workers.span(auto=1)[1], resume)
+    refuse_rates(settings, resume.state.step if resume else None)
     settings = as_started(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
@@ -113,9 +116,8 @@ def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
 
 def finished_line(settings: TrainSettings) -> str:
     """Say that there is nothing left to do."""
-    return (
-        f"{settings.run.out_dir}: finished; raise --max_iters to go on, --overwrite to start anew"
-    )
+    ways = f"{way_on(settings.schedule)}; --overwrite starts from scratch"
+    return f"{settings.run.out_dir}: finished; {ways}"
 
 
 def find_resume(
@@ -176,6 +178,19 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
     """Raise UserError with the difference if the run would not be the same run."""
     old = checkpoint.state.settings
     differences = changed_frozen(old, as_started(settings, checkpoint))
+    if settings.evaluation.eval_only:  # which compares with nothing
+        differences = [one for one in differences if not one.startswith("evaluation.val_part")]
+    steps, peak = checkpoint.state.step, settings.optimizer.learning_rate
+    changed = first_change(old.get("schedule", {}), peak, settings.schedule, steps)
+    if changed is None:  # what comes may have other learning rates
+        differences = [one for one in differences if not one.startswith("schedule.")]
+    elif any(one.startswith("schedule.") for one in differences):
+        before = old["schedule"].get("redecay", "")
+        again = decaying_again(before, steps, settings.schedule.max_iters)
+        differences.append(
+            f"the learning rate of steps already made, from step {changed} on; to decay again, "
+            f"{again}"
+        )
     rows_before = checkpoint.setting("batch", "batch_size", int)
     rows_before *= checkpoint.setting("batch", "gradient_accumulation_steps", int)
     if rows_before != settings.batch.global_rows:
@@ -320,7 +335,7 @@ def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
     with Lease(run) as lease:
         command = command or lease.holder["id"]
         stored_checkpoints.sweep(run)
-        for name in (STOP, PAUSE):
+        for name in (STOP, PAUSE, FAILED):
             mirrors.delete(run / name)
         if not gives_way(settings, run, command):
             begin(settings, run, command)
@@ -335,6 +350,7 @@ def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 mirrors.delete(run / STOP)
+                mirrors.delete(run / FAILED)
 
 
 # --- how a run gives way to another (`--overwrite`)

@@ -21,6 +21,7 @@ from tests.training.worlds import (
     wait_for_step,
     weights,
 )
+from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
 from yuzogpt.training.launch import work
 from yuzogpt.training.stopping import StopRequest, read_request
@@ -114,6 +115,82 @@ def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
         assert work(settings, World(), lambda *_: None, ask, stop) == "enough for today"
     assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step >= 20
     assert not (tmp_path / "run" / runs.STOP).exists()
+
+
+class Evaluating:
+    """Counts a rank's batches of evaluations in a file, and makes each last 0.2 s if asked to."""
+
+    def __init__(self, directory, first, seconds=0.2):
+        """`first`: the batch from which on they are counted and last."""
+        self.directory, self.first, self.seconds = directory, first, seconds
+
+    def __call__(self, rank):
+        """Be the fault of a rank."""
+        from yuzogpt.model.gpt import GPT
+
+        real, seen = GPT.forward, []
+
+        def forward(model, *arguments):
+            if not model.training:
+                seen.append(None)
+                if len(seen) >= self.first:
+                    time.sleep(self.seconds)
+                    with (self.directory / f"batches-{rank}").open("a") as file:
+                        file.write(".")
+            return real(model, *arguments)
+
+        GPT.forward = forward
+
+
+# Batches of 4 of the split's 124 windows, on each of two ranks: 16 in all of it, 1 in an estimate.
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        (("--max_iters=10", "--eval_iters=0"), 16 + 3),  # on the way
+        (("--max_iters=5", "--eval_iters=0"), 16 + 3),  # after the last step
+        (("--max_iters=5", "--eval_iters=2"), 1 + 1 + 3),  # of the whole split, at the end
+    ],
+)
+def test_an_evaluation_is_not_waited_for_and_comes_after_the_checkpoint(
+    corpus_dir, tmp_path, flags, first
+):
+    run, flags = tmp_path / "run", (DROPOUT, "--eval_interval=5", *flags)
+    settings = tiny_settings(corpus_dir, run, *flags)
+    ranks = start_world(2, settings, Evaluating(tmp_path, first))
+    counted = tmp_path / "batches-1"
+    wait_until(lambda: counted.exists())
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    assert exit_codes(ranks) == [1, 0]  # rank 0 says why
+    assert len(counted.read_text()) < 10
+    assert [(stop["step"], stop["reason"]) for stop in records(run, "stop")] == [(5, "SIGTERM")]
+    newest = checkpoints.newest(run, pytest.fail)
+    assert newest.state.step == 5
+    assert ("val_loss_estimate" in newest.state.metrics) == ("--eval_iters=2" in flags)
+
+    run_world(2, settings)
+    run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", *flags))
+
+    def seen(run):
+        kinds = ("evaluation", "final")
+        found = [record for kind in kinds for record in records(run, kind)]
+        return [{key: record[key] for key in record if key != "time"} for record in found]
+
+    assert seen(run) == seen(tmp_path / "whole")
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_the_first_evaluation_is_not_waited_for_either(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    settings = tiny_settings(corpus_dir, run, "--max_iters=3", "--eval_iters=0")
+    ranks = start_world(2, settings, Evaluating(tmp_path, first=3))
+    wait_until(lambda: (tmp_path / "batches-0").exists())
+    os.kill(ranks[0].pid, signal.SIGTERM)
+    exit_codes(ranks)
+    assert [stop["step"] for stop in records(run, "stop")] == [0]
+    assert not records(run, "evaluation")
+    assert checkpoints.candidates(run) == []
+    run_world(2, settings)
+    assert sorted(losses(run)) == [1, 2, 3]
 
 
 def test_a_long_step_is_not_waited_for(corpus_dir, tmp_path):

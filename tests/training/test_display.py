@@ -13,6 +13,7 @@ from tests.training.worlds import train_here
 from tests.waiting import wait_until
 from yuzogpt.config import LogSettings
 from yuzogpt.metrics import Follower, MetricsLog, append_record
+from yuzogpt.quantities import time_left
 from yuzogpt.training.display import Display, take_wandb_key
 
 
@@ -35,6 +36,21 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         "step 1/100: loss 2.5000, val 3.0000, 1,000 tokens/s, ETA 00:00:49",
         "step 100/100: loss 2.5000, val 3.0000, 1,000 tokens/s, ETA 00:00:00",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "00:00:00"), (59.9, "00:00:59"), (86399, "23:59:59"), (200_000, "2.3 days")],
+)
+def test_time_left_does_not_wrap_at_a_day(seconds, text):
+    assert time_left(seconds) == text
+
+
+def test_a_stdout_that_lacks_characters_is_no_reason_to_end(tmp_path):
+    """What it has not is a question mark; here in the name of a run."""
+    result = yuzogpt("train", f"--out_dir={tmp_path}/läuft—", "--dry_run", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "l?uft?" in result.stdout
 
 
 def test_one_bar_on_a_terminal(tmp_path, monkeypatch):

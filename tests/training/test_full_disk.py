@@ -1,12 +1,15 @@
 """Checkpoints that cannot be written, or are not whole any more: said, survived, tried again."""
 
 import math
+import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from tests.conftest import tiny_settings
+from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import exit_codes, losses, records, start_world, train_here
 from yuzogpt import checkpoints, runs
 from yuzogpt.errors import RunFailed
@@ -47,9 +50,24 @@ def test_a_disk_that_stays_full_ends_the_run(corpus_dir, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_a_disk_that_is_full_before_the_first_file_names_it(corpus_dir, tmp_path):
+    places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}", "--num_workers=0"]
+    command = [sys.executable, "-m", "yuzogpt", "train", *TINY, *places]
+    result = subprocess.run(
+        ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *command],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"yuzogpt: {tmp_path / 'run' / runs.SETTINGS}: File too large\n"
+
+
 def test_too_little_room_is_said_before_anything_starts(corpus_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(runs.UserError, match="its checkpoints take"):
+    with pytest.raises(runs.UserError, match=r"take 1.1 MB, of .* each, 1 bytes are free"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run"))
 
 

@@ -11,6 +11,7 @@ from yuzogpt import checkpoints
 from yuzogpt.config import GuardSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
+from yuzogpt.training.loop import Validation
 from yuzogpt.training.monitor import Guard, StepTotals
 
 # --- numbers go wrong
@@ -49,15 +50,60 @@ def test_a_step_with_nan_is_skipped_and_the_next_one_runs(corpus_dir, tmp_path, 
     assert all(math.isfinite(value) for value in state.guard.values())
 
 
-def test_weights_whose_evaluation_is_nan_become_no_checkpoint_on_the_way(corpus_dir, tmp_path):
-    """The loss before the step that spoilt them was a number, as was the gradient."""
-    flags = ["--learning_rate=1e30", "--warmup_iters=0", "--eval_interval=1", "--max_iters=3"]
-    train_here(tiny_settings(corpus_dir, tmp_path / "run", *flags))
+@pytest.mark.parametrize("rate", ["1e30", "1e12"])
+def test_weights_that_a_step_spoilt_become_no_checkpoint_and_the_run_fails(
+    corpus_dir, tmp_path, rate
+):
+    """The loss before that step was a number, as was the gradient."""
+    flags = [f"--learning_rate={rate}", "--warmup_iters=0", "--eval_interval=1", "--max_iters=3"]
+    with pytest.raises(RunFailed, match="weights are spoilt after the last step, 3: val loss nan"):
+        train_here(tiny_settings(corpus_dir, tmp_path / "run", *flags))
     assert math.isfinite(losses(tmp_path / "run")[1])
     estimates = [r["val_loss_estimate"] for r in records(tmp_path / "run", "evaluation")]
     assert estimates[1] is None
-    written = [record["step"] for record in records(tmp_path / "run", "checkpoint")]
-    assert written == [3]  # the last, which says that the run is finished
+    assert checkpoints.candidates(tmp_path / "run") == []
+    assert not records(tmp_path / "run", "final")  # so the same command says it again
+    (failure,) = records(tmp_path / "run", "failure")
+    assert "\n" not in failure["text"]
+
+
+def at_estimate(monkeypatch, number, change):
+    """Call `change` with the model before each estimate from the nth on; return what it returns."""
+    real, calls = Validation.estimate, []
+
+    def estimate(validation, model):
+        calls.append(None)
+        changed = change(model) if len(calls) >= number else None
+        found = real(validation, model)
+        return found if changed is None else changed
+
+    monkeypatch.setattr(Validation, "estimate", estimate)
+
+
+def test_an_evaluation_that_is_not_finite_pushes_no_good_checkpoint_out(
+    corpus_dir, tmp_path, monkeypatch
+):
+    """Weights may be finite, and what comes of them not."""
+    at_estimate(monkeypatch, 3, lambda _: math.nan)  # of steps 0, 2, 4, ...
+    flags = ["--eval_interval=2", "--max_iters=9", "--keep_last=1"]
+    train_here(tiny_settings(corpus_dir, tmp_path / "run", *flags))
+    kept = [checkpoints.step_of(path) for path in checkpoints.candidates(tmp_path / "run")]
+    assert kept == [2]
+
+
+def test_a_weight_that_is_nan_fails_the_run_though_no_loss_shows_it(
+    corpus_dir, tmp_path, monkeypatch
+):
+    """One of the rows that fill the vocabulary up."""
+
+    def spoil(model):
+        model.wte.weight.data[-1, 0] = math.nan
+
+    at_estimate(monkeypatch, 3, spoil)
+    settings = tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5", "--eval_interval=2")
+    with pytest.raises(RunFailed, match=r"weights are spoilt after the last step, 5: val loss \d"):
+        train_here(settings)
+    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step == 4
 
 
 def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path, monkeypatch):

@@ -94,6 +94,7 @@ def test_a_finished_run_is_finished(finished, corpus_dir):
         ("--learning_rate=0.5", "optimizer.learning_rate: 0.01 -> 0.5"),
         ("--gradient_accumulation_steps=4", "12 -> 16 rows"),
         ("--dropout=0.1", "model.dropout: 0.0 -> 0.1"),
+        ("--val_part=first", "evaluation.val_part: whole -> first"),
     ],
 )
 def test_changed_settings_are_refused_with_the_difference(finished, corpus_dir, flag, difference):
@@ -108,6 +109,7 @@ def test_changed_settings_are_refused_with_the_difference(finished, corpus_dir, 
         ["--max_iters=200"],
         ["--log_interval=3", "--eval_interval=7", "--num_workers=4"],
         ["--batch_size=2", "--gradient_accumulation_steps=6"],  # the same global batch
+        ["--val_part=second", "--eval_only"],
     ],
 )
 def test_what_may_change_may_change(finished, corpus_dir, flags):

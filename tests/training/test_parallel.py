@@ -1,5 +1,6 @@
 """FSDP2 against DDP: the same losses, a part of the memory, checkpoints that both go on from."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import torch
 from safetensors import safe_open
 
 from tests.conftest import tiny_settings
-from tests.training.worlds import exit_codes, losses, run_world, start_world, weights
+from tests.training.worlds import (
+    exit_codes,
+    losses,
+    records,
+    run_world,
+    start_world,
+    weights,
+)
 from yuzogpt.config import ModelSettings
 from yuzogpt.hardware import Hardware
 from yuzogpt.loading import load_model
@@ -59,6 +67,34 @@ def test_a_run_goes_on_in_any_world_and_way(root):
     mixed = losses(root / "mixed")
     for step, loss in losses(root / "ddp").items():
         assert mixed[step] == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["--bias=False", "--bias=True", "--norm=rms"])
+def test_fsdp_in_bfloat16_learns_as_ddp_does(corpus_dir, tmp_path, shape):
+    """Its weights are rounded where they are gathered; what norms read under autocast is not."""
+    flags = (*FLAGS, "--max_iters=6", "--eval_interval=3", "--dtype=bfloat16", shape)
+    for kind in ("ddp", "fsdp"):
+        run_world(2, tiny_settings(corpus_dir, tmp_path / kind, *flags, f"--parallel={kind}"))
+    expected = losses(tmp_path / "ddp")
+    for step, loss in losses(tmp_path / "fsdp").items():
+        assert loss == pytest.approx(expected[step], abs=1e-2)
+    (ddp,), (fsdp,) = (records(tmp_path / kind, "final") for kind in ("ddp", "fsdp"))
+    assert fsdp["val_loss"] == pytest.approx(ddp["val_loss"], abs=1e-2)
+
+
+class Traced:
+    """Has dynamo make its graphs, and no kernels of them, which takes a minute."""
+
+    def __call__(self, rank: int) -> None:
+        torch.compile = functools.partial(torch.compile, backend="eager")
+
+
+def test_small_buckets_can_be_compiled(corpus_dir, tmp_path):
+    """Dynamo cuts the graph at DDP's buckets, and wants none below the first one's size."""
+    flags = ("--max_iters=2", "--compile=True", "--ddp_bucket_mb=0.02", "--n_layer=1")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
+    assert exit_codes(start_world(2, settings, Traced())) == [0, 0]
+    assert sorted(losses(tmp_path / "run")) == [1, 2]
 
 
 class InPieces:

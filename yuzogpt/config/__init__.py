@@ -25,6 +25,7 @@ from yuzogpt.config.prepare import (
 )
 from yuzogpt.config.read import ExportSettings, ExportTarget, ReportedRun, ReportSettings
 from yuzogpt.config.sample import SampleSettings, SamplingDeviceSettings, SamplingSettings
+from yuzogpt.config.schedule import ScheduleSettings
 from yuzogpt.config.section import DeviceSettings, Part, Section
 from yuzogpt.config.serve import (
     HTTPSettings,
@@ -44,7 +45,6 @@ from yuzogpt.config.train import (
     OptimizerSettings,
     ParallelSettings,
     RunSettings,
-    ScheduleSettings,
     TrainingDeviceSettings,
     TrainSettings,
     WorkerSettings,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from yuzogpt.config.model import InitializationSettings, ModelSettings
+from yuzogpt.config.schedule import ScheduleSettings
 from yuzogpt.config.section import (
     Auto,
     Count,
@@ -65,29 +66,6 @@ class FinetuningSettings(Section):
         "each layer's learning rate over that of the one above; the embeddings' is the lowest",
         frozen=True,
     )
-
-
-class ScheduleSettings(Section):
-    """How long, and the learning rate on the way."""
-
-    max_iters: Positive = setting(600_000, "optimizer steps in all", "steps")
-    decay_lr: bool = setting(True, "decay to min_lr; False: constant", frozen=True)
-    lr_schedule: Literal["cosine", "linear", "wsd"] = setting(
-        "cosine", "way from the peak to min_lr; wsd: constant, then linear", frozen=True
-    )
-    warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
-    lr_decay_iters: Positive = setting(600_000, "where the decay ends", "steps", frozen=True)
-    cooldown_iters: Count = setting(
-        0, "wsd: the decay begins so long before its end", "steps", frozen=True
-    )
-    min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
-
-    @model_validator(mode="after")
-    def cooldown_is_given(self) -> Self:
-        """Constant and then linear: somebody must say when."""
-        if self.decay_lr and self.lr_schedule == "wsd" and not self.cooldown_iters:
-            raise ValueError("lr_schedule=wsd: cooldown_iters says how long its decay is, in steps")
-        return self
 
 
 class BatchSettings(Section):
@@ -175,6 +153,7 @@ class EvaluationSettings(Section):
     val_part: Part = setting(
         "whole",
         "what of the val split is looked at: all, a half (sweeps search on the first), one window",
+        frozen=True,
     )
     eval_tasks: Names = setting(
         (),
@@ -261,7 +240,7 @@ class ParallelSettings(Section):
         False, "keep no activations within a layer, compute them again: less memory, 1/3 more work"
     )
     ddp_bucket_mb: Annotated[float, Field(gt=0)] = setting(
-        25.0, "ddp averages gradients in buckets of this size", "MiB"
+        25.0, "ddp averages gradients in buckets of this size; compiled, of 1 or more", "MiB"
     )
 
 

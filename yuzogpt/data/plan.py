@@ -21,6 +21,7 @@ from yuzogpt.data.splits import Split
 from yuzogpt.data.units import Recipe, UnitRecord
 from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
+from yuzogpt.quantities import in_bytes
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenizers import Tokenizer, gpt2_tokenizer
 
@@ -153,15 +154,6 @@ def estimate(plan: Plan) -> tuple[int, int]:
     counted = plan.listing.documents
     share = total / max(1, size)
     return int(tokens * share), int(documents * share) if counted is None else counted
-
-
-def in_bytes(count: float) -> str:
-    """Write a number of bytes as people do."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:

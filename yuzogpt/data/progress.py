@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from yuzogpt.data import units
 from yuzogpt.data.plan import Plan
+from yuzogpt.quantities import time_left
 from yuzogpt.terminal import say
 
 LOOK_EVERY = 0.5  # seconds
@@ -88,5 +89,5 @@ class Progress:
             self.last_plain = time.monotonic()
             total = max(1, self.plan.listing.bytes)
             left = (total - self.bytes) / bytes_here * seconds
-            eta = time.strftime("%H:%M:%S", time.gmtime(left))
-            say(f"{100 * self.bytes / total:.0f}%: {speed}, ETA {eta}")
+            done = 100 * self.bytes / total
+            say(f"{done:.0f}%: {speed}, ETA {time_left(left)}")

@@ -56,7 +56,12 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPSILON)
+        # A CPU's kernel takes no rounded weights (fsdp's, with bfloat16) for an x that is not.
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if x.dtype == torch.float32:
+            weight, bias = weight.float(), bias.float() if bias is not None else None
+        return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
 
 
 class RMSNorm(nn.Module):

@@ -28,6 +28,7 @@ NUMBERS = {
     "evaluation": ("step", "time", "val_loss_estimate"),
 }  # fmt: skip
 BESIDE = ("notice", "undone", "eval_only")  # kinds that do not show that a run trains
+SKEW = 60.0  # seconds by which clocks of a cluster may differ
 LAYER_NUMBERS = ("grad_norm", "update_to_weight")
 # The file may be somebody else's. What is beyond these bounds is left out.
 LARGEST = 3.5e38  # of numbers: what float32 holds
@@ -114,16 +115,19 @@ class History:
 def timed(records: Iterable[Record]) -> Iterator[Record]:
     """Yield the records that have a kind, a step and a time; times never go back.
 
-    If a clock was set back, the times after that are moved on by as much.
+    If a clock was set back, time continues from the last record. If the clocks of several machines
+    differ a little, the later one counts.
     """
-    last = moved = 0.0
+    latest = set_back = 0.0
     for record in records:
         kind, step, time = record.get("kind"), number(record, "step"), number(record, "time")
         # NaN is in no range.
         if isinstance(kind, str) and 0 <= step <= LAST_STEP and 0 < time <= LAST_TIME:
-            moved = max(moved, last - time)
-            last = min(time + moved, LAST_TIME)
-            yield {**record, "step": int(step), "time": last}
+            time += set_back
+            if time < latest - SKEW:
+                set_back += latest - time
+            latest = min(max(latest, time), LAST_TIME)
+            yield {**record, "step": int(step), "time": latest}
 
 
 def number(record: Record, name: str) -> float:

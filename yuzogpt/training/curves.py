@@ -7,6 +7,7 @@ more.
 from collections.abc import Sequence
 from pathlib import Path
 
+from yuzogpt.files import naming
 from yuzogpt.metrics import Record
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import draw_loss
@@ -22,4 +23,5 @@ def draw(records: Sequence[Record], path: Path) -> None:
     axes = figure.subplots()
     draw_loss(axes, history)
     axes.set_title(path.parent.name)
-    figure.savefig(path, dpi=120)
+    with naming(path):
+        figure.savefig(path, dpi=120)

@@ -18,6 +18,7 @@ from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.metrics import Record, seconds_of_step
 from yuzogpt.preflight import OFFLINE
+from yuzogpt.quantities import time_left
 from yuzogpt.terminal import say, visible
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
@@ -98,9 +99,7 @@ class Display:
         elif time.monotonic() - self.last_plain >= PLAIN_EVERY or step == self.max_iters:
             self.last_plain = time.monotonic()
             seconds = (self.max_iters - step) * seconds_of_step(record)
-            eta = time.strftime("%H:%M:%S", time.gmtime(seconds))
-            if seconds >= 86400:
-                eta = f"{seconds / 86400:.1f} days"
+            eta = time_left(seconds)
             self._line(f"step {step}/{self.max_iters}: {losses}, {speed}, ETA {eta}")
 
 

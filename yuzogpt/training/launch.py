@@ -26,6 +26,7 @@ from yuzogpt.training import curves
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
+from yuzogpt.training.out_of_memory import explained, refuse_again
 from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.rendezvous import process_group
 from yuzogpt.training.stopping import Interruption, StopRequest, request_in
@@ -57,6 +58,7 @@ def work(
         if world.local_rank == 0:  # hashed once a node
             corpus.verify()
     refuse_private_directory(run, world)
+    refuse_again(world, run)
     broken: list[str] = []
 
     def set_aside(directory: Path, reason: str) -> None:
@@ -114,7 +116,8 @@ def work(
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
-            return train(settings, world, corpus, resume, start, begin, outside)
+            with explained(settings, world, run):
+                return train(settings, world, corpus, resume, start, begin, outside)
         finally:
             if world.local_rank == 0:
                 stored_checkpoints.keep_heads(run)
@@ -217,9 +220,12 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
 
     Stopped if the run was asked to stop, for `reason`.
     """
-    if reason:
-        raise Stopped(f"stopped ({reason}) with a checkpoint; the same command goes on")
     run, name = runs.directory_of(settings), settings.run.out_dir
+    if reason:
+        stops = [record for record in read_records(run / runs.METRICS) if record["kind"] == "stop"]
+        has_none = settings.evaluation.eval_only or (stops and stops[-1]["step"] == 0)
+        what = f"stopped ({reason}){'' if has_none else ' with a checkpoint'}"
+        raise Stopped(f"{what}; the same command goes on")
     mirrors.pull(run / runs.METRICS, if_changed=True)
     records = read_records(run / runs.METRICS)
     part = settings.evaluation.val_part

@@ -21,7 +21,7 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.evaluation.loss import mean_loss
+from yuzogpt.evaluation.loss import Interrupted, mean_loss
 from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.loading import Start
 from yuzogpt.metrics import MetricsLog
@@ -37,6 +37,7 @@ from yuzogpt.training.monitor import (
     clip,
     not_finite_layers,
     squares_of_gradients,
+    weights_are_finite,
 )
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
 from yuzogpt.training.outside import Outside
@@ -47,6 +48,9 @@ from yuzogpt.training.schedules import batch_factor, lr_at
 from yuzogpt.training.stopping import StopRequest
 from yuzogpt.world import World
 
+WAYS_OUT = (
+    "Try a lower --learning_rate, more --warmup_iters, or --dtype=float32, in another --out_dir"
+)
 LONG_STEP = 5.0  # seconds; a longer one is not waited for when the run is asked to stop
 
 
@@ -90,20 +94,26 @@ def train(
         load_state_tensors(model, optimizer, resume.tensors(OPTIMIZER))
     data = Rows(corpus.stream("train"), shape.block_size, seed)
     windows = FixedWindows(corpus.stream("val"), shape.block_size, settings.evaluation.val_part)
-    validation = Validation(windows, settings, world, hardware, moves)
+    validation = Validation(windows, settings, world, hardware, moves, outside.stop)
     log = begin()
     records = Records(log, settings, step)
     records.introduce(world, hardware, model, data, rows_seen, why, start)
 
     if settings.evaluation.eval_only:
-        records.write("eval_only", val_loss=finite(validation.whole(model)))
+        try:
+            records.write("eval_only", val_loss=finite(validation.whole(model)))
+        except Interrupted:
+            return asked_to_stop(outside.stop, world)
         return None
     tokenizer = (corpus.directory / TOKENIZER).read_bytes()
-    saver = Saver(settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside)
+    saver = Saver(settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside, resume)
     records.start(world, kind, start)
 
-    def evaluate() -> dict[str, float]:
-        estimate = validation.estimate(model)
+    def evaluate() -> dict[str, float]:  # nothing, if the run is asked to stop meanwhile
+        try:
+            estimate = validation.estimate(model)
+        except Interrupted:
+            return {}
         records.evaluation(rows_seen, estimate)
         return {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
 
@@ -111,16 +121,22 @@ def train(
         return step == schedule.max_iters or is_due(step, settings.evaluation.eval_interval)
 
     metrics: dict[str, float] = {}  # of the weights as they are
+    reason: str | None = None
     if resume is None:
-        evaluate()
+        reason = None if evaluate() else asked_to_stop(outside.stop, world)
     elif is_evaluated_after(step) and "val_loss_estimate" not in resume.state.metrics:
-        metrics = evaluate()  # the run was stopped before it could
-        saver.add_metrics(resume, metrics)
+        if metrics := evaluate():  # the run was stopped before it could
+            saver.add_metrics(step, metrics)
+        else:
+            reason = asked_to_stop(outside.stop, world)
+    if reason:
+        records.stop(reason)
+        return reason
     first_rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
     first_batch = next(micro_batches(data, rows_seen, first_rows, most, world, hardware))
     settle_buckets(trainee.trained, hardware, *first_batch)
 
-    def save(metrics: dict[str, float]) -> None:
+    def save(metrics: dict[str, float], *, is_evaluated_next: bool = False) -> None:
         saver.save(
             State(
                 step=step,
@@ -131,7 +147,8 @@ def train(
                 metrics=metrics,
                 guard=guard.memory(),
                 batch=batch.memory(),
-            )
+            ),
+            is_evaluated_next=is_evaluated_next,
         )
 
     if world.size > 1 and settings.log.network_interval:  # also makes NCCL's connections in time
@@ -139,7 +156,7 @@ def train(
     saver.wait()  # for its memory: better none here than none at the first checkpoint
     outside.watchdog.begin_first_step()
     records.clock()
-    reason, seconds, is_long = None, 0.0, False
+    seconds, is_long = 0.0, False
     while step < schedule.max_iters and reason is None:
         rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
         lr = lr_at(step, settings.optimizer, schedule) * batch_factor(rows, settings.batch)
@@ -199,26 +216,34 @@ def train(
             raise RunFailed(why_given_up(settings, trainee, totals, guard, step))
         outside.watchdog.end_start_up()
 
-        # Look at the validation loss, and write a checkpoint, when it is time for them.
+        # Write a checkpoint, and look at the validation loss, when it is time for them.
         is_last = step == schedule.max_iters
         if totals.stopping and not is_last:
             reason = asked_to_stop(outside.stop, world)
         metrics = {}
-        if is_evaluated_after(step) and not reason:
+        is_evaluated = is_evaluated_after(step) and not reason
+        if is_evaluated or reason or is_due(step, settings.checkpoint.checkpoint_interval):
+            # Weights that may be spoilt push no good ones out.
+            is_spoilt = guard.not_finite_in_a_row > 0 and not is_last
+            if reason or not (is_spoilt or not weights_are_finite(trainee, world)):
+                save(metrics, is_evaluated_next=is_evaluated)
+        if is_evaluated:
             with records.not_timed():
                 metrics = evaluate()
-        # Weights that may be spoilt push no good ones out.
-        is_spoilt = guard.not_finite_in_a_row or not all(map(math.isfinite, metrics.values()))
-        is_fit = is_last or reason or not is_spoilt
-        if is_fit and (metrics or reason or is_due(step, settings.checkpoint.checkpoint_interval)):
-            save(metrics)
+            if metrics:
+                saver.add_metrics(step, metrics)
+            else:
+                reason = asked_to_stop(outside.stop, world)
 
     saver.finish()
     outside.watchdog.allow_long_reads()
+    if not reason:
+        try:
+            finish(run, world, trainee, validation, records)
+        except Interrupted:
+            reason = asked_to_stop(outside.stop, world)
     if reason:
         records.stop(reason)
-    else:
-        finish(run, world, trainee, validation, records)
     return reason
 
 
@@ -266,6 +291,7 @@ class Validation:
     world: World
     hardware: Hardware
     on_progress: Callable[[str], None]
+    stop: StopRequest
 
     @property
     def estimate_windows(self) -> int:
@@ -285,7 +311,7 @@ class Validation:
         indices, batch_size = self.windows.spread(count), self.settings.batch.batch_size
         return mean_loss(
             model, self.windows, indices, batch_size, self.world, self.hardware,
-            lambda: self.on_progress("the evaluation"),
+            lambda: self.on_progress("the evaluation"), lambda: self.stop.look() is not None,
         )  # fmt: skip
 
 
@@ -299,8 +325,7 @@ def why_given_up(
     return (
         f"{settings.run.out_dir}: step {step} is number {guard.not_finite_in_a_row} in a row to be "
         f"skipped: loss {totals.loss}, gradient norm {totals.gradient_norm}{where}{more}; weights "
-        f"are those of step {step - guard.not_finite_in_a_row}. Try a lower --learning_rate, more "
-        "--warmup_iters, or --dtype=float32, in another --out_dir"
+        f"are those of step {step - guard.not_finite_in_a_row}. {WAYS_OUT}"
     )
 
 
@@ -309,6 +334,11 @@ def finish(
 ) -> None:
     """Evaluate the last and the best checkpoint over the whole split, and say so."""
     step, last_loss = records.step, validation.whole(trainee.model)
+    if not (weights_are_finite(trainee, world) and math.isfinite(last_loss)):
+        raise RunFailed(
+            f"{validation.settings.run.out_dir}: the weights are spoilt after the last step, "
+            f"{step}: val loss {last_loss}. {WAYS_OUT}"
+        )
     best_step, best_loss = step, last_loss
     found = None
     with contextlib.suppress(UserError, OSError):  # of another version, say

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from yuzogpt.config import GuardSettings
-from yuzogpt.training.parallel import Trainee
+from yuzogpt.training.parallel import Trainee, local
 from yuzogpt.world import World
 
 DECAY = 0.98  # of the running mean and variance of the loss: about the last 50 steps
@@ -70,6 +70,12 @@ def squares_of_gradients(trainee: Trainee) -> Tensor:
     """Return the square of the norm of each gradient, as far as this rank holds it."""
     norms = torch.stack(torch._foreach_norm(trainee.gradients()))
     return norms.double() ** 2 if norms.device.type != "mps" else norms**2
+
+
+def weights_are_finite(trainee: Trainee, world: World) -> bool:
+    """Tell whether all weights are numbers whose squares add up to one; call it on all ranks."""
+    norms = torch._foreach_norm([local(p.detach()) for p in trainee.model.parameters()])
+    return math.isfinite(world.sum(torch.stack(norms).sum()).item())
 
 
 def clip(trainee: Trainee, norm: float, limit: float) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from yuzogpt.training.stopping import StopRequest
 from yuzogpt.training.watchdog import Watchdog
 
-# Called by every rank, equally often, for each checkpoint, with its metrics and its directory.
+# Called by every rank, equally often, for each checkpoint that was evaluated, with its metrics and
+# its directory.
 Report = Callable[[dict[str, float], Path], None]
 
 

@@ -34,6 +34,7 @@ from yuzogpt.world import World
 
 # For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+FIRST_BUCKET_MB = 1.0  # of DDP, which keeps the first one small
 BYTES_PER_WEIGHT = 16  # float32 weight, gradient and AdamW's two moments
 
 Kind = Literal["none", "ddp", "fsdp"]
@@ -161,10 +162,13 @@ def wrap(model: GPT, kind: Kind, settings: ParallelSettings, hardware: Hardware)
     if kind == "none":
         return trained
     on_gpu = hardware.device.type == "cuda"
+    bucket = settings.ddp_bucket_mb
+    if hardware.compile:  # dynamo, which cuts the graph at buckets, wants none below the first
+        bucket = max(bucket, FIRST_BUCKET_MB)
     return DistributedDataParallel(
         trained,
         device_ids=[hardware.device] if on_gpu else None,
-        bucket_cap_mb=settings.ddp_bucket_mb,
+        bucket_cap_mb=bucket,
         gradient_as_bucket_view=True,
     )
 

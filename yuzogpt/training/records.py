@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from yuzogpt.config import TrainSettings
+from yuzogpt.config.schedule import worth_saying
 from yuzogpt.data.batches import Rows
 from yuzogpt.hardware import Hardware
 from yuzogpt.loading import Start
@@ -64,6 +65,7 @@ class Records:
             if self.step
             else f"weights: {start.reference.name if start else self.settings.run.init_from}",
             *self._what_learns(model),
+            *worth_saying(self.settings.schedule, self.settings.optimizer.learning_rate),
         ):
             self.write("notice", text=line)
 

@@ -1,8 +1,8 @@
 """Checkpoints written while training goes on: a step waits for the copy of its tensors alone.
 
 In: the model and optimizer on each rank, and the state of the run. Out: checkpoints (see
-checkpoints.py), each reported when it is whole. A thread of each rank writes; the threads talk over
-a group of their own, so that their collectives do not mix with the loop's.
+checkpoints.py), reported when they are whole and evaluated. A thread of each rank writes; the
+threads talk over a group of their own, so that their collectives do not mix with the loop's.
 
     ddp     rank 0 holds everything, and writes it
     fsdp    each rank writes one file of whole tensors, gathered from all ranks one by one
@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import shutil
 import threading
@@ -54,6 +55,7 @@ class Saver:
         tokenizer: bytes,
         log: MetricsLog | None,
         outside: Outside,
+        resume: Checkpoint | None,
     ) -> None:
         """Call it on every rank; `log` is rank 0's, the rest as in loop.train."""
         self.settings, self.tokenizer, self.log = settings, tokenizer, log
@@ -70,17 +72,19 @@ class Saver:
         }
         self.parts = share_out(weights, world.size if trainee.kind == "fsdp" else 1)
         self.failures, self.bytes = 0, 0
-        self.step: int | None = None  # of the last checkpoint that is written, or being written
+        # The last checkpoint that is written; its step, or that of one that is being written.
+        self.newest = resume
+        self.step = resume.state.step if resume else None
         self.copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}
         holds_something = trainee.kind == "fsdp" or world.rank == 0
         self.writing: Future[None] = in_thread(self._allocate if holds_something else lambda: None)
 
-    def save(self, state: State) -> None:
+    def save(self, state: State, *, is_evaluated_next: bool = False) -> None:
         """Copy what a checkpoint holds, and write it beside what comes next.
 
         Waits for the checkpoint before, if that is not written yet; one of the same step is not
-        replaced. RunFailed, on every rank, if checkpoints cannot be written, or out_dir is another
-        command's by now.
+        replaced. `is_evaluated_next`: older ones are kept until `add_metrics`. RunFailed, on every
+        rank, if checkpoints cannot be written, or out_dir is another command's by now.
         """
         started = time.perf_counter()
         self.wait()
@@ -94,16 +98,45 @@ class Saver:
         if self.is_on_gpu:
             torch.cuda.synchronize()
         stall = time.perf_counter() - started
-        self.writing = in_thread(lambda: self._write(state, stall, waited))
 
-    def add_metrics(self, checkpoint: Checkpoint, metrics: dict[str, float]) -> None:
-        """Keep with a checkpoint what was found out about it since it was written."""
-        if self.world.rank == 0:
-            try:
-                checkpoints.add_metrics(checkpoint.directory, metrics)
-            except OSError as error:
-                self._notice(checkpoint.state.step, f"metrics not kept ({reason_of(error)})")
-        self.outside.report(metrics, checkpoint.directory)
+        def write() -> None:
+            self._write(state, stall, waited)
+            if not is_evaluated_next:
+                self._prune()
+
+        self.writing = in_thread(write)
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep with the checkpoint of a step what was found out since, and report it.
+
+        Beside what comes next, when it is written. A loss that is not finite is of weights that are
+        spoilt: their checkpoint is deleted, and no older one for it.
+        """
+        before = self.writing
+
+        def add() -> None:
+            before.result()
+            if step != self.step or self.newest is None:  # it could not be written
+                return
+            directory = self.newest.directory
+            is_spoilt = not all(map(math.isfinite, metrics.values()))
+            if self.world.rank == 0:
+                try:
+                    with contextlib.nullcontext() if is_spoilt else contextlib.suppress(OSError):
+                        self.outside.refuse_to_write()
+                    if is_spoilt:
+                        checkpoints.discard(directory)
+                    else:
+                        checkpoints.add_metrics(directory, metrics)
+                except Exception as error:  # the next checkpoint says if the run cannot go on
+                    self._notice(step, f"metrics not kept ({reason_of(error)})")
+            if is_spoilt:
+                self.step = self.newest = None
+            else:
+                self._prune()
+                self.outside.report(metrics, directory)
+
+        self.writing = in_thread(add)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or known to have failed.
@@ -172,7 +205,7 @@ class Saver:
                 write_seconds=round(time.perf_counter() - started, 3),
                 bytes=self.bytes,
             )
-        self.outside.report(state.metrics, self._directory(state))
+        self.newest = Checkpoint(self._directory(state), state)
 
     def _directory(self, state: State) -> Path:
         return self.run / "checkpoints" / f"step-{state.step}"
@@ -278,13 +311,20 @@ class Saver:
             return error
         with contextlib.suppress(OSError):
             self.bytes = stored_checkpoints.size_of(written.directory)
+        return None
+
+    def _prune(self) -> None:
+        """Delete the checkpoints that are not kept beside the newest one."""
+        if self.world.rank or self.newest is None:
+            return
+        kept = self.settings
         try:
-            checkpoints.prune(self.run, written, self.settings.keep_last, self.settings.keep_best)
+            self.outside.refuse_to_write()
+            checkpoints.prune(self.run, self.newest, kept.keep_last, kept.keep_best)
         except Exception as error:  # the new one is whole, whatever is the matter with old ones
             text = f"!!! old checkpoints could not be deleted ({reason_of(error)})"
             if self.log:
-                self.log.write("notice", state.step, text=text)
-        return None
+                self.log.write("notice", self.newest.state.step, text=text)
 
 
 def share_out(tensors: Mapping[str, Tensor], parts: int) -> list[list[str]]:

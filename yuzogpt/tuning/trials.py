@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from yuzogpt import checkpoints, runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.errors import InUse, RunFailed, UserError
+from yuzogpt.errors import InUse, RunFailed, UserError, is_out_of_memory
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.metrics import Listener, Record, read_records
 from yuzogpt.training.stopping import ask_to_stop
@@ -150,12 +150,6 @@ def score(settings: TrainSettings, directory: Path, train: Train) -> None:
     train(settings.model_copy(update={"run": run, "evaluation": look}), lambda _: None)
     found = [r["val_loss"] for r in read_records(place / runs.METRICS) if r["kind"] == "eval_only"]
     replace(trial, score=found[-1]).write()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a device, or this machine, had no memory left; torch has many ways to say so."""
-    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_named or "allocate memory" in str(error)
 
 
 def keep_weights_only(run: Path) -> None:

@@ -1,0 +1,206 @@
+"""How long a run is, and the learning rate of each of its steps.
+
+In: a step, from 0. Out: a learning rate, a pure function of the settings. So a run may go on with
+another schedule as long as the steps that it has made keep their learning rates.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, ValidationError, model_validator
+
+from yuzogpt.config.section import Count, NonNegative, Positive, Section, setting
+from yuzogpt.errors import UserError
+
+if TYPE_CHECKING:
+    from yuzogpt.config.train import TrainSettings
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A part of a schedule: from step `begin` a warmup to `peak`, then a decay until `end`."""
+
+    begin: int
+    end: int
+    peak: float | None  # None: the learning rate at `begin`
+
+
+@lru_cache
+def read_redecay(text: str) -> tuple[Decay, ...]:
+    """Read `BEGIN..END@RATE`, or several with commas; ValueError if they make no sense."""
+    decays: list[Decay] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        steps, _, rate = part.partition("@")
+        begin, _, end = steps.partition("..")
+        try:
+            found = Decay(int(begin), int(end), float(rate) if rate else None)
+        except ValueError:
+            raise ValueError(
+                "write BEGIN..END or BEGIN..END@RATE, such as 200..1000@0.01"
+            ) from None
+        last = decays[-1].begin if decays else 0
+        if not (last < found.begin < found.end and 0 <= (found.peak or 0.0) < math.inf):
+            raise ValueError(f"{part}: needs {last} < BEGIN < END, and a RATE of 0 or more")
+        decays.append(found)
+    return tuple(decays)
+
+
+def check_redecay(text: str) -> str:
+    """Return the text if it can be read."""
+    read_redecay(text)
+    return text
+
+
+class ScheduleSettings(Section):
+    """How long, and the learning rate on the way."""
+
+    max_iters: Positive = setting(600_000, "optimizer steps in all", "steps")
+    decay_lr: bool = setting(True, "decay to min_lr; False: constant", frozen=True)
+    lr_schedule: Literal["cosine", "linear", "wsd"] = setting(
+        "cosine", "way from the peak to min_lr; wsd: constant, then linear", frozen=True
+    )
+    warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
+    lr_decay_iters: Positive = setting(600_000, "where the decay ends", "steps", frozen=True)
+    cooldown_iters: Count = setting(
+        0, "wsd: the decay begins so long before its end", "steps", frozen=True
+    )
+    min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
+    redecay: Annotated[str, AfterValidator(check_redecay)] = setting(
+        "",
+        "decay to min_lr again, to prolong a run: BEGIN..END@RATE, in steps, from the learning "
+        "rate RATE (without @RATE: from the one at BEGIN); several with commas",
+        frozen=True,
+    )
+
+    @model_validator(mode="after")
+    def cooldown_is_given(self) -> Self:
+        """Constant and then linear: somebody must say when."""
+        if self.decay_lr and self.lr_schedule == "wsd" and not self.cooldown_iters:
+            raise ValueError("lr_schedule=wsd: cooldown_iters says how long its decay is, in steps")
+        return self
+
+    @property
+    def decay_end(self) -> int | None:
+        """The step from which the learning rate stays as it is; None: it is constant."""
+        further = read_redecay(self.redecay)
+        if further:
+            return further[-1].end
+        return self.lr_decay_iters if self.decay_lr else None
+
+    def lr_at(self, step: int, peak: float) -> float:
+        """Return the learning rate of `step`; `peak`: the optimizer's.
+
+        Linear warmup, the decay, then min_lr; and so again from the beginning of each further
+        decay. wsd (warmup, stable, decay): MiniCPM (Hu et al., 2024). Warming up and decaying
+        again: Ibrahim et al., 2024.
+        """
+        further = read_redecay(self.redecay)
+        begun = next((n for n in range(len(further), 0, -1) if step >= further[n - 1].begin), 0)
+        return self._lr_of_part(step, peak, further[:begun])
+
+    def _lr_of_part(self, step: int, peak: float, further: tuple[Decay, ...]) -> float:
+        """Return the learning rate of `step`; `further`: the decays that have begun by then."""
+        low, first, end, warmup = 0.0, 0, self.lr_decay_iters, self.warmup_iters
+        if further:
+            first, end = further[-1].begin, further[-1].end
+            low = self._lr_of_part(first, peak, further[:-1])
+            peak = low if further[-1].peak is None else further[-1].peak
+            warmup = warmup if peak > low else 0
+        elif not self.decay_lr:
+            return peak
+        begin = first + warmup
+        if step < begin:
+            return low + (peak - low) * (step - first + 1) / (warmup + 1)
+        if step >= end:
+            return self.min_lr
+        if self.lr_schedule == "wsd":
+            begin = max(begin, end - self.cooldown_iters)
+        progress = max(0, step - begin) / (end - begin)
+        left = 1 - progress
+        if self.lr_schedule == "cosine":
+            left = (1 + math.cos(math.pi * progress)) / 2
+        return self.min_lr + (peak - self.min_lr) * left
+
+
+def first_change(
+    before: Mapping[str, Any], peak: float, schedule: ScheduleSettings, steps: int
+) -> int | None:
+    """Return the first of so many steps that had another learning rate before; None: none had.
+
+    `before`: the settings that they were made with, of this version or another.
+    """
+    known = {name: before[name] for name in ScheduleSettings.model_fields if name in before}
+    try:
+        was = ScheduleSettings.model_validate(known)
+    except ValidationError:
+        return 0
+    if was.model_copy(update={"max_iters": schedule.max_iters}) == schedule:
+        return None
+    changed = (s for s in range(steps) if was.lr_at(s, peak) != schedule.lr_at(s, peak))
+    return next(changed, None)
+
+
+def decaying_again(redecay: str, step: int, end: int | str) -> str:
+    """Return the flag with which a run decays once more, from `step` to `end`."""
+    return "--redecay=" + ",".join(filter(None, (redecay, f"{step}..{end}@RATE")))
+
+
+def refuse_rates(settings: "TrainSettings", made: int | None) -> None:
+    """Raise UserError if the learning rate would rise to min_lr, or be 0, in steps to be made.
+
+    `made`: the steps of a run that goes on, None for a new run. What was started so may still make
+    the steps that have another learning rate than 0.
+    """
+    schedule, optimizer = settings.schedule, settings.optimizer
+    peak, last, step = optimizer.learning_rate, schedule.max_iters, made or 0
+    is_said = "learning_rate" in optimizer.model_fields_set
+    is_said = is_said and "min_lr" in schedule.model_fields_set
+    if made is None and schedule.decay_lr and peak < schedule.min_lr and is_said:
+        raise UserError(
+            f"learning_rate={peak:g} is below min_lr={schedule.min_lr:g}, to which it decays; "
+            "lower --min_lr, or set --decay_lr=False"
+        )
+    if settings.evaluation.eval_only or not peak or step >= last or schedule.lr_at(last - 1, peak):
+        return
+    idle = next(s for s in range(step, last) if not schedule.lr_at(s, peak))
+    if made is not None and idle > made:
+        return
+    later = schedule.model_copy(update={"lr_decay_iters": last})
+    way = f"--lr_decay_iters={last} decays to the end"
+    if schedule.redecay or first_change(schedule.model_dump(), peak, later, step) is not None:
+        way = f"{decaying_again(schedule.redecay, step, last)} decays again, from RATE"
+    raise UserError(
+        f"--max_iters={last}: learning rate 0 from step {idle} on (min_lr={schedule.min_lr:g}); "
+        f"{way}"
+    )
+
+
+def way_on(schedule: ScheduleSettings) -> str:
+    """Return how a run that has made max_iters steps can go on."""
+    step, end = schedule.max_iters, schedule.decay_end
+    if end is None:
+        return "raise --max_iters to go on"
+    if step < end:
+        return f"raise --max_iters, to {end} at most for the same decay, to go on"
+    again = f"with {decaying_again(schedule.redecay, step, 'N')} to decay again"
+    if schedule.min_lr:
+        return f"raise --max_iters to N to go on at min_lr={schedule.min_lr:g}, {again}"
+    return f"raise --max_iters to N, {again}, to go on"
+
+
+def worth_saying(schedule: ScheduleSettings, peak: float) -> list[str]:
+    """Return what may surprise in the learning rates of a run, a line each."""
+    lines, end = [], schedule.decay_end
+    if schedule.decay_lr and peak < schedule.min_lr:
+        lines.append(
+            f"the learning rate rises from {peak:g} to min_lr={schedule.min_lr:g}: lower --min_lr"
+        )
+    if end is not None and schedule.max_iters > end:
+        where = "redecay" if schedule.redecay else f"lr_decay_iters={end}"
+        lines.append(
+            f"learning rate: stays at min_lr={schedule.min_lr:g} from step {end} on ({where})"
+        )
+    return lines

@@ -237,6 +237,35 @@ def from_offsets(offsets: npt.NDArray[np.int64], values: pa.Array) -> pa.ListArr
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
 
 
+class TokenBuffer:
+    """An array of tokens that grows."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        """It is empty."""
+        self.array = np.empty(2**16, dtype)
+        self.size = 0
+
+    def append(self, ids: Ids) -> None:
+        """Add tokens at the end."""
+        needed = self.size + len(ids)
+        if needed > len(self.array):  # memory that is not written to yet is not taken yet
+            grown = np.empty(max(needed, 2 * len(self.array)), self.array.dtype)
+            grown[: self.size] = self.tokens
+            self.array = grown
+        self.array[self.size : needed] = ids
+        self.size = needed
+
+    def drop(self, count: int) -> None:
+        """Remove the first tokens."""
+        self.size -= count
+        self.array[: self.size] = self.array[count : count + self.size].copy()
+
+    @property
+    def tokens(self) -> Ids:
+        """All tokens: a view, until more are added or some dropped."""
+        return self.array[: self.size]
+
+
 def joined(chunks: Sequence[pa.ListArray]) -> pa.ListArray:
     """Put documents together in one array whose values are their tokens and nothing else."""
     values = pa.concat_arrays([chunk.flatten() for chunk in chunks])
@@ -255,41 +284,50 @@ class BlockWriter:
         self.split = split
         self.block_tokens = block_tokens
         self.name = name
-        self.waiting: list[pa.ListArray] = []
-        self.tokens_waiting = 0
+        self.lengths: list[npt.NDArray[np.int64]] = []  # of the documents that wait
+        self.tokens: TokenBuffer | None = None
         self.written: list[Block] = []
 
     def add(self, documents: pa.ListArray) -> None:
         """Take the next documents; blocks that are full are written."""
-        if len(documents):
-            self.waiting.append(documents)
-            self.tokens_waiting += len(documents.flatten())
-        if self.tokens_waiting > self.block_tokens:
-            self._write(last=False)
+        if not len(documents):
+            return
+        ids = documents.flatten().to_numpy()
+        if len(documents) == 1 and len(ids) > self.block_tokens:  # not copied: it may be large
+            self.finish()
+            self._write_block(np.array([0, len(ids)]), ids)
+            return
+        self.tokens = self.tokens or TokenBuffer(ids.dtype)
+        self.tokens.append(ids)
+        self.lengths.append(np.diff(documents.offsets.to_numpy()).astype(np.int64))
+        if self.tokens.size > self.block_tokens:
+            self._write(self.tokens, last=False)
 
     def finish(self) -> list[Block]:
         """Write what is left; return all that was written."""
-        if self.waiting:
-            self._write(last=True)
+        if self.tokens and self.lengths:
+            self._write(self.tokens, last=True)
         return self.written
 
-    def _write(self, *, last: bool) -> None:
+    def _write(self, waiting: TokenBuffer, *, last: bool) -> None:
         """Write full blocks, each of as many documents as fit and one at least; `last`: all."""
-        documents = joined(self.waiting)
-        ends = documents.offsets.to_numpy()[1:]
+        lengths = np.concatenate(self.lengths)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
         start = 0
-        while self.tokens_waiting > (0 if last else self.block_tokens) or (
-            last and start < len(documents)  # documents without tokens
-        ):
-            before = int(ends[start - 1]) if start else 0
-            fitting = int(np.searchsorted(ends, before + self.block_tokens, side="right"))
+        while start < len(lengths) and (last or waiting.size - bounds[start] > self.block_tokens):
+            before = int(bounds[start])
+            fitting = int(np.searchsorted(bounds, before + self.block_tokens, side="right")) - 1
             stop = max(start + 1, fitting)
-            path = self.directory / self.name(len(self.written))
-            block = write_block(path, self.split, joined([documents[start:stop]]))
-            self.written.append(block)
-            self.tokens_waiting -= block.tokens
+            tokens = waiting.tokens[before : bounds[stop]]
+            self._write_block(bounds[start : stop + 1] - before, tokens)
             start = stop
-        self.waiting = [documents[start:]] if start < len(documents) else []
+        waiting.drop(int(bounds[start]))
+        self.lengths = [lengths[start:]] if start < len(lengths) else []
+
+    def _write_block(self, offsets: npt.NDArray[np.int64], tokens: Ids) -> None:
+        documents = from_offsets(offsets, pa.array(tokens))  # not copied
+        path = self.directory / self.name(len(self.written))
+        self.written.append(write_block(path, self.split, documents))
 
 
 def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:

@@ -5,6 +5,7 @@ which units an interrupted command left undone. Everything uncommitted lies in `
 the directory, where the same command finds it and goes on. Next on the line: units.py.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from yuzogpt import tokenizers
 from yuzogpt.config import LargeCorpusSettings
-from yuzogpt.data import blocks, sources, units
+from yuzogpt.data import blocks, readers, sources, units
 from yuzogpt.data.blocks import PLAN, STAGING, Block
 from yuzogpt.data.corpora import Corpus
 from yuzogpt.data.sources import Listing, Unit
@@ -22,7 +23,7 @@ from yuzogpt.data.splits import Split
 from yuzogpt.data.units import Recipe, UnitRecord
 from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
-from yuzogpt.tokenizers import Tokenizer, gpt2_tokenizer
+from yuzogpt.tokenizers import BytePairTokenizer, gpt2_tokenizer
 
 COUNTS = "counts.json"
 SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
@@ -39,7 +40,7 @@ class Plan:
     directory: Path
     listing: Listing
     recipe: Recipe
-    tokenizer: Tokenizer
+    tokenizer: BytePairTokenizer
     identity: dict[str, Any]  # an equal one means the same preparation
     settings: dict[str, Any]  # the part of it that the manifest records
 
@@ -62,6 +63,8 @@ class Plan:
 def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, directory: Path) -> Plan:
     """List the source and settle how it is prepared. Reads footers only, writes nothing."""
     listing = sources.list_source(source, settings.text_column, settings.by_line, directory)
+    if listing.units[0].format == "jsonl":
+        readers.check_first_line(listing.units, settings.text_column)
     chosen = settings.split_rule or corpus.split_rule
     if chosen == "tail":
         raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
@@ -122,10 +125,11 @@ def describe(plan: Plan, source: str) -> str:
 def estimate(plan: Plan) -> tuple[int, int]:
     """Estimate how many tokens and documents there are, from the first documents."""
     size = tokens = documents = 0
-    for raw_bytes, document in sources.peek(plan.listing.units, plan.recipe.text_column):
+    for raw_bytes, document in readers.peek(plan.listing.units, plan.recipe.text_column):
         text = document[:SAMPLE_BYTES].decode("utf-8", "replace")
         share_read = len(document[:SAMPLE_BYTES]) / max(1, len(document))
-        tokens += len(plan.tokenizer.encode(text)) + 1
+        with contextlib.suppress(UserError):  # of text without tokens, which is rejected later
+            tokens += len(plan.tokenizer.encode(text)) + 1
         size += int(raw_bytes * share_read)
         documents += 1
         if size >= SAMPLE_BYTES:

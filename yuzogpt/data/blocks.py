@@ -10,23 +10,35 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field, TypeAdapter, ValidationError
 
 from yuzogpt import tokenizers
-from yuzogpt.errors import UserError
+from yuzogpt.data.block_files import check_ids, damaged, map_documents
+from yuzogpt.data.token_buffer import TokenBuffer
+from yuzogpt.errors import UserError, reason_of
 from yuzogpt.files import cache_directory, sha256, sync_file, to_json, write_durably
+from yuzogpt.storage.untrusted import (
+    DamagedFile,
+    Untrusted,
+    first_mistake,
+    load_json,
+    read_file,
+)
 from yuzogpt.tokenizers import Ids, Tokenizer
 
 FORMAT_VERSION = 1
+BLOCK_NAME = re.compile(r"(train|val)-\d{5,}\.arrow")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
@@ -45,6 +57,15 @@ class Block:
     tokens: int
     bytes: int
     sha256: str
+
+
+class RecordedTokenizer(Untrusted):
+    """What the manifest records of the tokenizer."""
+
+    kind: str
+    vocab_size: Annotated[int, Field(gt=0, le=2**32)]
+    end_of_text: int | None
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,11 @@ class PreparedCorpus:
     def stream(self, split: str) -> TokenStream:
         """Map the blocks of `split` into memory."""
         blocks = [block for block in self.manifest.blocks if block.split == split]
-        return TokenStream([map_block(self.directory / block.file) for block in blocks])
+        return TokenStream([tokens_of(self.documents(block)) for block in blocks])
+
+    def documents(self, block: Block) -> pa.ListArray:
+        """Map the documents of a block into memory; DamagedFile if it is not the manifest's."""
+        return map_documents(self.directory / block.file, block.documents, block.tokens)
 
     def check(self) -> None:
         """Look whether all files are there, without reading blocks; UserError names what is not."""
@@ -145,8 +170,9 @@ class PreparedCorpus:
     def verify(self, *, anew: bool = False) -> None:
         """Compare every block with the manifest; UserError names the first that differs.
 
-        A hash is remembered by size, modification time and inode, once per node, so that a
-        restart does not read everything again; `anew` reads it all the same.
+        All ids are within the vocabulary, too. What was found is remembered by size, modification
+        time and inode, once per node, so that a restart does not read everything again; `anew`
+        reads it all the same.
         """
         self.check()
         remembered = VerifiedBlocks(forget=anew)
@@ -154,7 +180,16 @@ class PreparedCorpus:
             path = self.directory / block.file
             if remembered.sha256(path) != block.sha256:
                 raise damaged(path, "its SHA-256 is not the manifest's")
+            documents = self.documents(block)
+            if not remembered.has_ids_below(path, self.vocab_size):
+                check_ids(path, tokens_of(documents), self.vocab_size)
+                remembered.note_ids_below(path, self.vocab_size)
         remembered.save()
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids the tokenizer has."""
+        return int(self.manifest.tokenizer["vocab_size"])
 
 
 class VerifiedBlocks:
@@ -170,21 +205,27 @@ class VerifiedBlocks:
 
     def sha256(self, path: Path) -> str:
         """Return the file's SHA-256, reading it only if it is new or was touched."""
-        stat = path.stat()
-        key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+        key = self._key(path)
         self.used[key] = self.known.get(key) or sha256(path)
         return self.used[key]
+
+    def has_ids_below(self, path: Path, vocab_size: int) -> bool:
+        """Return whether a file's ids were found to be of a vocabulary of this size."""
+        return f"{self._key(path)}:{vocab_size}" in self.known
+
+    def note_ids_below(self, path: Path, vocab_size: int) -> None:
+        """Remember that a file's ids are of a vocabulary of this size."""
+        self.used[f"{self._key(path)}:{vocab_size}"] = "ids"
+
+    def _key(self, path: Path) -> str:
+        stat = path.stat()
+        return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
 
     def save(self) -> None:
         """Remember for the next run."""
         if not self.used.items() <= self.known.items():
             with contextlib.suppress(OSError):  # a memory, no more: without it files are read again
                 write_durably(self.path, to_json(self.known | self.used))
-
-
-def damaged(path: Path | str, reason: str) -> UserError:
-    """Return the error for a corpus that is not what its manifest says."""
-    return UserError(f"{path}: damaged: {reason}; prepare the corpus again with --overwrite")
 
 
 def open_corpus(directory: Path) -> PreparedCorpus:
@@ -196,7 +237,10 @@ def open_corpus(directory: Path) -> PreparedCorpus:
         raise UserError(
             f"{directory}: no prepared corpus here; `yuzogpt prepare {directory.name}` makes one"
         )
-    content = path.read_bytes()
+    try:
+        content = read_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: not readable: {reason_of(error)}") from None
     fingerprint = hashlib.sha256(content).hexdigest()
     return PreparedCorpus(directory, parse_manifest(content, str(path)), fingerprint)
 
@@ -204,15 +248,22 @@ def open_corpus(directory: Path) -> PreparedCorpus:
 def parse_manifest(content: bytes, origin: str) -> Manifest:
     """Read a manifest; UserError for another version's, or what is none."""
     try:
-        found = json.loads(content)
-        if found["format"] != FORMAT_VERSION:
-            raise UserError(
-                f"{origin}: format {found['format']}; this version reads {FORMAT_VERSION}"
-            )
-        found["blocks"] = [Block(**block) for block in found["blocks"]]
-        return Manifest(**{name: found[name] for name in Manifest.__annotations__})
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(origin, f"not a manifest ({error!r})") from None
+        found = load_json(content, origin)
+        version = found.get("format") if isinstance(found, dict) else None
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            raise UserError(f"{origin}: format {version}; this version reads {FORMAT_VERSION}")
+        manifest = TypeAdapter(Manifest).validate_json(content, strict=True)
+        RecordedTokenizer.model_validate(manifest.tokenizer)
+    except ValidationError as error:
+        raise damaged(origin, f"not a manifest ({first_mistake(error)})") from None
+    except DamagedFile as error:
+        raise damaged(origin, f"not a manifest ({error})") from None
+    for block in manifest.blocks:
+        if not BLOCK_NAME.fullmatch(block.file) or not block.file.startswith(f"{block.split}-"):
+            raise damaged(origin, f"it has a block {block.file[:80]!r} of {block.split[:80]!r}")
+        if not all(0 <= n < 2**63 for n in (block.documents, block.tokens, block.bytes)):
+            raise damaged(origin, f"{block.file} has an impossible count")
+    return manifest
 
 
 def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:
@@ -235,35 +286,6 @@ def from_offsets(offsets: npt.NDArray[np.int64], values: pa.Array) -> pa.ListArr
     """Make the column of a block from its flat tokens and where its documents begin and end."""
     assert offsets[-1] < 2**31, "a block's int32 offsets hold fewer than 2^31 tokens"
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
-
-
-class TokenBuffer:
-    """An array of tokens that grows."""
-
-    def __init__(self, dtype: npt.DTypeLike) -> None:
-        """It is empty."""
-        self.array = np.empty(2**16, dtype)
-        self.size = 0
-
-    def append(self, ids: Ids) -> None:
-        """Add tokens at the end."""
-        needed = self.size + len(ids)
-        if needed > len(self.array):  # memory that is not written to yet is not taken yet
-            grown = np.empty(max(needed, 2 * len(self.array)), self.array.dtype)
-            grown[: self.size] = self.tokens
-            self.array = grown
-        self.array[self.size : needed] = ids
-        self.size = needed
-
-    def drop(self, count: int) -> None:
-        """Remove the first tokens."""
-        self.size -= count
-        self.array[: self.size] = self.array[count : count + self.size].copy()
-
-    @property
-    def tokens(self) -> Ids:
-        """All tokens: a view, until more are added or some dropped."""
-        return self.array[: self.size]
 
 
 def joined(chunks: Sequence[pa.ListArray]) -> pa.ListArray:
@@ -345,19 +367,12 @@ def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
 
 def map_block(path: Path) -> npt.NDArray[Any]:
     """Return the flat tokens of a block, memory-mapped, shape (tokens,)."""
-    column = map_documents(path)
-    return np.asarray(column.values.to_numpy(zero_copy_only=True))
+    return tokens_of(map_documents(path))
 
 
-def map_documents(path: Path) -> pa.ListArray:
-    """Return the documents of a block, memory-mapped."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        if reader.num_record_batches != 1:
-            raise damaged(path, f"{reader.num_record_batches} record batches, expected one")
-        return reader.get_batch(0).column(0)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise damaged(path, str(error)) from None
+def tokens_of(documents: pa.ListArray) -> npt.NDArray[Any]:
+    """Return the flat tokens of a block's documents, shape (tokens,); nothing is copied."""
+    return np.asarray(documents.values.to_numpy(zero_copy_only=True))
 
 
 def block_name(split: str, index: int) -> str:

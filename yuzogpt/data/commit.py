@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from yuzogpt import tokenizers
 from yuzogpt.data import blocks
+from yuzogpt.data.block_files import map_documents
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
 from yuzogpt.data.plan import Plan
 from yuzogpt.data.sources import Unit
@@ -86,7 +87,10 @@ def held_out(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> Iterator[pa.Lis
 
 def read_staged(plan: Plan, record: UnitRecord) -> pa.ListArray:
     """Return the held-out documents of a unit."""
-    chunks = [blocks.map_documents(plan.staging / block.file) for block in record.val]
+    chunks = [
+        map_documents(plan.staging / block.file, block.documents, block.tokens)
+        for block in record.val
+    ]
     return chunks[0] if len(chunks) == 1 else blocks.joined(chunks)  # mapped, not copied
 
 

@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from yuzogpt import tokenizers
-from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, TokenBuffer, from_offsets
+from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
 from yuzogpt.data.readers import IN_FILE, TOO_LONG, Batch, read_pieces
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.splits import Split
+from yuzogpt.data.token_buffer import TokenBuffer
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.storage.text import decode_pieces
 from yuzogpt.tokenizers import BytePairTokenizer, Ids, NotTokenizable

@@ -82,7 +82,7 @@ def only_column(reader: pa.ipc.RecordBatchFileReader, path: Path) -> pa.ListArra
 def is_within(buffer: pa.Buffer, content: pa.Buffer) -> bool:
     """Return whether a buffer is a part of a mapped file."""
     start = int(buffer.address) - int(content.address)
-    return 0 <= start <= content.size - buffer.size
+    return 0 <= start <= int(content.size) - int(buffer.size)
 
 
 def check_ids(path: Path, ids: npt.NDArray[Any], vocab_size: int) -> None:

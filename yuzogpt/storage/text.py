@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.storage.untrusted import DamagedFile, read_file
+from yuzogpt.storage.untrusted import DamagedFile
 
-MAX_TEXT_BYTES = 2**30  # of a file that is read whole
+MAX_TEXT_BYTES = 2**28  # of a prompt, or of a file of prompts
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -22,17 +22,30 @@ MARKS = {
 
 
 def read_text(path: Path, origin: str) -> str:
-    """Return the text of a file; UserError, which begins with `origin`, if it is none."""
+    """Return the text of a file, or a pipe, that the user named.
+
+    UserError, which begins with `origin`, if there is none.
+    """
     try:
-        return decode_text(read_file(path, MAX_TEXT_BYTES, origin), origin)
+        with path.open("rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise UserError(f"{origin}: not readable: {reason_of(error)}") from None
+    if len(content) > MAX_TEXT_BYTES:
+        raise UserError(f"{origin}: more than {MAX_TEXT_BYTES:,} bytes")
+    return decode_text(content, origin)
 
 
 def decode_text(content: bytes, origin: str) -> str:
     """Return the text of a file's bytes; DamagedFile, which begins with `origin`, if not UTF-8."""
+    text = decode_utf8(content, origin)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def decode_utf8(content: bytes, origin: str) -> str:
+    """Return bytes as text, line ends as they are; DamagedFile if they are not UTF-8."""
     try:
-        return plain(content).decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DamagedFile(f"{origin}: {why_not_utf8(content)}") from None
 

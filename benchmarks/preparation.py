@@ -1,6 +1,7 @@
 """Preparation against the tokenizer alone and against nanoGPT's way, on the same files.
 
     python benchmarks/preparation.py SOURCE [--copies=10] [--pairs=5] [--workers=2]
+    python benchmarks/preparation.py --memory
 
 SOURCE: a folder of parquet with a column `text`. It is read `copies` times over (by links). The
 three sides run in turn, each as a process of its own, and the medians are compared:
@@ -10,12 +11,17 @@ three sides run in turn, each as a process of its own, and the medians are compa
                nothing else: no writing, no hashing
     nanogpt    what nanoGPT's data/openwebtext/prepare.py does once the dataset is loaded:
                `datasets.map` with num_proc, then a memmap (pip install datasets)
+
+--memory: the peak of resident memory of `yuzogpt prepare --num_workers=0`, which is a task and the
+command that plans it in one process, on files that are made for it: one parquet file with one row
+group of 228 MB, a text file of 120 MB, JSON lines of a few kilobytes of which one has 600 MB.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -166,6 +172,67 @@ def run_side(side: str, files: list[Path], workers: int) -> None:
         print(json.dumps(SIDES[side](files, workers, Path(work))))
 
 
+def large_row_group(folder: Path, text: str) -> None:
+    """Write 228 MB of documents as one row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    documents = [text[start : start + 5_000] for start in range(0, len(text) - 5_000, 5_000)]
+    documents *= 228_000_000 // (5_000 * len(documents)) + 1
+    table = pa.table({"text": documents})
+    pq.write_table(table, folder / "a.parquet", row_group_size=len(documents), compression=None)
+
+
+def large_text(folder: Path, text: str) -> None:
+    """Write a text file of 120 MB."""
+    with (folder / "a.txt").open("w") as file:
+        file.writelines([text] * (120_000_000 // len(text) + 1))
+
+
+def large_line(folder: Path, text: str) -> None:
+    """Write compressed JSON lines, one of which has 600 MB."""
+    import pyarrow as pa
+
+    with pa.CompressedOutputStream(str(folder / "a.jsonl.zst"), "zstd") as file:
+        file.write(b'{"text": "first"}\n{"text": "')
+        for _ in range(600):
+            file.write(b"a " * 500_000)
+        file.write(b'"}\n{"text": "last"}\n')
+
+
+def measure_memory() -> None:
+    """Print how much memory each of the large sources takes."""
+    # Sentences of English words, a token each but for the names.
+    words = "the king of all that night and his men came to see what had been done there".split()
+    generator = random.Random(0)
+    sentences = (" ".join(generator.choices(words, k=12)) for _ in range(20_000))
+    text = "".join(f"{sentence.capitalize()}.\n" for sentence in sentences)
+    for write in (large_row_group, large_text, large_line):
+        with tempfile.TemporaryDirectory() as work:
+            source = Path(work) / "source"
+            source.mkdir()
+            write(source, text)
+            flags = [f"--source={source}", f"--data_dir={work}/corpus", "--num_workers=0"]
+            command = ["prepare", "mine", "--tokenizer=gpt2", *flags]
+            output = subprocess.run(
+                [sys.executable, "-c", MEASURED, *command],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            print(f"{write.__doc__} {output.stdout.strip().splitlines()[-1]}", flush=True)
+
+
+MEASURED = """
+import sys
+from yuzogpt.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
 def link_copies(source: Path, copies: int, folder: Path) -> list[Path]:
     """Repeat a source by links."""
     files = sorted(source.glob("*.parquet"))
@@ -178,13 +245,19 @@ def link_copies(source: Path, copies: int, folder: Path) -> list[Path]:
 def main() -> None:
     """Compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source", type=Path, nargs="?")
+    parser.add_argument("--memory", action="store_true", help="only that; needs no source")
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--side", choices=SIDES)
     arguments = parser.parse_args()
+    if arguments.memory:
+        measure_memory()
+        return
+    if not arguments.source:
+        parser.error("a source is needed")
     if arguments.side:
         run_side(arguments.side, sorted(arguments.source.iterdir()), arguments.workers)
         return

@@ -86,10 +86,43 @@ def test_characters_outside_the_vocabulary_are_named():
         CharTokenizer("ab").encode("a☕é")
 
 
-@pytest.mark.parametrize("text", ["half a pair: \ud800", " " * 1_000_000 + "a"])
+@pytest.mark.parametrize("text", ["half a pair: \ud800", "a" * 3_000_000])
 def test_text_that_tiktoken_cannot_take_is_the_users_mistake(text):
     with pytest.raises(UserError, match="text that GPT-2's tokenizer cannot take"):
         gpt2_tokenizer().encode(text)
+
+
+def test_a_million_blanks_and_a_letter():
+    """More than tiktoken takes at once."""
+    tokenizer = gpt2_tokenizer()
+    (blank,) = tokenizer.encode(" ")
+    ids = tokenizer.encode("a" + " " * 1_000_000 + "a")
+    assert ids[:-1].tolist() == [tokenizer.encode("a")[0], *[blank] * 999_999]
+    assert ids[-1:].tolist() == tokenizer.encode(" a").tolist()
+
+
+def test_long_text_is_cut_where_its_tokens_do_not_change(monkeypatch):
+    tokenizer = gpt2_tokenizer()
+    kinds = [
+        *" \t\n\r\u00a0\u2003\u200b\x1c'sdmtlverA09éß中语\u3002\uff0cع٣½²_-!.…\ufeff",
+        "'ll",
+        "  ",
+        " \n\n ",
+    ]
+    generator = random.Random(1)
+    for piece in (1, 2, 5, 20):
+        monkeypatch.setattr(tokenizers, "PIECE", piece)
+        for _ in range(5_000):
+            text = "".join(generator.choices(kinds, k=generator.randint(0, 60)))
+            whole = tokenizer.encoding.encode_to_numpy(text, disallowed_special=())
+            assert tokenizer.encode(text).tolist() == whole.tolist(), repr(text)
+
+
+def test_a_document_that_the_tokenizer_cannot_take_has_no_tokens():
+    tokenizer = gpt2_tokenizer()
+    ids, ends = tokenizer.encode_documents(["a", "b" * 3_000_000, "c"])
+    assert ends.tolist() == [2, 2, 4]
+    assert ids.tolist() == tokenizer.encode_documents(["a", "c"])[0].tolist()
 
 
 def test_char_ids_are_in_code_point_order():

@@ -7,7 +7,8 @@ every corpus and checkpoint, so that neither needs a download to be read.
 import base64
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -33,6 +34,23 @@ ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 # look-around, and in one group tiktoken's engine tries them together, not one after the other.
 GPT2_PIECES = r"(?: ?\p{L}+| ?\p{N}+|'(?:[sdmt]|ll|ve|re)| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
 END_OF_TEXT = "<|endoftext|>"
+
+# Where text can be cut without a change to its tokens: a piece of GPT2_PIECES always begins there,
+# and none looks behind. Between what is no blank and a blank; before the last one of many blanks;
+# between a letter or digit and a mark. Only characters whose kind no version of Unicode changes.
+BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+CUTS = re.compile(
+    rf"(?<=[^{BLANKS}])(?=[ \n])|(?<=[{BLANKS}])(?=[{BLANKS}][^{BLANKS}])"
+    r"|(?<=[0-9A-Za-z])(?=[!-/:-@\[-`{-~])"
+    r"|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])"
+    r"(?=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"
+)
+PIECE = 2**19  # characters that tiktoken is given at once; it fails at a million blanks
+MAX_UNCUT = 2**20  # characters without a cut: tiktoken takes 40 bytes of memory for each
+
+
+class NotTokenizable(UserError):
+    """Text that a tokenizer cannot take."""
 
 
 class Tokenizer(Protocol):
@@ -120,27 +138,54 @@ class BytePairTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Return the ids of `text`; a literal <|endoftext|> in it is text, never the token."""
+        if len(text) <= PIECE:
+            return self._encode_piece(text)
+        pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
+        return np.concatenate(list(self.encode_stream(pieces)))
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[Ids]:
+        """Yield the ids of a text that comes in pieces: those of `encode`, in bounded memory."""
+        waiting = ""
+        for text in texts:
+            waiting += text
+            if len(waiting) > PIECE and (cut := last_cut(waiting)):
+                yield self._encode_piece(waiting[:cut])
+                waiting = waiting[cut:]
+            if len(waiting) > MAX_UNCUT:
+                raise NotTokenizable(
+                    f"text that GPT-2's tokenizer cannot take: more than {MAX_UNCUT:,} characters "
+                    "of one kind in a row"
+                )
+        yield self._encode_piece(waiting)
+
+    def _encode_piece(self, text: str) -> Ids:
         try:
             ids = self.encoding.encode_to_numpy(text, disallowed_special=())
-        except ValueError as error:  # half a surrogate pair; blanks by the hundred thousand
-            raise UserError(f"text that GPT-2's tokenizer cannot take: {error}") from None
+        except ValueError as error:  # half a surrogate pair
+            raise NotTokenizable(f"text that GPT-2's tokenizer cannot take: {error}") from None
         return ids.astype(self.dtype)
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """Return the ids of all documents, an end of text after each, and where each ends.
 
         The ids of `encode`, in one call of tiktoken's: it cuts text at special tokens first, so
-        documents joined by them are encoded each for itself.
+        documents joined by them are encoded each for itself. One that the tokenizer cannot take
+        has no ids, not even an end of text.
         """
-        if any(END_OF_TEXT in text for text in texts):  # as text, which a call must choose for all
-            end = np.array([self.end_of_text], self.dtype)
-            ids = [piece for text in texts for piece in (self.encode(text), end)]
-            lengths = [len(one) + len(end) for one in ids[::2]]
-            return np.concatenate(ids), np.cumsum(lengths, dtype=np.int64)
+        # The literal is text, which a call must choose for all.
+        if any(END_OF_TEXT in text or len(text) > PIECE for text in texts):
+            ids = [self._encode_document(text) for text in texts]
+            return np.concatenate(ids), np.cumsum([len(one) for one in ids], dtype=np.int64)
         joined = "".join(text + END_OF_TEXT for text in texts)
         flat = self.encoding.encode_to_numpy(joined, allowed_special={END_OF_TEXT})
         ends = np.flatnonzero(flat == self.end_of_text) + 1
         return flat.astype(self.dtype), ends
+
+    def _encode_document(self, text: str) -> Ids:
+        try:
+            return np.append(self.encode(text), self.dtype(self.end_of_text))
+        except NotTokenizable:
+            return np.empty(0, self.dtype)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`."""
@@ -155,6 +200,17 @@ class BytePairTokenizer:
         ordered = sorted(self.ranks.items(), key=lambda item: item[1])
         lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ordered]
         return {"kind": self.kind, "ranks": "\n".join(lines)}
+
+
+def last_cut(text: str) -> int:
+    """Return the last place but the end where `text` can be cut by CUTS; 0 if there is none."""
+    span = 2**10
+    while True:
+        start = max(0, len(text) - span)
+        cuts = [found.start() for found in CUTS.finditer(text, start)]
+        if cuts or not start:
+            return cuts[-1] if cuts else 0
+        span *= 8
 
 
 def gpt2_tokenizer() -> BytePairTokenizer:
@@ -256,7 +312,7 @@ def start_of(tokenizer: Tokenizer) -> int:
         return int(tokenizer.encode(" ")[0])
 
 
-def id_dtype(vocab_size: int) -> npt.DTypeLike:
+def id_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
     """Return the smallest integer type of the block format that holds every id."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 

@@ -19,7 +19,7 @@ from datasets import Dataset
 from tests.conftest import REPOSITORY, TINY, make_text, yuzogpt
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
 from yuzogpt.config import PrepareSettings
-from yuzogpt.data import sources
+from yuzogpt.data import readers, sources
 from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
 from yuzogpt.data.inspect import documents, export_bin
 from yuzogpt.data.prepare import ThisProcess, prepare
@@ -54,7 +54,7 @@ def all_texts(corpus):
 def small_units(monkeypatch):
     """Cut sources into many units."""
     monkeypatch.setattr(sources, "UNIT_BYTES", 20_000)
-    monkeypatch.setattr(sources, "BATCH_BYTES", 5_000)
+    monkeypatch.setattr(readers, "BATCH_BYTES", 5_000)
 
 
 def test_nanogpts_files_to_the_byte(tmp_path, small_units):

@@ -23,7 +23,9 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field
 
 from yuzogpt import tokenizers
-from yuzogpt.errors import UserError
+from yuzogpt.data.block_files import check_ids, damaged, map_documents
+from yuzogpt.data.token_buffer import TokenBuffer
+from yuzogpt.errors import UserError, reason_of
 from yuzogpt.files import cache_directory, naming, sha256, sync_file, to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, parse_json, read_file
 from yuzogpt.tokenizers import Ids, Tokenizer, TokenizerFacts
@@ -146,7 +148,11 @@ class PreparedCorpus:
     def stream(self, split: str) -> TokenStream:
         """Map the blocks of `split` into memory."""
         blocks = [block for block in self.manifest.blocks if block.split == split]
-        return TokenStream([map_block(self.directory / block.file) for block in blocks])
+        return TokenStream([tokens_of(self.documents(block)) for block in blocks])
+
+    def documents(self, block: Block) -> pa.ListArray:
+        """Map the documents of a block into memory; DamagedFile if it is not the manifest's."""
+        return map_documents(self.directory / block.file, block.documents, block.tokens)
 
     def check(self) -> None:
         """Look whether all files are there, without reading blocks; UserError names what is not."""
@@ -164,8 +170,9 @@ class PreparedCorpus:
     def verify(self, *, anew: bool = False) -> None:
         """Compare every block with the manifest; UserError names the first that differs.
 
-        A hash is remembered by size, modification time and inode, once per node, so that a
-        restart does not read everything again; `anew` reads it all the same.
+        All ids are within the vocabulary, too. What was found is remembered by size, modification
+        time and inode, once per node, so that a restart does not read everything again; `anew`
+        reads it all the same.
         """
         self.check()
         remembered = VerifiedBlocks(forget=anew)
@@ -173,7 +180,16 @@ class PreparedCorpus:
             path = self.directory / block.file
             if remembered.sha256(path) != block.sha256:
                 raise damaged(path, "its SHA-256 is not the manifest's")
+            documents = self.documents(block)
+            if not remembered.has_ids_below(path, self.vocab_size):
+                check_ids(path, tokens_of(documents), self.vocab_size)
+                remembered.note_ids_below(path, self.vocab_size)
         remembered.save()
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids the tokenizer has."""
+        return int(self.manifest.tokenizer["vocab_size"])
 
 
 class VerifiedBlocks:
@@ -189,21 +205,27 @@ class VerifiedBlocks:
 
     def sha256(self, path: Path) -> str:
         """Return the file's SHA-256, reading it only if it is new or was touched."""
-        stat = path.stat()
-        key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+        key = self._key(path)
         self.used[key] = self.known.get(key) or sha256(path)
         return self.used[key]
+
+    def has_ids_below(self, path: Path, vocab_size: int) -> bool:
+        """Return whether a file's ids were found to be of a vocabulary of this size."""
+        return f"{self._key(path)}:{vocab_size}" in self.known
+
+    def note_ids_below(self, path: Path, vocab_size: int) -> None:
+        """Remember that a file's ids are of a vocabulary of this size."""
+        self.used[f"{self._key(path)}:{vocab_size}"] = "ids"
+
+    def _key(self, path: Path) -> str:
+        stat = path.stat()
+        return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
 
     def save(self) -> None:
         """Remember for the next run."""
         if not self.used.items() <= self.known.items():
             with contextlib.suppress(OSError):  # a memory, no more: without it files are read again
                 write_durably(self.path, to_json(self.known | self.used))
-
-
-def damaged(path: Path | str, reason: str) -> UserError:
-    """Return the error for a corpus that is not what its manifest says."""
-    return UserError(f"{path}: damaged: {reason}; prepare the corpus again with --overwrite")
 
 
 def open_corpus(directory: Path) -> PreparedCorpus:
@@ -215,7 +237,10 @@ def open_corpus(directory: Path) -> PreparedCorpus:
         raise UserError(
             f"{directory}: no prepared corpus here; `yuzogpt prepare {directory.name}` makes one"
         )
-    content = read_file(path)
+    try:
+        content = read_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: not readable: {reason_of(error)}") from None
     fingerprint = hashlib.sha256(content).hexdigest()
     return PreparedCorpus(directory, parse_manifest(content, str(path)), fingerprint)
 
@@ -229,12 +254,11 @@ def parse_manifest(content: bytes, origin: str) -> Manifest:
         manifest = parse_json(content, Manifest, origin)
         for block in manifest.blocks:
             if not block.file.startswith(f"{block.split}-"):  # a staged one, or another split's
-                raise DamagedFile(f"{block.file}: no name of a {block.split} block")
+                raise DamagedFile(f"it has a block {block.file} of {block.split}")
         return manifest
     except DamagedFile as error:
-        raise damaged(
-            origin, f"not a manifest ({str(error).removeprefix(f'{origin}: ')})"
-        ) from None
+        reason = str(error).removeprefix(f"{origin}: ")
+        raise damaged(origin, f"not a manifest ({reason})") from None
 
 
 def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:
@@ -277,41 +301,50 @@ class BlockWriter:
         self.split = split
         self.block_tokens = block_tokens
         self.name = name
-        self.waiting: list[pa.ListArray] = []
-        self.tokens_waiting = 0
+        self.lengths: list[npt.NDArray[np.int64]] = []  # of the documents that wait
+        self.tokens: TokenBuffer | None = None
         self.written: list[Block] = []
 
     def add(self, documents: pa.ListArray) -> None:
         """Take the next documents; blocks that are full are written."""
-        if len(documents):
-            self.waiting.append(documents)
-            self.tokens_waiting += len(documents.flatten())
-        if self.tokens_waiting > self.block_tokens:
-            self._write(last=False)
+        if not len(documents):
+            return
+        ids = documents.flatten().to_numpy()
+        if len(documents) == 1 and len(ids) > self.block_tokens:  # not copied: it may be large
+            self.finish()
+            self._write_block(np.array([0, len(ids)]), ids)
+            return
+        self.tokens = self.tokens or TokenBuffer(ids.dtype)
+        self.tokens.append(ids)
+        self.lengths.append(np.diff(documents.offsets.to_numpy()).astype(np.int64))
+        if self.tokens.size > self.block_tokens:
+            self._write(self.tokens, last=False)
 
     def finish(self) -> list[Block]:
         """Write what is left; return all that was written."""
-        if self.waiting:
-            self._write(last=True)
+        if self.tokens and self.lengths:
+            self._write(self.tokens, last=True)
         return self.written
 
-    def _write(self, *, last: bool) -> None:
+    def _write(self, waiting: TokenBuffer, *, last: bool) -> None:
         """Write full blocks, each of as many documents as fit and one at least; `last`: all."""
-        documents = joined(self.waiting)
-        ends = documents.offsets.to_numpy()[1:]
+        lengths = np.concatenate(self.lengths)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
         start = 0
-        while self.tokens_waiting > (0 if last else self.block_tokens) or (
-            last and start < len(documents)  # documents without tokens
-        ):
-            before = int(ends[start - 1]) if start else 0
-            fitting = int(np.searchsorted(ends, before + self.block_tokens, side="right"))
+        while start < len(lengths) and (last or waiting.size - bounds[start] > self.block_tokens):
+            before = int(bounds[start])
+            fitting = int(np.searchsorted(bounds, before + self.block_tokens, side="right")) - 1
             stop = max(start + 1, fitting)
-            path = self.directory / self.name(len(self.written))
-            block = write_block(path, self.split, joined([documents[start:stop]]))
-            self.written.append(block)
-            self.tokens_waiting -= block.tokens
+            tokens = waiting.tokens[before : bounds[stop]]
+            self._write_block(bounds[start : stop + 1] - before, tokens)
             start = stop
-        self.waiting = [documents[start:]] if start < len(documents) else []
+        waiting.drop(int(bounds[start]))
+        self.lengths = [lengths[start:]] if start < len(lengths) else []
+
+    def _write_block(self, offsets: npt.NDArray[np.int64], tokens: Ids) -> None:
+        documents = from_offsets(offsets, pa.array(tokens))  # not copied
+        path = self.directory / self.name(len(self.written))
+        self.written.append(write_block(path, self.split, documents))
 
 
 def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
@@ -330,19 +363,12 @@ def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
 
 def map_block(path: Path) -> npt.NDArray[Any]:
     """Return the flat tokens of a block, memory-mapped, shape (tokens,)."""
-    column = map_documents(path)
-    return np.asarray(column.values.to_numpy(zero_copy_only=True))
+    return tokens_of(map_documents(path))
 
 
-def map_documents(path: Path) -> pa.ListArray:
-    """Return the documents of a block, memory-mapped."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        if reader.num_record_batches != 1:
-            raise damaged(path, f"{reader.num_record_batches} record batches, expected one")
-        return reader.get_batch(0).column(0)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise damaged(path, str(error)) from None
+def tokens_of(documents: pa.ListArray) -> npt.NDArray[Any]:
+    """Return the flat tokens of a block's documents, shape (tokens,); nothing is copied."""
+    return np.asarray(documents.values.to_numpy(zero_copy_only=True))
 
 
 def block_name(split: str, index: int) -> str:

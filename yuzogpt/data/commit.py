@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from yuzogpt import tokenizers
 from yuzogpt.data import blocks
+from yuzogpt.data.block_files import map_documents
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
 from yuzogpt.data.plan import Plan
 from yuzogpt.data.source_times import write_times
@@ -62,7 +63,7 @@ def least_by_hash(plan: Plan, staged: Sequence[Block]) -> Rows:
     least: bytes | None = None
     found: Rows = {}
     for block in staged:
-        for row, ids in enumerate(blocks.map_documents(plan.staging / block.file)):
+        for row, ids in enumerate(map_documents(plan.staging / block.file)):
             text = plan.tokenizer.decode(ids.values[:-1].to_pylist())  # without the end of text
             digest = hashlib.sha256(text.encode()).digest()
             if least is None or digest < least:
@@ -76,7 +77,7 @@ def least_by_hash(plan: Plan, staged: Sequence[Block]) -> Rows:
 def taken(plan: Plan, rows: Rows) -> Iterator[pa.ListArray]:
     """Yield documents of staged train blocks."""
     for file, wanted in rows.items():
-        yield blocks.map_documents(plan.staging / file).take(pa.array(wanted))
+        yield map_documents(plan.staging / file).take(pa.array(wanted))
 
 
 def write_train(plan: Plan, staged: Sequence[Block], without: Rows) -> list[Block]:
@@ -89,7 +90,7 @@ def write_train(plan: Plan, staged: Sequence[Block], without: Rows) -> list[Bloc
         elif len(rows) < block.documents:
             keep = np.ones(block.documents, np.bool_)
             keep[rows] = False
-            documents = blocks.map_documents(plan.staging / block.file).filter(pa.array(keep))
+            documents = map_documents(plan.staging / block.file).filter(pa.array(keep))
             path = plan.directory / blocks.block_name("train", len(written))
             written.append(blocks.write_block(path, "train", blocks.joined([documents])))
     return written
@@ -137,7 +138,10 @@ def held_out(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> Iterator[pa.Lis
 
 def read_staged(plan: Plan, record: UnitRecord) -> pa.ListArray:
     """Return the held-out documents of a unit."""
-    chunks = [blocks.map_documents(plan.staging / block.file) for block in record.val]
+    chunks = [
+        map_documents(plan.staging / block.file, block.documents, block.tokens)
+        for block in record.val
+    ]
     return chunks[0] if len(chunks) == 1 else blocks.joined(chunks)  # mapped, not copied
 
 

@@ -21,6 +21,8 @@ from typing import Any, Literal
 from yuzogpt.errors import UserError
 from yuzogpt.files import cache_directory, sha256, write_durably
 from yuzogpt.overrides import nearest
+from yuzogpt.storage.text import decode_text
+from yuzogpt.storage.untrusted import open_regular
 
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer
 
@@ -88,17 +90,15 @@ def read_text_file(path: Path) -> Source:
         kind = "a directory, not a text file" if path.is_dir() else "no such file"
         raise UserError(f"--source={path}: {kind}")
     try:
-        return text_source(path.read_bytes(), str(path))
+        with open_regular(path) as file:
+            return text_source(file.read(), str(path))
     except OSError as error:
         raise UserError(f"--source={path}: not readable: {error.strerror}") from None
 
 
 def text_source(content: bytes, origin: str) -> Source:
-    """Make a source of one document from the bytes of a text file."""
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{origin}: byte {error.start} is not UTF-8; convert it first") from None
+    """Make a source of one document from the bytes of a text file, which its identity hashes."""
+    text = decode_text(content, origin)
     if not text:
         raise UserError(f"{origin}: the file is empty")
     digest = hashlib.sha256(content).hexdigest()

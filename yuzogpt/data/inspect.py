@@ -13,7 +13,8 @@ import pyarrow as pa
 from rich.table import Table
 
 from yuzogpt import terminal
-from yuzogpt.data.blocks import PreparedCorpus, map_documents
+from yuzogpt.data.block_files import check_ids
+from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.records import source_of
 from yuzogpt.errors import UserError
 from yuzogpt.files import naming
@@ -60,7 +61,7 @@ def documents(corpus: PreparedCorpus, split: str) -> Iterator[pa.ListArray]:
     """Yield the documents of each block of a split, memory-mapped."""
     for block in corpus.manifest.blocks:
         if block.split == split:
-            yield map_documents(corpus.directory / block.file)
+            yield corpus.documents(block)
 
 
 def lengths(corpus: PreparedCorpus) -> npt.NDArray[np.int64]:
@@ -95,8 +96,10 @@ def sample_documents(corpus: PreparedCorpus, count: int) -> Iterator[tuple[str, 
         place = row
         for block in chosen:
             if place < block.documents:
-                ids = map_documents(corpus.directory / block.file)[place].values.to_numpy()
-                text = corpus.tokenizer.decode(ids[:SHOWN_CHARACTERS].tolist())
+                ids = corpus.documents(block)[place].values.to_numpy()
+                shown = ids[:SHOWN_CHARACTERS]
+                check_ids(corpus.directory / block.file, shown, corpus.vocab_size)
+                text = corpus.tokenizer.decode(shown.tolist())
                 is_cut = len(ids) > SHOWN_CHARACTERS or len(text) > SHOWN_CHARACTERS
                 end = " ..." if is_cut else ""
                 yield f"document {row:,}, {len(ids):,} tokens", text[:SHOWN_CHARACTERS] + end

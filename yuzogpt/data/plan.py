@@ -5,6 +5,7 @@ which units an interrupted command left undone. Everything uncommitted lies in `
 the directory, where the same command finds it and goes on. Next on the line: units.py.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from yuzogpt import tokenizers
 from yuzogpt.config import LargeCorpusSettings
-from yuzogpt.data import blocks, records, sources
+from yuzogpt.data import blocks, readers, records, sources
 from yuzogpt.data.blocks import PLAN, STAGING
 from yuzogpt.data.corpora import Corpus
 from yuzogpt.data.sources import Listing, Unit
@@ -23,7 +24,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.quantities import in_bytes
 from yuzogpt.storage.untrusted import DamagedFile
-from yuzogpt.tokenizers import Tokenizer, gpt2_tokenizer
+from yuzogpt.tokenizers import BytePairTokenizer, gpt2_tokenizer
 
 SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
 USUAL_COMPRESSION = 3.5  # of text by gzip and zstd; for the estimate of disk only
@@ -39,7 +40,7 @@ class Plan:
     directory: Path
     listing: Listing
     recipe: Recipe
-    tokenizer: Tokenizer
+    tokenizer: BytePairTokenizer
     identity: dict[str, Any]  # an equal one means the same preparation
     settings: dict[str, Any]  # the part of it that the manifest records
 
@@ -57,6 +58,8 @@ def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, direct
     """List the source and settle how it is prepared. Reads footers only, writes nothing."""
     listing = sources.list_source(source, settings.text_column, settings.by_line, directory)
     refuse_ignored(settings, listing.units[0].format)
+    if listing.units[0].format == "jsonl":
+        readers.check_first_line(listing.units, settings.text_column)
     chosen = settings.split_rule or corpus.split_rule
     if chosen == "tail":
         raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
@@ -139,10 +142,11 @@ def refuse_small_disk(directory: Path, needed: int) -> int:
 def estimate(plan: Plan) -> tuple[int, int]:
     """Estimate how many tokens and documents there are, from the first documents."""
     size = tokens = documents = 0
-    for raw_bytes, document in sources.peek(plan.listing.units, plan.recipe.text_column):
+    for raw_bytes, document in readers.peek(plan.listing.units, plan.recipe.text_column):
         text = document[:SAMPLE_BYTES].decode("utf-8", "replace")
         share_read = len(document[:SAMPLE_BYTES]) / max(1, len(document))
-        tokens += len(plan.tokenizer.encode(text)) + 1
+        with contextlib.suppress(UserError):  # of text without tokens, which is rejected later
+            tokens += len(plan.tokenizer.encode(text)) + 1
         size += int(raw_bytes * share_read)
         documents += 1
         if size >= SAMPLE_BYTES:

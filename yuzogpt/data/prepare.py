@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
-from yuzogpt.data import blocks, plan, sources
+from yuzogpt.data import blocks, plan, readers, sources
 from yuzogpt.data.blocks import PreparedCorpus, refuse_other
 from yuzogpt.data.commit import commit
 from yuzogpt.data.corpora import Corpus, find_corpus
@@ -58,14 +58,15 @@ class ThisProcess:
 
     def count(self, units: Sequence[Unit]) -> list[int]:
         """Count the documents of each unit."""
-        return [sources.count_documents(unit) for unit in units]
+        return [readers.count_documents(unit) for unit in units]
 
     def run(self, plan: Plan, units: Sequence[Unit]) -> None:
         """Do units."""
+        recipe = plan.recipe
         for unit in units:
-            writer = UnitWriter(unit, plan.recipe)
-            for batch in sources.read(unit, plan.recipe.text_column):
-                writer.add(tokenize(batch, plan.recipe))
+            writer = UnitWriter(unit, recipe)
+            for batch in readers.read(unit, recipe.text_column, recipe.max_document_bytes):
+                writer.add(tokenize(batch, recipe, plan.tokenizer))
             writer.finish()
 
 

@@ -2,11 +2,10 @@
 
 In: `--source`. Out: its files in sorted order (which is part of the source's identity, since it
 decides nanoGPT's split), cut into units: the pieces that one task reads, tokenizes and writes. A
-unit depends on the files alone, never on how many workers there are. Next on the line: units.py.
+unit depends on the files alone, never on how many workers there are. Next on the line:
+readers.py.
 """
 
-import io
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yuzogpt.errors import UserError, first_line
+from yuzogpt.errors import UserError, first_line, reason_of
 from yuzogpt.filesystems import (
     is_store_error,
     list_files,
@@ -38,11 +37,6 @@ TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 UNIT_BYTES = 16 * 2**20  # of text: about a second of tokenizing, and a block of some megabytes
-BATCH_BYTES = 2**20  # of text, from the reader to the tokenizer
-
-# What may be wrong with a document, as the manifest counts it.
-MISSING = "without text"
-INVALID_JSON = "invalid JSON"
 
 
 @dataclass(frozen=True)
@@ -99,14 +93,6 @@ class Listing:
         return sum(unit.bytes for unit in self.units)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive documents of a unit; None, and a reason, for what is none."""
-
-    documents: list[bytes | None]
-    reasons: list[str | None]
-
-
 def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) -> Listing:
     """List a source's files and cut them into units.
 
@@ -142,8 +128,6 @@ def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) ->
         units = number(whole_files(files))
     else:
         units = number(piece for file in files for piece in cut(file, text_column))
-    if formats == ["jsonl"]:
-        check_first_line(units, text_column)
     skipped = sorted(info.base_name for info in found if not format_of(info.path))
     listing = Listing(files, units, skipped, own)
     if not units or listing.documents == 0:
@@ -235,164 +219,10 @@ def cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
     return pieces
 
 
-def check_first_line(units: list[Unit], text_column: str) -> None:
-    """Raise UserError if the first line of JSON has no such column: it was misspelt, likely."""
-    try:
-        line = next(read_lines(units[0]), None) if units else None
-    except Exception as error:
-        raise damaged(units[0].path, error) from None
-    if line is not None:
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError(f"{units[0].path}: its first line is not JSON") from None
-        if not isinstance(found, dict) or text_column not in found:
-            columns = ", ".join(found) if isinstance(found, dict) else type(found).__name__
-            raise UserError(
-                f"--text_column={text_column}: not in {units[0].path}, whose first line has "
-                f"{columns}"
-            )
-
-
-def peek(units: list[Unit], text_column: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the first documents, and how many bytes of their file each one takes."""
-    for unit in units:
-        try:
-            if unit.format == "jsonl":
-                for line in read_lines(unit):
-                    yield len(line) + 1, parse_line(line, text_column)[0] or b""
-            else:
-                for batch in read(unit, text_column):
-                    for document in batch.documents:
-                        yield len(document or b""), document or b""
-        except Exception as error:
-            raise damaged(unit.path, error) from None
-
-
-def read(unit: Unit, text_column: str) -> Iterator[Batch]:
-    """Read a unit's documents, a batch at a time; UserError if its file is damaged."""
-    try:
-        if unit.format == "parquet":
-            yield from read_parquet(unit, text_column)
-        elif unit.format == "text":
-            yield from in_batches((read_whole(path), None) for path in paths_of(unit))
-        else:
-            yield from read_by_line(unit, text_column)
-    except Exception as error:
-        raise damaged(unit.path, error) from None
-
-
-def read_parquet(unit: Unit, text_column: str) -> Iterator[Batch]:
-    """Read row groups; the bytes of a document are not yet looked at."""
-    filesystem, inside = open_filesystem(unit.path)
-    mean = unit.bytes // max(1, unit.documents or 1)
-    with filesystem.open_input_file(inside) as opened:
-        batches = pq.ParquetFile(opened).iter_batches(
-            batch_size=max(1, BATCH_BYTES // max(1, mean)),
-            row_groups=range(unit.start, unit.stop),
-            columns=[text_column],
-            use_threads=False,
-        )
-        for batch in batches:
-            # As binary: Arrow does not check that strings are UTF-8, and Python would raise.
-            column = batch.column(0)
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            documents = column.cast(pa.large_binary()).to_pylist()
-            yield Batch(documents, [MISSING if text is None else None for text in documents])
-
-
-def paths_of(unit: Unit) -> tuple[str, ...]:
-    """Return the files of a unit whose files are documents."""
-    return (unit.path, *unit.more_paths)
-
-
-def read_whole(path: str) -> bytes:
-    """Read a file that is one document."""
-    with open_stream(path) as stream:
-        return stream.read()
-
-
-def read_by_line(unit: Unit, text_column: str) -> Iterator[Batch]:
-    """Read a unit's lines; blank lines of JSON are none."""
-    lines = read_lines(unit)
-    if unit.format == "jsonl":
-        return in_batches(parse_line(line, text_column) for line in lines)
-    return in_batches((line, None) for line in lines)
-
-
-def in_batches(found: Iterable[tuple[bytes | None, str | None]]) -> Iterator[Batch]:
-    """Put documents together to batches of about BATCH_BYTES."""
-    documents: list[bytes | None] = []
-    reasons: list[str | None] = []
-    size = 0
-    for document, reason in found:
-        documents.append(document)
-        reasons.append(reason)
-        size += len(document or b"")
-        if size >= BATCH_BYTES:
-            yield Batch(documents, reasons)
-            documents, reasons, size = [], [], 0
-    if documents:
-        yield Batch(documents, reasons)
-
-
-def parse_line(line: bytes, text_column: str) -> tuple[bytes | None, str | None]:
-    """Return the text of a JSON line, or why there is none."""
-    try:
-        found = json.loads(line)
-    except UnicodeDecodeError:
-        return line, None  # counted as invalid UTF-8 where text is decoded
-    except (ValueError, RecursionError):  # the latter: nested thousands deep
-        return None, INVALID_JSON
-    text = found.get(text_column) if isinstance(found, dict) else None
-    if not isinstance(text, str):
-        return None, MISSING
-    # A lone surrogate ("\ud800") has no UTF-8; these bytes will not decode, and are counted so.
-    return text.encode("utf-8", "surrogatepass"), None
-
-
-def read_lines(unit: Unit) -> Iterator[bytes]:
-    """Yield the lines that begin in a unit's bytes, without their end; JSON's blank ones not."""
-    with open_stream(unit.path) as stream:
-        position = unit.start
-        if unit.start:  # the line that the byte before belongs to is the unit before's
-            stream.seek(unit.start - 1)
-            position += len(stream.readline()) - 1
-        compressed = compression_of(unit.path) is not None
-        while compressed or position < unit.stop:
-            line = stream.readline()
-            if not line:
-                return
-            position += len(line)
-            stripped = line.rstrip(b"\r\n")
-            if unit.format != "jsonl" or stripped.strip():
-                yield stripped
-
-
-def count_documents(unit: Unit) -> int:
-    """Count a unit's documents, by reading it where the file does not tell."""
-    if unit.documents is not None:
-        return unit.documents
-    try:
-        return sum(1 for _ in read_lines(unit))
-    except Exception as error:
-        raise damaged(unit.path, error) from None
-
-
-def open_stream(path: str) -> io.BufferedReader:
-    """Open a file, decompressed."""
-    filesystem, inside = open_filesystem(path)
-    compression = compression_of(path)
-    if compression:
-        opened = filesystem.open_input_stream(inside, compression=compression)
-    else:
-        opened = filesystem.open_input_file(inside)
-    return io.BufferedReader(opened, buffer_size=BATCH_BYTES)
-
-
 def damaged(path: str, error: Exception) -> Exception:
     """Return the error for a source file that cannot be read; a bug's own stays what it is."""
     if not is_store_error(error):
         return error
+    if isinstance(error, OSError) and error.errno:  # the system's: it says nothing of the content
+        return UserError(f"{path}: not readable: {reason_of(error)}")
     return UserError(f"{path}: damaged or not readable: {first_line(error)}")

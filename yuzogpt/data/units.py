@@ -8,24 +8,37 @@ Next on the line: commit.py.
 
 import functools
 import hashlib
+import itertools
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from yuzogpt import tokenizers
 from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
-from yuzogpt.data.sources import Batch, Unit
+from yuzogpt.data.readers import IN_FILE, TOO_LONG, Batch, read_pieces
+from yuzogpt.data.sources import Unit
 from yuzogpt.data.splits import Split
+from yuzogpt.data.token_buffer import TokenBuffer
 from yuzogpt.files import to_json, write_durably
-from yuzogpt.tokenizers import BytePairTokenizer
+from yuzogpt.storage.text import decode_pieces
+from yuzogpt.tokenizers import BytePairTokenizer, Ids, NotTokenizable
 
 EMPTY = "empty"
 INVALID_UTF8 = "invalid UTF-8"
-TOO_LONG = "too long"
+NOT_TOKENIZABLE = "not tokenizable"
+
+MAX_TOKENS = 2**31 - 1  # of a document: a block has int32 offsets
+
+
+class TooLong(Exception):
+    """A file has more text than a document may have."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +85,90 @@ def tokenizer_of(staging: str) -> BytePairTokenizer:
     return loaded
 
 
-def tokenize(batch: Batch, recipe: Recipe) -> pa.Table:
+def tokenize(batch: Batch, recipe: Recipe, tokenizer: BytePairTokenizer) -> pa.Table:
     """Turn documents into tokens, or say why not.
 
     A row for each document: its tokens (none if it was rejected), why it was rejected (else null),
     the bytes of its text, and their SHA-256.
     """
-    read = [decode(*pair, recipe) for pair in zip(batch.documents, batch.reasons, strict=True)]
+    rows = zip(batch.documents, batch.reasons, strict=True)
+    parts = []
+    for is_in_file, run in itertools.groupby(rows, lambda row: row[1] == IN_FILE):
+        if is_in_file:
+            parts += [tokenize_file(os.fsdecode(path or b""), recipe, tokenizer) for path, _ in run]
+        else:
+            parts.append(tokenize_texts(list(run), recipe, tokenizer))
+    return pa.concat_tables(parts)
+
+
+def tokenize_texts(
+    rows: Sequence[tuple[bytes | None, str | None]], recipe: Recipe, tokenizer: BytePairTokenizer
+) -> pa.Table:
+    """Turn documents, or the reasons why they are none, into rows of `tokenize`."""
+    read = [decode(document, reason, recipe) for document, reason in rows]
     texts = [text for text, _ in read if text is not None]
-    ids, ends = tokenizer_of(recipe.staging).encode_documents(texts)
+    ids, ends = tokenizer.encode_documents(texts)
+    is_text = np.array([text is not None for text, _ in read])
     lengths = np.zeros(len(read), np.int64)
-    lengths[[text is not None for text, _ in read]] = np.diff(ends, prepend=0)
-    offsets = np.cumsum(lengths, dtype=np.int64)
-    found = [document or b"" for document in batch.documents]
+    lengths[is_text] = np.diff(ends, prepend=0)
+    reasons = [reason for _, reason in read]
+    for row in np.flatnonzero(is_text & (lengths == 0)):
+        reasons[row] = NOT_TOKENIZABLE
+    found = [document or b"" for document, _ in rows]
+    digests = [hashlib.sha256(document).digest() for document in found]
+    return to_rows(ids, lengths, reasons, [len(document) for document in found], digests)
+
+
+def tokenize_file(path: str, recipe: Recipe, tokenizer: BytePairTokenizer) -> pa.Table:
+    """Turn a file that is one document into a row of `tokenize`, reading it by pieces.
+
+    What memory holds of it are its tokens.
+    """
+    ids, digest, size = TokenBuffer(tokenizer.dtype), hashlib.sha256(), 0
+    reason: str | None = None
+
+    def texts() -> Iterator[str]:
+        nonlocal size
+        for text in decode_pieces(read_pieces(path)):
+            content = text.encode()
+            digest.update(content)
+            size += len(content)
+            if recipe.max_document_bytes and size > recipe.max_document_bytes:
+                raise TooLong
+            yield text
+
+    try:
+        for piece in tokenizer.encode_stream(texts()):
+            if ids.size + len(piece) >= MAX_TOKENS:
+                raise TooLong
+            ids.append(piece)
+        ids.append(np.array([tokenizer.end_of_text], tokenizer.dtype))
+    except TooLong:
+        reason = TOO_LONG
+    except UnicodeDecodeError:
+        reason = INVALID_UTF8
+    except NotTokenizable:
+        reason = NOT_TOKENIZABLE
+    if reason:
+        return tokenize_texts([(None, reason)], recipe, tokenizer)
+    return to_rows(ids.tokens, np.array([ids.size]), [None], [size], [digest.digest()])
+
+
+def to_rows(
+    ids: Ids,
+    lengths: npt.NDArray[np.int64],
+    reasons: list[str | None],
+    sizes: list[int],
+    digests: list[bytes],
+) -> pa.Table:
+    """Return the rows of `tokenize`."""
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     return pa.table(
         {
-            "tokens": from_offsets(np.concatenate([[0], offsets]), pa.array(ids)),
-            "reason": pa.array([reason for _, reason in read], pa.string()),
-            "bytes": pa.array([len(document) for document in found], pa.int64()),
-            "digest": pa.array([hashlib.sha256(d).digest() for d in found], pa.binary(32)),
+            "tokens": from_offsets(offsets, pa.array(ids)),
+            "reason": pa.array(reasons, pa.string()),
+            "bytes": pa.array(sizes, pa.int64()),
+            "digest": pa.array(digests, pa.binary(32)),
         }
     )
 
@@ -134,7 +212,10 @@ class UnitWriter:
         is_val = self.recipe.split.is_val(None if row is None else row + self.documents, digests)
         kept = batch["reason"].is_null().to_numpy()
         for writer, chosen in ((self.train, kept & ~is_val), (self.val, kept & is_val)):
-            for chunk in batch["tokens"].filter(pa.array(chosen)).chunks:
+            documents = batch["tokens"]
+            if not chosen.all():
+                documents = documents.filter(pa.array(chosen))
+            for chunk in documents.chunks:
                 writer.add(chunk)
         self.val_rows += [self.documents + int(row) for row in np.flatnonzero(kept & is_val)]
         self.rejected.update(reason for reason in batch["reason"].to_pylist() if reason)

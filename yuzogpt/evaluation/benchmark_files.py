@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yuzogpt.errors import UserError, reason_of
+from yuzogpt.evaluation.formats import MAX_BYTES
 from yuzogpt.evaluation.tasks import Task
 from yuzogpt.files import cache_directory, sha256, write_durably
 
@@ -122,7 +123,9 @@ def fetch(name: str, published: Published, path: Path) -> None:
     """Download a file into the cache; what is not that file does not get there."""
     try:
         with urllib.request.urlopen(published.url, timeout=TIMEOUT) as answer:
-            content = answer.read()
+            content = answer.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES or answer.length:  # of which something is left
+                raise OSError("the answer is cut short, or too long")
         if content[:64].lstrip().lower().startswith((b"<!doctype", b"<html")):
             raise OSError("it answers with a web page")
     except (OSError, urllib.error.URLError, http.client.HTTPException) as error:

@@ -26,6 +26,7 @@ def loss_exam(directory: str, reading: Reading, count: int) -> Exam:
     corpus = open_anywhere(directory)
     if corpus.manifest.tokenizer["fingerprint"] != fingerprint(reading.tokenizer):
         raise UserError(f"{directory}: prepared with another tokenizer than the model's")
+    corpus.verify()
     passages, sizes, left = list[Passage](), list[int](), 0
     for split in SPLITS:
         windows = FixedWindows(corpus.stream(split), reading.block_size, split=split)

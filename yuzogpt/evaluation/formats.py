@@ -3,8 +3,9 @@
 In: a path. Out: lines, texts, questions. UserError names the line that is not as it should be.
 """
 
-import json
+import io
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, reason_of
 from yuzogpt.evaluation.detokenizers import CBT, Detokenizer
+from yuzogpt.storage.text import decode_utf8
+from yuzogpt.storage.untrusted import load_json, read_file
+
+MAX_BYTES = 2**28  # of a file, unpacked; enwik8 has 10^8
+# What zipfile raises for a file that is none; RuntimeError: for one with a password.
+NOT_A_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -29,25 +36,30 @@ class Question:
 
 
 def content(path: Path) -> bytes:
-    """Return the bytes of a file, or of the one file in a zip."""
-    if path.suffix != ".zip":
-        return path.read_bytes()
+    """Return the bytes of a file, or of the one file in a zip; at most MAX_BYTES."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        found = read_file(path, MAX_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: not readable: {reason_of(error)}") from None
+    if path.suffix != ".zip":
+        return found
+    try:
+        with zipfile.ZipFile(io.BytesIO(found)) as archive:
             names = archive.namelist()
             if len(names) != 1:
                 raise zipfile.BadZipFile(f"it has {len(names)}")
-            return archive.read(names[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            with archive.open(names[0]) as member:
+                found = member.read(MAX_BYTES + 1)
+    except NOT_A_ZIP as error:
         raise UserError(f"{path}: not a whole zip of one file: {error}") from None
+    if len(found) > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES:,} bytes")
+    return found
 
 
 def lines(path: Path) -> list[str]:
     """Return the lines of a text, without their ends."""
-    try:
-        text = content(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error}") from None
+    text = decode_utf8(content(path), str(path))
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -55,10 +67,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield where each object is, and the object."""
     for number, line in enumerate(lines(path), 1):
         place = f"{path}:{number}"
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{place}: not JSON: {error}") from None
+        found = load_json(line, place)
         if not isinstance(found, dict):
             raise UserError(f"{place}: not an object")
         yield place, found

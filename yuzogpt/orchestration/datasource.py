@@ -1,6 +1,6 @@
 """A source's units as Ray Data sees them: a datasource, a function over blocks, and a datasink.
 
-In: units. Out: their records. What happens to a unit is in data/sources.py and data/units.py.
+In: units. Out: their records. What happens to a unit is in data/readers.py and data/units.py.
 """
 
 import functools
@@ -14,10 +14,11 @@ import ray
 from ray.data import Datasink, Datasource, ReadTask
 from ray.data.block import Block, BlockMetadata
 
-from yuzogpt.data import sources
+from yuzogpt.data import readers
 from yuzogpt.data.blocks import PLAN
-from yuzogpt.data.sources import Batch, Unit
-from yuzogpt.data.units import Recipe, UnitWriter, tokenize
+from yuzogpt.data.readers import Batch
+from yuzogpt.data.sources import Unit
+from yuzogpt.data.units import Recipe, UnitWriter, tokenize, tokenizer_of
 from yuzogpt.errors import UserError
 
 # The row that ends each unit: without it the sink could not tell a whole unit from one cut short.
@@ -59,7 +60,7 @@ def read_tables(unit: Unit, recipe: Recipe) -> Iterator[pa.Table]:
             f"{Path(recipe.staging).parent}: not the same directory on every node; choose a "
             "--data_dir on storage that all nodes share"
         )
-    for batch in sources.read(unit, recipe.text_column):
+    for batch in readers.read(unit, recipe.text_column, recipe.max_document_bytes):
         yield to_table(batch, unit)
     yield to_table(Batch([None], [END]), unit)
 
@@ -78,7 +79,7 @@ def to_table(batch: Batch, unit: Unit) -> pa.Table:
 def tokenize_table(table: pa.Table, recipe: Recipe) -> pa.Table:
     """Tokenize what the read task handed over."""
     batch = Batch(table["document"].to_pylist(), table["reason"].to_pylist())
-    tokenized = tokenize(batch, recipe)
+    tokenized = tokenize(batch, recipe, tokenizer_of(recipe.staging))
     return tokenized.add_column(0, "unit", table["unit"])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from yuzogpt.config import LargeCorpusSettings, PrepareSettings
-from yuzogpt.data import sources, units
+from yuzogpt.data import readers, units
 from yuzogpt.data.blocks import STAGE_STATS, PreparedCorpus
 from yuzogpt.data.plan import Plan
 from yuzogpt.data.prepare import prepare
@@ -71,7 +71,7 @@ class RayWorkers:
         self.start()
         import ray
 
-        count = ray.remote(sources.count_documents)
+        count = ray.remote(readers.count_documents)
         with user_errors("preparation"):
             counts: list[int] = ray.get([count.remote(unit) for unit in listed])
         return counts

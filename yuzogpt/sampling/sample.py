@@ -12,6 +12,7 @@ from yuzogpt.config import SampleSettings, SamplingSettings
 from yuzogpt.errors import UserError
 from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.storage.text import read_text
 from yuzogpt.storage.untrusted import load_json
 from yuzogpt.terminal import complain, shown_on
 from yuzogpt.tokenizers import Tokenizer, encode_prompt, start_of
@@ -114,10 +115,7 @@ def read_prompts(wanted: SamplingSettings) -> list[str]:
     if not wanted.prompts:
         return [read_prompt(wanted.start)]
     path = Path(wanted.prompts).expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 is text in JSON
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts={path}: not readable: {error}") from None
+    lines = read_text(path, f"--prompts={path}").split("\n")  # U+2028 is text in JSON
     prompts = [read_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise UserError(f"--prompts={path}: no prompt in it")
@@ -137,8 +135,5 @@ def read_prompt(start: str) -> str:
     """Return the prompt itself, or the content of the file that FILE:path names."""
     if start.startswith("FILE:"):
         path = Path(start.removeprefix("FILE:")).expanduser()
-        try:
-            start = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--start=FILE:{path}: not readable: {error}") from None
+        start = read_text(path, f"--start=FILE:{path}")
     return start

@@ -1,0 +1,35 @@
+"""Tokens of a document or a block while they are gathered: held once, whatever their number."""
+
+import numpy as np
+import numpy.typing as npt
+
+from yuzogpt.tokenizers import Ids
+
+
+class TokenBuffer:
+    """An array of tokens that grows."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        """It is empty."""
+        self.array = np.empty(2**16, dtype)
+        self.size = 0
+
+    def append(self, ids: Ids) -> None:
+        """Add tokens at the end."""
+        needed = self.size + len(ids)
+        if needed > len(self.array):  # memory that is not written to yet is not taken yet
+            grown = np.empty(max(needed, 2 * len(self.array)), self.array.dtype)
+            grown[: self.size] = self.tokens
+            self.array = grown
+        self.array[self.size : needed] = ids
+        self.size = needed
+
+    def drop(self, count: int) -> None:
+        """Remove the first tokens."""
+        self.size -= count
+        self.array[: self.size] = self.array[count : count + self.size].copy()
+
+    @property
+    def tokens(self) -> Ids:
+        """All tokens: a view, until more are added or some dropped."""
+        return self.array[: self.size]

@@ -35,7 +35,8 @@ def commit(plan: Plan) -> PreparedCorpus:
     done = [(unit, record_of(plan, unit)) for unit in plan.listing.units]
     staged = [block for _, record in done for block in record.train]
     is_val_empty = not any(record.val for _, record in done)
-    least = least_by_hash(plan, staged) if is_val_empty and plan.recipe.split.rule == "hash" else {}
+    is_hash = plan.recipe.split.rule == "hash"
+    least = least_by_hash([record for _, record in done]) if is_val_empty and is_hash else {}
     written = write_train(plan, staged, least)
     written += write_val(plan, itertools.chain(held_out(plan, done), taken(plan, least)))
     sync_directory(plan.directory)
@@ -54,24 +55,22 @@ def record_of(plan: Plan, unit: Unit) -> UnitRecord:
     return record
 
 
-def least_by_hash(plan: Plan, staged: Sequence[Block]) -> Rows:
+def least_by_hash(records: Sequence[UnitRecord]) -> Rows:
     """Return where the document with the smallest SHA-256 is: it is held out if no other is.
 
     As if val_fraction were just large enough; its copies come with it. Nothing if all documents are
     copies of one.
     """
-    least: bytes | None = None
+    least = min((r.least_digest for r in records if r.least_digest), default="")
     found: Rows = {}
-    for block in staged:
-        for row, ids in enumerate(map_documents(plan.staging / block.file)):
-            text = plan.tokenizer.decode(ids.values[:-1].to_pylist())  # without the end of text
-            digest = hashlib.sha256(text.encode()).digest()
-            if least is None or digest < least:
-                least, found = digest, {}
-            if digest == least:
-                found.setdefault(block.file, []).append(row)
-    is_all = sum(map(len, found.values())) == sum(block.documents for block in staged)
-    return {} if is_all else found
+    for record in (record for record in records if record.least_digest == least):
+        ends = np.cumsum([block.documents for block in record.train])
+        for row in record.least_rows:
+            index = int(np.searchsorted(ends, row, side="right"))
+            block = record.train[index]
+            found.setdefault(block.file, []).append(row - int(ends[index]) + block.documents)
+    total = sum(block.documents for record in records for block in record.train)
+    return {} if sum(map(len, found.values())) == total else found
 
 
 def taken(plan: Plan, rows: Rows) -> Iterator[pa.ListArray]:

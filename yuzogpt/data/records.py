@@ -85,7 +85,7 @@ def is_of_unit(record: UnitRecord, unit: Unit) -> bool:
             if (block.file, block.split) != (name, split) or not DIGEST.fullmatch(block.sha256):
                 return False
             counts += [block.documents, block.tokens, block.bytes]
-    rows = record.val_rows
+    rows, documents = record.val_rows, sum(block.documents for block in record.train)
     return (
         record.unit == unit.index
         and unit.documents in (None, record.documents)
@@ -93,6 +93,8 @@ def is_of_unit(record: UnitRecord, unit: Unit) -> bool:
         and all(0 <= count < 2**63 for count in counts)
         and len(rows) == sum(block.documents for block in record.val)
         and rows == sorted({row for row in rows if 0 <= row < record.documents})
+        and re.fullmatch("([0-9a-f]{64})?", record.least_digest) is not None
+        and all(0 <= row < documents for row in record.least_rows)
     )
 
 

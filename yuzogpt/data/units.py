@@ -12,7 +12,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,8 @@ class UnitRecord:
     val: list[Block]
     val_rows: list[int]  # of the unit, ascending
     node: str  # that did it
+    least_digest: str = ""  # of the hash rule: the smallest digest of its train documents
+    least_rows: list[int] = field(default_factory=list)  # of these, where documents have it
 
     @property
     def blocks(self) -> list[Block]:
@@ -201,6 +203,9 @@ class UnitWriter:
         self.val = self._block_writer("val")
         self.val_rows: list[int] = []
         self.documents = 0
+        self.train_documents = 0
+        self.least_digest = b""
+        self.least_rows: list[int] = []
         self.bytes = 0
         self.rejected: Counter[str] = Counter()
         self.digest = hashlib.sha256()
@@ -217,11 +222,25 @@ class UnitWriter:
                 documents = documents.filter(pa.array(chosen))
             for chunk in documents.chunks:
                 writer.add(chunk)
+        if self.recipe.split.rule == "hash":
+            self._note_least([digests[row] for row in np.flatnonzero(kept & ~is_val)])
         self.val_rows += [self.documents + int(row) for row in np.flatnonzero(kept & is_val)]
         self.rejected.update(reason for reason in batch["reason"].to_pylist() if reason)
         self.digest.update(b"".join(digests))
         self.documents += len(batch)
         self.bytes += pc.sum(batch["bytes"]).as_py() or 0
+
+    def _note_least(self, digests: list[bytes]) -> None:
+        """Remember where the train documents with the smallest digest are."""
+        smallest = min(digests, default=b"")
+        if smallest and (not self.least_digest or smallest < self.least_digest):
+            self.least_digest, self.least_rows = smallest, []
+        self.least_rows += [
+            self.train_documents + row
+            for row, digest in enumerate(digests)
+            if digest == self.least_digest
+        ]
+        self.train_documents += len(digests)
 
     def finish(self, node: str = "") -> UnitRecord:
         """Write what is left, and last the record that marks the unit done."""
@@ -241,6 +260,8 @@ class UnitWriter:
             val=self.val.finish(),
             val_rows=self.val_rows,
             node=node,
+            least_digest=self.least_digest.hex(),
+            least_rows=self.least_rows,
         )
         write_durably(record_path(self.staging, record.unit), to_json(asdict(record)))
         return record

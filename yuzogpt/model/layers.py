@@ -57,9 +57,10 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         # A CPU's kernel takes no rounded weights (fsdp's, with bfloat16) for an x that is not.
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if x.dtype == torch.float32:
-            weight, bias = weight.float(), bias.float() if bias is not None else None
+            weight, bias = weight.float(), None if bias is None else bias.float()
         return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
 
 

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
 from yuzogpt.loading import load_model
-from yuzogpt.model import huggingface
+from yuzogpt.model import gpt, huggingface
 from yuzogpt.model.dropout import Dropout, row_keys
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
@@ -232,3 +232,23 @@ def test_dropout_zeroes_the_right_share_everywhere(p):
         assert abs(pair.float().mean().item() - p * p) < 6 * p / math.sqrt(pair.numel())
     assert first.mean().item() == pytest.approx(1, abs=0.01)
     assert Dropout(p, site=1).eval()(x, None) is x
+
+
+def test_gradients_of_losses_in_pieces_are_added_up_in_float32(monkeypatch):
+    """In bfloat16, too: pieces cost no precision."""
+    shape = ModelSettings(n_layer=1, n_head=2, n_embd=64, block_size=32, vocab_size=500)
+    model = GPT(shape)
+    initialize(model, 1)
+    ids = torch.randint(0, 500, (16, 33), generator=torch.Generator().manual_seed(1))
+
+    def gradient(tokens_at_once, *, rounded):
+        monkeypatch.setattr(gpt, "LOGITS_AT_ONCE", 500 * tokens_at_once)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            losses = model(ids[:, :-1], ids[:, 1:])
+        losses.mean().backward()
+        return model.wte.weight.grad.clone()
+
+    exact = gradient(512, rounded=False)
+    at_once, in_pieces = ((gradient(n, rounded=True) - exact).norm() for n in (512, 16))
+    assert in_pieces <= 1.1 * at_once

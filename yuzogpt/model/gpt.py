@@ -9,6 +9,8 @@ Shapes: B rows, T tokens in a row, C channels (n_embd), H heads, D channels of a
 V vocabulary.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,12 +97,16 @@ class GPT(nn.Module):
         if len(vectors) <= at_once:
             return self._losses_of(vectors, wanted).view_as(targets)
         pairs = zip(torch.split(vectors, at_once), torch.split(wanted, at_once), strict=True)
-        losses = [
-            checkpoint(self._losses_of, *pair, use_reentrant=False, preserve_rng_state=False)
-            if torch.is_grad_enabled()
-            else self._losses_of(*pair)
-            for pair in pairs
-        ]
+        if torch.is_grad_enabled():
+            with rounding_apart(x.device):
+                losses = [
+                    checkpoint(
+                        self._losses_of, *pair, use_reentrant=False, preserve_rng_state=False
+                    )
+                    for pair in pairs
+                ]
+        else:
+            losses = [self._losses_of(*pair) for pair in pairs]
         return torch.cat(losses).view_as(targets)
 
     def tokens_at_once(self, x: Tensor) -> int:
@@ -120,6 +126,17 @@ class GPT(nn.Module):
         padding *= 1 if shape.tie_embeddings else 2
         positions = sum(p.numel() for p in self.wpe.parameters())
         return sum(p.numel() for p in self.parameters()) - positions - padding
+
+
+def rounding_apart(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which autocast rounds a matrix for each use of it.
+
+    With one rounded copy for all uses, autograd would add up their gradients in bfloat16.
+    """
+    kind = device.type
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
 
 
 class TokenEmbedding(nn.Embedding):

@@ -60,7 +60,7 @@ class LayerNorm(nn.Module):
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if x.dtype == torch.float32:
-            weight, bias = weight.float(), bias.float() if bias is not None else None
+            weight, bias = weight.float(), None if bias is None else bias.float()
         return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
 
 

@@ -55,7 +55,7 @@ class Saver:
         tokenizer: bytes,
         log: MetricsLog | None,
         outside: Outside,
-        resume: Checkpoint | None,
+        resume: Checkpoint | None = None,
     ) -> None:
         """Call it on every rank; `log` is rank 0's, the rest as in loop.train."""
         self.settings, self.tokenizer, self.log = settings, tokenizer, log

@@ -1,5 +1,6 @@
 """Connections that want nothing: the service answers beside them, and does not grow."""
 
+import asyncio
 import contextlib
 import socket
 import sys
@@ -9,8 +10,10 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+import uvicorn
 
 from tests.serving.services import Service, service, write_checkpoint
+from yuzogpt.serving.connections import LimitedServer, listen
 
 DESCRIPTORS = 256
 # As under `ulimit -n 256`.
@@ -145,3 +148,28 @@ def test_who_brings_no_head_or_takes_no_answer_is_left(run):
         assert not any(map(is_open, (silent, half)))
         assert served.post(max_tokens=2).status_code == 200
     assert len(served.printed) == 2, served.printed  # where it serves, and that it was stopped
+
+
+def test_an_answer_does_not_wait_for_the_receipt_of_its_head():
+    """Head and body are two packets; without TCP_NODELAY a kept connection loses 40 ms there."""
+
+    async def app(scope, receive, send) -> None:
+        (connection,) = server.server_state.connections
+        found = connection.transport.get_extra_info("socket")
+        seen.append(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def serve() -> None:
+        (listening,) = listen("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(url)).status_code == 204
+        server.should_exit = True
+        await serving
+
+    seen: list[int] = []
+    server = LimitedServer(uvicorn.Config(app, lifespan="off", log_level="warning"))
+    asyncio.run(serve())
+    assert seen == [1]

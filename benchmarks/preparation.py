@@ -15,7 +15,6 @@ three sides run in turn, each as a process of its own, and the medians are compa
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from yuzogpt.cores import available_cores
 
 Result = dict[str, Any]
 
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--side", choices=SIDES)
     arguments = parser.parse_args()

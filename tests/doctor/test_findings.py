@@ -9,6 +9,7 @@ from yuzogpt.doctor.findings import judge
 from yuzogpt.doctor.links import Link
 from yuzogpt.doctor.node import Gpu, Node, Storage
 from yuzogpt.doctor.survey import Head, Survey
+from yuzogpt.doctor.verdict import cores_of
 
 WANTED = SoundnessSettings(num_nodes=4, storage="/shared")
 NAMES = ("head", "a", "b", "c")
@@ -250,3 +251,12 @@ def test_a_ray_of_ones_own_needs_no_lock():
     survey = sound()
     survey.is_shared, survey.head = False, Head("head")
     assert judge(survey, WANTED) == []
+
+
+def test_a_containers_cores_are_shown_and_the_load_is_its_machines():
+    survey = sound()
+    change(survey, "a", cores=1, quota=0.5, machine_cores=64, load=20.0)
+    assert not judge(survey, WANTED)
+    assert cores_of(survey.nodes["a"]) == "0.5 of 64"
+    change(survey, "a", cores=8, quota=8.0, machine_cores=8, load=0.0)
+    assert cores_of(survey.nodes["a"]) == "8"

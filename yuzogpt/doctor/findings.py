@@ -268,6 +268,7 @@ def gpus(survey: Survey) -> Iterator[Finding]:
 def idleness(survey: Survey) -> Iterator[Finding]:
     """Are the nodes idle, as they should be before a run?"""
     for name, node in survey.nodes.items():
-        if node.load > BUSY * node.cores + 1:
-            what = f"load {node.load:.1f} on {node.cores} cores, although nothing trains yet"
+        cores = node.machine_cores or node.cores  # the load is the machine's
+        if node.load > BUSY * cores + 1:
+            what = f"load {node.load:.1f} on {cores} cores, although nothing trains yet"
             yield Finding("warning", name, what, "see `top` there")

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from yuzogpt.cores import available_cores, cores_of_time, free_memory
 from yuzogpt.errors import UserError, last_line, reason_of
 from yuzogpt.filesystems import is_store_error, open_filesystem
 from yuzogpt.network import interface_of
@@ -48,9 +49,9 @@ class Node:
 
     address: str
     versions: dict[str, str]
-    cores: int
-    load: float  # processes that want a core, last minute
-    memory: int  # bytes free
+    cores: int  # that workers may use: a container has less than its machine
+    load: float  # processes of the machine that want a core, last minute
+    memory: int  # bytes free, within a container's limit
     temporary: int  # bytes free where Ray keeps its files
     interface: str  # that has `address`; empty: none has
     interfaces: list[str]
@@ -59,6 +60,8 @@ class Node:
     gpu_problem: str = ""  # why they cannot be told
     usable_gpus: int = 0  # that torch can use
     counted_gpus: int = 0  # that Ray has work for
+    quota: float = 0.0  # cores' worth of CPU time; 0: not known
+    machine_cores: int = 0  # 0: not known
 
 
 def examine(address: str, directory: str, counted_gpus: int) -> Node:
@@ -67,9 +70,11 @@ def examine(address: str, directory: str, counted_gpus: int) -> Node:
     return Node(
         address=address,
         versions=versions() | ({"driver": gpus[0].driver} if gpus else {}),
-        cores=os.cpu_count() or 1,
+        cores=available_cores(),
+        quota=cores_of_time(),
+        machine_cores=psutil.cpu_count() or 1,
         load=os.getloadavg()[0],
-        memory=psutil.virtual_memory().available,
+        memory=free_memory(),
         temporary=shutil.disk_usage(directory).free,
         interface=interface_of(address) or "",
         interfaces=list(psutil.net_if_addrs()),

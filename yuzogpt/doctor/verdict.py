@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yuzogpt.doctor.findings import GIGABYTE, MEGABIT, Finding
+from yuzogpt.doctor.node import Node
 from yuzogpt.doctor.survey import Survey
 
 STYLES = {"fault": "bold red", "warning": "yellow"}
@@ -66,7 +67,7 @@ def nodes_table(survey: Survey) -> Table:
         cells = (
             name + mark, node.address, node.interface or "?",
             *(node.versions.get(what, "none") for what in ("python", "torch", "ray")),
-            str(node.cores), f"{node.load:.1f}", str(len(node.gpus)),
+            cores_of(node), f"{node.load:.1f}", str(len(node.gpus)),
             f"{node.memory / GIGABYTE:.1f}", f"{node.temporary / GIGABYTE:.1f}",
             f"{stored.written / 1e6:.0f}" if stored and stored.written else "-",
             f"{ahead[0]:+.2f}" if ahead else "-",
@@ -75,6 +76,13 @@ def nodes_table(survey: Survey) -> Table:
     for name in survey.silent:
         table.add_row(Text(name), *(Text("?") for _ in range(len(columns) + len(more) - 1)))
     return table
+
+
+def cores_of(node: Node) -> str:
+    """Return how many cores a node may use, and of how many, if a limit leaves less."""
+    if node.quota < node.machine_cores:
+        return f"{node.quota:g} of {node.machine_cores}"
+    return str(node.cores)
 
 
 def links_table(survey: Survey) -> Table:

@@ -189,6 +189,23 @@ def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
     assert len(records(first, "start")) >= 2  # it went on after its process was killed
 
 
+def test_a_combination_that_training_does_not_take_fails_at_once_with_the_reason(sweep, tmp_path):
+    flags = ["--search_algorithm=grid", "--search.learning_rate=", "--search.dropout="]
+    flags += ["--search.lr_schedule={choice:[cosine,wsd]}", "--search.cooldown_iters={grid:[0,5]}"]
+    flags += ["--scheduler=none", "--final_seeds=0", "--max_iters=10"]
+    result = yuzogpt(*sweep("sweep", *flags))
+    assert result.returncode == 0, result.stdout + result.stderr
+    trials = outcome(tmp_path / "sweep")["trials"]
+    assert len(trials) == 4
+    (failed,) = (trial for trial in trials if trial["state"] == "failed")
+    why = "cooldown_iters 0, lr_schedule wsd: lr_schedule=wsd: cooldown_iters says how long its"
+    assert failed["error"].startswith(why)
+    assert f"!!! {failed['name']} failed: {why}" in result.stdout
+    assert "1 of 4 trials failed" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    assert "tried" not in failed["error"]
+
+
 def test_a_trial_whose_process_dies_too_often_has_failed(sweep, tmp_path):
     """As it does where the system's memory is not enough. The sweep goes on."""
     directory = tmp_path / "sweep"

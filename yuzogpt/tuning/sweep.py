@@ -30,6 +30,7 @@ from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import LEASE, Lease
 from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.tuning.space import Space, Values, with_values
+from yuzogpt.tuning.table import in_words
 from yuzogpt.tuning.trials import TRIAL, Trial
 
 SIGNATURE = "# Written by `yuzogpt tune`: what all trials have in common, and the search space.\n"
@@ -72,8 +73,14 @@ class Sweep:
         return TrainSettings.model_validate(nested)
 
     def settings_of(self, trial: Trial) -> TrainSettings:
-        """Return what a trial trains with; it sees the first half of the val split alone."""
-        chosen = with_values(self.base, trial.values)
+        """Return what a trial trains with; it sees the first half of the val split alone.
+
+        UserError if training does not take its values in this combination.
+        """
+        try:
+            chosen = with_values(self.base, trial.values)
+        except UserError as error:
+            raise UserError(f"{in_words(trial.values)}: {error}") from None
         run = chosen.run.model_copy(
             update={"out_dir": str(trial.directory), "overwrite": False, "storage": ""}
         )
@@ -108,7 +115,7 @@ class Sweep:
         model = self._check({}).model
         for parameter in self.space.parameters:
             for value in parameter.values:
-                self._check({parameter.key: value})
+                self._check(self.space.fitting(self.base, parameter.key, value))
         sweep = replace(
             self,
             settings=self.settings.model_copy(update={"model": model}),

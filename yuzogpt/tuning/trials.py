@@ -134,6 +134,13 @@ def conclude(trial: Trial, state: State, error: str = "") -> None:
     keep_weights_only(trial.directory)
 
 
+def refuse(trial: Trial, why: str, report: Report) -> None:
+    """Write down that a trial cannot begin, unless it is over; Tune wants a report of each."""
+    report(0, math.inf)
+    if not trial.is_over:
+        conclude(trial, "failed", why)
+
+
 def score(settings: TrainSettings, directory: Path, train: Train) -> None:
     """Write down a finished trial's loss on the other half of the val split, by its best weights.
 

@@ -30,6 +30,7 @@ from yuzogpt.config import (
     TuneSettings,
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.files import expect_no_home
 from yuzogpt.overrides import SEARCH, help_text, nearest, preset_names, resolve, to_yaml
 
 
@@ -173,6 +174,7 @@ def overview() -> str:
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line in a process of its own, and end that with its status."""
+    expect_no_home()
     ended: list[int] = []
     atexit.register(end_now, ended)  # the first that is registered is called last
     ended.append(status_of(sys.argv[1:] if arguments is None else arguments))

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from yuzogpt import tokenizers
 from yuzogpt.errors import UserError
-from yuzogpt.files import cache_directory, sha256, sync_file, to_json, write_durably
+from yuzogpt.files import cache_directory, cache_path, sha256, sync_file, to_json, write_durably
 from yuzogpt.tokenizers import Ids, Tokenizer
 
 FORMAT_VERSION = 1
@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
 PLAN = "plan.json"  # in STAGING: what is being prepared
+VERIFIED = "verified-blocks.json"  # in the cache
 STAGE_STATS = "ray-data-stats.txt"  # how Ray Data fared
 BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS)  # beside the blocks; not part of the corpus
 
@@ -162,10 +163,9 @@ class VerifiedBlocks:
 
     def __init__(self, *, forget: bool) -> None:
         """Read what earlier runs remembered; an unreadable memory is an empty one."""
-        self.path = cache_directory() / "verified-blocks.json"
         self.known: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self.known = {} if forget else json.loads(self.path.read_text())
+        with contextlib.suppress(OSError, ValueError, UserError):
+            self.known = {} if forget else json.loads((cache_path() / VERIFIED).read_text())
         self.used: dict[str, str] = {}
 
     def sha256(self, path: Path) -> str:
@@ -178,8 +178,9 @@ class VerifiedBlocks:
     def save(self) -> None:
         """Remember for the next run."""
         if not self.used.items() <= self.known.items():
-            with contextlib.suppress(OSError):  # a memory, no more: without it files are read again
-                write_durably(self.path, to_json(self.known | self.used))
+            # A memory, no more: without it files are read again.
+            with contextlib.suppress(OSError, UserError):
+                write_durably(cache_directory() / VERIFIED, to_json(self.known | self.used))
 
 
 def damaged(path: Path | str, reason: str) -> UserError:

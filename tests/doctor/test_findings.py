@@ -141,6 +141,16 @@ FAULTS = {
         "a",
         "/shared cannot be written (no answer",
     ),
+    "a part that a node cannot find out": (
+        lambda s: change(s, "a", memory=0, problems={"memory": "OSError: no"}),
+        "a",
+        "its memory could not be examined (OSError: no)",
+    ),
+    "a part of the examination": (
+        lambda s: s.problems.append(("cluster", "links", "KeyError: 'b'")),
+        "cluster",
+        "its links could not be examined (KeyError: 'b')",
+    ),
     "memory errors": (
         lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 0, 0.0, 2)]), "a", "2 memory errors"
     ),
@@ -177,6 +187,9 @@ WARNINGS = {
     ),
     "slow storage": (lambda s: s.storage.update(a=Storage(1e6, 10**12)), "a"),
     "a GPU that Ray does not count": (lambda s: change(s, "a", counted_gpus=0), "a"),
+    "a remark of nvidia-smi's": (
+        lambda s: change(s, "b", gpu_remarks=["WARNING: infoROM is corrupted at gpu 0000:3B"]), "b"
+    ),
     "another driver": (lambda s: change_versions(s, "b", driver="550"), "b"),
 }  # fmt: skip
 

@@ -67,8 +67,11 @@ def nodes_table(survey: Survey) -> Table:
         cells = (
             name + mark, node.address, node.interface or "?",
             *(node.versions.get(what, "none") for what in ("python", "torch", "ray")),
-            cores_of(node), f"{node.load:.1f}", str(len(node.gpus)),
-            f"{node.memory / GIGABYTE:.1f}", f"{node.temporary / GIGABYTE:.1f}",
+            *known(node, {
+                "cores": cores_of(node), "load": f"{node.load:.1f}", "GPUs": str(len(node.gpus)),
+                "memory": f"{node.memory / GIGABYTE:.1f}",
+                "disk": f"{node.temporary / GIGABYTE:.1f}",
+            }),
             f"{stored.written / 1e6:.0f}" if stored and stored.written else "-",
             f"{ahead[0]:+.2f}" if ahead else "-",
         )  # fmt: skip
@@ -76,6 +79,11 @@ def nodes_table(survey: Survey) -> Table:
     for name in survey.silent:
         table.add_row(Text(name), *(Text("?") for _ in range(len(columns) + len(more) - 1)))
     return table
+
+
+def known(node: Node, cells: dict[str, str]) -> list[str]:
+    """Return the cells of the parts of a node that were found out, "?" for the others."""
+    return ["?" if part in node.problems else cell for part, cell in cells.items()]
 
 
 def cores_of(node: Node) -> str:

@@ -23,7 +23,15 @@ from pydantic import ValidationError
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import SEARCH, Override, find_key, leaves, read_mapping
+from yuzogpt.overrides import (
+    SEARCH,
+    Override,
+    TextLoader,
+    find_key,
+    leaves,
+    load_yaml,
+    read_mapping,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -61,7 +69,7 @@ class Parameter:
         """Tell whether a value can be drawn."""
         if self.kind in LISTS:
             return value in self.values
-        return bool(self.values[0] <= value <= self.values[1])
+        return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
 
     def distribution(self, *included: Any) -> "optuna.distributions.BaseDistribution":
         """Return it as Optuna's, widened to the values that are `included`."""
@@ -177,8 +185,8 @@ def written(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
     for flag in flags:
         key, _, text = flag.removeprefix(f"--{SEARCH}.").partition("=")
         try:
-            yield Override(key, yaml.safe_load(text), flag)
-        except yaml.YAMLError:
+            yield Override(key, load_yaml(text, flag, TextLoader), flag)
+        except UserError:
             raise UserError(f"{flag}: write --search.{key}='{{uniform: [0, 1]}}'") from None
 
 

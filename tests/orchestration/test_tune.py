@@ -182,7 +182,10 @@ def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
     assert rerun.returncode == 0, rerun.stdout + rerun.stderr
     assert found_by(directory) == expected
     assert outcome(directory)["best"] == outcome(tmp_path / "undisturbed")["best"]
-    for name in ended:  # not run again
+    for name in ended:  # not run again, and not said to be
+        assert f"\n{name} kept: " in rerun.stdout
+        assert f"\n{name} starts" not in rerun.stdout
+        assert f"\n{name} finished" not in rerun.stdout
         run = directory / "trials" / name
         assert (run / "trial.json").stat().st_mtime == mtimes[name]
         assert steps_of(run) == steps[name]

@@ -111,7 +111,8 @@ def run_trials(
     slots, resources = slots_for(sweep.base, sweep.settings.sweep.max_concurrent_trials)
     slots = min(slots, source.count)
     threads = threads_for(sweep.base, slots)
-    watch = Watch(board)
+    suggestions = Suggestions(source, scored=scored)
+    watch = Watch(board, suggestions.kept)
     # Mode 0700, and where all nodes see it: Tune looks.
     with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=sweep.directory) as private:
         tuner = tune.Tuner(
@@ -121,7 +122,7 @@ def run_trials(
                 mode="min",
                 num_samples=source.count,
                 max_concurrent_trials=slots,
-                search_alg=Suggestions(source),
+                search_alg=suggestions,
                 scheduler=asha(sweep) if scheduled else None,
                 reuse_actors=True,
             ),

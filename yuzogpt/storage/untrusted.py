@@ -71,7 +71,11 @@ def read_json(
 
 def parse_json(content: bytes | str, schema: type[Schema], origin: str) -> Schema:
     """Return JSON as `schema` has it; DamagedFile, which begins with `origin`, if it is not so."""
-    value = load_json(content, origin)
+    return checked(load_json(content, origin), schema, origin)
+
+
+def checked(value: Any, schema: type[Schema], origin: str) -> Schema:
+    """Return a value that was read as `schema` has it; DamagedFile if it is not so."""
     try:
         return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:

@@ -28,7 +28,8 @@ from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import LEASE, Lease
-from yuzogpt.overrides import changed_frozen, to_yaml
+from yuzogpt.overrides import changed_frozen, load_yaml, to_yaml
+from yuzogpt.storage.untrusted import checked, read_file
 from yuzogpt.tuning.space import Space, Values, with_values
 from yuzogpt.tuning.table import in_words
 from yuzogpt.tuning.trials import TRIAL, Trial
@@ -139,28 +140,32 @@ class Sweep:
             if not all(one.name.startswith(OWN) for one in found):
                 raise UserError(f"--out_dir={name}: holds something else; choose another")
             return
-        if not path.read_bytes().startswith(SIGNATURE.encode()):
+        written = read_file(path)
+        if not written.startswith(SIGNATURE.encode()):
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
         if self.settings.run.overwrite:
             return
-        differences = self.differences(path.read_text())
+        differences = self.differences(written, str(path))
         if differences:
             raise UserError(
                 f"{name}: another sweep: {'; '.join(differences)}; choose another --out_dir, or "
                 "--overwrite to start anew"
             )
 
-    def differences(self, written: str) -> list[str]:
+    def differences(self, written: bytes, origin: str) -> list[str]:
         """Return what makes this another sweep than the one of a settings.yaml."""
-        before, now = yaml.safe_load(written), self.settings.model_dump()
+        now = self.settings.model_dump()
+        before = checked(
+            load_yaml(written, origin, yaml.SafeLoader), dict[str, dict[str, Any]], origin
+        )
         found = changed_frozen(before, self.settings)
         for section, leaf in COMPARED:
-            then = before[section].get(leaf, now[section][leaf])
+            then = before.get(section, {}).get(leaf, now[section][leaf])
             if then != now[section][leaf]:
                 found.append(f"{leaf}: {then} -> {now[section][leaf]}")
         if before.get("search") != self.space.describe():
             found.append(f"search: {before.get('search')} -> {self.space.describe()}")
-        if self._of_corpus() not in written:
+        if self._of_corpus().encode() not in written:
             found.append("the corpus is another one")
         return found
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -104,7 +104,7 @@ class TextLoader(yaml.SafeLoader):
     YAML 1.1 would read 012 as 10, 1e-3 as text, and yes as true.
     """
 
-    yaml_implicit_resolvers: ClassVar = {"<": [(MERGE, re.compile("^<<$"))]}
+    yaml_implicit_resolvers = {"<": [(MERGE, re.compile("^<<$"))]}  # noqa: RUF012
 
 
 def load_yaml(content: bytes | str, origin: str, loader: type[yaml.SafeLoader]) -> Any:

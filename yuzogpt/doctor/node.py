@@ -82,13 +82,14 @@ def examine(address: str, directory: str, counted_gpus: int) -> Node:
             problems[name] = f"{type(error).__name__}: {first_line(error)}"
             return otherwise
 
-    gpus, problem, remarks = part("GPUs", examine_gpus, ([], "", []))
+    nothing: tuple[list[Gpu], str, list[str]] = ([], "", [])
+    gpus, problem, remarks = part("GPUs", examine_gpus, nothing)
     found = {"python": platform.python_version()}
     if gpus:
         found["driver"] = gpus[0].driver
     return Node(
         address=address,
-        versions=found | part("versions", versions, {}),
+        versions=found | part("versions", versions, dict[str, str]()),
         cores=part("cores", available_cores, 0),
         quota=part("cores", cores_of_time, 0.0),
         machine_cores=part("cores", lambda: psutil.cpu_count() or 1, 0),

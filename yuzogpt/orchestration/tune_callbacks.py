@@ -83,7 +83,7 @@ class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
         ours = read(trial)
         if ours.directory in self.kept:
             steps = [step for step, _ in ours.evaluations()]
-            loss, _ = Result.of(ours).best
+            loss = Result.of(ours).best[0]
             self.board.keeps(
                 ours.name, Row(ours.values, ours.state, max(steps, default=0), loss, ours.error)
             )

@@ -34,7 +34,8 @@ from yuzogpt.config import (
     OptimizerSettings,
     ParallelSettings,
 )
-from yuzogpt.hardware import Hardware, available_cores
+from yuzogpt.cores import available_cores
+from yuzogpt.hardware import Hardware
 from yuzogpt.metrics import MetricsLog, read_records
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.training.optimizers import build_optimizer, state_tensors

@@ -20,7 +20,6 @@ group of 228 MB, a text file of 120 MB, JSON lines of a few kilobytes of which o
 import argparse
 import json
 import multiprocessing
-import os
 import random
 import statistics
 import subprocess
@@ -30,6 +29,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from yuzogpt.cores import available_cores
 
 Result = dict[str, Any]
 
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="only that; needs no source")
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--side", choices=SIDES)
     arguments = parser.parse_args()

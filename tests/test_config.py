@@ -43,6 +43,75 @@ def test_flags_of_the_brief_work_as_written():
     assert (sampled.sampling.init_from, sampled.sampling.num_samples) == ("gpt2-xl", 5)
 
 
+TEXTS = [
+    *("1", "0", "12", "012", "0o17", "0x10", "0b1", "1_000", "+3", "-1", "1e3", "4.0", "1.5"),
+    *("1e-3", "1E-3", ".5", "5.", "1_000.5", ".inf", ".nan", "nan", "190:20:30", "2026-01-01"),
+    *("yes", "no", "on", "off", "y", "n", "true", "True", "TRUE", "false", "None", "null", "~"),
+    *("auto", "cosine", "gpt2", "=", "a b", "", "99999999999999999999999", "1..4"),
+]
+KEYS = ("n_layer", "seed", "dropout", "learning_rate", "compile", "decay_lr", "dataset", "out_dir")
+KEYS += ("num_workers", "lr_schedule", "eval_tasks", "max_preemptions")
+
+
+def outcome(files, flags):
+    """What a command would have: its settings, or that it is refused."""
+    try:
+        return resolve(TrainSettings, files, flags)
+    except UserError:
+        return "refused"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_text_means_the_same_in_yaml_and_as_a_flag(key, tmp_path):
+    path = tmp_path / "x.yaml"
+    found = set()
+    for text in TEXTS:
+        path.write_text(f"{key}: {text}\n")
+        as_flag = outcome([], [f"--{key}={text}"])
+        assert outcome([str(path)], []) == as_flag, text
+        found.add(str(as_flag))
+    assert len(found) > 1  # not all are refused
+
+
+@pytest.mark.parametrize(
+    ("line", "section", "leaf", "value"),
+    [
+        ("warmup_iters: 012", "schedule", "warmup_iters", 12),
+        ("max_iters: 1_000", "schedule", "max_iters", 1000),
+        ("learning_rate: 1e-3", "optimizer", "learning_rate", 0.001),
+        ("compile: yes", "device", "compile", True),
+        ("decay_lr: no", "schedule", "decay_lr", False),
+        ("out_dir: 012", "run", "out_dir", "012"),
+        ("out_dir: no", "run", "out_dir", "no"),
+        ("eval_tasks: [lambada, wikitext2]", "evaluation", "eval_tasks", ("lambada", "wikitext2")),
+        ("a: &a {n_layer: 3}\nmodel: {<<: *a}", "model", "n_layer", 3),
+    ],
+)
+def test_what_yaml_means(line, section, leaf, value, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(line.replace("a: &a", "model: &a"))
+    found = getattr(getattr(resolve(TrainSettings, [str(path)], []), section), leaf)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_an_empty_section_is_empty(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("model:\nschedule: {}\noptimizer: # nothing yet\ndata_dir:\n")
+    assert resolve(TrainSettings, [str(path)], []) == TrainSettings()
+    path.write_text("modle:\n")
+    with pytest.raises(UserError, match="unknown setting"):
+        resolve(TrainSettings, [str(path)], [])
+    with pytest.raises(UserError, match="unknown setting"):
+        resolve(TrainSettings, [], ["--model="])
+
+
+def test_yaml_that_is_nested_too_deeply_is_one_line(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("[" * 5000)
+    with pytest.raises(UserError, match="not readable as YAML: nested too deeply"):
+        resolve(TrainSettings, [str(path)], [])
+
+
 def test_later_wins(tmp_path):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("model: {n_layer: 3, n_head: 3}\nn_embd: 96\n")

@@ -49,6 +49,7 @@ LINE = [
         "storage",
         "tensor_files",
         "config",
+        "cores",
         "overrides",
         "paths",
         "quantities",

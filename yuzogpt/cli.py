@@ -32,6 +32,7 @@ from yuzogpt.config import (
     TuneSettings,
 )
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed
+from yuzogpt.files import expect_no_home
 from yuzogpt.overrides import SEARCH, help_text, leaves, nearest, preset_names, resolve, to_yaml
 from yuzogpt.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.signals import hangup_as_sigterm, stopped_by_sigterm
@@ -218,6 +219,7 @@ def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:
 
     `preset`: taken if the arguments name none.
     """
+    expect_no_home()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is no reason to end
         sys.stdout.reconfigure(errors="replace")
     if arguments and preset:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.storage.untrusted import open_regular
+
+NO_HOME = "/nonexistent"  # as Debian has it for the user nobody
+ADVICE_ON_CACHES = "XDG_CACHE_HOME=DIR names a directory that can be written"
 
 
 @contextlib.contextmanager
@@ -66,16 +70,45 @@ def to_json(value: Any) -> bytes:
 
 
 def cache_path() -> Path:
-    """Return where this user's cache on this node is, or would be."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "yuzogpt"
+    """Return where this user's cache on this node is or would be; UserError without a home."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "yuzogpt"
+    try:
+        return Path.home() / ".cache" / "yuzogpt"
+    except RuntimeError:
+        raise UserError(f"no cache: HOME is not set; {ADVICE_ON_CACHES}") from None
 
 
 def cache_directory() -> Path:
-    """Return this user's cache on this node (downloads, verified hashes), made if missing."""
+    """Return the cache (downloads, mirrors of stores, verified hashes), made if it is missing.
+
+    UserError if it cannot be written. What only remembers something does without it then.
+    """
     directory = cache_path()
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        if not os.environ.get("XDG_CACHE_HOME"):
+            Path.home().stat()  # a home that is not there is not made
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = f"{directory} cannot be written ({reason_of(error)})"
+        raise UserError(f"no cache: {reason}; {ADVICE_ON_CACHES}") from None
     return directory
+
+
+def expect_no_home() -> None:
+    """Let libraries be imported and used where this user has no home that can be written.
+
+    Some raise at their import where none is known: a uid that no passwd file names, without HOME.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(NO_HOME)
+        os.environ["HOME"] = NO_HOME
+    if not os.access(home, os.W_OK):  # a paragraph about the temporary directory that it takes then
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def refuse_public(path: Path, flag: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from yuzogpt.config import DeviceSettings
+from yuzogpt.cores import threads_of_each, total_memory
 from yuzogpt.errors import UserError
 from yuzogpt.world import World
 
@@ -54,7 +55,7 @@ def choose_hardware(
     device = choose_device(settings.device, world)
     autocast, dtype_reason = choose_dtype(settings.dtype, device)
     compiled, compile_reason = choose_compile(compile_wanted, device)
-    threads = settings.threads or max(1, available_cores() // world.local_size)
+    threads = settings.threads or threads_of_each(world.local_size)
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = True  # GPUs only; a CPU's float32 stays exact
     return Hardware(device, autocast, compiled, threads, (dtype_reason, compile_reason))
@@ -126,11 +127,4 @@ def memory_of(device: torch.device) -> int:
     """Return the bytes of memory that a device has in all."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return total_memory()

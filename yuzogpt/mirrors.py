@@ -63,7 +63,7 @@ def uri_of(path: Path) -> str | None:
     """Return what a path in a mirror is a copy of; None for any other path."""
     try:
         folder = (cache_path() / MIRRORS).parts
-    except RuntimeError:  # this user has no home, hence no mirror
+    except UserError:  # this user has no home, hence no mirror
         return None
     if path.parts[: len(folder)] != folder or ".." in path.parts:
         return None

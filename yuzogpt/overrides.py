@@ -2,10 +2,12 @@
 
 In: names of presets or YAML files, and flags. Out: one validated settings object, or a UserError
 that names the nearest thing that would work. A dotted key is exact (`--model.n_layer=4`); a bare
-key resolves by its leaf name (`--n_layer=4`). YAML files follow the same rule.
+key resolves by its leaf name (`--n_layer=4`). YAML files follow the same rule, and the same text
+means the same in both: YAML decides the structure, the setting's type what a text means.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from yuzogpt.config import Section
 from yuzogpt.errors import UserError
 
 PRESETS = Path(__file__).parent / "configs"
+MERGE = "tag:yaml.org,2002:merge"
 SEARCH = "search"  # a section of YAML files: what `yuzogpt tune` varies
 
 S = TypeVar("S", bound=Section)
@@ -39,6 +42,8 @@ def resolve(schema: type[S], files: Sequence[str], flags: Sequence[str]) -> S:
     Raises UserError for an unknown file or key, and for a value of the wrong type or range.
     """
     overrides = [item for name in files for item in read_yaml(name)]
+    # A section with nothing below it.
+    overrides = [one for one in overrides if one.value != "" or one.key not in schema.model_fields]
     overrides += [parse_flag(flag) for flag in flags]
     known = dict(leaves(schema))
     nested: dict[str, dict[str, Any]] = {}
@@ -87,14 +92,31 @@ def read_mapping(name: str) -> Mapping[Any, Any]:
         presets = preset_names()
         hint = nearest(name, presets) or f"presets: {', '.join(presets)}; or a path to a .yaml file"
         raise UserError(f"{name}: no such preset or YAML file; {hint}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not readable as YAML: {reason}") from None
+    content = load_yaml(path.read_bytes(), str(path), TextLoader)
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: expected `key: value` lines, found a {type(content).__name__}")
     return content or {}
+
+
+class TextLoader(yaml.SafeLoader):
+    """A safe loader that leaves each scalar the text that it is, as flags have it.
+
+    YAML 1.1 would read 012 as 10, 1e-3 as text, and yes as true.
+    """
+
+    yaml_implicit_resolvers = {"<": [(MERGE, re.compile("^<<$"))]}  # noqa: RUF012
+
+
+def load_yaml(content: bytes | str, origin: str, loader: type[yaml.SafeLoader]) -> Any:
+    """Return the value of YAML; UserError, which begins with `origin`, if it is none."""
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        return yaml.load(text, loader)
+    except RecursionError:
+        reason = "nested too deeply"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+    raise UserError(f"{origin}: not readable as YAML: {reason}")
 
 
 def flatten(content: Mapping[Any, Any], file: str, prefix: str = "") -> Iterator[Override]:

@@ -9,6 +9,7 @@ from yuzogpt.doctor.findings import judge
 from yuzogpt.doctor.links import Link
 from yuzogpt.doctor.node import Gpu, Node, Storage
 from yuzogpt.doctor.survey import Head, Survey
+from yuzogpt.doctor.verdict import cores_of
 
 WANTED = SoundnessSettings(num_nodes=4, storage="/shared")
 NAMES = ("head", "a", "b", "c")
@@ -140,6 +141,16 @@ FAULTS = {
         "a",
         "/shared cannot be written (no answer",
     ),
+    "a part that a node cannot find out": (
+        lambda s: change(s, "a", memory=0, problems={"memory": "OSError: no"}),
+        "a",
+        "its memory could not be examined (OSError: no)",
+    ),
+    "a part of the examination": (
+        lambda s: s.problems.append(("cluster", "links", "KeyError: 'b'")),
+        "cluster",
+        "its links could not be examined (KeyError: 'b')",
+    ),
     "memory errors": (
         lambda s: change(s, "a", gpus=[Gpu("H100", 80 * 10**9, 0, 0.0, 2)]), "a", "2 memory errors"
     ),
@@ -176,6 +187,9 @@ WARNINGS = {
     ),
     "slow storage": (lambda s: s.storage.update(a=Storage(1e6, 10**12)), "a"),
     "a GPU that Ray does not count": (lambda s: change(s, "a", counted_gpus=0), "a"),
+    "a remark of nvidia-smi's": (
+        lambda s: change(s, "b", gpu_remarks=["WARNING: infoROM is corrupted at gpu 0000:3B"]), "b"
+    ),
     "another driver": (lambda s: change_versions(s, "b", driver="550"), "b"),
 }  # fmt: skip
 
@@ -250,3 +264,12 @@ def test_a_ray_of_ones_own_needs_no_lock():
     survey = sound()
     survey.is_shared, survey.head = False, Head("head")
     assert judge(survey, WANTED) == []
+
+
+def test_a_containers_cores_are_shown_and_the_load_is_its_machines():
+    survey = sound()
+    change(survey, "a", cores=1, quota=0.5, machine_cores=64, load=20.0)
+    assert not judge(survey, WANTED)
+    assert cores_of(survey.nodes["a"]) == "0.5 of 64"
+    change(survey, "a", cores=8, quota=8.0, machine_cores=8, load=0.0)
+    assert cores_of(survey.nodes["a"]) == "8"

@@ -15,7 +15,16 @@ from tests.orchestration.clusters import started
 pytestmark = pytest.mark.slow
 
 
-def test_this_machine_is_sound(tmp_path):
+@pytest.fixture
+def one_core():
+    """This process, and those that it starts, may use one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def test_this_machine_is_sound(tmp_path, one_core):
     storage = tmp_path / "shared"
     storage.mkdir()
     result = yuzogpt("doctor", f"--storage={storage}", "--json", "--least_disk=0.1")
@@ -23,6 +32,8 @@ def test_this_machine_is_sound(tmp_path):
     found = json.loads(result.stdout)
     assert found["verdict"] == "sound"
     (node,) = found["nodes"].values()
+    assert (node["cores"], node["quota"]) == (1, 1.0)
+    assert not node["problems"]
     assert set(node["versions"]) >= {"python", "torch", "ray"}
     (stored,) = found["storage"].values()
     assert stored["written"] > 0

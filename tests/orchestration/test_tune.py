@@ -184,11 +184,31 @@ def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
     assert rerun.returncode == 0, rerun.stdout + rerun.stderr
     assert found_by(directory) == expected
     assert outcome(directory)["best"] == outcome(tmp_path / "undisturbed")["best"]
-    for name in ended:  # not run again
+    for name in ended:  # not run again, and not said to be
+        assert f"\n{name} kept: " in rerun.stdout
+        assert f"\n{name} starts" not in rerun.stdout
+        assert f"\n{name} finished" not in rerun.stdout
         run = directory / "trials" / name
         assert (run / "trial.json").stat().st_mtime == mtimes[name]
         assert steps_of(run) == steps[name]
     assert len(records(first, "start")) >= 2  # it went on after its process was killed
+
+
+def test_a_combination_that_training_does_not_take_fails_at_once_with_the_reason(sweep, tmp_path):
+    flags = ["--search_algorithm=grid", "--search.learning_rate=", "--search.dropout="]
+    flags += ["--search.lr_schedule={choice:[cosine,wsd]}", "--search.cooldown_iters={grid:[0,5]}"]
+    flags += ["--scheduler=none", "--final_seeds=0", "--max_iters=10"]
+    result = yuzogpt(*sweep("sweep", *flags))
+    assert result.returncode == 0, result.stdout + result.stderr
+    trials = outcome(tmp_path / "sweep")["trials"]
+    assert len(trials) == 4
+    (failed,) = (trial for trial in trials if trial["state"] == "failed")
+    why = "cooldown_iters 0, lr_schedule wsd: lr_schedule=wsd: cooldown_iters says how long its"
+    assert failed["error"].startswith(why)
+    assert f"!!! {failed['name']} failed: {why}" in result.stdout
+    assert "1 of 4 trials failed" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    assert "tried" not in failed["error"]
 
 
 def test_a_trial_whose_process_dies_too_often_has_failed(sweep, tmp_path):

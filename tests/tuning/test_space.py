@@ -66,6 +66,7 @@ def test_a_trials_values_leave_unset_what_the_user_left_out():
         ("learning_rate={uniform: [-1, 1]}", "-1: Input should be greater than or equal to 0"),
         ("dropout={choice: [0.1, lots]}", "lots: Input should be a valid number"),
         ("n_head={choice: [5]}", "n_embd=768 is not a multiple of n_head=5"),
+        ("lr_schedule={choice: [cosine, wsd]}", "wsd: lr_schedule=wsd: cooldown_iters says how"),
         ("max_iters={choice: [1, 2]}", "not to be searched"),
         ("out_dir={choice: [a, b]}", "not to be searched"),
         ("dropout={uniform: [0", "write --search.dropout='{uniform: [0, 1]}'"),
@@ -76,6 +77,32 @@ def test_mistakes_are_one_line(flag, says):
         space_of(flag)
     assert says in str(told.value)
     assert "\n" not in str(told.value)
+
+
+WSD = "lr_schedule={choice: [cosine, wsd]}"
+
+
+def test_a_value_that_fits_only_beside_another_is_taken():
+    space = space_of(WSD, "cooldown_iters={choice: [0, 20]}")
+    assert len(space.grid()) == 4
+    assert space.fitting(SETTINGS, "schedule.lr_schedule", "wsd") == {
+        "schedule.lr_schedule": "wsd",
+        "schedule.cooldown_iters": 20,
+    }
+    space_of(WSD, "cooldown_iters={uniform: [0, 20]}")
+
+
+def test_a_value_that_no_combination_takes_is_refused():
+    fits_alone = resolve(TrainSettings, [], ["--cooldown_iters=20"])
+    read_space(fits_alone, [], [f"--search.{WSD}"])
+    with pytest.raises(UserError, match="wsd: lr_schedule=wsd: cooldown_iters"):
+        read_space(fits_alone, [], [f"--search.{WSD}", "--search.cooldown_iters={choice: [0]}"])
+
+
+def test_of_very_many_combinations_some_are_tried():
+    many = [f"{key}={{choice: {[n / 100 for n in range(50)]}}}" for key in ("dropout", "min_lr")]
+    space = space_of(*many, WSD, "cooldown_iters={choice: [0, 5, 10]}")
+    assert len(space.parameters) == 4
 
 
 def test_a_range_has_no_grid():

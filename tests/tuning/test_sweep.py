@@ -10,10 +10,10 @@ from yuzogpt import runs
 from yuzogpt.config import TuneSettings
 from yuzogpt.errors import UserError
 from yuzogpt.overrides import resolve
-from yuzogpt.tuning.search import is_over
+from yuzogpt.tuning.search import Search, is_over
 from yuzogpt.tuning.space import read_space
 from yuzogpt.tuning.sweep import Sweep, outcome
-from yuzogpt.tuning.table import Board
+from yuzogpt.tuning.table import Board, Row
 from yuzogpt.tuning.trials import Trial
 from yuzogpt.tuning.verdict import margin
 
@@ -54,6 +54,35 @@ def test_another_sweep_is_refused_in_its_directory(sweep, flag):
     sweep("--num_samples=99")  # the same, longer
     with pytest.raises(UserError, match="another sweep: "):
         sweep(flag)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("model: [1]", "model: "),
+        ("a: [", "not readable as YAML"),
+        ("- 1", "valid dictionary"),
+        ("[" * 5000, "nested too deeply"),
+    ],
+)
+def test_damaged_settings_of_a_sweep_are_one_line(sweep, tmp_path, damage, says):
+    with sweep().writing():
+        pass
+    path = tmp_path / "sweep" / "settings.yaml"
+    path.write_text(path.read_text().splitlines()[0] + "\n" + damage + "\n")
+    with pytest.raises(UserError) as told:
+        sweep()
+    assert str(path) in str(told.value)
+    assert says in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_trial_of_another_search_is_refused(sweep):
+    described = sweep()
+    directory = described.directory / "trials" / "0000"
+    Trial(directory, "0000", {"optimizer.beta2": 0.9}).write()
+    with pytest.raises(UserError, match=r"trial.json: values: not those of this search"):
+        Search(described).next()
 
 
 def test_a_directory_of_others_is_refused_and_one_that_was_cut_off_is_not(sweep, tmp_path):
@@ -136,6 +165,16 @@ def test_seeds_that_diverge_are_not_left_out_in_silence(sweep):
     assert "more than twice what seeds make" in margin(outcome(described))
     write(described.directory / "final" / "0001-1340", state="failed")
     assert margin(outcome(described)).startswith("seeds have no score: 1 with tuned")
+
+
+def test_a_trial_that_was_over_before_is_said_to_be_kept(capsys):
+    board = Board("trials", 10)
+    board.keeps("0000", Row({"model.dropout": 0.1}, "finished", 10, 2.0))
+    board.keeps("0001", Row({"model.dropout": 0.2}, "failed", error="out of memory"))
+    assert capsys.readouterr().out.splitlines() == [
+        "0000 kept: finished at step 10: val loss 2.0000",
+        "0001 kept: failed at step 0: val loss - (out of memory)",
+    ]
 
 
 def test_a_failed_trial_is_not_marked_as_the_best():

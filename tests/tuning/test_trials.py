@@ -1,11 +1,14 @@
 """One trial: what it reports, when it is to stop, and how it ends."""
 
+import json
 import math
+import os
 
 import pytest
 import torch
 
 from tests.conftest import tiny_settings
+from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.training.launch import work_here
 from yuzogpt.tuning.trials import Trial, carry_out
 
@@ -70,3 +73,48 @@ def test_a_mistake_in_the_program_is_no_failed_trial(attempt):
 
     with pytest.raises(ZeroDivisionError):
         attempt(train)
+
+
+GOOD = {"name": "0003", "values": {"model.dropout": 0.1}, "state": "finished"}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "valid dictionary"),
+        ({**GOOD, "name": "../../0003"}, "name: "),
+        ({**GOOD, "name": 3}, "name: "),
+        ({**GOOD, "state": "sleeping"}, "state: "),
+        ({**GOOD, "values": {"model.dropout": [1]}}, "values.model.dropout"),
+        ({**GOOD, "values": {"run.out_dir": "/"}}, "'run.out_dir' is not searched"),
+        ({**GOOD, "values": 3}, "values: "),
+        ({**GOOD, "score": "low"}, "score: "),
+    ],
+)
+def test_a_damaged_trial_is_one_line_that_names_the_file(tmp_path, content, says):
+    directory = tmp_path / "0003"
+    directory.mkdir()
+    text = content if isinstance(content, str) else json.dumps(content)
+    (directory / "trial.json").write_text(text)
+    with pytest.raises(DamagedFile) as told:
+        Trial.read(directory)
+    assert str(told.value).startswith(f"{directory / 'trial.json'}: ")
+    assert says in str(told.value)
+    assert "\n" not in str(told.value)
+    (directory / "trial.json").unlink()
+    assert Trial.read(directory) is None
+    os.mkfifo(directory / "trial.json")
+    with pytest.raises(DamagedFile, match="not a regular file"):
+        Trial.read(directory)
+
+
+@pytest.mark.parametrize(
+    "record", [{"step": None}, {"step": "1"}, {"step": 1, "val_loss_estimate": "low"}]
+)
+def test_a_damaged_evaluation_is_one_line_that_names_the_file(tmp_path, record):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"kind": "evaluation", **record}) + "\n")
+    with pytest.raises(DamagedFile, match=r"metrics\.jsonl: "):
+        Trial(tmp_path, "0003").evaluations()

@@ -20,8 +20,9 @@ from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
 from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
+from yuzogpt.cores import available_cores
 from yuzogpt.errors import UserError
-from yuzogpt.hardware import Hardware, available_cores, choose_hardware
+from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.paths import absolute
 from yuzogpt.references import resolve_model
 from yuzogpt.terminal import say

@@ -26,7 +26,15 @@ from yuzogpt import tokenizers
 from yuzogpt.data.block_files import check_ids, damaged, map_documents
 from yuzogpt.data.token_buffer import TokenBuffer
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.files import cache_directory, naming, sha256, sync_file, to_json, write_durably
+from yuzogpt.files import (
+    cache_directory,
+    cache_path,
+    naming,
+    sha256,
+    sync_file,
+    to_json,
+    write_durably,
+)
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, parse_json, read_file
 from yuzogpt.tokenizers import Ids, Tokenizer, TokenizerFacts
 
@@ -35,6 +43,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
 PLAN = "plan.json"  # in STAGING: what is being prepared
+VERIFIED = "verified-blocks.json"  # in the cache
 STAGE_STATS = "ray-data-stats.txt"  # how Ray Data fared
 SOURCE_TIMES = "source-times.json"  # when the files of the source were last changed
 # Beside the blocks; not part of the corpus.
@@ -197,10 +206,9 @@ class VerifiedBlocks:
 
     def __init__(self, *, forget: bool) -> None:
         """Read what earlier runs remembered; an unreadable memory is an empty one."""
-        self.path = cache_directory() / "verified-blocks.json"
         self.known: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self.known = {} if forget else json.loads(self.path.read_text())
+        with contextlib.suppress(OSError, ValueError, UserError):
+            self.known = {} if forget else json.loads((cache_path() / VERIFIED).read_text())
         self.used: dict[str, str] = {}
 
     def sha256(self, path: Path) -> str:
@@ -224,8 +232,9 @@ class VerifiedBlocks:
     def save(self) -> None:
         """Remember for the next run."""
         if not self.used.items() <= self.known.items():
-            with contextlib.suppress(OSError):  # a memory, no more: without it files are read again
-                write_durably(self.path, to_json(self.known | self.used))
+            # A memory, no more: without it files are read again.
+            with contextlib.suppress(OSError, UserError):
+                write_durably(cache_directory() / VERIFIED, to_json(self.known | self.used))
 
 
 def open_corpus(directory: Path) -> PreparedCorpus:

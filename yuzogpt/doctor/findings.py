@@ -45,6 +45,7 @@ def judge(survey: Survey, wanted: SoundnessSettings) -> list[Finding]:
         security(survey),
         gpus(survey),
         idleness(survey),
+        parts(survey),
     )
     found = [finding for check in checks for finding in check]
     return sorted(found, key=lambda finding: finding.level != "fault")
@@ -91,11 +92,11 @@ def versions(survey: Survey) -> Iterator[Finding]:
 def room(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     """Is there disk and memory?"""
     for name, node in survey.nodes.items():
-        for what, free, least, remedy in (
-            ("memory", node.memory, wanted.least_memory, "end what uses it"),
-            ("disk for Ray's files", node.temporary, wanted.least_disk, "make room"),
+        for part, what, free, least, remedy in (
+            ("memory", "memory", node.memory, wanted.least_memory, "end what uses it"),
+            ("disk", "disk for Ray's files", node.temporary, wanted.least_disk, "make room"),
         ):
-            if free < least * GIGABYTE:
+            if part not in node.problems and free < least * GIGABYTE:
                 text = f"{what}: {free / GIGABYTE:.1f} GB free, {least:g} wanted"
                 yield Finding("fault", name, text, remedy)
 
@@ -199,7 +200,7 @@ def interfaces(survey: Survey) -> Iterator[Finding]:
                 have = ", ".join(node.interfaces)
                 what = f"{variable}={choice}: no such interface; there are {have}"
                 yield Finding("fault", name, what, "correct or unset it")
-        if not node.interface:
+        if not node.interface and "interfaces" not in node.problems:
             what = f"no interface has {node.address}, the address that it joined with"
             yield Finding("fault", name, what, "ray start --node-ip-address=ITS_ADDRESS")
         if len(survey.nodes) > 1 and node.address.startswith("127."):
@@ -242,6 +243,10 @@ def security(survey: Survey) -> Iterator[Finding]:
 def gpus(survey: Survey) -> Iterator[Finding]:
     """Are the GPUs sound, and free?"""
     for name, node in survey.nodes.items():
+        for remark in node.gpu_remarks:
+            yield Finding("warning", name, f"nvidia-smi: {remark}", "see `nvidia-smi -q` there")
+        if "GPUs" in node.problems:
+            continue
         if node.gpu_problem:
             level: Literal["fault", "warning"] = "fault" if node.counted_gpus else "warning"
             yield Finding(level, name, node.gpu_problem, "see `nvidia-smi` and `dmesg` there")
@@ -268,6 +273,21 @@ def gpus(survey: Survey) -> Iterator[Finding]:
 def idleness(survey: Survey) -> Iterator[Finding]:
     """Are the nodes idle, as they should be before a run?"""
     for name, node in survey.nodes.items():
-        if node.load > BUSY * node.cores + 1:
-            what = f"load {node.load:.1f} on {node.cores} cores, although nothing trains yet"
+        cores = node.machine_cores or node.cores  # the load is the machine's
+        if node.cores and node.load > BUSY * cores + 1:
+            what = f"load {node.load:.1f} on {cores} cores, although nothing trains yet"
             yield Finding("warning", name, what, "see `top` there")
+
+
+def parts(survey: Survey) -> Iterator[Finding]:
+    """Could all of it be found out?"""
+    of_nodes = (
+        (name, part, why)
+        for name, node in survey.nodes.items()
+        for part, why in node.problems.items()
+    )
+    for where, part, why in (*of_nodes, *survey.problems):
+        remedy = "see Ray's logs there"
+        if "ImportError" in why or "ModuleNotFound" in why:
+            remedy = f"install the project there as on the others; {remedy}"
+        yield Finding("fault", where, f"its {part} could not be examined ({why})", remedy)

@@ -4,20 +4,23 @@ In: nothing, or a directory that all nodes share. Out: facts, of plain types. Ru
 """
 
 import contextlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
-from yuzogpt.errors import UserError, last_line, reason_of
+from yuzogpt.cores import available_cores, cores_of_time, free_memory
+from yuzogpt.errors import UserError, first_line, reason_of
 from yuzogpt.filesystems import is_store_error, open_filesystem
 from yuzogpt.network import interface_of
 
@@ -28,6 +31,9 @@ GPU_FIELDS = (
     "driver_version"
 )
 FOLDER = ".yuzogpt-doctor"
+LONGEST_REMARK = 200  # characters
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,42 +54,63 @@ class Node:
 
     address: str
     versions: dict[str, str]
-    cores: int
-    load: float  # processes that want a core, last minute
-    memory: int  # bytes free
+    cores: int  # that workers may use: a container has less than its machine
+    load: float  # processes of the machine that want a core, last minute
+    memory: int  # bytes free, within a container's limit
     temporary: int  # bytes free where Ray keeps its files
     interface: str  # that has `address`; empty: none has
     interfaces: list[str]
     choices: dict[str, str]  # network settings that the user made
     gpus: list[Gpu] = field(default_factory=list)
     gpu_problem: str = ""  # why they cannot be told
+    gpu_remarks: list[str] = field(default_factory=list)  # what nvidia-smi says besides
     usable_gpus: int = 0  # that torch can use
     counted_gpus: int = 0  # that Ray has work for
+    quota: float = 0.0  # cores' worth of CPU time; 0: not known
+    machine_cores: int = 0  # 0: not known
+    problems: dict[str, str] = field(default_factory=dict)  # part that was not found out: why
 
 
 def examine(address: str, directory: str, counted_gpus: int) -> Node:
     """Return the facts of this node, which others reach at `address`; `directory`: Ray's own."""
-    gpus, problem = examine_gpus()
+    problems: dict[str, str] = {}
+
+    def part(name: str, find: Callable[[], T], otherwise: T) -> T:
+        try:
+            return find()
+        except Exception as error:  # one part's; the others are shown all the same
+            problems[name] = f"{type(error).__name__}: {first_line(error)}"
+            return otherwise
+
+    nothing: tuple[list[Gpu], str, list[str]] = ([], "", [])
+    gpus, problem, remarks = part("GPUs", examine_gpus, nothing)
+    found = {"python": platform.python_version()}
+    if gpus:
+        found["driver"] = gpus[0].driver
     return Node(
         address=address,
-        versions=versions() | ({"driver": gpus[0].driver} if gpus else {}),
-        cores=os.cpu_count() or 1,
-        load=os.getloadavg()[0],
-        memory=psutil.virtual_memory().available,
-        temporary=shutil.disk_usage(directory).free,
-        interface=interface_of(address) or "",
-        interfaces=list(psutil.net_if_addrs()),
+        versions=found | part("versions", versions, dict[str, str]()),
+        cores=part("cores", available_cores, 0),
+        quota=part("cores", cores_of_time, 0.0),
+        machine_cores=part("cores", lambda: psutil.cpu_count() or 1, 0),
+        load=part("load", lambda: os.getloadavg()[0], 0.0),
+        memory=part("memory", free_memory, 0),
+        temporary=part("disk", lambda: shutil.disk_usage(directory).free, 0),
+        interface=part("interfaces", lambda: interface_of(address) or "", ""),
+        interfaces=part("interfaces", lambda: list(psutil.net_if_addrs()), []),
         choices={name: os.environ[name] for name in CHOICES if name in os.environ},
         gpus=gpus,
         gpu_problem=problem,
-        usable_gpus=count_usable_gpus() if gpus else 0,
+        gpu_remarks=remarks,
+        usable_gpus=part("GPUs", count_usable_gpus, 0) if gpus else 0,
         counted_gpus=counted_gpus,
+        problems=problems,
     )
 
 
 def versions() -> dict[str, str]:
     """Return what must agree between nodes."""
-    found = {"python": platform.python_version()}
+    found = {}
     for name in COMPARED:
         with contextlib.suppress(metadata.PackageNotFoundError):
             # Without +cpu or +cu128: a head without GPUs may have another build than the workers.
@@ -95,36 +122,46 @@ def versions() -> dict[str, str]:
     return found
 
 
-def examine_gpus() -> tuple[list[Gpu], str]:
-    """Return this node's GPUs, and why they cannot be told, if they cannot."""
-    fields = "name,memory.total,memory.used,utilization.gpu,ecc.errors.uncorrected.volatile.total"
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={fields},driver_version",
-        "--format=csv,noheader,nounits",
-    ]
+def examine_gpus() -> tuple[list[Gpu], str, list[str]]:
+    """Return this node's GPUs; why they cannot be told, if so; what nvidia-smi says besides."""
+    command = ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(command, capture_output=True, timeout=10, check=False)
     except FileNotFoundError:
-        return [], ""
+        return [], "", []
     except subprocess.TimeoutExpired:
-        return [], "nvidia-smi does not answer within 10 s"
-    except (OSError, subprocess.SubprocessError) as error:
-        return [], f"nvidia-smi fails: {last_line(error)}"
-    found = []
-    for line in answer.stdout.splitlines():
-        name, memory, used, busy, errors, driver = (value.strip() for value in line.split(","))
-        found.append(
-            Gpu(
-                name=name,
-                memory=int(number(memory) or 0) * 2**20,
-                used=int(number(used) or 0) * 2**20,
-                busy=number(busy),
-                errors=None if number(errors) is None else int(number(errors) or 0),
-                driver=driver,
-            )
-        )
-    return found, ""
+        return [], "nvidia-smi does not answer within 10 s", []
+    except OSError as error:
+        return [], f"nvidia-smi fails: {reason_of(error)}", []
+    found, remarks = [], []
+    for line in (answer.stdout + b"\n" + answer.stderr).decode(errors="replace").splitlines():
+        if gpu := read_gpu(line):
+            found.append(gpu)
+        elif line.strip():
+            remarks.append(line.strip()[:LONGEST_REMARK])
+    status = answer.returncode  # not 0 for a remark, too: 14 is a damaged infoROM
+    if found or not status:
+        return found, "", remarks
+    return [], f"nvidia-smi fails: {remarks[-1] if remarks else f'status {status}'}", []
+
+
+def read_gpu(line: str) -> Gpu | None:
+    """Return the GPU that a line of nvidia-smi's is about; None for any other line."""
+    values = [value.strip() for value in line.split(",")]
+    if len(values) != GPU_FIELDS.count(",") + 1:
+        return None
+    name, memory, used, busy, errors, driver = values
+    if any(number(value) is None and value[:1] != "[" for value in values[1:5]):  # [N/A]
+        return None
+    uncorrected = number(errors)
+    return Gpu(
+        name=name,
+        memory=int(number(memory) or 0) * 2**20,
+        used=int(number(used) or 0) * 2**20,
+        busy=number(busy),
+        errors=None if uncorrected is None else int(uncorrected),
+        driver=driver,
+    )
 
 
 def count_usable_gpus() -> int:
@@ -147,9 +184,10 @@ def count_usable_gpus() -> int:
 def number(text: str) -> float | None:
     """Return a number; None for what nvidia-smi writes where there is none, such as [N/A]."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 # --- shared storage

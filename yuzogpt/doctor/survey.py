@@ -35,4 +35,6 @@ class Survey:
     network: Network | None = None  # of all nodes at once
     network_problem: str = ""
     head: Head = field(default_factory=Head)
+    # Parts of the examination that failed: (node, or "cluster"; part; why).
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
     is_shared: bool = False  # whether others than this command use the cluster

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from yuzogpt import terminal
 from yuzogpt.doctor.findings import GIGABYTE, MEGABIT, Finding
+from yuzogpt.doctor.node import Node
 from yuzogpt.doctor.survey import Survey
 
 STYLES = {"fault": "bold red", "warning": "yellow"}
@@ -64,8 +65,11 @@ def nodes_table(survey: Survey) -> Table:
         cells = (
             name + mark, node.address, node.interface or "?",
             *(node.versions.get(what, "none") for what in ("python", "torch", "ray")),
-            str(node.cores), f"{node.load:.1f}", str(len(node.gpus)),
-            f"{node.memory / GIGABYTE:.1f}", f"{node.temporary / GIGABYTE:.1f}",
+            *known(node, {
+                "cores": cores_of(node), "load": f"{node.load:.1f}", "GPUs": str(len(node.gpus)),
+                "memory": f"{node.memory / GIGABYTE:.1f}",
+                "disk": f"{node.temporary / GIGABYTE:.1f}",
+            }),
             f"{stored.written / 1e6:.0f}" if stored and stored.written else "-",
             f"{ahead[0]:+.2f}" if ahead else "-",
         )  # fmt: skip
@@ -73,6 +77,18 @@ def nodes_table(survey: Survey) -> Table:
     for name in survey.silent:
         table.add_row(Text(name), *(Text("?") for _ in range(len(columns) + len(more) - 1)))
     return table
+
+
+def known(node: Node, cells: dict[str, str]) -> list[str]:
+    """Return the cells of the parts of a node that were found out, "?" for the others."""
+    return ["?" if part in node.problems else cell for part, cell in cells.items()]
+
+
+def cores_of(node: Node) -> str:
+    """Return how many cores a node may use, and of how many, if a limit leaves less."""
+    if node.quota < node.machine_cores:
+        return f"{node.quota:g} of {node.machine_cores}"
+    return str(node.cores)
 
 
 def links_table(survey: Survey) -> Table:

@@ -14,7 +14,7 @@ from pathlib import Path
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.evaluation.formats import MAX_BYTES
 from yuzogpt.evaluation.tasks import Task
-from yuzogpt.files import cache_directory, sha256, write_durably
+from yuzogpt.files import cache_directory, cache_path, sha256, write_durably
 
 TIMEOUT = 20  # seconds without an answer
 
@@ -85,7 +85,7 @@ PUBLISHED = {
 def find(task: Task, folder: str) -> tuple[Path, str]:
     """Return a benchmark's file and its SHA-256; UserError says which file to put where."""
     published = PUBLISHED[task.name]
-    path = Path(folder, task.file) if folder else cache_directory() / "benchmarks" / task.file
+    path = Path(folder, task.file) if folder else cache_path() / "benchmarks" / task.file
     if not path.is_file():
         if folder or published.how or not published.sha256:
             what = published.how or "this file"
@@ -121,6 +121,7 @@ def refuse_other(what: str, found: str, published: Published) -> None:
 
 def fetch(name: str, published: Published, path: Path) -> None:
     """Download a file into the cache; what is not that file does not get there."""
+    cache_directory()  # before the download: it must be there, and writable
     try:
         with urllib.request.urlopen(published.url, timeout=TIMEOUT) as answer:
             content = answer.read(MAX_BYTES + 1)

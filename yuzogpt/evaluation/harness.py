@@ -23,6 +23,7 @@ from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
+from yuzogpt.files import expect_no_home
 from yuzogpt.hardware import choose_hardware
 from yuzogpt.loading import load_model
 from yuzogpt.references import resolve_model
@@ -165,6 +166,7 @@ def with_our_model(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Run the harness's command with our models as its default."""
+    expect_no_home()
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv[1:] = with_our_model(sys.argv[1:])

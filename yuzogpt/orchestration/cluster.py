@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from yuzogpt.cores import free_memory
 from yuzogpt.errors import UserError
 from yuzogpt.files import write_durably
 from yuzogpt.lease import holder_lives, this_process
@@ -144,6 +145,7 @@ def embedded(cores: int) -> Iterator[None]:
                         address="local",
                         num_cpus=cores,
                         include_dashboard=False,
+                        _memory=free_memory(),
                         object_store_memory=OBJECT_STORE_BYTES,
                         # Not `directory`: Ray opens its own to all.
                         _temp_dir=str(directory / "ray"),

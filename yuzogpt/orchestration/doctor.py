@@ -6,6 +6,7 @@ In: settings. Out: a survey, from which doctor/findings.py concludes.
 import os
 
 from yuzogpt.config import SoundnessSettings
+from yuzogpt.cores import available_cores
 from yuzogpt.doctor.survey import Survey
 from yuzogpt.orchestration.cluster import connected
 from yuzogpt.paths import SUBMITTED_JOB
@@ -17,7 +18,7 @@ def survey_cluster(wanted: SoundnessSettings) -> Survey:
     address = wanted.ray_address or os.environ.get("RAY_ADDRESS", "")
     with (
         stopped_by_sigterm("stopped (SIGTERM)"),
-        connected(wanted.ray_address, os.cpu_count() or 1),
+        connected(wanted.ray_address, available_cores()),
     ):
         # Not before: ray learns when it is imported whether it asks for a token.
         from yuzogpt.orchestration.examination import Examination

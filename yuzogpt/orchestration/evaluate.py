@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from yuzogpt.config import EvaluateSettings
+from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.evaluate import Compute
@@ -31,7 +32,7 @@ def on_ray(settings: EvaluateSettings) -> Compute:
         if not left:
             return
         print("starting Ray ...", flush=True)
-        cores = os.cpu_count() or 1
+        cores = available_cores()
         with connected(settings.work.ray_address, cores, ("torch",)), user_errors("evaluation"):
             yield from in_tasks(settings, left)
 
@@ -78,4 +79,5 @@ def share_out(
         return wanted if isinstance(wanted, int) else gpus, {"num_gpus": 1}, 0
     workers = wanted if isinstance(wanted, int) else len(cores)
     of_each = max(1, min(cores) // math.ceil(workers / len(cores)))
-    return workers, {"num_cpus": of_each}, settings.device.threads or of_each
+    threads = settings.device.threads or threads_asked() or of_each
+    return workers, {"num_cpus": of_each}, threads

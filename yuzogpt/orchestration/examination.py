@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from yuzogpt.doctor import links, node
@@ -140,6 +140,7 @@ class Examination:
     def __init__(self, survey: Survey, storage: str) -> None:
         """Start an examiner on every node that lives."""
         self.survey, self.storage = survey, storage
+        self.now = ""  # the part that is examined; first, what each node knows of itself
         secret = secrets.token_bytes(links.SECRET)
         alive = [one for one in ray.nodes() if one["Alive"]]
         hosts = [one["NodeManagerHostname"] for one in alive]
@@ -164,16 +165,25 @@ class Examination:
         try:
             facts = self.ask(lambda name, one: one.examine.remote(), STARTED_WITHIN)
             self.survey.nodes.update(facts)
-            self.look_at_clocks()
-            self.look_at_head()
+            self.part("clock", self.look_at_clocks)
+            self.part("head", self.look_at_head)
             if self.storage:
-                self.look_at_storage()
+                self.part("storage", self.look_at_storage)
             if len(self.examiners) > 1:
-                self.look_at_links()
-                self.look_at_network()
+                self.part("links", self.look_at_links)
+                self.part("network", self.look_at_network)
         finally:
             for examiner in self.examiners.values():
                 ray.kill(examiner)
+
+    def part(self, name: str, look: Callable[[], None]) -> None:
+        """Do one part; an error in it is a finding, and the other parts are done all the same."""
+        self.now = name
+        try:
+            look()
+        except Exception as error:
+            why = f"{type(error).__name__}: {last_line(error)}"
+            self.survey.problems.append(("cluster", name, why))
 
     def ask(
         self,
@@ -198,6 +208,11 @@ class Examination:
                     self.give_up(name, f"not within {timeout:.0f} s")
                 else:
                     answers[name] = late
+            except RayTaskError as error:  # the node lives: what it was asked for went wrong
+                if self.now:
+                    self.survey.problems.append((name, self.now, last_line(error)))
+                else:
+                    self.give_up(name, last_line(error))
             except RayError as error:
                 self.give_up(name, last_line(error))
         return answers

@@ -14,7 +14,11 @@ from ray import PlacementGroupID
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from yuzogpt.errors import UserError
+from yuzogpt.storage.untrusted import read_file
+
 NOTE = ".placement_group"
+MAX_NOTE_BYTES = 1000
 
 
 class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
@@ -37,7 +41,7 @@ class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
 def give_back(run: Path) -> None:
     """Remove the placement group of a trial whose process is gone, or is about to go."""
     for note in run.rglob(NOTE):  # also of its score, which is a run of its own
-        with contextlib.suppress(FileNotFoundError):
-            of_workers = PlacementGroupID.from_hex(note.read_text())
+        with contextlib.suppress(OSError, ValueError, UserError):  # gone, or damaged
+            of_workers = PlacementGroupID.from_hex(read_file(note, MAX_NOTE_BYTES).decode())
             remove_placement_group(PlacementGroup(of_workers))
             note.unlink()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from yuzogpt.config import LargeCorpusSettings, PrepareSettings
+from yuzogpt.cores import available_cores
 from yuzogpt.data import readers, units
 from yuzogpt.data.blocks import STAGE_STATS, PreparedCorpus
 from yuzogpt.data.plan import Plan
@@ -89,7 +90,7 @@ class RayWorkers:
             print("starting Ray ...", flush=True)
             for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
-            cores = self.most or os.cpu_count() or 1
+            cores = self.most or available_cores()
             heavy = ("pandas", "pyarrow.dataset", "numpy")
             self.stack.enter_context(connected(self.address, cores, heavy, "ray.data"))
             self.is_connected = True

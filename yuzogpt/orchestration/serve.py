@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from yuzogpt.config import ServeSettings
+from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import RunFailed, UserError, last_line
 from yuzogpt.orchestration.cluster import (
     connected,
@@ -45,7 +46,7 @@ def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
         settings = with_free_port(settings)
     with stopped_by_sigterm("stopped (SIGTERM)"):
         print("starting Ray ...", flush=True)
-        with connected(address, os.cpu_count() or 1, HEAVY_IMPORTS, "ray.serve"):
+        with connected(address, available_cores(), HEAVY_IMPORTS, "ray.serve"):
             run(settings, keys, joined=bool(address))
 
 
@@ -197,7 +198,7 @@ def share_of_a_replica(settings: ServeSettings, most: int) -> tuple[int, int]:
     cores = sorted(int(resources.get("CPU", 0)) for resources in nodes)
     cores = [count for count in cores if count] or [1]
     beside = math.ceil(most / len(cores))
-    return settings.device.threads or max(1, cores[0] // beside), 0
+    return settings.device.threads or threads_asked() or max(1, cores[0] // beside), 0
 
 
 def application(args: dict[str, Any]) -> Any:

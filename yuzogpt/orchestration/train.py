@@ -17,6 +17,7 @@ from typing import Any
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import TrainSettings
+from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
@@ -66,7 +67,7 @@ def run_on_ray(settings: TrainSettings) -> None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
     refuse_unreachable(runs.ray_address(settings))
     exams = read_exams(settings)
-    cores = max(os.cpu_count() or 1, most)
+    cores = max(available_cores(), most)
     with on_sigterm(leave), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
             stack.enter_context(runs.writing(settings))
@@ -201,7 +202,7 @@ def fit(
     filesystem, storage = open_filesystem(mirrors.name_of(run))
     trainer = trainer_class(
         train_worker,
-        train_loop_config={"settings": settings.model_dump()},
+        train_loop_config={"settings": with_threads(settings).model_dump()},
         torch_config=torch_config(int(COLLECTIVE_TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
@@ -246,6 +247,13 @@ def fit(
     if kind in ENDS_IN:
         raise ENDS_IN[kind](text)
     return str(text) if text else None
+
+
+def with_threads(settings: TrainSettings) -> TrainSettings:
+    """Return the settings with the user's OMP_NUM_THREADS: Ray's workers have Ray's."""
+    threads = settings.device.threads or threads_asked()
+    device = settings.device.model_copy(update={"threads": threads})
+    return settings.model_copy(update={"device": device})
 
 
 def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from yuzogpt.config import TrainSettings
-from yuzogpt.errors import InUse, RunFailed
+from yuzogpt.errors import InUse, RunFailed, UserError
 from yuzogpt.metrics import Listener
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.tuning.sweep import Sweep, workers_of
-from yuzogpt.tuning.trials import Trial, carry_out, score
+from yuzogpt.tuning.trials import Trial, carry_out, refuse, score
 
 HELD_WITHIN = 30.0  # seconds; a lease without a heartbeat expires after 10
 WORKER_CPUS = 0.9  # of each of several workers: the rest is left for the trial's own process
@@ -36,7 +36,11 @@ def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str
                 "on storage that all nodes share"
             )
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN)
-        settings = sweep.settings_of(trial)
+        try:
+            settings = sweep.settings_of(trial)
+        except UserError as error:
+            refuse(trial, str(error), Reports())
+            return
         device = settings.device.model_copy(update={"threads": threads})
         settings = settings.model_copy(update={"device": device})
         goes_on = carry_out(settings, trial, Reports(), train)

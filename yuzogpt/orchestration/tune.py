@@ -18,8 +18,14 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from yuzogpt.config import TrainSettings
+from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.cluster import (
+    connected,
+    cores_of_nodes,
+    is_embedded,
+    refuse_unreachable,
+)
 from yuzogpt.orchestration.train import HEAVY_IMPORTS, set_environment
 from yuzogpt.signals import stopped_by_sigterm
 from yuzogpt.training.display import take_wandb_key
@@ -66,7 +72,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     refuse_unreachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
-    cores = max(os.cpu_count() or 1, workers_of(settings))
+    cores = max(available_cores(), workers_of(settings))
     print("starting Ray ...", flush=True)
     with (
         stopped_by_sigterm("stopped (SIGTERM); the same command goes on"),
@@ -108,7 +114,8 @@ def run_trials(
     slots, resources = slots_for(sweep.base, sweep.settings.sweep.max_concurrent_trials)
     slots = min(slots, source.count)
     threads = threads_for(sweep.base, slots)
-    watch = Watch(board)
+    suggestions = Suggestions(source, scored=scored)
+    watch = Watch(board, suggestions.kept)
     # Mode 0700, and where all nodes see it: Tune looks.
     with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=sweep.directory) as private:
         tuner = tune.Tuner(
@@ -118,7 +125,7 @@ def run_trials(
                 mode="min",
                 num_samples=source.count,
                 max_concurrent_trials=slots,
-                search_alg=Suggestions(source),
+                search_alg=suggestions,
                 scheduler=asha(sweep) if scheduled else None,
                 reuse_actors=True,
             ),
@@ -176,8 +183,8 @@ def slots_for(settings: TrainSettings, wanted: int) -> tuple[int, dict[str, floa
 
 def threads_for(settings: TrainSettings, slots: int) -> int:
     """Return the threads of each worker, so that trials beside each other share a node's cores."""
-    import ray
-
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    beside = math.ceil(slots * workers_of(settings) / max(1, nodes))
-    return settings.device.threads or max(1, (os.cpu_count() or 1) // beside)
+    nodes = cores_of_nodes() or [1]
+    beside = math.ceil(slots * workers_of(settings) / len(nodes))
+    # An embedded Ray counts a core for each worker, although there may be fewer.
+    cores = available_cores() if is_embedded() else min(nodes)
+    return settings.device.threads or threads_asked() or max(1, cores // beside)

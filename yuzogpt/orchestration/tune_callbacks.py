@@ -5,6 +5,7 @@ In: where trials come from, and a board. Out: Tune's trials, and what becomes of
 
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from yuzogpt.lease import Lease
 from yuzogpt.orchestration.placement import give_back
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, Source
 from yuzogpt.tuning.sweep import Result
-from yuzogpt.tuning.table import Board
+from yuzogpt.tuning.table import Board, Row
 from yuzogpt.tuning.trials import State, Trial, conclude
 
 
@@ -31,10 +32,11 @@ class NotWrittenDown:
 class Suggestions(NotWrittenDown, Searcher):  # type: ignore[misc]
     """Gives our trials to Tune."""
 
-    def __init__(self, source: Source) -> None:
-        """No trial is given out yet."""
+    def __init__(self, source: Source, *, scored: bool) -> None:
+        """No trial is given out yet. `scored`: one without its score is not over."""
         super().__init__(metric=LOSS, mode="min")
-        self.source = source
+        self.source, self.scored = source, scored
+        self.kept: set[Path] = set()  # of trials that were over before this command
         self.given: dict[str, Path] = {}  # by Tune's names
 
     def suggest(self, trial_id: str) -> Any:
@@ -43,6 +45,9 @@ class Suggestions(NotWrittenDown, Searcher):  # type: ignore[misc]
         if trial is None:
             return Searcher.FINISHED
         self.given[trial_id] = trial.directory
+        wants_score = self.scored and trial.state == "finished" and trial.score is None
+        if trial.is_over and not wants_score:
+            self.kept.add(trial.directory)
         return {"directory": str(trial.directory)}
 
     def on_trial_complete(
@@ -68,15 +73,22 @@ class Suggestions(NotWrittenDown, Searcher):  # type: ignore[misc]
 class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
     """Tells the board of trials, and writes down the ends that they could not write themselves."""
 
-    def __init__(self, board: Board) -> None:
-        """`board`: what a person sees."""
-        self.board = board
+    def __init__(self, board: Board, kept: Collection[Path]) -> None:
+        """`board`: what a person sees; `kept`: trials that were over before this command."""
+        self.board, self.kept = board, kept
         self.ended: dict[Path, tuple[State, str]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A process has begun with a trial."""
         ours = read(trial)
-        self.board.starts(ours.name, ours.values)
+        if ours.directory in self.kept:
+            steps = [step for step, _ in ours.evaluations()]
+            loss = Result.of(ours).best[0]
+            self.board.keeps(
+                ours.name, Row(ours.values, ours.state, max(steps, default=0), loss, ours.error)
+            )
+        else:
+            self.board.starts(ours.name, ours.values)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
@@ -105,7 +117,8 @@ class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
 
     def _end(self, ours: Trial, state: State, error: str) -> None:
         self.ended[ours.directory] = (state, error)
-        self.board.ends(ours.name, state, error)
+        if ours.directory not in self.kept:
+            self.board.ends(ours.name, state, error)
 
     def settle(self) -> None:
         """Conclude trials whose process was gone before it could; wait for one that still does."""

@@ -86,6 +86,16 @@ def parse_json(content: bytes | str, schema: type[Schema], origin: str) -> Schem
         raise DamagedFile(f"{origin}: {reason_of(error)}") from None
 
 
+def checked(value: Any, schema: type[Schema], origin: str) -> Schema:
+    """Return a value that was read already as `schema` has it; DamagedFile if it is not so."""
+    try:
+        return TypeAdapter(schema).validate_python(value)
+    except ValidationError as error:
+        raise DamagedFile(f"{origin}: {first_mistake(error)}") from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise DamagedFile(f"{origin}: {reason_of(error)}") from None
+
+
 def load_json(content: bytes | str, origin: str) -> Any:
     """Return whatever value JSON has; DamagedFile if it is none, as of `parse_json`."""
     return parse_json(content, Any, origin)

@@ -8,9 +8,10 @@ tried; the trials that it has already come first, each with the values that it h
 
 import optuna
 
+from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tuning.space import Values
 from yuzogpt.tuning.sweep import FINAL, FIRST, TRIALS, Outcome, Sweep, outcome
-from yuzogpt.tuning.trials import Trial
+from yuzogpt.tuning.trials import SEED, TRIAL, Trial
 
 RANDOM_FIRST = 5  # trials, before TPE has something to learn from
 
@@ -44,6 +45,9 @@ class Search:
         name = f"{number:04}"
         trial = Trial.read(self.directory / name)
         if trial:
+            if trial.values.keys() != self.fixed[0].keys():
+                path = trial.directory / TRIAL
+                raise DamagedFile(f"{path}: values: not those of this search; delete it")
             self._ask(number, trial.values)
         else:
             fixed = self.fixed[number] if number < len(self.fixed) else None
@@ -113,7 +117,7 @@ class Finals:
                 name = f"{side}-{seed}"
                 directory = sweep.directory / FINAL / name
                 known = Trial.read(directory)
-                values = {**by_name[side], "run.seed": seed}
+                values = {**by_name[side], SEED: seed}
                 trials.append(known or Trial(directory, name, values))
         return cls(trials)
 

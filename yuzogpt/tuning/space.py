@@ -12,8 +12,10 @@ Out: a `Space`, every value of which training takes; from it, Optuna's trials dr
 """
 
 import itertools
+import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
@@ -21,7 +23,15 @@ from pydantic import ValidationError
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import SEARCH, Override, find_key, leaves, read_mapping
+from yuzogpt.overrides import (
+    SEARCH,
+    Override,
+    TextLoader,
+    find_key,
+    leaves,
+    load_yaml,
+    read_mapping,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -30,6 +40,7 @@ RANGES, LISTS = ("uniform", "loguniform"), ("choice", "grid")
 SEARCHABLE = ("model", "initialization", "optimizer", "schedule", "finetuning", "guard")  # sections
 # Equal for all trials: else the longest would win, or losses would not compare.
 EQUAL = ("schedule.max_iters", "model.block_size", "model.vocab_size")
+MOST_TRIED = 1000  # combinations, to find one that a value fits into
 
 T = TypeVar("T", bound=TrainSettings)
 Values = dict[str, Any]  # by `section.leaf`
@@ -45,6 +56,11 @@ class Parameter:
     is_whole: bool = False  # whole numbers only
 
     @property
+    def section(self) -> str:
+        """The name of its section."""
+        return self.key.partition(".")[0]
+
+    @property
     def leaf(self) -> str:
         """The name without its section."""
         return self.key.partition(".")[2]
@@ -53,7 +69,7 @@ class Parameter:
         """Tell whether a value can be drawn."""
         if self.kind in LISTS:
             return value in self.values
-        return bool(self.values[0] <= value <= self.values[1])
+        return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
 
     def distribution(self, *included: Any) -> "optuna.distributions.BaseDistribution":
         """Return it as Optuna's, widened to the values that are `included`."""
@@ -85,7 +101,26 @@ class Space:
     def defaults(self, settings: TrainSettings) -> Values:
         """Return what the settings themselves say."""
         nested = settings.model_dump()
-        return {one.key: nested[one.key.partition(".")[0]][one.leaf] for one in self.parameters}
+        return {one.key: nested[one.section][one.leaf] for one in self.parameters}
+
+    def fitting(self, settings: TrainSettings, key: str, value: Any) -> Values:
+        """Return a combination with this value that training takes; UserError if there is none.
+
+        Of ranges the ends are tried, and of very many combinations some, drawn at random.
+        """
+        others = [one for one in self.parameters if one.key != key]
+        keys = [one.key for one in others]
+        reason = None
+        for drawn in some_of([one.values for one in others]):
+            values = {key: value, **dict(zip(keys, drawn, strict=True))}
+            try:
+                with_values(settings, values)
+            except UserError as error:
+                reason = reason or error
+            else:
+                return values
+        assert reason
+        raise reason
 
     def grid(self) -> list[Values]:
         """Return every combination; UserError if there are not finitely many."""
@@ -108,24 +143,35 @@ class Space:
         return {one.key: {one.kind: list(one.values)} for one in self.parameters}
 
 
+def some_of(lists: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    """Yield every way to take one value of each list, or MOST_TRIED of them at random."""
+    if math.prod(map(len, lists)) <= MOST_TRIED:
+        yield from itertools.product(*lists)
+        return
+    generator = random.Random(0)
+    for _ in range(MOST_TRIED):
+        yield tuple(generator.choice(values) for values in lists)
+
+
 def read_space(settings: TrainSettings, files: Sequence[str], flags: Sequence[str]) -> Space:
     """Return the space around `settings` that YAML files, left to right, and flags add up to.
 
     A flag `--search.KEY=` with nothing behind it takes a setting out of the search.
     """
-    found: dict[str, Parameter] = {}
+    found: dict[str, tuple[Parameter, str]] = {}
     for override in written(files, flags):
         key = find_key(override, dict(leaves(TrainSettings)))
         if override.value in (None, ""):
             found.pop(key, None)
         else:
-            found[key] = read_parameter(settings, key, override)
+            found[key] = read_parameter(key, override), override.origin
     if not found:
         raise UserError(
             "nothing to search: give a preset with `search:`, or "
             "--search.learning_rate='{loguniform: [1e-5, 1e-3]}'"
         )
-    return Space(tuple(found.values()))
+    space = Space(tuple(parameter for parameter, _ in found.values()))
+    return Space(tuple(taken(settings, space, *one) for one in found.values()))
 
 
 def written(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
@@ -139,13 +185,13 @@ def written(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
     for flag in flags:
         key, _, text = flag.removeprefix(f"--{SEARCH}.").partition("=")
         try:
-            yield Override(key, yaml.safe_load(text), flag)
-        except yaml.YAMLError:
+            yield Override(key, load_yaml(text, flag, TextLoader), flag)
+        except UserError:
             raise UserError(f"{flag}: write --search.{key}='{{uniform: [0, 1]}}'") from None
 
 
-def read_parameter(settings: TrainSettings, key: str, override: Override) -> Parameter:
-    """Return a parameter that training takes at its ends, or everywhere; UserError if not."""
+def read_parameter(key: str, override: Override) -> Parameter:
+    """Return a parameter with its values as they are written; UserError for another form."""
     origin, value = override.origin, override.value
     kinds = (*RANGES, *LISTS)
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in kinds:
@@ -157,30 +203,37 @@ def read_parameter(settings: TrainSettings, key: str, override: Override) -> Par
     if section not in SEARCHABLE or key in EQUAL:
         raise UserError(f"{origin}: not to be searched; {', '.join(SEARCHABLE)} settings are")
     field = dict(leaves(TrainSettings))[key]
-    taken = tuple(taken_by_training(settings, key, one, origin) for one in listed)
-    if kind in RANGES:
+    return Parameter(key, kind, tuple(listed), is_whole=field.annotation is int)
+
+
+def taken(settings: TrainSettings, space: Space, parameter: Parameter, origin: str) -> Parameter:
+    """Return a parameter with its values as training reads them.
+
+    UserError for a value that training takes in no combination with the others.
+    """
+    values = []
+    for value in parameter.values:
+        try:
+            fitted = with_values(settings, space.fitting(settings, parameter.key, value))
+        except UserError as error:
+            raise UserError(f"{origin}: {value}: {error}") from None
+        values.append(getattr(getattr(fitted, parameter.section), parameter.leaf))
+    if (kind := parameter.kind) in RANGES:
         least = 0 if kind == "loguniform" else -float("inf")
-        if len(taken) != 2 or not all(type(one) in (int, float) for one in taken):
+        if len(values) != 2 or not all(type(one) in (int, float) for one in values):
             raise UserError(f"{origin}: {kind} wants [lowest, highest]")
-        if not least < taken[0] < taken[1]:
+        if not least < values[0] < values[1]:
             raise UserError(f"{origin}: {kind} wants lowest < highest{', above 0' * (least == 0)}")
-    return Parameter(key, kind, taken, is_whole=field.annotation is int)
-
-
-def taken_by_training(settings: TrainSettings, key: str, value: Any, origin: str) -> Any:
-    """Return a value as training reads it; UserError if it does not take it."""
-    section, _, leaf = key.partition(".")
-    try:
-        return getattr(getattr(with_values(settings, {key: value}), section), leaf)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"{origin}: {value}: {reason}") from None
+    return replace(parameter, values=tuple(values))
 
 
 def with_values(settings: T, values: Values) -> T:
-    """Return the settings with a trial's values; pydantic's ValidationError if they do not fit."""
+    """Return the settings with a trial's values; UserError, without them, if they do not fit."""
     nested = settings.model_dump(exclude_unset=True)
     for key, value in values.items():
         section, _, leaf = key.partition(".")
         nested.setdefault(section, {})[leaf] = value
-    return type(settings).model_validate(nested)
+    try:
+        return type(settings).model_validate(nested)
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None

@@ -28,8 +28,10 @@ from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import LEASE, Lease
-from yuzogpt.overrides import changed_frozen, to_yaml
+from yuzogpt.overrides import changed_frozen, load_yaml, to_yaml
+from yuzogpt.storage.untrusted import checked, read_file
 from yuzogpt.tuning.space import Space, Values, with_values
+from yuzogpt.tuning.table import in_words
 from yuzogpt.tuning.trials import TRIAL, Trial
 
 SIGNATURE = "# Written by `yuzogpt tune`: what all trials have in common, and the search space.\n"
@@ -72,8 +74,14 @@ class Sweep:
         return TrainSettings.model_validate(nested)
 
     def settings_of(self, trial: Trial) -> TrainSettings:
-        """Return what a trial trains with; it sees the first half of the val split alone."""
-        chosen = with_values(self.base, trial.values)
+        """Return what a trial trains with; it sees the first half of the val split alone.
+
+        UserError if training does not take its values in this combination.
+        """
+        try:
+            chosen = with_values(self.base, trial.values)
+        except UserError as error:
+            raise UserError(f"{in_words(trial.values)}: {error}") from None
         run = chosen.run.model_copy(
             update={"out_dir": str(trial.directory), "overwrite": False, "storage": ""}
         )
@@ -108,7 +116,7 @@ class Sweep:
         model = self._check({}).model
         for parameter in self.space.parameters:
             for value in parameter.values:
-                self._check({parameter.key: value})
+                self._check(self.space.fitting(self.base, parameter.key, value))
         sweep = replace(
             self,
             settings=self.settings.model_copy(update={"model": model}),
@@ -135,28 +143,32 @@ class Sweep:
                     f"--out_dir={name}: holds something else, {foreign}; choose another"
                 )
             return
+        written = read_file(path)
         if runs.header(self.directory)[:1] != [SIGNATURE]:
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
         if self.replaces_another:
             return
-        differences = self.differences(path.read_text())
+        differences = self.differences(written, str(path))
         if differences:
             raise UserError(
                 f"{name}: another sweep: {'; '.join(differences)}; choose another --out_dir, or "
                 "--overwrite to start anew"
             )
 
-    def differences(self, written: str) -> list[str]:
+    def differences(self, written: bytes, origin: str) -> list[str]:
         """Return what makes this another sweep than the one of a settings.yaml."""
-        before, now = yaml.safe_load(written), self.settings.model_dump()
+        now = self.settings.model_dump()
+        before = checked(
+            load_yaml(written, origin, yaml.SafeLoader), dict[str, dict[str, Any]], origin
+        )
         found = changed_frozen(before, self.settings)
         for section, leaf in COMPARED:
-            then = before[section].get(leaf, now[section][leaf])
+            then = before.get(section, {}).get(leaf, now[section][leaf])
             if then != now[section][leaf]:
                 found.append(f"{leaf}: {then} -> {now[section][leaf]}")
         if before.get("search") != self.space.describe():
             found.append(f"search: {before.get('search')} -> {self.space.describe()}")
-        if self._of_corpus() not in written:
+        if self._of_corpus().encode() not in written:
             found.append("the corpus is another one")
         return found
 

@@ -30,6 +30,11 @@ class Row:
     loss: float = math.inf  # the best so far
     error: str = ""
 
+    def ended(self) -> str:
+        """Return in a line how it ended."""
+        why = f" ({self.error})" if self.error else ""
+        return f"{self.state} at step {self.step}: val loss {in_short(self.loss)}{why}"
+
 
 class Board:
     """A context manager that shows trials."""
@@ -57,13 +62,18 @@ class Board:
             self.console.print(self.table())
         for name, row in sorted(self.rows.items()):
             if row.error:
-                self.console.print(Text(f"!!! {name} failed: {row.error}"))
+                self.console.print(Text(f"!!! {name} failed: {row.error}"), soft_wrap=True)
 
     def starts(self, name: str, values: Mapping[str, Any]) -> None:
         """A trial trains now, for the first time or again."""
         row = self.rows.setdefault(name, Row(values))
         row.state = "running"
         self._line(f"{name} starts: {in_words(values)}")
+
+    def keeps(self, name: str, row: Row) -> None:
+        """A trial was over before this command."""
+        self.rows[name] = row
+        self._line(f"{name} kept: {row.ended()}")
 
     def moves(self, name: str, step: int, loss: float) -> None:
         """A trial was evaluated; `loss`: its best so far."""
@@ -74,8 +84,7 @@ class Board:
         """A trial is over."""
         row = self.rows.setdefault(name, Row({}))
         row.state, row.error = state, error
-        why = f" ({error})" if error else ""
-        self._line(f"{name} {state} at step {row.step}: val loss {in_short(row.loss)}{why}")
+        self._line(f"{name} {row.ended()}")
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:

@@ -9,7 +9,6 @@ which is all that a sweep goes on from. Runs where the trial runs; Ray shows onl
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -21,9 +20,12 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.errors import InUse, RunFailed, UserError, is_out_of_memory
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.metrics import Listener, Record, read_records
+from yuzogpt.storage.untrusted import DamagedFile, Untrusted, checked, read_json
 from yuzogpt.training.stopping import ask_to_stop
+from yuzogpt.tuning.space import SEARCHABLE
 
 TRIAL = "trial.json"
+SEED = "run.seed"  # of the finals
 STOPPED = "the sweep's scheduler"  # why a run stops that others left behind
 
 State = Literal["waiting", "finished", "stopped", "failed"]
@@ -31,6 +33,29 @@ State = Literal["waiting", "finished", "stopped", "failed"]
 Report = Callable[[int, float], bool]
 # Trains, and returns why the run stopped before its end, if it did.
 Train = Callable[[TrainSettings, Listener], str | None]
+
+
+class TrialFile(Untrusted):
+    """What trial.json may say."""
+
+    name: str
+    values: dict[str, bool | int | float | str | None]
+    state: State
+    error: str = ""
+    score: float | None = None
+
+
+class Evaluation(Untrusted):
+    """What a record of an evaluation must say."""
+
+    step: int
+    val_loss_estimate: float | None
+
+    @property
+    def loss(self) -> float:
+        """Infinity, if it was not finite."""
+        loss = self.val_loss_estimate
+        return math.inf if loss is None or not math.isfinite(loss) else loss
 
 
 @dataclass(frozen=True)
@@ -58,17 +83,26 @@ class Trial:
     @classmethod
     def read(cls, directory: Path) -> "Trial | None":
         """Read trial.json; None if there is none."""
+        path = directory / TRIAL
         try:
-            return cls(directory, **json.loads((directory / TRIAL).read_bytes()))
+            found = read_json(path, TrialFile)
+            if found.name != directory.name:  # names become paths
+                raise DamagedFile(f"{path}: name: {found.name!r}, in {directory.name}")
+            for key in found.values:
+                if key.partition(".")[0] not in SEARCHABLE and key != SEED:
+                    raise DamagedFile(f"{path}: values: {key!r} is not searched")
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{directory / TRIAL}: not readable: {error}; delete it") from None
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}; delete it, and the trial is done again") from None
+        return cls(directory, **dict(found))
 
     def evaluations(self) -> list[tuple[int, float]]:
         """Return the steps and losses of its evaluations."""
-        found = read_records(self.directory / runs.METRICS)
-        return [(r["step"], loss_of(r)) for r in found if r["kind"] == "evaluation"]
+        path = self.directory / runs.METRICS
+        evaluations = (r for r in read_records(path) if r.get("kind") == "evaluation")
+        found = (checked(record, Evaluation, str(path)) for record in evaluations)
+        return [(one.step, one.loss) for one in found]
 
 
 def loss_of(record: Record) -> float:
@@ -132,6 +166,13 @@ def conclude(trial: Trial, state: State, error: str = "") -> None:
     """Write down how a trial ended, and keep of its run what readers need."""
     replace(trial, state=state, error=error).write()
     keep_weights_only(trial.directory)
+
+
+def refuse(trial: Trial, why: str, report: Report) -> None:
+    """Write down that a trial cannot begin, unless it is over; Tune wants a report of each."""
+    report(0, math.inf)
+    if not trial.is_over:
+        conclude(trial, "failed", why)
 
 
 def score(settings: TrainSettings, directory: Path, train: Train) -> None:

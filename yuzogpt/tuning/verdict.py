@@ -19,6 +19,8 @@ def show(sweep: Sweep, found: Outcome) -> None:
     """Print the winner, the comparison, and where everything is."""
     name = sweep.settings.run.out_dir
     drawn = draw(found, sweep.space, sweep.directory)
+    if failed := sum(one["state"] == "failed" for one in found["trials"]):
+        print(f"{failed} of {len(found['trials'])} trials failed; {name}/{OUTCOME} says why")
     best = next((one for one in found["trials"] if one["name"] == found["best"]), None)
     if best is None:
         say(f"no trial has a loss; see {name}/{OUTCOME}")

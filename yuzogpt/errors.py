@@ -37,8 +37,3 @@ def reason_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of what a library says, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def last_line(error: BaseException) -> str:
-    """Return the last line of what Ray says: that of the exception itself."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from yuzogpt.errors import UserError, last_line, reason_of
+from yuzogpt.errors import UserError, first_line, reason_of
 from yuzogpt.filesystems import is_store_error, open_filesystem
 from yuzogpt.network import interface_of
 
@@ -110,7 +110,7 @@ def examine_gpus() -> tuple[list[Gpu], str]:
     except subprocess.TimeoutExpired:
         return [], "nvidia-smi does not answer within 10 s"
     except (OSError, subprocess.SubprocessError) as error:
-        return [], f"nvidia-smi fails: {last_line(error)}"
+        return [], f"nvidia-smi fails: {first_line(error)}"
     found = []
     for line in answer.stdout.splitlines():
         name, memory, used, busy, errors, driver = (value.strip() for value in line.split(","))

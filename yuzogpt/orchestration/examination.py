@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from yuzogpt.doctor import links, node
 from yuzogpt.doctor.survey import Head, Survey
-from yuzogpt.errors import last_line
+from yuzogpt.orchestration.causes import cause_of
 
 STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
 ANSWERED_WITHIN = 30.0  # seconds
@@ -199,7 +199,7 @@ class Examination:
                 else:
                     answers[name] = late
             except RayError as error:
-                self.give_up(name, last_line(error))
+                self.give_up(name, cause_of(error))
         return answers
 
     def ask_one(self, name: str, question: Callable[[Any], Any]) -> Any:
@@ -305,4 +305,4 @@ class Examination:
         try:
             self.survey.network = ray.get(met, timeout=ANSWERED_WITHIN)[0]
         except (RayError, GetTimeoutError) as error:
-            self.survey.network_problem = last_line(error)
+            self.survey.network_problem = cause_of(error)

@@ -17,6 +17,7 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import Check
 
 from yuzogpt import mirrors, runs
 from yuzogpt.metrics import append_record, parse
+from yuzogpt.orchestration.causes import cause_of, first_to_fail
 
 JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
 
@@ -39,14 +40,8 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
             mirrors.append(errors, "".join(lines).encode())
             if not was_just_told(self.run / runs.METRICS):
                 see = mirrors.name_of(errors)
-                text = f"!!! worker {rank} failed ({summary(error)}); see {see}"
+                text = f"!!! worker {rank} failed ({cause_of(error)}); see {see}"
                 append_record(self.run / runs.METRICS, "failure", text, rank=rank)
-
-
-def first_to_fail(errors: dict[int, Exception]) -> tuple[int, Exception]:
-    """Return the worker that is to blame: one that is gone, rather than those that missed it."""
-    gone = {rank: error for rank, error in errors.items() if "WorkerHealth" in type(error).__name__}
-    return min((gone or errors).items(), key=lambda item: item[0])
 
 
 def are_preempted(errors: dict[int, Exception]) -> bool:
@@ -63,16 +58,6 @@ def was_just_told(metrics: Path) -> bool:
     if last is None or last["kind"] != "failure":
         return False
     return time.time() - float(last["time"]) < JUST_NOW
-
-
-def summary(error: Exception) -> str:
-    """Return the sentence of an error that says what happened: its last line's first.
-
-    Not those that say where, and which of Ray's variables to set.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("Worker info: ", "Set the RAY_"))]
-    return lines[-1].split(". ")[0] if lines else type(error).__name__
 
 
 class NoSnapshot(ControllerCallback):  # type: ignore[misc]

@@ -12,11 +12,14 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 
 from yuzogpt import mirrors, runs
 from yuzogpt.metrics import append_record, parse
+from yuzogpt.orchestration.callbacks import (
+    ControllerCallback,
+    WorkerGroupCallback,
+    actors_of,
+)
 from yuzogpt.orchestration.causes import cause_of, first_to_fail
 
 JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
@@ -68,7 +71,12 @@ class NoSnapshot(ControllerCallback):  # type: ignore[misc]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Of all runs in this process."""
-        CheckpointManager._write_state_to_storage = lambda _: None
+        with contextlib.suppress(ImportError):
+            from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+                CheckpointManager,
+            )
+
+            CheckpointManager._write_state_to_storage = lambda _: None
 
 
 class NothingLeft(WorkerGroupCallback):  # type: ignore[misc]
@@ -113,7 +121,7 @@ class NoPatience(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Remember the workers."""
-        self.workers = [worker.actor for worker in worker_group.get_workers()]
+        self.workers = actors_of(worker_group)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Look at what the controller heard of the workers."""

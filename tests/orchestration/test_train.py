@@ -333,10 +333,10 @@ def test_what_is_wrong_with_the_controller_is_written_down(
 def test_a_worker_that_hangs_is_named_without_rays_advice():
     from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-    from yuzogpt.orchestration.failures import summary
+    from yuzogpt.orchestration.causes import cause_of
 
     hung = "A worker health check has been hanging for 15.01 seconds. Marking it.\nWorker info: it"
-    told = summary(WorkerHealthCheckTimeoutError(hung))
+    told = cause_of(WorkerHealthCheckTimeoutError(hung))
     assert told == "A worker health check has been hanging for 15.01 seconds"
 
 

@@ -69,6 +69,17 @@ def test_only_regular_files_are_opened(tmp_path):
     listener.close()
 
 
+def test_a_link_is_followed_only_where_that_is_wanted(tmp_path):
+    (tmp_path / "file").write_bytes(b"{}")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    assert read_file(link) == b"{}"
+    with pytest.raises(OSError, match="symbolic links"):
+        read_file(link, follow_links=False)
+    with pytest.raises(DamagedFile):
+        read_json(link, dict, follow_links=False)
+
+
 def test_a_large_file_is_not_read_to_its_end(tmp_path):
     path = tmp_path / "large"
     with path.open("wb") as file:

@@ -137,7 +137,7 @@ def without_gpu(device: str) -> str:
     The harness asks for cuda:0 where nobody named a device; its own model does the same.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        print("yuzogpt: no CUDA device here; the CPU computes", file=sys.stderr)
+        complain("yuzogpt: no CUDA device here; the CPU computes")
         return "cpu"
     return device
 

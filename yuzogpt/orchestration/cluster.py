@@ -4,14 +4,11 @@ In: an address, or none. Out: a connection. A cluster that merely happens to run
 """
 
 import contextlib
-import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -21,13 +18,10 @@ from typing import Any
 
 from yuzogpt.cores import free_memory
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
-from yuzogpt.lease import holder_lives, this_process
 from yuzogpt.orchestration.lean import ended_at_once, few_processes
+from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
 from yuzogpt.signals import sigterm_held_back
 
-OWNER = "owner.json"
-PREFIX = "yuzogpt-ray-"
 # Set before ray is imported, for a Ray that has one node and one command.
 ONLY_HERE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no node drains here: a process of 3 s less
@@ -129,10 +123,8 @@ def refuse_unreachable(address: str) -> None:
 def embedded(cores: int) -> Iterator[None]:
     """Start a Ray of this command's own: private directory, private token, no dashboard."""
     sweep()
-    # Under /tmp, whatever TMPDIR says: paths of Ray's sockets may have 107 characters at most.
-    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # mode 0700
+    directory = make_directory()
     try:
-        write_durably(directory / OWNER, json.dumps(this_process(os.getpid())).encode())
         token = directory / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
@@ -244,57 +236,6 @@ def deaf_to_interruption() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def sweep() -> None:
-    """End what is left of embedded Rays whose command was killed: processes and directories."""
-    for directory in Path("/tmp").glob(f"{PREFIX}*"):
-        try:
-            owner = json.loads((directory / OWNER).read_bytes())
-            if directory.stat().st_uid != os.getuid() or holder_lives(owner) is not False:
-                continue
-        except (OSError, ValueError):
-            continue
-        end(directory)
-
-
-def end(directory: Path) -> None:
-    """End the processes of an embedded Ray, and delete its directory; last what `sweep` goes by."""
-    for process in processes_of(directory):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    with contextlib.suppress(OSError):  # another command may be at it, too
-        for path in directory.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != OWNER:
-                path.unlink()
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def processes_of(directory: Path) -> list[int]:
-    """Return the processes of an embedded Ray: all inherited the path of its token.
-
-    Ray's agents put a title over their command line, and over that. Their logs are open.
-    """
-    mark, found = os.fsencode(f"RAY_AUTH_TOKEN_PATH={directory}/token"), []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            is_marked = mark in (process / "environ").read_bytes()
-            if is_marked or is_agent_in(directory, process):
-                found.append(int(process.name))
-    return found
-
-
-def is_agent_in(directory: Path, process: Path) -> bool:
-    """Tell whether a process (its folder in /proc) is Ray's, with files open in a directory."""
-    if not (process / "cmdline").read_bytes().startswith(b"ray::"):
-        return False
-    for file in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            if file.readlink().is_relative_to(directory):
-                return True
-    return False
 
 
 def cores_of_nodes() -> list[int]:

@@ -61,7 +61,7 @@ def no_actor_here() -> Iterator[None]:
     """Have workers told of no controller in this context: they cannot call this process."""
     from ray.runtime_context import RuntimeContext
 
-    whose = RuntimeContext.current_actor
+    whose = getattr(RuntimeContext, "current_actor", None)
     RuntimeContext.current_actor = None
     try:
         yield

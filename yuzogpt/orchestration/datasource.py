@@ -20,9 +20,13 @@ from yuzogpt.data.readers import Batch
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import Recipe, UnitWriter, tokenize, tokenizer_of
 from yuzogpt.errors import UserError
+from yuzogpt.orchestration.causes import raised_as_ours
 
 # The row that ends each unit: without it the sink could not tell a whole unit from one cut short.
 END = "end of unit"
+# What goes wrong leaves a task as one of our errors: into others Ray Data writes its advice, and
+# the name of a file gets lost.
+FAILURES = ("preparation", Exception)
 
 
 class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
@@ -60,8 +64,9 @@ def read_tables(unit: Unit, recipe: Recipe) -> Iterator[pa.Table]:
             f"{Path(recipe.staging).parent}: not the same directory on every node; choose a "
             "--data_dir on storage that all nodes share"
         )
-    for batch in readers.read(unit, recipe.text_column, recipe.max_document_bytes):
-        yield to_table(batch, unit)
+    with raised_as_ours(*FAILURES):
+        for batch in readers.read(unit, recipe.text_column, recipe.max_document_bytes):
+            yield to_table(batch, unit)
     yield to_table(Batch([None], [END]), unit)
 
 
@@ -78,8 +83,9 @@ def to_table(batch: Batch, unit: Unit) -> pa.Table:
 
 def tokenize_table(table: pa.Table, recipe: Recipe) -> pa.Table:
     """Tokenize what the read task handed over."""
-    batch = Batch(table["document"].to_pylist(), table["reason"].to_pylist())
-    tokenized = tokenize(batch, recipe, tokenizer_of(recipe.staging))
+    with raised_as_ours(*FAILURES):
+        batch = Batch(table["document"].to_pylist(), table["reason"].to_pylist())
+        tokenized = tokenize(batch, recipe, tokenizer_of(recipe.staging))
     return tokenized.add_column(0, "unit", table["unit"])
 
 
@@ -93,6 +99,10 @@ class UnitSink(Datasink[None]):  # type: ignore[misc]
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the units in `blocks`: one after the other, each whole."""
+        with raised_as_ours(*FAILURES):
+            self._write(blocks)
+
+    def _write(self, blocks: Iterable[Block]) -> None:
         node = ray.get_runtime_context().get_node_id()
         writer: UnitWriter | None = None
         for table in blocks:

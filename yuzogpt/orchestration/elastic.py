@@ -12,11 +12,14 @@ from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.context import get_train_context
 
 from yuzogpt import mirrors, runs
 from yuzogpt.metrics import append_record
+from yuzogpt.orchestration.callbacks import (
+    ControllerCallback,
+    WorkerGroupCallback,
+    actors_of,
+)
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 from yuzogpt.training.stopping import ASK_EVERY, ask_to_stop
 
@@ -43,7 +46,7 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Remember under which name the controller asks for resources."""
-        self.requester = f"train-{train_run_context.run_id}"
+        self.requester = f"train-{getattr(train_run_context, 'run_id', '')}"
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Forget a wish that the workers before did not answer: these would wait in vain."""
@@ -52,7 +55,7 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """There are workers that train."""
-        self.workers = [worker.actor for worker in worker_group.get_workers()]
+        self.workers = actors_of(worker_group)
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """There are none any more."""
@@ -130,8 +133,16 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
 
 def preemption() -> str | None:
-    """Tell whether a node of this run's workers is about to go; for a StopRequest."""
-    return PREEMPTION if get_train_context().preemption_context.preemption_info else None
+    """Tell whether a node of this run's workers is about to go; for a StopRequest.
+
+    Ray's public way to ask waits until all workers do.
+    """
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return PREEMPTION if get_train_context().preemption_context.preemption_info else None
+    except (ImportError, AttributeError):  # where Ray's names are others
+        return None
 
 
 def answer_pause(run: Path, rank: int) -> None:

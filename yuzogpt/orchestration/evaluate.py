@@ -17,8 +17,8 @@ from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.evaluate import Compute
 from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.shards import Shard
+from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
-from yuzogpt.orchestration.prepare import user_errors
 
 RETRIES = 5  # of a shard whose worker died; a batch that is too large for memory kills each
 AHEAD = 2  # shards that are handed out for each worker, so that none waits for the next
@@ -33,7 +33,10 @@ def on_ray(settings: EvaluateSettings) -> Compute:
             return
         print("starting Ray ...", flush=True)
         cores = available_cores()
-        with connected(settings.work.ray_address, cores, ("torch",)), user_errors("evaluation"):
+        with (
+            connected(settings.work.ray_address, cores, ("torch",)),
+            raised_as_ours("evaluation"),
+        ):
             yield from in_tasks(settings, left)
 
     return compute

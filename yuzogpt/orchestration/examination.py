@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from yuzogpt.doctor import links, node
 from yuzogpt.doctor.survey import Head, Survey
-from yuzogpt.errors import last_line
+from yuzogpt.orchestration.causes import cause_of
 
 STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
 ANSWERED_WITHIN = 30.0  # seconds
@@ -182,8 +182,7 @@ class Examination:
         try:
             look()
         except Exception as error:
-            why = f"{type(error).__name__}: {last_line(error)}"
-            self.survey.problems.append(("cluster", name, why))
+            self.survey.problems.append(("cluster", name, cause_of(error)))
 
     def ask(
         self,
@@ -210,11 +209,11 @@ class Examination:
                     answers[name] = late
             except RayTaskError as error:  # the node lives: what it was asked for went wrong
                 if self.now:
-                    self.survey.problems.append((name, self.now, last_line(error)))
+                    self.survey.problems.append((name, self.now, cause_of(error)))
                 else:
-                    self.give_up(name, last_line(error))
+                    self.give_up(name, cause_of(error))
             except RayError as error:
-                self.give_up(name, last_line(error))
+                self.give_up(name, cause_of(error))
         return answers
 
     def ask_one(self, name: str, question: Callable[[Any], Any]) -> Any:
@@ -320,4 +319,4 @@ class Examination:
         try:
             self.survey.network = ray.get(met, timeout=ANSWERED_WITHIN)[0]
         except (RayError, GetTimeoutError) as error:
-            self.survey.network_problem = last_line(error)
+            self.survey.network_problem = cause_of(error)

@@ -12,13 +12,17 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.lease import holder_of
 from yuzogpt.metrics import append_record, parse
+from yuzogpt.orchestration.callbacks import (
+    ControllerCallback,
+    WorkerGroupCallback,
+    actors_of,
+)
+from yuzogpt.orchestration.causes import cause_of, first_to_fail
 
 JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
 
@@ -43,14 +47,8 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
                 return  # the records are those of a run that is not deleted yet
             if not was_just_told(self.run / runs.METRICS):
                 see = mirrors.name_of(errors)
-                text = f"!!! worker {rank} failed ({summary(error)}); see {see}"
+                text = f"!!! worker {rank} failed ({cause_of(error)}); see {see}"
                 append_record(self.run / runs.METRICS, "failure", text, rank=rank)
-
-
-def first_to_fail(errors: dict[int, Exception]) -> tuple[int, Exception]:
-    """Return the worker that is to blame: one that is gone, rather than those that missed it."""
-    gone = {rank: error for rank, error in errors.items() if "WorkerHealth" in type(error).__name__}
-    return min((gone or errors).items(), key=lambda item: item[0])
 
 
 def are_preempted(errors: dict[int, Exception]) -> bool:
@@ -69,16 +67,6 @@ def was_just_told(metrics: Path) -> bool:
     return time.time() - float(last["time"]) < JUST_NOW
 
 
-def summary(error: Exception) -> str:
-    """Return the sentence of an error that says what happened: its last line's first.
-
-    Not those that say where, and which of Ray's variables to set.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("Worker info: ", "Set the RAY_"))]
-    return lines[-1].split(". ")[0] if lines else type(error).__name__
-
-
 class NoSnapshot(ControllerCallback):  # type: ignore[misc]
     """Keeps Ray Train from writing its own state into out_dir at each report: nobody reads it.
 
@@ -87,7 +75,12 @@ class NoSnapshot(ControllerCallback):  # type: ignore[misc]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Of all runs in this process."""
-        CheckpointManager._write_state_to_storage = lambda _: None
+        with contextlib.suppress(ImportError):
+            from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+                CheckpointManager,
+            )
+
+            CheckpointManager._write_state_to_storage = lambda _: None
 
 
 class NothingLeft(WorkerGroupCallback):  # type: ignore[misc]
@@ -132,7 +125,7 @@ class NoPatience(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Remember the workers."""
-        self.workers = [worker.actor for worker in worker_group.get_workers()]
+        self.workers = actors_of(worker_group)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Look at what the controller heard of the workers."""

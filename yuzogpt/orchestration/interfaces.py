@@ -5,12 +5,13 @@ the user did not set them. Left alone, gloo takes the address that the host's na
 the loopback (Debian's 127.0.1.1), and NCCL whatever it finds first, often Docker's.
 """
 
+import contextlib
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from yuzogpt.network import choose_interface
+from yuzogpt.orchestration.callbacks import WorkerGroupCallback
 
 
 class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]
@@ -18,8 +19,9 @@ class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Let every worker choose, if they are on several nodes."""
-        if len({worker.metadata.node_id for worker in worker_group.get_workers()}) > 1:
-            worker_group.execute(choose)
+        with contextlib.suppress(AttributeError):  # where Ray's names are others
+            if len({worker.metadata.node_id for worker in worker_group.get_workers()}) > 1:
+                worker_group.execute(choose)
 
 
 def choose() -> None:

@@ -6,7 +6,8 @@ are others, it starts as ever.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from inspect import signature
 from typing import Any
 
 # Methods of Ray's node that start: the autoscaler, what carries workers' output to the driver (we
@@ -16,6 +17,9 @@ NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
 # command's ends with all of Ray; for a trial's there is placement.py. The second shares out
 # datasets: we have none. Workers wait 3 s for the process of each.
 NEEDLESS_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+# What is replaced of a TorchTrainer, and what is called of its controller.
+OF_TRAINER = ("_create_default_callbacks", "_initialize_and_run_controller")
+OF_CONTROLLER = ("run", "get_result")
 
 
 @contextlib.contextmanager
@@ -38,9 +42,14 @@ def few_processes() -> Iterator[None]:
 @contextlib.contextmanager
 def ended_at_once() -> Iterator[None]:
     """Kill a node's processes in this context: a wish to end (SIGTERM) would not reach them."""
-    from ray._private.node import Node
+    patient = None
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private.node import Node
 
-    patient = Node.kill_all_processes
+        patient = Node.kill_all_processes
+    if patient is None or "allow_graceful" not in signature(patient).parameters:
+        yield
+        return
     Node.kill_all_processes = lambda node, **given: patient(
         node, **{**given, "allow_graceful": False}
     )
@@ -62,6 +71,8 @@ def lean_trainer() -> Any:
         from ray.train.v2._internal.execution.controller import TrainController
         from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     except ImportError:
+        return TorchTrainer
+    if not has_all(TorchTrainer, OF_TRAINER) or not has_all(TrainController, OF_CONTROLLER):
         return TorchTrainer
     from yuzogpt.orchestration.controller import run_here
 
@@ -85,9 +96,19 @@ def lean_trainer() -> Any:
     return LeanTrainer
 
 
+def has_all(owner: type, names: Iterable[str]) -> bool:
+    """Return whether a class has all of these attributes."""
+    return all(hasattr(owner, name) for name in names)
+
+
 def torch_config(timeout: int) -> Any:
     """Return how workers are connected, within so many seconds: a single one to nobody."""
     from ray.train.torch import TorchConfig
+
+    if not hasattr(TorchConfig, "backend_cls") or not hasattr(
+        TorchConfig().backend_cls, "on_start"
+    ):
+        return TorchConfig(timeout_s=timeout)
 
     class SeveralConnected(TorchConfig().backend_cls):  # type: ignore[misc]
         """Makes a process group, whose threads look about all the time, for more than one."""

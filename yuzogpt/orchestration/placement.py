@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ray import PlacementGroupID
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from yuzogpt.errors import UserError
+from yuzogpt.orchestration.callbacks import WorkerGroupCallback
 from yuzogpt.storage.untrusted import read_file
 
 NOTE = ".placement_group"
@@ -30,8 +30,9 @@ class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Note where the workers are."""
-        state = worker_group.get_worker_group_state()
-        self.note.write_text(state.placement_group_handle.placement_group.id.hex())
+        with contextlib.suppress(AttributeError):  # where Ray's names are others
+            state = worker_group.get_worker_group_state()
+            self.note.write_text(state.placement_group_handle.placement_group.id.hex())
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
         """Ray Train has removed it."""

@@ -9,7 +9,7 @@ what the tasks that run hold, and a task whose worker died is done again.
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from yuzogpt.data.plan import Plan
 from yuzogpt.data.prepare import prepare
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import Recipe
-from yuzogpt.errors import RunFailed, UserError, first_line, last_line
+from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 
 # Set before ray is imported and starts; its workers inherit them.
@@ -73,7 +73,7 @@ class RayWorkers:
         import ray
 
         count = ray.remote(readers.count_documents)
-        with user_errors("preparation"):
+        with raised_as_ours("preparation"):
             counts: list[int] = ray.get([count.remote(unit) for unit in listed])
         return counts
 
@@ -81,7 +81,7 @@ class RayWorkers:
         """Do units."""
         self.start()
         warm_up(plan.recipe)
-        with user_errors("preparation"):
+        with raised_as_ours("preparation"):
             run_units(plan, undone, self.most)
 
     def start(self) -> None:
@@ -120,6 +120,7 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     context.enable_progress_bars = False  # ours knows the whole corpus
     context.target_max_block_size = None  # a unit's blocks stay with its task
     context.memory_usage_poll_interval_s = None  # a thread in each task that only measures
+    context.raise_original_map_exception = True  # its own has no cause when it arrives here
     context.op_resource_reservation_enabled = False  # one stage: all cores are its
     if most is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=most)
@@ -129,22 +130,3 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     ).map_batches(tokenize_block, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
     stage.write_datasink(UnitSink(undone, plan.recipe))
     (plan.directory / STAGE_STATS).write_text(stage.stats())
-
-
-@contextlib.contextmanager
-def user_errors(what: str) -> Iterator[None]:
-    """Raise what a task raised, without Ray's wrapping: UserError, else RunFailed."""
-    import ray
-
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        found: BaseException | None = error
-        while found is not None:
-            inner = getattr(found, "cause", None)  # Ray's wrapping is of both types
-            if inner is None and isinstance(found, UserError):
-                raise UserError(first_line(found)) from None  # Ray adds lines of advice
-            found = inner or found.__cause__
-        raise RunFailed(
-            f"the {what} failed: {last_line(error)}; the same command goes on"
-        ) from error

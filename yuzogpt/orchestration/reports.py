@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray.train
-from ray.train import Checkpoint, CheckpointUploadMode
-from ray.train.v2.api.validation_config import ValidationTaskConfig
+from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 
 from yuzogpt import mirrors
 from yuzogpt.filesystems import open_filesystem

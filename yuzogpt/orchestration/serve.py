@@ -15,7 +15,8 @@ from typing import Any
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.cores import available_cores, threads_asked
-from yuzogpt.errors import RunFailed, UserError, last_line
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.cluster import (
     connected,
     is_embedded,
@@ -82,7 +83,7 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
     except RuntimeError as error:
         if mistake := mistake_of_a_replica():
             raise UserError(mistake) from None
-        raise RunFailed(f"the service could not be started: {last_line(error)}") from None
+        raise RunFailed(f"the service could not be started: {cause_of(error)}") from None
     finally:
         with contextlib.suppress(RayActorError):
             serve.delete(APPLICATION)

@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
+from yuzogpt.orchestration.callbacks import WorkerGroupCallback
 from yuzogpt.orchestration.cluster import private_directory
 
 READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down

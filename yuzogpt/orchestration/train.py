@@ -23,6 +23,7 @@ from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
 from yuzogpt.filesystems import open_filesystem
 from yuzogpt.metrics import Listener, Record
+from yuzogpt.orchestration.causes import ours
 from yuzogpt.orchestration.cluster import (
     connected,
     cores_of_nodes,
@@ -173,7 +174,7 @@ def fit(
     from ray.train.torch import TorchTrainer
 
     from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
-    from yuzogpt.orchestration.failures import FailureNotice, NoPatience, NoSnapshot, summary
+    from yuzogpt.orchestration.failures import FailureNotice, NoPatience, NoSnapshot
     from yuzogpt.orchestration.lean import lean_trainer, torch_config
     from yuzogpt.orchestration.placement import PlacementNote
     from yuzogpt.orchestration.spares import HOOK, Spares
@@ -237,10 +238,8 @@ def fit(
             cause = getattr(error, "controller_failure", error)
             with contextlib.suppress(OSError):
                 mirrors.append(run / runs.ERRORS, "".join(format_exception(cause)).encode())
-        raise RunFailed(
-            f"the run failed ({summary(error)}); see {mirrors.name_of(run / runs.ERRORS)}; the "
-            "same command goes on from the newest checkpoint"
-        ) from None
+        see = mirrors.name_of(run / runs.ERRORS)
+        raise ours(error, "run", f"; see {see}") from None
     finally:
         forget(run)
     kind, text = result.return_value

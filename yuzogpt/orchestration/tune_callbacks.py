@@ -12,8 +12,9 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
-from yuzogpt.errors import UserError, last_line
+from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.lease import Lease
+from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.placement import give_back
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, Source
 from yuzogpt.tuning.sweep import Result
@@ -112,7 +113,7 @@ class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's process has died too often."""
         give_back(read(trial).directory)
-        why = last_line(trial.get_error() or RuntimeError("its process died"))
+        why = cause_of(trial.get_pickled_error() or RunFailed("its process died"))
         self._end(read(trial), "failed", f"{why}; tried {trial.num_failures} times")
 
     def _end(self, ours: Trial, state: State, error: str) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import Checkpoint
-from ray.train.v2.api.validation_config import ValidationConfig
+from ray.train import Checkpoint, ValidationConfig
 
 from yuzogpt.config import DeviceSettings, TrainSettings
-from yuzogpt.errors import first_line
 from yuzogpt.evaluation.beside_training import evaluate_checkpoint, tell_of_failure
 from yuzogpt.evaluation.tasks import Exam
+from yuzogpt.orchestration.causes import cause_of
 
 
 def validation(
@@ -60,7 +59,7 @@ def validate(
     try:
         figures: dict[str, Any] = ray.get(task.remote(name, out_dir, exams, device))
     except RayError as error:
-        tell_of_failure(name, out_dir, exams, first_line(error))
+        tell_of_failure(name, out_dir, exams, cause_of(error))
         return {}
     return figures
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from yuzogpt.hardware import keep_compiled_code_private
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.positions import Positions, causal_mask
 from yuzogpt.sampling.cache import KVCache, Span
@@ -48,6 +49,7 @@ class AllSlots:
 
     def _compile(self) -> None:
         """Compile the step, and see whether it can be computed so."""
+        keep_compiled_code_private()
         self.step = torch.compile(self._compute, dynamic=False)
         try:
             self.step()

@@ -30,22 +30,26 @@ class Untrusted(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
-def open_regular(path: Path, origin: str = "") -> BufferedReader:
+def open_regular(path: Path, origin: str = "", *, follow_links: bool = True) -> BufferedReader:
     """Open a file for reading if it is a regular one; a FIFO, a socket or a device would block.
 
-    `origin`: what messages call it, if not by its path. FileNotFoundError if there is none,
-    OSError if it may not be read, DamagedFile if it is something else.
+    `origin`: what messages call it, if not by its path. `follow_links`: False refuses a symbolic
+    link (OSError). FileNotFoundError if there is none, OSError if it may not be read, DamagedFile
+    if it is something else.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    follow = 0 if follow_links else os.O_NOFOLLOW
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return os.fdopen(handle, "rb")
     os.close(handle)
     raise DamagedFile(f"{origin or path}: not a regular file")
 
 
-def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES, origin: str = "") -> bytes:
+def read_file(
+    path: Path, max_bytes: int = MAX_JSON_BYTES, origin: str = "", *, follow_links: bool = True
+) -> bytes:
     """Return the content of a regular file of at most `max_bytes`; errors as of `open_regular`."""
-    with open_regular(path, origin) as file:
+    with open_regular(path, origin, follow_links=follow_links) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise DamagedFile(f"{origin or path}: more than {max_bytes:,} bytes")
@@ -53,7 +57,12 @@ def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES, origin: str = "") -> 
 
 
 def read_json(
-    path: Path, schema: type[Schema], max_bytes: int = MAX_JSON_BYTES, origin: str = ""
+    path: Path,
+    schema: type[Schema],
+    max_bytes: int = MAX_JSON_BYTES,
+    origin: str = "",
+    *,
+    follow_links: bool = True,
 ) -> Schema:
     """Return the JSON of a file as `schema` has it (a pydantic model, or any annotated type).
 
@@ -61,7 +70,7 @@ def read_json(
     """
     origin = origin or str(path)
     try:
-        content = read_file(path, max_bytes, origin)
+        content = read_file(path, max_bytes, origin, follow_links=follow_links)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from yuzogpt.config import ModelSettings, ParallelSettings
-from yuzogpt.hardware import Hardware
+from yuzogpt.hardware import Hardware, keep_compiled_code_private
 from yuzogpt.loading import NamedTensors
 from yuzogpt.memory import return_freed_memory
 from yuzogpt.model.gpt import GPT
@@ -114,6 +114,8 @@ def parallelize(
     freeze(model, frozen_layers)
     if settings.activation_checkpointing:
         recompute_layers(model)
+    if hardware.compile:
+        keep_compiled_code_private()
     if kind == "fsdp":
         shard(model, hardware)
     model.to_empty(device=hardware.device)

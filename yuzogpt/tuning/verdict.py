@@ -20,7 +20,7 @@ def show(sweep: Sweep, found: Outcome) -> None:
     name = sweep.settings.run.out_dir
     drawn = draw(found, sweep.space, sweep.directory)
     if failed := sum(one["state"] == "failed" for one in found["trials"]):
-        print(f"{failed} of {len(found['trials'])} trials failed; {name}/{OUTCOME} says why")
+        say(f"{failed} of {len(found['trials'])} trials failed; {name}/{OUTCOME} says why")
     best = next((one for one in found["trials"] if one["name"] == found["best"]), None)
     if best is None:
         say(f"no trial has a loss; see {name}/{OUTCOME}")

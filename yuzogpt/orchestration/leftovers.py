@@ -1,0 +1,126 @@
+"""The private directories of embedded Rays, and what a killed command leaves of one.
+
+In: the shared temporary directory, in which other users write, too. Out: a directory of mode 0700
+for a new Ray; no processes and no directories of Rays whose command is gone.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from yuzogpt.errors import UserError
+from yuzogpt.files import write_durably
+from yuzogpt.lease import holder_lives, this_process
+from yuzogpt.storage.untrusted import Untrusted, read_json
+
+# Whatever TMPDIR says: the path of a Unix socket, of which Ray makes some, has at most 107 bytes.
+SHARED = Path("/tmp")
+PREFIX = "yuzogpt-ray-"
+OWNER = "owner.json"
+MAX_OWNER_BYTES = 2**16
+
+
+class Owner(Untrusted):
+    """The process of a directory's command, as `lease.this_process` describes it."""
+
+    host: str
+    boot: str
+    namespace: str
+    process: Annotated[int, Field(gt=0, lt=2**31)]
+    started: str
+
+
+def make_directory() -> Path:
+    """Make the directory of an embedded Ray of this process, of mode 0700."""
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SHARED))
+    write_durably(directory / OWNER, json.dumps(this_process(os.getpid())).encode())
+    return directory
+
+
+def sweep() -> None:
+    """End what is left of embedded Rays whose command was killed: processes and directories.
+
+    Others can put anything into the shared directory. What is not plainly ours is left alone.
+    """
+    for directory in SHARED.glob(f"{PREFIX}*"):
+        if is_left_over(directory):
+            end(directory)
+
+
+def is_left_over(directory: Path) -> bool:
+    """Return whether a directory is this user's own, and the command that made it is gone."""
+    try:
+        with opened(directory) as handle:
+            found = os.fstat(handle)
+            if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+                return False
+            owner = read_json(directory / OWNER, Owner, MAX_OWNER_BYTES, follow_links=False)
+        return holder_lives(owner.model_dump()) is False
+    except (OSError, UserError):
+        return False
+
+
+@contextlib.contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """Open a directory itself, never what a symbolic link leads to; OSError if it is none."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def end(directory: Path) -> None:
+    """End the processes of an embedded Ray, and delete its directory; last what `sweep` goes by."""
+    for process in processes_of(directory):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    with contextlib.suppress(OSError), opened(directory) as handle:
+        with os.scandir(handle) as entries:
+            names = sorted((entry.name for entry in entries), key=OWNER.__eq__)
+        for name in names:
+            remove(name, handle)
+        directory.rmdir()
+
+
+def remove(name: str, handle: int) -> None:
+    """Delete a file, a symbolic link or a whole folder in a directory, as far as possible."""
+    with contextlib.suppress(OSError):  # another command may be at it, too
+        if stat.S_ISDIR(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=handle)
+        else:
+            os.unlink(name, dir_fd=handle)
+
+
+def processes_of(directory: Path) -> list[int]:
+    """Return the processes of an embedded Ray: all inherited the path of its token.
+
+    Ray's agents put a title over their command line, and over that. Their logs are open.
+    """
+    mark, found = os.fsencode(f"RAY_AUTH_TOKEN_PATH={directory}/token"), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_marked = mark in (process / "environ").read_bytes()
+            if is_marked or is_agent_in(directory, process):
+                found.append(int(process.name))
+    return found
+
+
+def is_agent_in(directory: Path, process: Path) -> bool:
+    """Tell whether a process (its folder in /proc) is Ray's, with files open in a directory."""
+    if not (process / "cmdline").read_bytes().startswith(b"ray::"):
+        return False
+    for file in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if file.readlink().is_relative_to(directory):
+                return True
+    return False

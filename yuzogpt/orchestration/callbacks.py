@@ -9,10 +9,18 @@ from typing import Any
 from ray.train import UserCallback
 
 try:
-    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2._internal.execution import callback as rays
 except ImportError:
-    ControllerCallback = type("ControllerCallback", (UserCallback,), {})
-    WorkerGroupCallback = type("WorkerGroupCallback", (UserCallback,), {})
+    rays = None
+
+
+def base(name: str) -> Any:
+    """Return a base class of Ray's, or one that Ray's controller does not know."""
+    return getattr(rays, name, None) or type(name, (UserCallback,), {})
+
+
+ControllerCallback: Any = base("ControllerCallback")
+WorkerGroupCallback: Any = base("WorkerGroupCallback")
 
 
 def actors_of(worker_group: Any) -> list[Any]:

@@ -38,6 +38,7 @@ from yuzogpt.storage.untrusted import (
 from yuzogpt.tokenizers import Ids, Tokenizer
 
 FORMAT_VERSION = 1
+SPARE_TOKENS = 2**21  # beyond a full block: what comes at once
 BLOCK_NAME = re.compile(r"(train|val)-\d{5,}\.arrow")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -319,7 +320,7 @@ class BlockWriter:
             self.finish()
             self._write_block(np.array([0, len(ids)]), ids)
             return
-        self.tokens = self.tokens or TokenBuffer(ids.dtype)
+        self.tokens = self.tokens or TokenBuffer(ids.dtype, self.block_tokens + SPARE_TOKENS)
         self.tokens.append(ids)
         self.lengths.append(np.diff(documents.offsets.to_numpy()).astype(np.int64))
         if self.tokens.size > self.block_tokens:

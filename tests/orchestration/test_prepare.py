@@ -99,7 +99,7 @@ def test_a_killed_worker_is_replaced(source, reference, tmp_path):
     assert process.returncode == 0, errors
     assert (tmp_path / "corpus" / MANIFEST).read_bytes() == reference
     stats = (tmp_path / "corpus" / "ray-data-stats.txt").read_text()
-    assert f"ReadUnitSource->MapBatches(tokenize_table)->Write: {FILES} tasks" in stats
+    assert f"ReadUnitSource: {FILES} tasks" in stats
 
 
 # In a process of its own: what Ray knows of authentication, it learns once a process.

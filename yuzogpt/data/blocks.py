@@ -39,6 +39,7 @@ from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, parse_json
 from yuzogpt.tokenizers import Ids, Tokenizer, TokenizerFacts
 
 FORMAT_VERSION = 1
+SPARE_TOKENS = 2**21  # beyond a full block: what comes at once
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # inside the directory: what is not committed yet
@@ -323,7 +324,7 @@ class BlockWriter:
             self.finish()
             self._write_block(np.array([0, len(ids)]), ids)
             return
-        self.tokens = self.tokens or TokenBuffer(ids.dtype)
+        self.tokens = self.tokens or TokenBuffer(ids.dtype, self.block_tokens + SPARE_TOKENS)
         self.tokens.append(ids)
         self.lengths.append(np.diff(documents.offsets.to_numpy()).astype(np.int64))
         if self.tokens.size > self.block_tokens:

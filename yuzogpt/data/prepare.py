@@ -23,7 +23,7 @@ from yuzogpt.data.progress import Progress
 from yuzogpt.data.records import source_of
 from yuzogpt.data.source_times import read_times, real_path
 from yuzogpt.data.sources import Unit
-from yuzogpt.data.units import UnitWriter, tokenize
+from yuzogpt.data.units import do_unit
 from yuzogpt.errors import UserError
 from yuzogpt.filesystems import is_pattern, scheme_of
 from yuzogpt.lease import Lease
@@ -62,12 +62,8 @@ class ThisProcess:
 
     def run(self, plan: Plan, units: Sequence[Unit]) -> None:
         """Do units."""
-        recipe = plan.recipe
         for unit in units:
-            writer = UnitWriter(unit, recipe)
-            for batch in readers.read(unit, recipe.text_column, recipe.max_document_bytes):
-                writer.add(tokenize(batch, recipe, plan.tokenizer))
-            writer.finish()
+            do_unit(unit, plan.recipe, plan.tokenizer)
 
 
 def prepare(

@@ -5,13 +5,15 @@ import numpy.typing as npt
 
 from yuzogpt.tokenizers import Ids
 
+MAX_RESERVED = 2**26  # tokens
+
 
 class TokenBuffer:
     """An array of tokens that grows."""
 
-    def __init__(self, dtype: npt.DTypeLike) -> None:
-        """It is empty."""
-        self.array = np.empty(2**16, dtype)
+    def __init__(self, dtype: npt.DTypeLike, capacity: int = 2**16) -> None:
+        """`capacity`: how many tokens it takes without a copy; memory is used as they come."""
+        self.array = np.empty(min(capacity, MAX_RESERVED), dtype)
         self.size = 0
 
     def append(self, ids: Ids) -> None:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from yuzogpt import tokenizers
 from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
-from yuzogpt.data.readers import IN_FILE, TOO_LONG, Batch, read_pieces
+from yuzogpt.data.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.splits import Split
 from yuzogpt.data.token_buffer import TokenBuffer
@@ -107,13 +107,13 @@ def tokenize_texts(
     rows: Sequence[tuple[bytes | None, str | None]], recipe: Recipe, tokenizer: BytePairTokenizer
 ) -> pa.Table:
     """Turn documents, or the reasons why they are none, into rows of `tokenize`."""
-    read = [decode(document, reason, recipe) for document, reason in rows]
-    texts = [text for text, _ in read if text is not None]
+    decoded = [decode(document, reason, recipe) for document, reason in rows]
+    texts = [text for text, _ in decoded if text is not None]
     ids, ends = tokenizer.encode_documents(texts)
-    is_text = np.array([text is not None for text, _ in read])
-    lengths = np.zeros(len(read), np.int64)
+    is_text = np.array([text is not None for text, _ in decoded])
+    lengths = np.zeros(len(decoded), np.int64)
     lengths[is_text] = np.diff(ends, prepend=0)
-    reasons = [reason for _, reason in read]
+    reasons = [reason for _, reason in decoded]
     for row in np.flatnonzero(is_text & (lengths == 0)):
         reasons[row] = NOT_TOKENIZABLE
     found = [document or b"" for document, _ in rows]
@@ -274,6 +274,14 @@ class UnitWriter:
             self.recipe.block_tokens,
             lambda index: f"unit-{unit:06d}-{split}-{index:03d}.arrow",
         )
+
+
+def do_unit(unit: Unit, recipe: Recipe, tokenizer: BytePairTokenizer, node: str = "") -> None:
+    """Read, tokenize and write a unit; UserError for a damaged source."""
+    writer = UnitWriter(unit, recipe)
+    for batch in read(unit, recipe.text_column, recipe.max_document_bytes):
+        writer.add(tokenize(batch, recipe, tokenizer))
+    writer.finish(node)
 
 
 def record_path(staging: Path, unit: int) -> Path:

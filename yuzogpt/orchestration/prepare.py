@@ -1,13 +1,12 @@
 """Ray Data: the units of a source on any number of machines.
 
 In: a plan and the units that are not done. Out: their blocks and records in the staging directory.
-A read task for each unit, the tokenizer and the sink form one stage of Ray Data: one task reads,
-tokenizes and writes a unit, so no text and no tokens cross the object store, memory is bounded by
-what the tasks that run hold, and a task whose worker died is done again.
+A read task of Ray Data reads, tokenizes and writes a unit. So no text and no tokens cross the
+object store, memory is bounded by what the tasks that run hold, and a task whose worker died is
+done again.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -114,7 +113,7 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     import ray.data
     from ray.data import DataContext, ExecutionResources
 
-    from yuzogpt.orchestration.datasource import UnitSink, UnitSource, tokenize_table
+    from yuzogpt.orchestration.datasource import UnitSource
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours knows the whole corpus
@@ -124,9 +123,6 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     context.op_resource_reservation_enabled = False  # one stage: all cores are its
     if most is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=most)
-    tokenize_block = functools.partial(tokenize_table, recipe=plan.recipe)
-    stage = ray.data.read_datasource(
-        UnitSource(undone, plan.recipe), override_num_blocks=len(undone)
-    ).map_batches(tokenize_block, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
-    stage.write_datasink(UnitSink(undone, plan.recipe))
+    source = UnitSource(undone, plan.recipe)
+    stage = ray.data.read_datasource(source, override_num_blocks=len(undone)).materialize()
     (plan.directory / STAGE_STATS).write_text(stage.stats())

@@ -72,9 +72,17 @@ def test_a_killed_worker_changes_nothing(tmp_path):
         (2, 4, [64], (2, {"num_gpus": 1}, 0)),
     ],
 )
-def test_what_a_worker_asks_for_is_what_every_node_has(wanted, gpus, cores, expected):
+def test_what_a_worker_asks_for_is_what_every_node_has(monkeypatch, wanted, gpus, cores, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     settings = EvaluateSettings.model_validate({"work": {"num_workers": wanted}})
     assert share_out(settings, gpus, cores) == expected
+
+
+def test_omp_num_threads_is_heeded_and_threads_wins(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert share_out(EvaluateSettings(), 0, [8]) == (1, {"num_cpus": 8}, 3)
+    settings = EvaluateSettings.model_validate({"device": {"threads": 2}})
+    assert share_out(settings, 0, [8]) == (1, {"num_cpus": 8}, 2)
 
 
 def test_a_gpu_that_ray_has_not_is_one_line():

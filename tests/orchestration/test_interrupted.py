@@ -1,6 +1,7 @@
 """A command on an embedded Ray, ended: what it says, and that nothing is lost or stays behind."""
 
 import contextlib
+import ipaddress
 import json
 import os
 import random
@@ -101,6 +102,29 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     starts = records(out_dir, "start")
     assert len(starts) == 4
     assert starts[1]["redone_steps"] == 0
+
+
+def test_nobody_elsewhere_reaches_an_embedded_ray_or_its_workers(corpus_dir, tmp_path):
+    """The store and gloo's sockets, Ray's ports and metrics: on the loopback interface alone."""
+    process = start(corpus_dir, tmp_path / "run")
+    wait_for_start(tmp_path / "run", 1, 5)
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    open_to = {
+        (ipaddress.ip_address(found.laddr.ip), " ".join(one.cmdline())[:80])
+        for one in everyone
+        for found in one.net_connections("inet")
+        if found.status in (psutil.CONN_LISTEN, psutil.CONN_NONE) and found.laddr
+    }
+    process.kill()
+    process.communicate(timeout=60)
+    leftovers.sweep()
+    assert sum("RayTrainWorker" in title for _, title in open_to) > 1
+    assert [found for found in open_to if not is_loopback(found[0])] == []
+
+
+def is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Return whether an address is of this machine alone."""
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def no_process_is_idle(processes: list[psutil.Process]) -> None:

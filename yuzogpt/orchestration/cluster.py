@@ -6,6 +6,8 @@ In: an address, or none. Out: a connection. A cluster that merely happens to run
 import contextlib
 import os
 import secrets
+import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -40,6 +42,16 @@ ONLY_HERE = {
     "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
     "RAY_io_context_monitor_probe_interval_ms": "60000",
 }
+# Set likewise, whatever the user set for clusters. None: removed.
+NEVER_HERE: dict[str, str | None] = {
+    # Workers run in this command's environment as it is: started by `uv run`, Ray would make it for
+    # each worker again, and a hook might give them another.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_RUNTIME_ENV_HOOK": None,
+    # Nobody from elsewhere connects: without clusters, Ray listens on the loopback interface alone.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_enable_metrics_collection": "0",  # its exporter listens on all interfaces
+}
 # Set before ray is imported, wherever it runs.
 QUIET = {
     # A paragraph of advice for each worker that dies; we say so in a line. And that Serve's
@@ -48,6 +60,7 @@ QUIET = {
     "|ServeController.graceful_shutdown failed",
 }
 ANSWER_WITHIN = 5.0  # seconds
+SHARED_MEMORY = "/dev/shm"
 OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
 
 
@@ -130,15 +143,17 @@ def embedded(cores: int) -> Iterator[None]:
         token.write_text(secrets.token_hex(32))
         chosen = {name: os.environ.get(name, value) for name, value in ONLY_HERE.items()}
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with environment(chosen | access | importable_checkout()):
+        with environment(chosen | access | importable_checkout() | NEVER_HERE):
             try:
                 with few_processes(), sigterm_held_back():  # which Ray's processes inherit
                     connect(
                         address="local",
                         num_cpus=cores,
+                        runtime_env=runtime_environment(),
                         include_dashboard=False,
                         _memory=free_memory(),
                         object_store_memory=OBJECT_STORE_BYTES,
+                        _plasma_directory=plasma_directory(directory),
                         # Not `directory`: Ray opens its own to all.
                         _temp_dir=str(directory / "ray"),
                     )
@@ -152,6 +167,23 @@ def embedded(cores: int) -> Iterator[None]:
             end(directory)
 
 
+def runtime_environment() -> dict[str, str] | None:
+    """Return what Ray must know of this Python: it is put into a shell's line as it is given."""
+    quoted = shlex.quote(sys.executable)
+    return None if quoted == sys.executable else {"py_executable": quoted}
+
+
+def plasma_directory(directory: Path) -> str | None:
+    """Return where the object store is, if it does not fit where Ray puts it by itself.
+
+    Ray would do the same, and write a paragraph on a performance that does not depend on it here.
+    """
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(SHARED_MEMORY).free >= OBJECT_STORE_BYTES:
+            return None
+    return str(directory)
+
+
 def is_embedded() -> bool:
     """Tell whether the Ray of this process was started by one command, for itself."""
     return private_directory().name.startswith(PREFIX)
@@ -163,18 +195,23 @@ def private_directory() -> Path:
 
 
 @contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set variables of this process, and of those it starts; afterwards they are as before."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    set_variables(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        set_variables(before)
+
+
+def set_variables(values: Mapping[str, str | None]) -> None:
+    """Set variables of this process; remove those whose value is None."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def importable_checkout() -> dict[str, str]:

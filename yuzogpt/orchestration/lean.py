@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from inspect import signature
 from typing import Any
 
+from yuzogpt.orchestration.loopback import OnLoopback
+
 # Methods of Ray's node that start: the autoscaler, what carries workers' output to the driver (we
 # switch that off), and the server behind the dashboard and the interfaces for jobs and states.
 NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -101,8 +103,11 @@ def has_all(owner: type, names: Iterable[str]) -> bool:
     return all(hasattr(owner, name) for name in names)
 
 
-def torch_config(timeout: int) -> Any:
-    """Return how workers are connected, within so many seconds: a single one to nobody."""
+def torch_config(timeout: int, *, on_loopback: bool = False) -> Any:
+    """Return how workers are connected, within so many seconds: a single one to nobody.
+
+    `on_loopback`: they are on this machine, and no other is to reach their store.
+    """
     from ray.train.torch import TorchConfig
 
     if not hasattr(TorchConfig, "backend_cls") or not hasattr(
@@ -115,7 +120,8 @@ def torch_config(timeout: int) -> Any:
 
         def on_start(self, worker_group: Any, *rest: Any, **named: Any) -> None:
             if len(worker_group) > 1:
-                super().on_start(worker_group, *rest, **named)
+                group = OnLoopback(worker_group) if on_loopback else worker_group
+                super().on_start(group, *rest, **named)
 
     class LeanConfig(TorchConfig):  # type: ignore[misc]
         """Names it."""

@@ -204,7 +204,9 @@ def fit(
     trainer = trainer_class(
         train_worker,
         train_loop_config={"settings": with_threads(settings).model_dump()},
-        torch_config=torch_config(int(COLLECTIVE_TIMEOUT.total_seconds())),
+        torch_config=torch_config(
+            int(COLLECTIVE_TIMEOUT.total_seconds()), on_loopback=is_embedded()
+        ),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=use_gpu,

@@ -1,0 +1,97 @@
+"""An embedded Ray where Ray by itself would hang or complain: uv, spaces, containers."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from yuzogpt.orchestration import cluster
+
+# What Ray would make of a worker's environment, where an embedded one is about to start.
+LOOK = """
+from yuzogpt.orchestration import cluster
+
+def look(**_):
+    from ray._private.worker import _maybe_modify_runtime_env
+    print(_maybe_modify_runtime_env({}, False))
+
+cluster.connect = look
+with cluster.embedded(1):
+    pass
+"""
+
+
+def test_started_by_uv_workers_run_in_the_same_environment(tmp_path):
+    """Ray looks for `uv run` among its ancestors: here it is a shell of that name."""
+    (tmp_path / "run").write_text('"$@"\nexit $?\n')
+    ended = subprocess.run(
+        ["uv", "run", sys.executable, "-c", LOOK],
+        executable=shutil.which("bash"),
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "RAY_RUNTIME_ENV_HOOK": "not.to.be.called",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stdout == "{}\n", ended.stderr
+
+
+def test_the_object_store_is_put_where_it_fits(monkeypatch, tmp_path):
+    assert cluster.plasma_directory(tmp_path) is None
+    for place in ("/proc", str(tmp_path / "missing")):  # the first has no room for anything
+        monkeypatch.setattr(cluster, "SHARED_MEMORY", place)
+        assert cluster.plasma_directory(tmp_path) == str(tmp_path)
+
+
+# A task with an environment of its own, as a training worker's, where /dev/shm is as Docker's.
+TASK = """
+import sys
+from yuzogpt.orchestration import cluster
+
+connect = cluster.connect
+
+def connect_with_little_memory(**options):
+    import ray._private.utils
+    ray._private.utils.get_shared_memory_bytes = lambda: 2**26
+    connect(**options)
+
+cluster.connect = connect_with_little_memory
+cluster.SHARED_MEMORY = "/proc"
+with cluster.connected("", 1):
+    import ray
+
+    @ray.remote(runtime_env={"env_vars": {"SOME": "variable"}})
+    def which():
+        return sys.executable
+
+    print(ray.get(which.remote()))
+"""
+
+
+@pytest.mark.slow
+def test_a_python_in_a_path_with_spaces_in_a_container(tmp_path):
+    """HOME cannot be written, /dev/shm is small; Ray puts the path into a shell's line."""
+    place = tmp_path / "my  envs" / "one"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    (found,) = place.glob("lib/python*/site-packages")
+    (found / "here.pth").write_text(sysconfig.get_path("purelib"))
+    python = Path(place, "bin", "python")
+    ended = subprocess.run(
+        [python, "-c", TASK],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HOME": "/proc/none"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.stdout == f"{python}\n", ended.stderr
+    assert ended.stderr == ""

@@ -8,13 +8,19 @@ from typing import Any
 
 from ray.train import UserCallback
 
-ControllerCallback: Any
-WorkerGroupCallback: Any
 try:
-    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2._internal.execution import callback
 except ImportError:
-    ControllerCallback = type("ControllerCallback", (UserCallback,), {})
-    WorkerGroupCallback = type("WorkerGroupCallback", (UserCallback,), {})
+    callback = None
+
+
+def base(name: str) -> Any:
+    """Return a base class of Ray Train's, or one that its controller takes and never calls."""
+    return getattr(callback, name, None) or type(name, (UserCallback,), {})
+
+
+ControllerCallback = base("ControllerCallback")
+WorkerGroupCallback = base("WorkerGroupCallback")
 
 
 def actors_of(worker_group: Any) -> list[Any]:

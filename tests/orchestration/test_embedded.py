@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.orchestration.test_interrupted import rays_of
 from yuzogpt.orchestration import cluster
 
 # What Ray would make of a worker's environment, where an embedded one is about to start.
@@ -95,3 +97,72 @@ def test_a_python_in_a_path_with_spaces_in_a_container(tmp_path):
     )
     assert ended.stdout == f"{python}\n", ended.stderr
     assert ended.stderr == ""
+
+
+# Ray's start as it is where it never ends.
+HANGS = """
+import threading
+from yuzogpt.orchestration import cluster, stuck
+
+def hang(**_):
+    print("starting", flush=True)
+    threading.Event().wait()
+
+cluster.connect = hang
+stuck.OBEYED_WITHIN = 0.1
+with cluster.connected("", 1):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("sign", "says"),
+    [(signal.SIGTERM, "stopped (SIGTERM)"), (signal.SIGINT, "interrupted")],
+)
+def test_a_start_that_never_ends_is_ended_by_a_signal(sign, says):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "starting\n"
+    (directory,) = rays_of(process)
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    assert errors == f"yuzogpt: {says}; Ray had not started\n"
+    assert process.returncode == 128 + sign
+    assert not directory.exists()
+
+
+# A Ray whose workers are to run a Python that is not there.
+NO_PYTHON = """
+from yuzogpt.errors import RunFailed
+from yuzogpt.orchestration import cluster, stuck
+
+cluster.runtime_environment = lambda: {"py_executable": "/no/such/python"}
+stuck.WORKERS_WITHIN = 1
+try:
+    with cluster.connected("", 1):
+        import ray
+        ray.get(ray.remote(lambda: 0).remote())
+except RunFailed as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_can_never_start_are_not_waited_for():
+    ended = subprocess.run(
+        [sys.executable, "-c", NO_PYTHON],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.stdout.startswith("Ray cannot start its workers here: "), ended.stderr
+    assert "/no/such/python: No such file or directory" in ended.stdout
+    assert len(ended.stdout.splitlines()) == 1

@@ -9,18 +9,18 @@ from typing import Any
 from ray.train import UserCallback
 
 try:
-    from ray.train.v2._internal.execution import callback as rays
+    from ray.train.v2._internal.execution import callback
 except ImportError:
-    rays = None
+    callback = None
 
 
 def base(name: str) -> Any:
-    """Return a base class of Ray's, or one that Ray's controller does not know."""
-    return getattr(rays, name, None) or type(name, (UserCallback,), {})
+    """Return a base class of Ray Train's, or one that its controller takes and never calls."""
+    return getattr(callback, name, None) or type(name, (UserCallback,), {})
 
 
-ControllerCallback: Any = base("ControllerCallback")
-WorkerGroupCallback: Any = base("WorkerGroupCallback")
+ControllerCallback = base("ControllerCallback")
+WorkerGroupCallback = base("WorkerGroupCallback")
 
 
 def actors_of(worker_group: Any) -> list[Any]:

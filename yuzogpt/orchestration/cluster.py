@@ -22,6 +22,7 @@ from yuzogpt.cores import free_memory
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.lean import ended_at_once, few_processes
 from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
+from yuzogpt.orchestration.stuck import obeyed, workers_watched
 from yuzogpt.signals import sigterm_held_back
 
 # Set before ray is imported, for a Ray that has one node and one command.
@@ -78,7 +79,11 @@ def connected(
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with contextlib.ExitStack() as stack:
-        with sigterm_held_back(), interruption_held_back():
+        with (
+            sigterm_held_back(),
+            interruption_held_back() as interruptions,
+            obeyed(interruptions, lambda: private_directory() if is_embedded() else None),
+        ):
             importing = threading.Thread(
                 target=lambda: [import_module(name) for name in heavy_imports], daemon=True
             )
@@ -157,7 +162,8 @@ def embedded(cores: int) -> Iterator[None]:
                         # Not `directory`: Ray opens its own to all.
                         _temp_dir=str(directory / "ray"),
                     )
-                yield
+                with workers_watched(directory):
+                    yield
             finally:
                 if "ray" in sys.modules:  # else it was interrupted before
                     with deaf_to_interruption(), ended_at_once():
@@ -237,14 +243,14 @@ def connect(**options: Any) -> None:
 
 
 @contextlib.contextmanager
-def interruption_held_back() -> Iterator[None]:
-    """Let Ctrl-C come at the end; a second one at once.
+def interruption_held_back() -> Iterator[list[int]]:
+    """Let Ctrl-C come at the end; a second one at once. Yields what came so far.
 
     In the middle of Ray's import or start it may be raised where compiled code drops it, with a
     lock that is held.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
     seen: list[int] = []
 
@@ -255,7 +261,7 @@ def interruption_held_back() -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, remember)
     try:
-        yield
+        yield seen
     finally:
         signal.signal(signal.SIGINT, before)
     if seen:

@@ -42,6 +42,7 @@ class OnLoopback:
 
 def serve_store(port: int) -> None:
     """Serve a store of torch's at a port, as long as this process lives."""
+    # Public, though not marked as exported.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listening = socket.create_server((LOOPBACK, port))

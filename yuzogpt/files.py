@@ -69,6 +69,11 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def may(path: Path, mode: int) -> bool:
+    """Return whether this process may use a path so (os.R_OK and the like), by what it is now."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def cache_path() -> Path:
     """Return where this user's cache on this node is or would be; UserError without a home."""
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -89,7 +94,7 @@ def cache_directory() -> Path:
         if not os.environ.get("XDG_CACHE_HOME"):
             Path.home().stat()  # a home that is not there is not made
         directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK | os.X_OK):
+        if not may(directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         reason = f"{directory} cannot be written ({reason_of(error)})"
@@ -107,7 +112,7 @@ def expect_no_home() -> None:
     except RuntimeError:
         home = Path(NO_HOME)
         os.environ["HOME"] = NO_HOME
-    if not os.access(home, os.W_OK):  # a paragraph about the temporary directory that it takes then
+    if not may(home, os.W_OK):  # a paragraph about the temporary directory that it takes then
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
@@ -117,7 +122,7 @@ def refuse_public(path: Path, flag: str) -> None:
     One that another user gave us (a mounted secret belongs to root) may be our group's, too: that
     is how it came to us.
     """
-    if not path.is_file() or not os.access(path, os.R_OK):
+    if not path.is_file() or not may(path, os.R_OK):
         raise UserError(f"--{flag}={path}: not readable")
     found = path.stat()
     if found.st_mode & (0o077 if found.st_uid == os.getuid() else 0o007):

@@ -16,7 +16,7 @@ from yuzogpt import checkpoints, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.files import refuse_public
+from yuzogpt.files import may, refuse_public
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import PUBLISHED
 from yuzogpt.paths import is_within, is_within_store
@@ -54,7 +54,7 @@ def check_writable(directory: Path, name: str, key: str = "out_dir") -> None:
     `key`: the setting that names it.
     """
     there = next(path for path in (directory, *directory.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    if not there.is_dir() or not may(there, os.W_OK):
         why = "not writable" if there.is_dir() else "not a directory"
         raise UserError(f"--{key}={name}: {there} is {why}; choose another")
 

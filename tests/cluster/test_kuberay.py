@@ -358,4 +358,4 @@ def test_keys_are_made_where_nobody_else_reads_them_and_no_job_takes_them_along(
     assert list(clone.iterdir()) == []
     assert f"--from-file={keys}" in secret.replace("$HOME", str(home))
     ignored = (CLUSTER.parent / ".gitignore").read_text().splitlines()
-    assert "api_keys*" in ignored
+    assert "*api_keys*" in ignored

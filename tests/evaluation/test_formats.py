@@ -55,7 +55,7 @@ def test_files_have_a_limit(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(b"a" * 1_001)
     (tmp_path / "a.zip").write_bytes(zipped(b"a" * 10**7))
     for name in ("a.txt", "a.zip"):
-        with pytest.raises(UserError, match="more than 1,000 bytes"):
+        with pytest.raises(UserError, match="1,000"):
             formats.content(tmp_path / name)
 
 

@@ -17,12 +17,14 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.hostile.cases import Case, copy_of
 from yuzogpt import cli
 
 SECONDS = 10  # of the process's own time; a hang is told by the wall clock
 WALL_SECONDS = 60  # on a machine that others share
-MAX_BYTES = 10**9  # beyond what was there before
+MAX_BYTES = 10**9
 
 
 @dataclass
@@ -33,12 +35,13 @@ class Answer:
     errors: str
     printed: str
     seconds: float  # of the processor
-    bytes: int  # resident, at most
+    bytes: int  # resident, at most, beyond what this process had
 
 
 def answer(command: list[str], home: Path) -> Answer:
     """Run a command line in a fork; a service is asked to stop once it listens."""
     out, err = home.parent / "stdout", home.parent / "stderr"
+    before = psutil.Process().memory_info().rss
     child = os.fork()
     if not child:
         status = 70
@@ -52,23 +55,29 @@ def answer(command: list[str], home: Path) -> Answer:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)
-    deadline = time.monotonic() + WALL_SECONDS
+    deadline, is_asked = time.monotonic() + WALL_SECONDS, False
     while True:
         done, status, used = os.wait4(child, os.WNOHANG)
         if done:
             break
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
-        elif command[0] == "serve" and out.exists() and "http://" in out.read_text():
+        elif command[0] == "serve" and not is_asked and "http://" in read(out):
             os.kill(child, signal.SIGTERM)
+            is_asked = True
         time.sleep(0.005)
     return Answer(
         os.waitstatus_to_exitcode(status),
         err.read_text(errors="replace"),
         out.read_text(errors="replace"),
         used.ru_utime + used.ru_stime,
-        used.ru_maxrss * 1024,
+        used.ru_maxrss * 1024 - before,
     )
+
+
+def read(path: Path) -> str:
+    """Return what was written so far."""
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def become_command(home: Path, out: Path, err: Path) -> None:

@@ -84,5 +84,5 @@ def test_a_large_file_is_not_read_to_its_end(tmp_path):
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(DamagedFile, match="more than 1,000 bytes"):
+    with pytest.raises(DamagedFile, match="at most 1,000 are read"):
         read_file(path, 1000)

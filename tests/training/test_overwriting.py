@@ -123,6 +123,7 @@ def test_torchrun_with_one_rank_overwrites_once(old_run, corpus_dir, tmp_path):
     agent = under_torchrun(*places(corpus_dir, run), *flags)
     wait_until(lambda: "seed: 7" in (run / "settings.yaml").read_text(), agent)
     wait_for_start(run, 1, 20)
+    wait_until(lambda: any(map(checkpoints.step_of, checkpoints.candidates(run))), agent)
     (rank,) = psutil.Process(agent.pid).children()
     rank.kill()
     wait_for_start(run, 2, 1)

@@ -83,7 +83,7 @@ GOOD = {"name": "0003", "values": {"model.dropout": 0.1}, "state": "finished"}
     [
         ("", "not JSON"),
         ("[" * 100_000, "nested too deeply"),
-        ("[]", "valid dictionary"),
+        ("[]", "should be an object"),
         ({**GOOD, "name": "../../0003"}, "name: "),
         ({**GOOD, "name": 3}, "name: "),
         ({**GOOD, "state": "sleeping"}, "state: "),
@@ -113,8 +113,8 @@ def test_a_damaged_trial_is_one_line_that_names_the_file(tmp_path, content, says
 @pytest.mark.parametrize(
     "record", [{"step": None}, {"step": "1"}, {"step": 1, "val_loss_estimate": "low"}]
 )
-def test_a_damaged_evaluation_is_one_line_that_names_the_file(tmp_path, record):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"kind": "evaluation", **record}) + "\n")
-    with pytest.raises(DamagedFile, match=r"metrics\.jsonl: "):
-        Trial(tmp_path, "0003").evaluations()
+def test_a_damaged_evaluation_is_none(tmp_path, record):
+    whole = {"kind": "evaluation", "step": 2, "val_loss_estimate": 1.5}
+    lines = [json.dumps(one) for one in ({"kind": "evaluation", **record}, whole)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    assert Trial(tmp_path, "0003").evaluations() == [(2, 1.5)]

@@ -118,22 +118,21 @@ def read(directory: Path) -> Results | None:
 
 def refuse_foreign(directory: Path) -> None:
     """Raise UserError if there is a results.json that is none of ours: it would be replaced."""
-    if (directory / RESULTS).exists() and read(directory) is None:
+    try:
+        read(directory)
+    except DamagedFile as error:
         raise UserError(
-            f"{directory / RESULTS}: not the results of an evaluation; choose another --out_dir"
-        )
+            f"{error}: not the results of an evaluation; choose another --out_dir"
+        ) from None
 
 
 def refuse_other_model(directory: Path, name: str) -> None:
-    """Raise UserError if the results there are of a model of another name, or are none."""
-    advice = "choose another --out_dir, or give --overwrite"
-    try:
-        found = read(directory)
-    except DamagedFile as error:
-        raise UserError(f"{error}; {advice}") from None
+    """Raise UserError if the results there are of a model of another name."""
+    found = read(directory)
     if found and found.model.get("name") != name:
         raise UserError(
-            f"{directory / RESULTS}: has the figures of {found.model.get('name')}; {advice}"
+            f"{directory / RESULTS}: has the figures of {found.model.get('name')}; choose another "
+            "--out_dir, or give --overwrite"
         )
 
 

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from yuzogpt import __version__
 from yuzogpt.checkpoints import MANIFEST
@@ -51,7 +51,7 @@ class Scores(Untrusted):
     """What is in a shard's file."""
 
     fingerprint: str
-    scores: list[Annotated[tuple[float, bool, bool], Field(strict=False)]]  # lists, in JSON
+    scores: list[Annotated[tuple[FiniteFloat, bool, bool], Field(strict=False)]]  # lists, in JSON
 
 
 @dataclass(frozen=True)

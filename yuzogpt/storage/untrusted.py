@@ -50,10 +50,10 @@ def read_file(
 ) -> bytes:
     """Return the content of a regular file of at most `max_bytes`; errors as of `open_regular`."""
     with open_regular(path, origin, follow_links=follow_links) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise DamagedFile(f"{origin or path}: more than {max_bytes:,} bytes")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise DamagedFile(f"{origin or path}: {size:,} bytes, at most {max_bytes:,} are read")
+        return file.read(size)
 
 
 def read_json(
@@ -113,6 +113,9 @@ def load_json(content: bytes | str, origin: str) -> Any:
 def first_mistake(error: ValidationError) -> str:
     """Return what is wrong with a value, and where in it."""
     mistake = error.errors(include_url=False, include_input=False)[0]
+    if mistake["type"] == "json_invalid":
+        is_deep = "recursion limit" in mistake["msg"]
+        return "nested too deeply" if is_deep else mistake["msg"].replace("Invalid", "not", 1)
     place = ".".join(map(str, mistake["loc"]))
     shown = place if place.isprintable() else repr(place)  # keys of others are in it
     return f"{shown[:200]}: {mistake['msg']}" if place else mistake["msg"]

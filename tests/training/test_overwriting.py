@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, tiny_settings, yuzogpt
 from tests.training.worlds import records, train_here, wait_for_start
 from tests.waiting import wait_until
-from yuzogpt import runs
+from yuzogpt import checkpoints, runs
 from yuzogpt.errors import UserError
 
 

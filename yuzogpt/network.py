@@ -61,6 +61,9 @@ def measure(world: World, device: torch.device) -> Network:
     )
 
 
+LOOPBACK = "127.0.0.1"
+
+
 def interface_of(address: str) -> str | None:
     """Return the network interface of this machine that has an address, as 10.0.0.7."""
     for name, found in psutil.net_if_addrs().items():

@@ -1,10 +1,16 @@
 """How ranks find each other in a store that still has what an earlier attempt left in it."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from torch.distributed import HashStore
 
+from tests.conftest import tiny_settings
+from tests.training.worlds import exit_codes, start_world
 from tests.waiting import wait_until
+from yuzogpt.network import LOOPBACK, interface_of
+from yuzogpt.training import launch
 from yuzogpt.training.rendezvous import NEWEST, attempt, command_of
 
 
@@ -26,3 +32,26 @@ def test_ranks_agree_on_a_name_that_no_earlier_attempt_had():
     # What the first attempt wrote is not to be deleted by the second: the command is the same.
     assert command_of(store) == command
     assert command_of(HashStore()) != command
+
+
+class NotesInterface:
+    """Has a rank write down by which interface gloo connects it, in place of training."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, rank: int) -> None:
+        os.environ.pop("GLOO_SOCKET_IFNAME", None)
+
+        def work(*_: object, **__: object) -> str:
+            (self.directory / str(rank)).write_text(os.environ["GLOO_SOCKET_IFNAME"])
+            return "noted"
+
+        launch.work = work
+
+
+def test_ranks_of_one_machine_meet_on_the_loopback(corpus_dir, tmp_path):
+    """Left alone, gloo takes the address that the host's name leads to."""
+    settings = tiny_settings(corpus_dir, tmp_path / "run")
+    exit_codes(start_world(2, settings, NotesInterface(tmp_path)))
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [interface_of(LOOPBACK)] * 2

@@ -19,7 +19,8 @@ from types import FrameType
 from typing import Any
 
 from yuzogpt.cores import free_memory
-from yuzogpt.errors import UserError
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.lean import ended_at_once, few_processes
 from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
 from yuzogpt.orchestration.stuck import obeyed, workers_watched
@@ -151,17 +152,7 @@ def embedded(cores: int) -> Iterator[None]:
         with environment(chosen | access | importable_checkout() | NEVER_HERE):
             try:
                 with few_processes(), sigterm_held_back():  # which Ray's processes inherit
-                    connect(
-                        address="local",
-                        num_cpus=cores,
-                        runtime_env=runtime_environment(),
-                        include_dashboard=False,
-                        _memory=free_memory(),
-                        object_store_memory=OBJECT_STORE_BYTES,
-                        _plasma_directory=plasma_directory(directory),
-                        # Not `directory`: Ray opens its own to all.
-                        _temp_dir=str(directory / "ray"),
-                    )
+                    start(cores, directory)
                 with workers_watched(directory):
                     yield
             finally:
@@ -171,6 +162,23 @@ def embedded(cores: int) -> Iterator[None]:
     finally:
         with deaf_to_interruption():
             end(directory)
+
+
+def start(cores: int, directory: Path) -> None:
+    """Start a Ray of one node, with its files in a directory; RunFailed if it cannot be."""
+    try:
+        connect(
+            address="local",
+            num_cpus=cores,
+            runtime_env=runtime_environment(),
+            include_dashboard=False,
+            _memory=free_memory(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            _plasma_directory=plasma_directory(directory),
+            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
+        )
+    except Exception as error:  # of many types, from a lack of memory to one of descriptors
+        raise RunFailed(f"Ray cannot be started here: {cause_of(error)}") from None
 
 
 def runtime_environment() -> dict[str, str] | None:

@@ -10,7 +10,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-LOOPBACK = "127.0.0.1"
+from yuzogpt.network import LOOPBACK
+
 # With this, torch's `env://` connects rank 0, too, to a store that is there already.
 STORE_IS_THERE = "TORCHELASTIC_USE_AGENT_STORE"
 stores: list[Any] = []  # of this process; what is listed lives as long

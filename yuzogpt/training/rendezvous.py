@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
 from yuzogpt.hardware import choose_device
+from yuzogpt.network import LOOPBACK, choose_interface
 from yuzogpt.training.agreement import agree_on_settings
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 from yuzogpt.world import World
@@ -47,6 +48,8 @@ def process_group(world: World, settings: TrainSettings) -> Iterator[str]:
         return
     of_attempt = PrefixStore(attempt(store, rank, size), store)
     agree_on_settings(PrefixStore("agreement", of_attempt), world, settings, mistake)
+    if world.local_size == world.size:  # all on one machine
+        choose_interface(LOOPBACK)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=of_attempt,

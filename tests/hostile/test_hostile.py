@@ -12,7 +12,7 @@ from tests.conftest import TINY, make_text, prepare_char_corpus, yuzogpt
 from tests.hostile.cases import Whole, cases
 from tests.hostile.harness import fault_of
 
-SEED, COUNT, PARTS = 20, 8, 4
+SEED, COUNT, PARTS = 20, 4, 2
 
 
 def make_whole(place: Path) -> Whole:

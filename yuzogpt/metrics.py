@@ -94,18 +94,25 @@ class MetricsLog:
     """
 
     def __init__(
-        self, path: Path, step: int | None, listener: Listener | None, rows_seen: int = 0
+        self,
+        path: Path,
+        step: int | None,
+        listener: Listener | None,
+        rows_seen: int = 0,
+        *,
+        is_evaluated: bool = True,
     ) -> None:
-        """Open the file for a run that goes on from `step`: later records are undone.
+        """Open the file for a run that resumes at `step`: later records are undone.
 
-        `step` is -1 for a run that starts anew: all of them are, but for HISTORY. It is None for a
-        run that is only looked at: none are.
+        `step` is -1 for a new run: all of them are, but for HISTORY. It is None for a run that is
+        only looked at: none are. `is_evaluated`: whether the checkpoint of `step` has its losses;
+        if not, that step is evaluated once more, and its record is undone, too.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.undone_steps = self.undone_rows = 0  # since the loop began last
         if path.exists():
             found = list(read_lines(path))
-            kept = found if step is None else undo(found, step, rows_seen)
+            kept = found if step is None else undo(found, step, rows_seen, is_evaluated)
             for _, record in kept:
                 if record["kind"] == "start":
                     self.undone_steps = self.undone_rows = 0
@@ -161,12 +168,14 @@ def record_of(kind: str, step: int, **values: Any) -> Record:
     return {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
 
 
-def undo(found: list[Line], step: int, rows_seen: int) -> list[Line]:
+def undo(found: list[Line], step: int, rows_seen: int, is_evaluated: bool) -> list[Line]:
     """Leave out the records after `step`, but for HISTORY; a new one counts what they told of.
 
     So the count is not forgotten if this start is killed, too. `rows_seen`: until `step`.
     """
     kept = [(line, r) for line, r in found if r["step"] <= step or r["kind"] in HISTORY]
+    if not is_evaluated:
+        kept = [(line, r) for line, r in kept if (r["kind"], r["step"]) != ("evaluation", step)]
     trained = [r for _, r in found if r["kind"] == "train" and r["step"] > max(step, 0)]
     if trained:
         last = max(trained, key=lambda record: record["step"])

@@ -204,3 +204,17 @@ def test_wandb_works_offline_and_the_key_stays_secret(corpus_dir, tmp_path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(key.encode() in path.read_bytes() for path in files)
     assert key not in result.stdout + result.stderr
+
+
+def test_an_evaluation_that_is_done_once_more_is_told_of_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, -1, None)
+    for step in (5, 10):
+        log.write("evaluation", step, val_loss_estimate=2.0)
+    log.write("train", 10, loss=2.0)
+    log.close()
+    MetricsLog(path, 10, None).close()
+    assert [r["step"] for r in read_records(path) if r["kind"] == "evaluation"] == [5, 10]
+    MetricsLog(path, 10, None, is_evaluated=False).close()
+    found = [(r["kind"], r["step"]) for r in read_records(path)]
+    assert found == [("evaluation", 5), ("train", 10)]

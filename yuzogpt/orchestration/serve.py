@@ -32,6 +32,7 @@ APPLICATION = "yuzogpt"
 # it tells of, and its refusals are plain text.
 MOST_AT_ONCE = 10_000
 LOOK_EVERY = 5.0  # seconds
+SHUT_DOWN_WITHIN = 3.0  # seconds, from an application's end to that of Serve
 # Set before ray is imported.
 ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
@@ -150,6 +151,8 @@ def wait() -> None:
         tick.wait(LOOK_EVERY)
         found = serve.status().applications.get(APPLICATION)
         if found is None:
+            tick.wait(SHUT_DOWN_WITHIN)
+            serve.status()  # Serve itself may be going: that is an error of its own
             raise RunFailed("the service was deleted")
         if found.status == "DEPLOY_FAILED":
             raise RunFailed(f"the service failed: {found.message}")

@@ -98,7 +98,13 @@ def work(
             runs.begin(settings, run, command)
             step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
             is_read = settings.evaluation.eval_only  # what is evaluated stays as it is
-            log = MetricsLog(run / runs.METRICS, None if is_read else step, listener, rows_seen)
+            log = MetricsLog(
+                run / runs.METRICS,
+                None if is_read else step,
+                listener,
+                rows_seen,
+                is_evaluated=not resume or "val_loss_estimate" in resume.state.metrics,
+            )
             ending.callback(log.close)
             for line in broken:
                 log.write("notice", max(step, 0), text=line)

@@ -48,6 +48,19 @@ def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None
         )
 
 
+def check_not_in_a_run(path: Path, said: str) -> None:
+    """Raise UserError if a path lies in the checkpoints of a run: what is there gets deleted.
+
+    `said`: the flag and its value, for the message.
+    """
+    for folder in (Path(os.path.realpath(path)), *Path(os.path.realpath(path)).parents):
+        if folder.name == "checkpoints" and (folder.parent / "settings.yaml").is_file():
+            raise UserError(
+                f"{said}: lies in the checkpoints of {folder.parent}, which deletes what is there; "
+                "choose another"
+            )
+
+
 def check_writable(directory: Path, name: str, key: str = "out_dir") -> None:
     """Raise UserError if nothing can be written into a directory, which need not exist.
 

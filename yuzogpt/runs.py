@@ -184,7 +184,9 @@ def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: 
     changed = first_change(old.get("schedule", {}), peak, settings.schedule, steps)
     if changed is None:  # what comes may have other learning rates
         differences = [one for one in differences if not one.startswith("schedule.")]
-    elif any(one.startswith("schedule.") for one in differences):
+    elif any(one.startswith("schedule.") for one in differences) and (
+        settings.schedule.max_iters > steps
+    ):
         before = old["schedule"].get("redecay", "")
         again = decaying_again(before, steps, settings.schedule.max_iters)
         differences.append(
@@ -213,8 +215,13 @@ def check_out_dir(settings: TrainSettings, run: Path) -> None:
     if not is_stored(settings) and run.parent == run:
         raise UserError(f"--out_dir={name}: the root of this machine; choose a folder in it")
     preflight.check_writable(run, name)
+    if not is_stored(settings):
+        preflight.check_not_in_a_run(run, f"--out_dir={name}")
+        if any(run.glob("train-*.arrow")):
+            raise UserError(f"--out_dir={name}: holds a corpus; choose another")
     if foreign := first_foreign(run):
-        raise UserError(f"--out_dir={name}: its {foreign} is not of a run; choose another")
+        advice = "; if the run is yours, delete that file" if foreign == SETTINGS else ""
+        raise UserError(f"--out_dir={name}: its {foreign} is not of a run; choose another{advice}")
     preflight.refuse_to_delete_the_start(settings)
 
 

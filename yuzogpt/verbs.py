@@ -303,7 +303,7 @@ def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
     from yuzogpt.export import to_huggingface
-    from yuzogpt.preflight import check_writable
+    from yuzogpt.preflight import check_not_in_a_run, check_writable
     from yuzogpt.references import resolve_model
 
     wanted = settings.export
@@ -311,6 +311,7 @@ def export(settings: Section) -> None:
     if folder.exists() or folder.is_symlink():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
     check_writable(folder, wanted.hf_dir, "hf_dir")
+    check_not_in_a_run(folder, f"--hf_dir={folder}")
     reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
     to_huggingface(reference, folder)
     say(f"{reference.name} -> {folder}")

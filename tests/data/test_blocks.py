@@ -91,3 +91,13 @@ def test_missing_and_foreign_manifests(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(UserError, match="format 99; this version reads 1"):
         blocks.open_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 1}', "[" * 100_000])
+def test_a_damaged_memory_of_hashes_is_an_empty_one(corpus_dir, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "yuzogpt").mkdir()
+    (tmp_path / "yuzogpt" / "verified-blocks.json").write_text(content)
+    blocks.open_corpus(corpus_dir).verify()
+    known = json.loads((tmp_path / "yuzogpt" / "verified-blocks.json").read_text())
+    assert len(known) >= 2

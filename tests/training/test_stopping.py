@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from yuzogpt.signals import on_sigterm
 from yuzogpt.training import stopping
 from yuzogpt.training.stopping import (
     Interruption,
@@ -77,3 +78,15 @@ def test_what_cannot_be_asked_is_said_and_asked_again(tmp_path, monkeypatch, cap
     run.mkdir()
     while read_request(run) != "SIGTERM":
         wait.wait(0.01)
+
+
+def test_a_request_whose_exception_compiled_code_dropped_is_heard_by_the_next_handler():
+    heard = []
+    with on_sigterm(lambda: heard.append("outer")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 0)
+        with on_sigterm(lambda: heard.append("inner")):
+            assert heard == ["outer", "inner"]
+        os.kill(os.getpid(), signal.SIGTERM)  # the same request once more
+        signal.sigtimedwait([], 0)
+    assert heard == ["outer", "inner"]

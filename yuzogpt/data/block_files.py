@@ -40,10 +40,11 @@ def map_documents(
         column.validate(full=True)  # offsets: within the values, ascending
     except NOT_ARROW as error:
         raise damaged(path, first_line(error)) from None
-    offsets, values = column.offsets.to_numpy(), column.values
+    values = column.values
     if column.null_count or values.null_count:
         raise damaged(path, "it has nulls")
-    if offsets[0] != 0 or offsets[-1] != len(values):
+    first, last = (column.offsets[place].as_py() for place in (0, -1))
+    if first != 0 or last != len(values):
         raise damaged(path, "its documents are not all of its tokens")
     if len(values) and not is_within(values.buffers()[1], content):
         raise damaged(path, "it is compressed")

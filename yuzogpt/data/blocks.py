@@ -9,7 +9,6 @@ vocabularies), so that the column's flat values are the token stream. Next on th
 import contextlib
 import functools
 import hashlib
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,14 @@ from yuzogpt.files import (
     to_json,
     write_durably,
 )
-from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, parse_json, read_file
+from yuzogpt.storage.untrusted import (
+    DamagedFile,
+    Sha256,
+    Untrusted,
+    parse_json,
+    read_file,
+    read_json,
+)
 from yuzogpt.tokenizers import Ids, Tokenizer, TokenizerFacts
 
 FORMAT_VERSION = 1
@@ -208,8 +214,8 @@ class VerifiedBlocks:
     def __init__(self, *, forget: bool) -> None:
         """Read what earlier runs remembered; an unreadable memory is an empty one."""
         self.known: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError, UserError):
-            self.known = {} if forget else json.loads((cache_path() / VERIFIED).read_text())
+        with contextlib.suppress(OSError, UserError):
+            self.known = {} if forget else read_json(cache_path() / VERIFIED, dict[str, str])
         self.used: dict[str, str] = {}
 
     def sha256(self, path: Path) -> str:
@@ -378,7 +384,11 @@ def map_block(path: Path) -> npt.NDArray[Any]:
 
 def tokens_of(documents: pa.ListArray) -> npt.NDArray[Any]:
     """Return the flat tokens of a block's documents, shape (tokens,); nothing is copied."""
-    return np.asarray(documents.values.to_numpy(zero_copy_only=True))
+    values = documents.values
+    dtype = np.dtype(values.type.to_pandas_dtype())
+    # Not `to_numpy`, for which pyarrow imports pandas: a fifth of a second of a command's start.
+    buffer = values.buffers()[1] if len(values) else b""
+    return np.frombuffer(buffer, dtype, len(values), values.offset * dtype.itemsize)
 
 
 def block_name(split: str, index: int) -> str:

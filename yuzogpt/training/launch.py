@@ -8,6 +8,7 @@ torchrun started.
 
 import contextlib
 import hashlib
+import shlex
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,5 +251,5 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     best = f"{name}/checkpoints/step-{final['best_step']}"
     say(
         f"best checkpoint: {best} (val loss {number(final['best_val_loss'])}); "
-        f"sample from it: yuzogpt sample --out_dir={name}"
+        f"sample from it: yuzogpt sample --out_dir={shlex.quote(name)}"
     )

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +27,15 @@ from yuzogpt.data.splits import nanogpt_val_rows
 from yuzogpt.data.units import UnitRecord
 from yuzogpt.files import sync_directory, write_durably
 
+MOVED_AT_ONCE = 2**20  # tokens
+
 # Rows of staged train blocks, by their files.
 Rows = dict[str, list[int]]
 
 
 def commit(plan: Plan) -> PreparedCorpus:
     """Gather, name and commit what the units wrote."""
+    pa.default_memory_pool().release_unused()  # what reading took, if units were done here
     done = [(unit, record_of(plan, unit)) for unit in plan.listing.units]
     staged = [block for _, record in done for block in record.train]
     is_val_empty = not any(record.val for _, record in done)
@@ -87,12 +91,37 @@ def write_train(plan: Plan, staged: Sequence[Block], without: Rows) -> list[Bloc
         if not rows:
             written.append(name_block(plan, block, len(written)))
         elif len(rows) < block.documents:
-            keep = np.ones(block.documents, np.bool_)
-            keep[rows] = False
-            documents = map_documents(plan.staging / block.file).filter(pa.array(keep))
             path = plan.directory / blocks.block_name("train", len(written))
-            written.append(blocks.write_block(path, "train", blocks.joined([documents])))
+            staged_path = plan.staging / block.file
+            written.append(blocks.write_block(path, "train", without_rows(staged_path, rows)))
     return written
+
+
+def without_rows(path: Path, rows: Sequence[int]) -> pa.ListArray:
+    """Return the documents of a block but for some, in ascending order.
+
+    The block is read once, and what is kept moves together where it is: a copy would be the most
+    memory that a preparation takes.
+    """
+    documents = map_documents(path)  # which validates it
+    offsets = np.frombuffer(documents.buffers()[1], np.int32, len(documents) + 1)
+    content = bytearray(path.stat().st_size)
+    with path.open("rb") as file:
+        file.readinto(content)
+    whole = pa.py_buffer(content)
+    values = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0).column(0).values
+    dtype = np.dtype(values.type.to_pandas_dtype())
+    place = values.buffers()[1].address - whole.address
+    tokens = np.frombuffer(content, dtype, len(values), place)
+    end = 0
+    for before, row in zip((-1, *rows), (*rows, len(documents)), strict=True):
+        for start in range(offsets[before + 1], offsets[row], MOVED_AT_ONCE):
+            piece = tokens[start : min(start + MOVED_AT_ONCE, offsets[row])]
+            tokens[end : end + len(piece)] = piece
+            end += len(piece)
+    lengths = np.delete(np.diff(offsets), rows)
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return blocks.from_offsets(ends, pa.array(tokens[:end]))
 
 
 def name_block(plan: Plan, block: Block, index: int) -> Block:

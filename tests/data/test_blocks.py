@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import prepare_char_corpus
 from yuzogpt.data import blocks
+from yuzogpt.data.block_files import map_documents
 from yuzogpt.errors import UserError
 
 
@@ -30,7 +31,7 @@ def test_mapping_copies_nothing(tmp_path):
         path, "train", blocks.list_array([np.arange(1_000_000, dtype=np.uint16)], np.uint16)
     )
     before = pa.total_allocated_bytes()
-    tokens = blocks.map_block(path)
+    tokens = blocks.tokens_of(map_documents(path))
     assert pa.total_allocated_bytes() - before < 100_000
     assert not tokens.flags.owndata
     assert tokens[65_537] == 1
@@ -39,7 +40,7 @@ def test_mapping_copies_nothing(tmp_path):
 def test_large_vocabularies_take_uint32(tmp_path):
     path = tmp_path / "train-00000.arrow"
     blocks.write_block(path, "train", blocks.list_array([np.array([70_000], np.uint32)], np.uint32))
-    assert blocks.map_block(path).tolist() == [70_000]
+    assert blocks.tokens_of(map_documents(path)).tolist() == [70_000]
 
 
 def test_the_same_source_gives_the_same_bytes(text_file, tmp_path):

@@ -377,11 +377,6 @@ def write_block(path: Path, split: str, documents: pa.ListArray) -> Block:
     return Block(path.name, split, len(documents), len(documents.values), size, digest)
 
 
-def map_block(path: Path) -> npt.NDArray[Any]:
-    """Return the flat tokens of a block, memory-mapped, shape (tokens,)."""
-    return tokens_of(map_documents(path))
-
-
 def tokens_of(documents: pa.ListArray) -> npt.NDArray[Any]:
     """Return the flat tokens of a block's documents, shape (tokens,); nothing is copied."""
     values = documents.values

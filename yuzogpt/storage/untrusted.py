@@ -116,6 +116,8 @@ def first_mistake(error: ValidationError) -> str:
     if mistake["type"] == "json_invalid":
         is_deep = "recursion limit" in mistake["msg"]
         return "nested too deeply" if is_deep else mistake["msg"].replace("Invalid", "not", 1)
-    place = ".".join(map(str, mistake["loc"]))
+    place = ".".join(str(part) for part in mistake["loc"] if part != "[key]")
     shown = place if place.isprintable() else repr(place)  # keys of others are in it
-    return f"{shown[:200]}: {mistake['msg']}" if place else mistake["msg"]
+    is_odd = mistake["type"] == "string_pattern_mismatch"  # the pattern itself explains nothing
+    reason = "not a name or value that is accepted here" if is_odd else mistake["msg"]
+    return f"{shown[:200]}: {reason}" if place else reason

@@ -244,7 +244,8 @@ class Follower:
             self.file = open_regular(path)
             for _ in whole_lines(self.file):
                 pass
-        self.done = threading.Event()
+        self.done, self.is_wanted = threading.Event(), threading.Event()
+        self.waiting: list[threading.Event] = []
         self.is_copied = mirrors.uri_of(path) is not None
         self.thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
 
@@ -256,15 +257,28 @@ class Follower:
     def __exit__(self, *_: object) -> None:
         """Hand on what is left, and stop."""
         self.done.set()
+        self.is_wanted.set()
         self.thread.join()
         if self.file:
             self.file.close()
 
+    def catch_up(self, timeout: float = 5.0) -> None:
+        """Return when every record that is written by now was handed on, or after `timeout` s."""
+        caught_up = threading.Event()
+        self.waiting.append(caught_up)
+        self.is_wanted.set()
+        caught_up.wait(timeout)
+
     def _follow(self) -> None:
         pause = self.POLL
-        while not self.done.wait(pause):
+        while not self.done.is_set():
+            self.is_wanted.wait(pause)
+            self.is_wanted.clear()
+            waiting, self.waiting = self.waiting, []
             started = time.monotonic()
             self._read_on()
+            for caught_up in waiting:
+                caught_up.set()
             if self.is_copied:
                 pause = mirrors.pause_after(time.monotonic() - started)
         self._read_on()

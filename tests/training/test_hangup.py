@@ -14,11 +14,21 @@ from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
 
 
+# A command that would look only much later what its workers have written.
+SELDOM_LOOKS = """if True:
+    import sys
+    from yuzogpt import cli, metrics
+
+    metrics.Follower.POLL = 1000
+    cli.run(sys.argv[1:])
+"""
+
+
 def on_a_terminal(*arguments):
     """Start a command as the leader of a terminal's session; return it, and the terminal."""
     terminal, inside = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "yuzogpt", *arguments],
+        [sys.executable, "-c", SELDOM_LOOKS, *arguments],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         preexec_fn=lambda: os.login_tty(inside),
     )

@@ -104,6 +104,7 @@ def train_connected(
     run, is_training, is_left = runs.directory_of(settings), threading.Event(), threading.Event()
 
     def stop() -> None:
+        follower.catch_up()  # the workers may train for a moment already
         if is_training.is_set():  # in other processes: rank 0 looks for the request in out_dir
             keep_asking(run, "SIGTERM")
         else:  # nobody would look
@@ -114,7 +115,7 @@ def train_connected(
         Display(settings, wandb_key) as display,
         Follower(
             run / runs.METRICS, noting_training(is_training, importing_at_first_step(display))
-        ),
+        ) as follower,
         Follower(run / runs.EVALUATIONS, display),
         on_sigterm(stop),
     ):

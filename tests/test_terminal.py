@@ -14,9 +14,10 @@ import pytest
 
 from tests.conftest import REPOSITORY, prepare_char_corpus
 from tests.sampling.engines import small_model
-from yuzogpt import checkpoints, terminal, tokenizers
+from yuzogpt import checkpoints, tokenizers
 from yuzogpt.cli import status_of
 from yuzogpt.config import TrainSettings
+from yuzogpt.console import terminal
 from yuzogpt.tuning.table import Board
 
 # Sets the clipboard; clears the screen, in C0 and in C1; goes back to the line's beginning.

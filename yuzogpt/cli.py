@@ -31,12 +31,12 @@ from yuzogpt.config import (
     TrainSettings,
     TuneSettings,
 )
+from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed
 from yuzogpt.files import expect_no_home
 from yuzogpt.overrides import SEARCH, help_text, leaves, nearest, preset_names, resolve, to_yaml
 from yuzogpt.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.signals import hangup_as_sigterm, stopped_by_sigterm
-from yuzogpt.terminal import complain, say
 
 OWN = ("dry_run", "json", "help")  # flags of the command itself
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # what pydantic takes for one

@@ -37,9 +37,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from yuzogpt import mirrors
+from yuzogpt.console.terminal import complain
 from yuzogpt.files import write_durably
 from yuzogpt.storage.untrusted import open_regular
-from yuzogpt.terminal import complain
 
 Record = dict[str, Any]
 Line = tuple[str, Record]  # of the file, and what it says

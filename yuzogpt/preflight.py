@@ -15,12 +15,12 @@ from pathlib import Path
 from yuzogpt import checkpoints, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import LogSettings, TrainSettings
+from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.files import may, refuse_public
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import PUBLISHED
 from yuzogpt.paths import is_within, is_within_store
-from yuzogpt.quantities import in_bytes
 from yuzogpt.ranks import of_torchrun
 
 ANSWER_WITHIN = 5.0  # seconds

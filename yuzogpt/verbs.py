@@ -26,11 +26,11 @@ from yuzogpt.config import (
     TrainSettings,
     TuneSettings,
 )
+from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.filesystems import scheme_of
 from yuzogpt.mirrors import SCHEMES
 from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store, expanded
-from yuzogpt.terminal import say
 
 T = TypeVar("T", bound=TrainSettings)
 

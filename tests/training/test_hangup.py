@@ -13,7 +13,6 @@ from tests.training.worlds import records, wait_for_step
 from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
 
-
 # A command that would look only much later what its workers have written.
 SELDOM_LOOKS = """if True:
     import sys

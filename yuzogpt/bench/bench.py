@@ -15,17 +15,18 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from yuzogpt import preflight, runs, terminal
+from yuzogpt import preflight, runs
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
 from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
+from yuzogpt.console import terminal
+from yuzogpt.console.terminal import say
 from yuzogpt.cores import available_cores
 from yuzogpt.errors import UserError
 from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.paths import absolute
 from yuzogpt.references import resolve_model
-from yuzogpt.terminal import say
 from yuzogpt.world import World
 
 NEVER = 10**9  # steps

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.table import Table
 
-from yuzogpt import terminal
+from yuzogpt.console import terminal
+from yuzogpt.console.terminal import say
 from yuzogpt.data.block_files import check_ids
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.records import source_of
 from yuzogpt.errors import UserError
 from yuzogpt.files import naming
-from yuzogpt.terminal import say
 
 SHOWN_CHARACTERS = 200  # of a document
 BAR_WIDTH = 40  # characters of the longest bar

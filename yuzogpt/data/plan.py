@@ -14,6 +14,7 @@ from typing import Any
 
 from yuzogpt import tokenizers
 from yuzogpt.config import LargeCorpusSettings
+from yuzogpt.console.quantities import in_bytes
 from yuzogpt.data import blocks, readers, records, sources
 from yuzogpt.data.blocks import PLAN, STAGING
 from yuzogpt.data.corpora import Corpus
@@ -22,7 +23,6 @@ from yuzogpt.data.splits import Split
 from yuzogpt.data.units import Recipe, UnitRecord
 from yuzogpt.errors import UserError
 from yuzogpt.files import to_json, write_durably
-from yuzogpt.quantities import in_bytes
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenizers import BytePairTokenizer, gpt2_tokenizer
 

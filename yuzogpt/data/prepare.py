@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
+from yuzogpt.console.terminal import say
 from yuzogpt.data import blocks, plan, readers, sources
 from yuzogpt.data.blocks import PreparedCorpus, refuse_other
 from yuzogpt.data.commit import commit
@@ -28,7 +29,6 @@ from yuzogpt.errors import UserError
 from yuzogpt.filesystems import is_pattern, scheme_of
 from yuzogpt.lease import Lease
 from yuzogpt.paths import is_within
-from yuzogpt.terminal import say
 
 
 class Workers(Protocol):

@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from yuzogpt.console.quantities import time_left
+from yuzogpt.console.terminal import say
 from yuzogpt.data import units
 from yuzogpt.data.plan import Plan
-from yuzogpt.quantities import time_left
-from yuzogpt.terminal import say
 
 LOOK_EVERY = 0.5  # seconds
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from yuzogpt import terminal
+from yuzogpt.console import terminal
 from yuzogpt.doctor.findings import GIGABYTE, MEGABIT, Finding
 from yuzogpt.doctor.node import Node
 from yuzogpt.doctor.survey import Survey

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from yuzogpt import __version__, mirrors
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
+from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import benchmark_files, results
 from yuzogpt.evaluation.corpus_loss import LOSS, loss_exam
@@ -23,7 +24,6 @@ from yuzogpt.lease import Lease
 from yuzogpt.overrides import nearest
 from yuzogpt.preflight import check_writable
 from yuzogpt.references import ModelReference, resolve_model
-from yuzogpt.terminal import say
 
 # Computes shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]

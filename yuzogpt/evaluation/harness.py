@@ -20,6 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from pydantic import ValidationError
 
 from yuzogpt.config import DeviceSettings
+from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
@@ -30,7 +31,6 @@ from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete
-from yuzogpt.terminal import complain
 from yuzogpt.tokenizers import encode_prompt, start_of
 from yuzogpt.world import World
 

@@ -13,13 +13,13 @@ from pydantic import ConfigDict
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from yuzogpt import terminal
+from yuzogpt.console import terminal
+from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.corpus_loss import LOSS, NANOGPT
 from yuzogpt.evaluation.tasks import TASKS, Figure
 from yuzogpt.files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
-from yuzogpt.terminal import say
 
 RESULTS = "results.json"
 SIZES = ("117M", "345M", "762M", "1542M")  # the paper's names; today's are 124M, 355M, 774M, 1558M

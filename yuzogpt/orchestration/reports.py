@@ -15,8 +15,8 @@ import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 
 from yuzogpt import mirrors
+from yuzogpt.console.terminal import complain
 from yuzogpt.filesystems import open_filesystem
-from yuzogpt.terminal import complain
 
 
 class Reports:

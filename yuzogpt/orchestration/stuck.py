@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from yuzogpt.console.terminal import complain
 from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration.leftovers import end
 from yuzogpt.signals import ENDING
-from yuzogpt.terminal import complain
 
 WORKERS_WITHIN = 60.0  # seconds, after Ray's log first says that something is wrong
 OBEYED_WITHIN = 15.0  # seconds, for what is held back while Ray starts: it mostly takes 3

@@ -17,6 +17,7 @@ from typing import Any
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import TrainSettings
+from yuzogpt.console.terminal import say
 from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.evaluation.beside_training import read_exams
@@ -31,7 +32,6 @@ from yuzogpt.orchestration.cluster import (
     refuse_unreachable,
 )
 from yuzogpt.signals import on_sigterm, sigterm_held_back
-from yuzogpt.terminal import say
 from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.stopping import keep_asking
 

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from yuzogpt import terminal
+from yuzogpt.console import terminal
 from yuzogpt.report.tables import PROSE, Facts, Table
 
 MOST_ROWS = 10  # of a table; the page has more

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from yuzogpt.config import SampleSettings, SamplingSettings
+from yuzogpt.console.terminal import complain, shown_on
 from yuzogpt.errors import UserError
 from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.storage.text import read_text
 from yuzogpt.storage.untrusted import load_json
-from yuzogpt.terminal import complain, shown_on
 from yuzogpt.tokenizers import Tokenizer, encode_prompt, start_of
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from yuzogpt import mirrors, runs
 from yuzogpt.config import LogSettings, TrainSettings
+from yuzogpt.console.quantities import time_left
+from yuzogpt.console.terminal import say, visible
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.metrics import Record, seconds_of_step
 from yuzogpt.preflight import OFFLINE
-from yuzogpt.quantities import time_left
-from yuzogpt.terminal import say, visible
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
 INIT_WITHIN = 30.0  # seconds

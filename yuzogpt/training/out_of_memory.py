@@ -11,8 +11,8 @@ from pathlib import Path
 
 from yuzogpt import mirrors
 from yuzogpt.config import TrainSettings
+from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import RunFailed, WorkerFailed, is_out_of_memory
-from yuzogpt.quantities import in_bytes
 from yuzogpt.runs import FAILED
 from yuzogpt.world import World
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from yuzogpt import mirrors
+from yuzogpt.console.terminal import complain
 from yuzogpt.runs import PAUSE, STOP
-from yuzogpt.terminal import complain
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
 LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from yuzogpt import terminal
-from yuzogpt.terminal import say
+from yuzogpt.console import terminal
+from yuzogpt.console.terminal import say
 
 NARROW, LEAST = 44, 9  # columns: of all but the values, and of each value
 STYLES = {"running": "bold", "failed": "red", "stopped": "dim", "finished": "green"}

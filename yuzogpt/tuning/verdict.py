@@ -8,8 +8,8 @@ import math
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from yuzogpt import terminal
-from yuzogpt.terminal import say
+from yuzogpt.console import terminal
+from yuzogpt.console.terminal import say
 from yuzogpt.tuning.plots import draw
 from yuzogpt.tuning.sweep import BEST, FIRST, OUTCOME, Outcome, Sweep
 from yuzogpt.tuning.table import in_short, in_words

@@ -19,9 +19,9 @@ os.environ["RAY_AUTH_MODE"] = "token"
 
 from yuzogpt import filesystems
 from yuzogpt.config import CorpusSettings, ModelSettings, PrepareSettings, TrainSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.prepare import ThisProcess, prepare
-from yuzogpt.overrides import resolve
 
 REPOSITORY = Path(__file__).parents[1]
 

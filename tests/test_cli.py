@@ -14,7 +14,7 @@ from tests.data.test_blocks import flip_a_byte
 from tests.training.worlds import losses
 from yuzogpt.cli import status_of
 from yuzogpt.config import SampleSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.config.resolve import resolve
 from yuzogpt.sampling.sample import sample as draw_samples
 
 

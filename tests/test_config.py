@@ -10,8 +10,8 @@ from yuzogpt.config import (
     SampleSettings,
     TrainSettings,
 )
+from yuzogpt.config.resolve import changed_frozen, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import changed_frozen, help_text, leaves, preset_names, resolve, to_yaml
 
 BRIEF_CPU = (
     "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "

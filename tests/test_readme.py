@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from yuzogpt.cli import VERBS
-from yuzogpt.overrides import leaves
+from yuzogpt.config.resolve import leaves
 
 README = (REPOSITORY / "README.md").read_text()
 FOREIGN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"}

@@ -31,10 +31,10 @@ from yuzogpt.config import (
     TrainSettings,
     TuneSettings,
 )
+from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.console.terminal import complain, say
-from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed
+from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
 from yuzogpt.files import expect_no_home
-from yuzogpt.overrides import SEARCH, help_text, leaves, nearest, preset_names, resolve, to_yaml
 from yuzogpt.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.signals import hangup_as_sigterm, stopped_by_sigterm
 

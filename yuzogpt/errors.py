@@ -3,8 +3,10 @@
 The command line prints each as one line.
 """
 
+import difflib
 import errno
 import os
+from collections.abc import Iterable
 
 MAX_QUOTED = 300  # characters of what others say
 
@@ -53,3 +55,9 @@ def first_line(error: BaseException) -> str:
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= MAX_QUOTED else f"{line[:MAX_QUOTED]} ..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return "did you mean X?" for the closest of `names`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from yuzogpt import checkpoints, mirrors, preflight, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, Part, TrainSettings
+from yuzogpt.config.resolve import changed_frozen, to_yaml
 from yuzogpt.config.schedule import decaying_again, first_change, refuse_rates, way_on
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
@@ -22,7 +23,6 @@ from yuzogpt.filesystems import scheme_of
 from yuzogpt.lease import Lease, holder_of
 from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
-from yuzogpt.overrides import changed_frozen, to_yaml
 from yuzogpt.references import resolve_model, shape_of
 from yuzogpt.storage.untrusted import read_file
 

@@ -73,7 +73,7 @@ def test_a_job_takes_the_project_along_and_no_more(tmp_path):
     from ray._private.runtime_env.packaging import create_package
 
     project, package = tmp_path / "project", tmp_path / "package.zip"
-    needed = {"jobs/train_gpt2.py", "yuzogpt/data/blocks.py", "yuzogpt/configs/gpt2_124m.yaml",
+    needed = {"jobs/train_gpt2.py", "yuzogpt/data/blocks.py", "yuzogpt/config/presets/gpt2_124m.yaml",
               "yuzogpt/serving/page/index.html", "mine.yaml"}  # fmt: skip
     left = {".git/index", ".venv/bin/ray", "data/a/train-00000.arrow", "out-1/metrics.jsonl",
             "my-gpt2/model.safetensors", "model.gguf", "a", "api_keys", "my_api_keys.txt", ".env",
@@ -98,5 +98,5 @@ def test_a_job_takes_the_project_along_and_no_more(tmp_path):
 def code_of_a_job():
     """Yield what setuptools would install, and the jobs."""
     yield from (REPOSITORY / "jobs").glob("*.py")
-    for pattern in ("*.py", "configs/*.yaml", "serving/page/*"):
+    for pattern in ("*.py", "config/presets/*.yaml", "serving/page/*"):
         yield from (REPOSITORY / "yuzogpt").rglob(pattern)

@@ -16,7 +16,7 @@ import yaml
 from tests.cluster import rules
 from tests.cluster.rules import CLUSTER
 from yuzogpt.config import ServeSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.config.resolve import resolve
 
 Manifest = dict[str, Any]
 FILES = sorted((CLUSTER / "kuberay").glob("*.yaml"))

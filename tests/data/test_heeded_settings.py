@@ -6,9 +6,9 @@ from tests.conftest import make_text, yuzogpt
 from tests.data.test_prepare import run
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
 from yuzogpt.config import PrepareSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import resolve
 
 SETTINGS_OF_DOCUMENTS = [
     "--val_fraction=0.1",

@@ -19,13 +19,13 @@ from datasets import Dataset
 from tests.conftest import REPOSITORY, TINY, make_text, yuzogpt
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
 from yuzogpt.config import PrepareSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.data import readers, sources
 from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
 from yuzogpt.data.inspect import documents, export_bin
 from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.errors import UserError
 from yuzogpt.lease import Lease
-from yuzogpt.overrides import resolve
 from yuzogpt.tokenizers import gpt2_tokenizer
 
 TEXTS = make_documents(300)

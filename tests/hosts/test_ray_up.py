@@ -26,7 +26,7 @@ from tests.training.worlds import (
 from tests.waiting import wait_until
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.config.resolve import resolve
 
 pytestmark = [pytest.mark.hosts, pytest.mark.slow]
 FLAGS = ("--eval_interval=50",)

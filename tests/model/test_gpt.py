@@ -107,7 +107,7 @@ def test_our_weights_give_the_same_logits_in_transformers(bias, tmp_path):
 )
 def test_the_four_sizes_have_gpt2s_parameters(size, shape, millions):
     from yuzogpt.config import TrainSettings
-    from yuzogpt.overrides import resolve
+    from yuzogpt.config.resolve import resolve
 
     chosen = resolve(TrainSettings, [f"gpt2_{size}"], ["--bias=True", "--vocab_size=50257"]).model
     assert (chosen.n_layer, chosen.n_head, chosen.n_embd) == shape

@@ -14,8 +14,8 @@ from tests.evaluation.models import random_model
 from yuzogpt import tokenizers, verbs
 from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import resolve
 from yuzogpt.paths import SUBMITTED_JOB
 from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine

@@ -15,7 +15,7 @@ import pytest
 from tests.serving.services import SLOW, write_checkpoint
 from yuzogpt import checkpoints
 from yuzogpt.config import ServeSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.config.resolve import resolve
 from yuzogpt.serving import answer, served
 from yuzogpt.serving.access import DEAF
 from yuzogpt.serving.app import build

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import yuzogpt
 from tests.serving.services import service, stream, write_checkpoint
 from yuzogpt.config import ServeSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.config.resolve import resolve
 from yuzogpt.serving.launch import announce, check
 
 

@@ -12,7 +12,7 @@ from tests.sampling.engines import ALPHABET, make_engine, run, small_model
 from tests.serving.services import Service, service, write_checkpoint
 from yuzogpt import checkpoints, tokenizers
 from yuzogpt.config import ServeSettings, TrainSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.config.resolve import resolve
 from yuzogpt.sampling.requests import Event, Request, Sampling
 from yuzogpt.sampling.text import TextStream
 from yuzogpt.serving.app import build

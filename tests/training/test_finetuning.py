@@ -9,10 +9,10 @@ from tests.conftest import TINY, yuzogpt
 from tests.training.worlds import losses, records, run_world, weights
 from yuzogpt import checkpoints, runs
 from yuzogpt.config import TrainSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
 from yuzogpt.loading import load_model
 from yuzogpt.model import huggingface
-from yuzogpt.overrides import resolve
 from yuzogpt.references import resolve_model
 from yuzogpt.training.launch import work
 from yuzogpt.training.monitor import layer_of

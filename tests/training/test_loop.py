@@ -17,6 +17,7 @@ from yuzogpt.config import (
     ScheduleSettings,
     TrainSettings,
 )
+from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.export import to_huggingface
@@ -25,7 +26,6 @@ from yuzogpt.lease import LEASE
 from yuzogpt.loading import load_model
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.overrides import resolve
 from yuzogpt.references import resolve_model
 from yuzogpt.training.launch import work
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors

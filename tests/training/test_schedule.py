@@ -6,8 +6,8 @@ from tests.conftest import tiny_settings, yuzogpt
 from tests.training.worlds import records, train_here
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
+from yuzogpt.config.resolve import preset_names, resolve
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import preset_names, resolve
 from yuzogpt.training.schedules import lr_at
 
 LINEAR = ("--lr_schedule=linear", "--warmup_iters=0", "--lr_decay_iters=10", "--min_lr=0")

@@ -3,7 +3,7 @@
 import pytest
 
 from yuzogpt.config import TuneSettings
-from yuzogpt.overrides import resolve
+from yuzogpt.config.resolve import resolve
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.space import read_space
 from yuzogpt.tuning.sweep import Sweep, outcome

@@ -3,8 +3,8 @@
 import pytest
 
 from yuzogpt.config import TrainSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import resolve
 from yuzogpt.tuning.space import read_space, with_values
 
 SETTINGS = resolve(TrainSettings, [], ["--n_layer=3"])

@@ -8,8 +8,8 @@ import pytest
 from tests.conftest import TINY
 from yuzogpt import runs
 from yuzogpt.config import TuneSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
-from yuzogpt.overrides import resolve
 from yuzogpt.tuning.search import Search, is_over
 from yuzogpt.tuning.space import read_space
 from yuzogpt.tuning.sweep import Sweep, outcome

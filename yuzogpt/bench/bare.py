@@ -15,9 +15,9 @@ import torch
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.bench import TRACED
+from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.metrics import Listener, Record
-from yuzogpt.overrides import resolve
 from yuzogpt.training.launch import work_here
 
 MEMORY = "memory.txt"  # bytes

@@ -22,9 +22,9 @@ from types import FrameType
 from yuzogpt import ranks, runs
 from yuzogpt.bench.bare import MEMORY
 from yuzogpt.config import TrainSettings
+from yuzogpt.config.resolve import to_yaml
 from yuzogpt.errors import RunFailed, Stopped
 from yuzogpt.metrics import read_records, seconds_of_step
-from yuzogpt.overrides import to_yaml
 
 ENDS_WITHIN = 60.0  # seconds; torchrun itself gives its ranks 30
 

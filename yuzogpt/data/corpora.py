@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, nearest
 from yuzogpt.files import cache_directory, cache_path, sha256, write_durably
-from yuzogpt.overrides import nearest
 from yuzogpt.storage.text import decode_text
 from yuzogpt.storage.untrusted import open_regular
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from yuzogpt import __version__, mirrors
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
 from yuzogpt.console.terminal import say
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, nearest
 from yuzogpt.evaluation import benchmark_files, results
 from yuzogpt.evaluation.corpus_loss import LOSS, loss_exam
 from yuzogpt.evaluation.passages import Score
@@ -21,7 +21,6 @@ from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.lease import Lease
-from yuzogpt.overrides import nearest
 from yuzogpt.preflight import check_writable
 from yuzogpt.references import ModelReference, resolve_model
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from yuzogpt.config import ServeSettings
+from yuzogpt.config.resolve import resolve
 from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
@@ -23,7 +24,6 @@ from yuzogpt.orchestration.cluster import (
     refuse_unreachable,
 )
 from yuzogpt.orchestration.proxy import environment
-from yuzogpt.overrides import resolve
 from yuzogpt.serving.launch import announce, check, with_free_port
 from yuzogpt.signals import stopped_by_sigterm
 

@@ -22,8 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from yuzogpt.config import TrainSettings
-from yuzogpt.errors import UserError
-from yuzogpt.overrides import (
+from yuzogpt.config.resolve import (
     SEARCH,
     Override,
     TextLoader,
@@ -32,6 +31,7 @@ from yuzogpt.overrides import (
     load_yaml,
     read_mapping,
 )
+from yuzogpt.errors import UserError
 
 if TYPE_CHECKING:
     import optuna

@@ -6,9 +6,8 @@ key resolves by its leaf name (`--n_layer=4`). YAML files follow the same rule, 
 means the same in both: YAML decides the structure, the setting's type what a text means.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -18,9 +17,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from yuzogpt.config import Section
-from yuzogpt.errors import UserError
+from yuzogpt.errors import UserError, nearest
 
-PRESETS = Path(__file__).parent / "configs"
+PRESETS = Path(__file__).parent / "presets"
 MERGE = "tag:yaml.org,2002:merge"
 SEARCH = "search"  # a section of YAML files: what `yuzogpt tune` varies
 
@@ -144,12 +143,6 @@ def find_key(override: Override, known: Mapping[str, FieldInfo]) -> str:
     names = [*by_leaf, *known] if "." in override.key else list(by_leaf)
     hint = nearest(override.key.replace("-", "_"), names) or "--help lists every setting"
     raise UserError(f"{override.origin}: unknown setting; {hint}")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return "did you mean X?" for the closest of `names`, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else ""
 
 
 def describe_invalid(

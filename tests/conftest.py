@@ -17,11 +17,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray learns this once a process, when it is imported; some tests do that, and others start a Ray.
 os.environ["RAY_AUTH_MODE"] = "token"
 
-from yuzogpt import filesystems
 from yuzogpt.config import CorpusSettings, ModelSettings, PrepareSettings, TrainSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.prepare import ThisProcess, prepare
+from yuzogpt.storage import filesystems
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.waiting import wait_until
-from yuzogpt import lease
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.lease import LEASE, Lease
+from yuzogpt.storage import lease
+from yuzogpt.storage.lease import LEASE, Lease
 
 HOLDER = """
 import sys, threading

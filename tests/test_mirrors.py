@@ -14,12 +14,13 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, names, tiny_settings, yuzogpt
 from tests.training.worlds import exit_codes, losses, records, run_world, start_world, weights
 from tests.waiting import wait_until
-from yuzogpt import checkpoints, cli, lease, mirrors, runs, stored_checkpoints
+from yuzogpt import checkpoints, cli, runs, stored_checkpoints
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.files import to_json
-from yuzogpt.lease import LEASE, Lease
 from yuzogpt.metrics import Follower, MetricsLog, append_record
-from yuzogpt.mirrors import directory_of
+from yuzogpt.storage import lease, mirrors
+from yuzogpt.storage.atomic_files import to_json
+from yuzogpt.storage.lease import LEASE, Lease
+from yuzogpt.storage.mirrors import directory_of
 from yuzogpt.training import launch
 
 URI = "s3://runs/team/run"

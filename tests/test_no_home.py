@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY, TINY
-from yuzogpt import files
 from yuzogpt.errors import UserError
+from yuzogpt.storage import atomic_files
 
 STRANGER = "12345"  # a uid that no passwd file names
 
@@ -81,7 +81,7 @@ def test_a_home_that_is_not_there_is_not_made(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="No such file or directory"):
-        files.cache_directory()
+        atomic_files.cache_directory()
     assert not (tmp_path / "nowhere").exists()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "made"))
-    assert files.cache_directory() == tmp_path / "made" / "yuzogpt"
+    assert atomic_files.cache_directory() == tmp_path / "made" / "yuzogpt"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from yuzogpt.errors import UserError
-from yuzogpt.paths import absolute, directory_or_store, is_within, is_within_store
+from yuzogpt.storage.paths import absolute, directory_or_store, is_within, is_within_store
 
 
 def test_a_folder_is_known_behind_symlinks_and_dots(tmp_path):

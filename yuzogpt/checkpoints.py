@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from yuzogpt import mirrors
 from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError
-from yuzogpt.files import sha256, sync_directory, sync_file, to_json, write_durably
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.atomic_files import sha256, sync_directory, sync_file, to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 from yuzogpt.tensor_files import read_tensors, write_tensors
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-from yuzogpt.paths import SUBMITTED_JOB
+from yuzogpt.storage.paths import SUBMITTED_JOB
 
 SYSTEM = Path("/")  # where proc/ and the groups are found
 THREADS = "OMP_NUM_THREADS"

@@ -18,7 +18,7 @@ from torch import Tensor
 from yuzogpt.config import DeviceSettings
 from yuzogpt.cores import threads_of_each, total_memory
 from yuzogpt.errors import UserError
-from yuzogpt.files import cache_directory
+from yuzogpt.storage.atomic_files import cache_directory
 from yuzogpt.world import World
 
 # Whether oneDNN has products of bfloat16 for this CPU; elsewhere they are emulated, many times

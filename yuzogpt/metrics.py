@@ -36,9 +36,9 @@ from typing import Annotated, Any, BinaryIO, Required
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from yuzogpt import mirrors
 from yuzogpt.console.terminal import complain
-from yuzogpt.files import write_durably
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.untrusted import open_regular
 
 Record = dict[str, Any]

@@ -17,11 +17,11 @@ from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.files import may, refuse_public
-from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import PUBLISHED
-from yuzogpt.paths import is_within, is_within_store
 from yuzogpt.ranks import of_torchrun
+from yuzogpt.storage.atomic_files import may, refuse_public
+from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.paths import is_within, is_within_store
 
 ANSWER_WITHIN = 5.0  # seconds
 OFFLINE = "or set WANDB_MODE=offline and send the records later, with `wandb sync`"

@@ -15,9 +15,9 @@ from yuzogpt import checkpoints, stored_checkpoints, tokenizer_files, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
-from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED, read_config
-from yuzogpt.paths import directory_or_store
+from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.paths import directory_or_store
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenizers import Tokenizer
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from yuzogpt import checkpoints, mirrors, preflight, stored_checkpoints, tokenizers
+from yuzogpt import checkpoints, preflight, stored_checkpoints, tokenizers
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.config.resolve import changed_frozen, to_yaml
@@ -19,11 +19,12 @@ from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.filesystems import scheme_of
-from yuzogpt.lease import Lease, holder_of
 from yuzogpt.metrics import append_record, read_records
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
 from yuzogpt.references import resolve_model, shape_of
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.lease import Lease, holder_of
 from yuzogpt.storage.untrusted import read_file
 
 METRICS = "metrics.jsonl"

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yuzogpt import checkpoints, mirrors
+from yuzogpt import checkpoints
 from yuzogpt.checkpoints import MANIFEST, STATE, Checkpoint
 from yuzogpt.errors import UserError
+from yuzogpt.storage import mirrors
 from yuzogpt.storage.untrusted import MAX_JSON_BYTES
 
 if TYPE_CHECKING:  # torch takes seconds to import

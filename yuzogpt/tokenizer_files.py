@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yuzogpt.errors import UserError
-from yuzogpt.files import to_json
+from yuzogpt.storage.atomic_files import to_json
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_file, read_json
 from yuzogpt.tokenizers import (
     END_OF_TEXT,

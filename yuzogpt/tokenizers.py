@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from yuzogpt.errors import UserError, first_line
-from yuzogpt.files import to_json
+from yuzogpt.storage.atomic_files import to_json
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]

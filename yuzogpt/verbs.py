@@ -28,9 +28,9 @@ from yuzogpt.config import (
 )
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.filesystems import scheme_of
-from yuzogpt.mirrors import SCHEMES
-from yuzogpt.paths import absolute, absolute_or_remote, directory_or_store, expanded
+from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.mirrors import SCHEMES
+from yuzogpt.storage.paths import absolute, absolute_or_remote, directory_or_store, expanded
 
 T = TypeVar("T", bound=TrainSettings)
 

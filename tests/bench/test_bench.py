@@ -35,7 +35,7 @@ from yuzogpt.cores import available_cores
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.hardware import Hardware
 from yuzogpt.model.gpt import GPT
-from yuzogpt.paths import SUBMITTED_JOB
+from yuzogpt.storage.paths import SUBMITTED_JOB
 
 FLAGS = (
     "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4 --vocab_size=40 "

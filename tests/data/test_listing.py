@@ -12,8 +12,8 @@ from tests.data.text_sources import make_documents, write_jsonl
 from yuzogpt.data.blocks import MANIFEST, SOURCE_TIMES, open_corpus
 from yuzogpt.data.prepare import ThisProcess
 from yuzogpt.errors import UserError
-from yuzogpt.filesystems import list_files
-from yuzogpt.paths import is_within
+from yuzogpt.storage.filesystems import list_files
+from yuzogpt.storage.paths import is_within
 
 
 def listed(source: Path | str, folder: Path) -> list[str]:

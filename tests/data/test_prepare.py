@@ -25,7 +25,7 @@ from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
 from yuzogpt.data.inspect import documents, export_bin
 from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.errors import UserError
-from yuzogpt.lease import Lease
+from yuzogpt.storage.lease import Lease
 from yuzogpt.tokenizers import gpt2_tokenizer
 
 TEXTS = make_documents(300)

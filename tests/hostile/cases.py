@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from tests.hostile import damage
-from yuzogpt.files import to_json
+from yuzogpt.storage.atomic_files import to_json
 
 HERE = ["--num_workers=0", "--device=cpu"]
 Change = Callable[[Path], None]

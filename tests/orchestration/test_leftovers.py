@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from yuzogpt.lease import this_process
 from yuzogpt.orchestration import leftovers
 from yuzogpt.orchestration.leftovers import OWNER, PREFIX, is_left_over, make_directory, sweep
+from yuzogpt.storage.lease import this_process
 
 
 @pytest.fixture

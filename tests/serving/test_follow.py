@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
-from yuzogpt.files import sha256
+from yuzogpt.storage.atomic_files import sha256
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.export import to_huggingface
-from yuzogpt.files import sha256
-from yuzogpt.lease import LEASE
 from yuzogpt.loading import load_model
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.references import resolve_model
+from yuzogpt.storage.atomic_files import sha256
+from yuzogpt.storage.lease import LEASE
 from yuzogpt.training.launch import work
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors
 from yuzogpt.training.schedules import lr_at

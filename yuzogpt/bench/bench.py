@@ -25,8 +25,8 @@ from yuzogpt.console.terminal import say
 from yuzogpt.cores import available_cores
 from yuzogpt.errors import UserError
 from yuzogpt.hardware import Hardware, choose_hardware
-from yuzogpt.paths import absolute
 from yuzogpt.references import resolve_model
+from yuzogpt.storage.paths import absolute
 from yuzogpt.world import World
 
 NEVER = 10**9  # steps

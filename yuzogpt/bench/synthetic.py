@@ -14,8 +14,8 @@ from yuzogpt.data import blocks
 from yuzogpt.data.blocks import BlockWriter, Manifest
 from yuzogpt.data.corpora import CORPORA
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
 from yuzogpt.references import GPT2_VOCABULARY
+from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 
 FIRST = 0x4E00  # of the characters; what they are does not matter

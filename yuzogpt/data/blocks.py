@@ -25,7 +25,7 @@ from yuzogpt import tokenizers
 from yuzogpt.data.block_files import check_ids, damaged, map_documents
 from yuzogpt.data.token_buffer import TokenBuffer
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.files import (
+from yuzogpt.storage.atomic_files import (
     cache_directory,
     cache_path,
     naming,

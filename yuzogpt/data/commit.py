@@ -25,7 +25,7 @@ from yuzogpt.data.source_times import write_times
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.splits import nanogpt_val_rows
 from yuzogpt.data.units import UnitRecord
-from yuzogpt.files import sync_directory, write_durably
+from yuzogpt.storage.atomic_files import sync_directory, write_durably
 
 MOVED_AT_ONCE = 2**20  # tokens
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yuzogpt.errors import UserError, nearest
-from yuzogpt.files import cache_directory, cache_path, sha256, write_durably
+from yuzogpt.storage.atomic_files import cache_directory, cache_path, sha256, write_durably
 from yuzogpt.storage.text import decode_text
 from yuzogpt.storage.untrusted import open_regular
 

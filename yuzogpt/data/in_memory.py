@@ -16,8 +16,8 @@ from yuzogpt.data.plan import cleared_bytes, refuse_small_disk
 from yuzogpt.data.records import source_of
 from yuzogpt.data.splits import split_tail
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
-from yuzogpt.lease import Lease
+from yuzogpt.storage.atomic_files import write_durably
+from yuzogpt.storage.lease import Lease
 from yuzogpt.tokenizers import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
 
 TOKENS_PER_BLOCK = 2**27

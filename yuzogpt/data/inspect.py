@@ -18,7 +18,7 @@ from yuzogpt.data.block_files import check_ids
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.records import source_of
 from yuzogpt.errors import UserError
-from yuzogpt.files import naming
+from yuzogpt.storage.atomic_files import naming
 
 SHOWN_CHARACTERS = 200  # of a document
 BAR_WIDTH = 40  # characters of the longest bar

@@ -22,7 +22,7 @@ from yuzogpt.data.sources import Listing, Unit
 from yuzogpt.data.splits import Split
 from yuzogpt.data.units import Recipe, UnitRecord
 from yuzogpt.errors import UserError
-from yuzogpt.files import to_json, write_durably
+from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenizers import BytePairTokenizer, gpt2_tokenizer
 

@@ -26,9 +26,9 @@ from yuzogpt.data.source_times import read_times, real_path
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import do_unit
 from yuzogpt.errors import UserError
-from yuzogpt.filesystems import is_pattern, scheme_of
-from yuzogpt.lease import Lease
-from yuzogpt.paths import is_within
+from yuzogpt.storage.filesystems import is_pattern, scheme_of
+from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.paths import is_within
 
 
 class Workers(Protocol):

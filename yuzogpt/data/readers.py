@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from yuzogpt.data.sources import Unit, compression_of, damaged
 from yuzogpt.errors import UserError
-from yuzogpt.filesystems import open_filesystem, scheme_of
+from yuzogpt.storage.filesystems import open_filesystem, scheme_of
 from yuzogpt.storage.text import other_encoding, plain, why_not_utf8
 
 BATCH_BYTES = 2**20  # of text, from the reader to the tokenizer

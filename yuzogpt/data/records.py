@@ -16,7 +16,7 @@ from pydantic import Field
 from yuzogpt.data.blocks import MANIFEST, PLAN, Block, PreparedCorpus
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import UnitRecord, record_path
-from yuzogpt.files import to_json
+from yuzogpt.storage.atomic_files import to_json
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json, read_json
 
 COUNTS = "counts.json"

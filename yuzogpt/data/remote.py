@@ -17,8 +17,8 @@ from pyarrow import fs
 from yuzogpt.console.terminal import say
 from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus, parse_manifest
 from yuzogpt.errors import UserError, first_line
-from yuzogpt.files import cache_directory, write_durably
-from yuzogpt.filesystems import open_filesystem, scheme_of
+from yuzogpt.storage.atomic_files import cache_directory, write_durably
+from yuzogpt.storage.filesystems import open_filesystem, scheme_of
 from yuzogpt.storage.untrusted import MAX_JSON_BYTES
 
 COPY_BYTES = 2**22  # at a time

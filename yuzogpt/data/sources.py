@@ -15,13 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from yuzogpt.errors import UserError, first_line, reason_of
-from yuzogpt.filesystems import (
-    is_store_error,
-    list_files,
-    open_filesystem,
-    scheme_of,
-)
-from yuzogpt.paths import is_within
+from yuzogpt.storage.filesystems import is_store_error, list_files, open_filesystem, scheme_of
+from yuzogpt.storage.paths import is_within
 
 Format = Literal["parquet", "jsonl", "text", "lines"]
 

@@ -26,7 +26,7 @@ from yuzogpt.data.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
 from yuzogpt.data.sources import Unit
 from yuzogpt.data.splits import Split
 from yuzogpt.data.token_buffer import TokenBuffer
-from yuzogpt.files import to_json, write_durably
+from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.text import decode_pieces
 from yuzogpt.tokenizers import BytePairTokenizer, Ids, NotTokenizable
 

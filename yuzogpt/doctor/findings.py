@@ -13,7 +13,7 @@ from typing import Literal
 from yuzogpt.config import SoundnessSettings
 from yuzogpt.doctor.links import Link
 from yuzogpt.doctor.survey import Survey
-from yuzogpt.filesystems import scheme_of
+from yuzogpt.storage.filesystems import scheme_of
 
 SLOW_LINK = 0.25  # of what links usually have
 BUSY = 0.5  # of a core each: what a node does although nothing trains

@@ -14,7 +14,7 @@ from pathlib import Path
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.evaluation.formats import MAX_BYTES
 from yuzogpt.evaluation.tasks import Task
-from yuzogpt.files import cache_directory, cache_path, sha256, write_durably
+from yuzogpt.storage.atomic_files import cache_directory, cache_path, sha256, write_durably
 
 TIMEOUT = 20  # seconds without an answer
 

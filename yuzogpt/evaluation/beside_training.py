@@ -8,7 +8,6 @@ it beside metrics.jsonl.
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from yuzogpt import mirrors
 from yuzogpt.config import DeviceSettings, TrainSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError, reason_of
@@ -18,6 +17,7 @@ from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.metrics import append_record
 from yuzogpt.references import resolve_model
 from yuzogpt.runs import EVALUATIONS, STOP
+from yuzogpt.storage import mirrors
 
 AT_A_TIME = 8  # passages, between two looks whether the run was asked to stop
 

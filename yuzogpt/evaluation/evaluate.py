@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from yuzogpt import __version__, mirrors
+from yuzogpt import __version__
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError, nearest
@@ -20,9 +20,10 @@ from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
-from yuzogpt.lease import Lease
 from yuzogpt.preflight import check_writable
 from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.lease import Lease
 
 # Computes shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]

@@ -18,7 +18,7 @@ from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.corpus_loss import LOSS, NANOGPT
 from yuzogpt.evaluation.tasks import TASKS, Figure
-from yuzogpt.files import to_json, write_durably
+from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 
 RESULTS = "results.json"

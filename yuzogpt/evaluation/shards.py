@@ -22,9 +22,9 @@ from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.evaluation.tasks import Protocol
-from yuzogpt.files import sha256, write_durably
 from yuzogpt.model.hub import CONFIG, PUBLISHED, download, weight_files
 from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.storage.atomic_files import sha256, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 
 if TYPE_CHECKING:

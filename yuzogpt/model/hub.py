@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
-from yuzogpt.files import sha256
+from yuzogpt.storage.atomic_files import sha256
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, first_mistake, read_json
 
 CONFIG = "config.json"

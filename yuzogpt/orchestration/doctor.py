@@ -9,8 +9,8 @@ from yuzogpt.config import SoundnessSettings
 from yuzogpt.cores import available_cores
 from yuzogpt.doctor.survey import Survey
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.paths import SUBMITTED_JOB
 from yuzogpt.signals import stopped_by_sigterm
+from yuzogpt.storage.paths import SUBMITTED_JOB
 
 
 def survey_cluster(wanted: SoundnessSettings) -> Survey:

@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import RayActorError
 
-from yuzogpt import mirrors, runs
+from yuzogpt import runs
 from yuzogpt.metrics import append_record
 from yuzogpt.orchestration.callbacks import (
     ControllerCallback,
     WorkerGroupCallback,
     actors_of,
 )
+from yuzogpt.storage import mirrors
 from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 from yuzogpt.training.stopping import ASK_EVERY, ask_to_stop
 

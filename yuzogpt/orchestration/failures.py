@@ -13,9 +13,8 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
-from yuzogpt import mirrors, runs
+from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.lease import holder_of
 from yuzogpt.metrics import append_record, parse
 from yuzogpt.orchestration.callbacks import (
     ControllerCallback,
@@ -23,6 +22,8 @@ from yuzogpt.orchestration.callbacks import (
     actors_of,
 )
 from yuzogpt.orchestration.causes import cause_of, first_to_fail
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.lease import holder_of
 
 JUST_NOW = 20.0  # seconds; a failure that was told so recently is the same one
 

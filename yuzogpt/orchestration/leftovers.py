@@ -18,8 +18,8 @@ from typing import Annotated
 from pydantic import Field
 
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
-from yuzogpt.lease import holder_lives, this_process
+from yuzogpt.storage.atomic_files import write_durably
+from yuzogpt.storage.lease import holder_lives, this_process
 from yuzogpt.storage.untrusted import Untrusted, read_json
 
 # Whatever TMPDIR says: the path of a Unix socket, of which Ray makes some, has at most 107 bytes.

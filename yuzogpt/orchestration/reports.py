@@ -14,9 +14,9 @@ from pathlib import Path
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 
-from yuzogpt import mirrors
 from yuzogpt.console.terminal import complain
-from yuzogpt.filesystems import open_filesystem
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.filesystems import open_filesystem
 
 
 class Reports:

@@ -15,14 +15,13 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
-from yuzogpt import mirrors, runs
+from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
-from yuzogpt.filesystems import open_filesystem
 from yuzogpt.metrics import Listener, Record
 from yuzogpt.orchestration.causes import ours
 from yuzogpt.orchestration.cluster import (
@@ -32,6 +31,8 @@ from yuzogpt.orchestration.cluster import (
     refuse_unreachable,
 )
 from yuzogpt.signals import on_sigterm, sigterm_held_back
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.filesystems import open_filesystem
 from yuzogpt.training.display import Display, take_wandb_key
 from yuzogpt.training.stopping import keep_asking
 

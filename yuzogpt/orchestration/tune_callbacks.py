@@ -13,10 +13,10 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.lease import Lease
 from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.placement import give_back
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, Source
+from yuzogpt.storage.lease import Lease
 from yuzogpt.tuning.sweep import Result
 from yuzogpt.tuning.table import Board, Row
 from yuzogpt.tuning.trials import State, Trial, conclude

@@ -6,15 +6,16 @@ the run and changes nothing of it; needs neither torch nor ray.
 
 from pathlib import Path
 
-from yuzogpt import mirrors, runs
+from yuzogpt import runs
 from yuzogpt.errors import UserError
-from yuzogpt.files import write_durably
 from yuzogpt.metrics import read_records
 from yuzogpt.report import tables, terminal
 from yuzogpt.report.history import History
 from yuzogpt.report.page import is_page, page
 from yuzogpt.report.plots import plots
 from yuzogpt.report.summary import summarize
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.untrusted import open_regular
 
 HEAD_BYTES = 4096  # of a page, which say whose it is

@@ -13,12 +13,12 @@ from yuzogpt.checkpoints import MANIFEST
 from yuzogpt.config import ServeSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
-from yuzogpt.filesystems import scheme_of
 from yuzogpt.model.hub import CONFIG, PUBLISHED
-from yuzogpt.paths import expanded
 from yuzogpt.references import locate_model, resolve_model
 from yuzogpt.serving.access import is_loopback, read_keys
 from yuzogpt.signals import on_sigterm
+from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.paths import expanded
 
 LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
 

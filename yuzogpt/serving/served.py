@@ -15,16 +15,17 @@ from pathlib import Path
 
 import torch
 
-from yuzogpt import checkpoints, mirrors, stored_checkpoints
+from yuzogpt import checkpoints, stored_checkpoints
 from yuzogpt.checkpoints import CorruptCheckpoint
 from yuzogpt.config import ServeSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import reason_of
-from yuzogpt.filesystems import scheme_of
 from yuzogpt.references import ModelReference, resolve_model, shape_of, with_context
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.serving.driver import Driver
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.filesystems import scheme_of
 
 Identity = tuple[str, int]  # of a checkpoint: its name, and when its state was written
 

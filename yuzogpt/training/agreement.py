@@ -14,16 +14,16 @@ from typing import Any
 from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import Store
 
-from yuzogpt import mirrors
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.shards import weights_hash
-from yuzogpt.filesystems import scheme_of
 from yuzogpt.loading import Start
 from yuzogpt.model.hub import PUBLISHED
 from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.world import World
 
 # What may differ: places, of which the content is compared, and what is a node's own.

@@ -7,10 +7,10 @@ more.
 from collections.abc import Sequence
 from pathlib import Path
 
-from yuzogpt.files import naming
 from yuzogpt.metrics import Record
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import draw_loss
+from yuzogpt.storage.atomic_files import naming
 
 
 def draw(records: Sequence[Record], path: Path) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from yuzogpt import mirrors, runs
+from yuzogpt import runs
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import time_left
 from yuzogpt.console.terminal import say, visible
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.metrics import Record, seconds_of_step
 from yuzogpt.preflight import OFFLINE
+from yuzogpt.storage import mirrors
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
 INIT_WITHIN = 30.0  # seconds

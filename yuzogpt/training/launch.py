@@ -13,16 +13,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from yuzogpt import mirrors, preflight, runs, stored_checkpoints
+from yuzogpt import preflight, runs, stored_checkpoints
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.hardware import choose_device
-from yuzogpt.lease import holder_of
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
 from yuzogpt.signals import on_sigterm
+from yuzogpt.storage import mirrors
+from yuzogpt.storage.lease import holder_of
 from yuzogpt.training import curves
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.display import Display, number, take_wandb_key

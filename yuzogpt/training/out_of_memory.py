@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from yuzogpt import mirrors
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import RunFailed, WorkerFailed, is_out_of_memory
 from yuzogpt.runs import FAILED
+from yuzogpt.storage import mirrors
 from yuzogpt.world import World
 
 

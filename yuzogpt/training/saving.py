@@ -28,11 +28,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from yuzogpt import checkpoints, mirrors, stored_checkpoints
+from yuzogpt import checkpoints, stored_checkpoints
 from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State, tensor_file
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
+from yuzogpt.storage import mirrors
 from yuzogpt.tensor_files import write_tensors
 from yuzogpt.training.optimizers import Optimizer, state_tensors
 from yuzogpt.training.outside import Outside

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from yuzogpt import mirrors
 from yuzogpt.console.terminal import complain
 from yuzogpt.runs import PAUSE, STOP
+from yuzogpt.storage import mirrors
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
 LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look

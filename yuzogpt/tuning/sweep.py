@@ -26,9 +26,9 @@ from yuzogpt.config import TrainSettings, TuneSettings
 from yuzogpt.config.resolve import changed_frozen, load_yaml, to_yaml
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
-from yuzogpt.files import to_json, write_durably
-from yuzogpt.filesystems import scheme_of
-from yuzogpt.lease import LEASE, Lease
+from yuzogpt.storage.atomic_files import to_json, write_durably
+from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.lease import LEASE, Lease
 from yuzogpt.storage.untrusted import checked, read_file
 from yuzogpt.tuning.space import Space, Values, with_values
 from yuzogpt.tuning.table import in_words

@@ -25,8 +25,8 @@ from urllib.parse import quote, unquote
 from pyarrow import fs
 
 from yuzogpt.errors import UserError, first_line
-from yuzogpt.files import cache_directory, cache_path, write_durably
-from yuzogpt.filesystems import is_store_error, open_filesystem, scheme_of
+from yuzogpt.storage.atomic_files import cache_directory, cache_path, write_durably
+from yuzogpt.storage.filesystems import is_store_error, open_filesystem, scheme_of
 from yuzogpt.storage.untrusted import DamagedFile, open_regular
 
 # Processes of one machine that must not write each other's copies.

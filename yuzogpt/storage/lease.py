@@ -24,8 +24,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from yuzogpt import mirrors
 from yuzogpt.errors import InUse, RunFailed, UserError
+from yuzogpt.storage import mirrors
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json
 
 LEASE = ".lease.json"

@@ -34,17 +34,17 @@ from yuzogpt.config import (
     OptimizerSettings,
     ParallelSettings,
 )
-from yuzogpt.cores import available_cores
-from yuzogpt.hardware import Hardware
 from yuzogpt.metrics import MetricsLog, read_records
 from yuzogpt.model.initialization import initial_weights
+from yuzogpt.runtime.cores import available_cores
+from yuzogpt.runtime.device import Hardware
+from yuzogpt.runtime.watchdog import Watchdog
+from yuzogpt.runtime.world import World
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, parallelize
 from yuzogpt.training.saving import Saver
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.training.watchdog import Watchdog
-from yuzogpt.world import World
 
 BAR = 1.5  # times the copy
 

@@ -35,15 +35,15 @@ from yuzogpt.evaluation import formats
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.evaluation.tasks import TASKS, Reading
 from yuzogpt.export import to_huggingface
-from yuzogpt.hardware import choose_hardware
 from yuzogpt.loading import load_model
 from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.hub import CONFIG
 from yuzogpt.model.initialization import initialize
 from yuzogpt.references import resolve_model
+from yuzogpt.runtime.device import choose_hardware
+from yuzogpt.runtime.world import World
 from yuzogpt.tokenizers import gpt2_tokenizer
-from yuzogpt.world import World
 
 HARNESS = Path(__file__).parents[1] / "tests" / "evaluation" / "harness"
 BATCH = 8

@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from yuzogpt.cores import available_cores
+from yuzogpt.runtime.cores import available_cores
 
 Result = dict[str, Any]
 

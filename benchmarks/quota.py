@@ -22,8 +22,8 @@ from pathlib import Path
 
 from yuzogpt import runs
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
-from yuzogpt.cores import SYSTEM, THREADS, groups
 from yuzogpt.metrics import read_records
+from yuzogpt.runtime.cores import SYSTEM, THREADS, groups
 
 PRESET, DATASET = "shakespeare_char_cpu", "shakespeare_char"
 WARM = 20  # steps that do not count

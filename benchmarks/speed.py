@@ -23,12 +23,12 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings, ParallelSettings
-from yuzogpt.hardware import Hardware
 from yuzogpt.model.initialization import initial_weights
+from yuzogpt.runtime.device import Hardware
+from yuzogpt.runtime.world import World
 from yuzogpt.training.monitor import add_up, clip
 from yuzogpt.training.optimizers import build_optimizer
 from yuzogpt.training.parallel import parallelize
-from yuzogpt.world import World
 
 Step = Callable[[Tensor], None]
 KINDS: dict[str, tuple[torch.dtype | None, bool]] = {

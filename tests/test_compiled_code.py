@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from yuzogpt import hardware
 from yuzogpt.config import ModelSettings, ParallelSettings
-from yuzogpt.hardware import Hardware
+from yuzogpt.runtime import device
+from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.parallel import parallelize
 
 
@@ -39,8 +39,8 @@ def test_without_a_cache_it_is_a_folder_of_its_own(monkeypatch):
     def refuse() -> Path:
         raise PermissionError
 
-    monkeypatch.setattr(hardware, "cache_directory", refuse)
-    hardware.keep_compiled_code_private()
+    monkeypatch.setattr(device, "cache_directory", refuse)
+    device.keep_compiled_code_private()
     found = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert found.stat().st_mode & 0o777 == 0o700
     assert found.stat().st_uid == os.getuid()
@@ -48,5 +48,5 @@ def test_without_a_cache_it_is_a_folder_of_its_own(monkeypatch):
 
 def test_a_folder_that_the_user_chose_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    hardware.keep_compiled_code_private()
+    device.keep_compiled_code_private()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
-from yuzogpt import cores
+from yuzogpt.runtime import cores
 
 GIGABYTE = 2**30
 V2 = "25 20 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -25,11 +25,11 @@ from tests.evaluation.models import random_model
 from yuzogpt import runs
 from yuzogpt.loading import load_model
 from yuzogpt.references import resolve_model
+from yuzogpt.runtime.world import World
 from yuzogpt.tokenizer_files import files_of
 from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
 from yuzogpt.training.launch import work
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.world import World
 
 ODD = (
     " Hello  world! It's 2026; naïve café ☕ 日本語 👩‍🔬 é\n\n\n"

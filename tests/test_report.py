@@ -16,10 +16,10 @@ from yuzogpt.report import tables, terminal
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import binned, plots
 from yuzogpt.report.summary import summarize
+from yuzogpt.runtime.world import World
 from yuzogpt.training import curves
 from yuzogpt.training.launch import work
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.world import World
 
 TOKENS = 1000  # of a step
 DEATH = "!!! worker 1 failed (<b>&</b> [red]OOM[/red]\x1b[2J\n); see errors.log"

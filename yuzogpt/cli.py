@@ -34,8 +34,8 @@ from yuzogpt.config import (
 from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
-from yuzogpt.ranks import are_started_by_torchrun, is_first_of_node
-from yuzogpt.signals import hangup_as_sigterm, stopped_by_sigterm
+from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
+from yuzogpt.runtime.signals import hangup_as_sigterm, stopped_by_sigterm
 from yuzogpt.storage.atomic_files import expect_no_home
 
 OWN = ("dry_run", "json", "help")  # flags of the command itself

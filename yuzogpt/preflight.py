@@ -18,7 +18,7 @@ from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.model.hub import PUBLISHED
-from yuzogpt.ranks import of_torchrun
+from yuzogpt.runtime.ranks import of_torchrun
 from yuzogpt.storage.atomic_files import may, refuse_public
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.paths import is_within, is_within_store

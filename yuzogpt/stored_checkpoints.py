@@ -20,7 +20,7 @@ from yuzogpt.storage import mirrors
 from yuzogpt.storage.untrusted import MAX_JSON_BYTES
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from yuzogpt.world import World
+    from yuzogpt.runtime.world import World
 
 HEAD = (STATE, MANIFEST)
 BROKEN = "manifest.broken.json"  # the manifest of what failed verification

@@ -38,7 +38,8 @@ T = TypeVar("T", bound=TrainSettings)
 def train(settings: Section) -> None:
     """Train, on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
-    from yuzogpt import ranks, runs
+    from yuzogpt import runs
+    from yuzogpt.runtime import ranks
 
     settings = locate_train(settings)
     if ranks.of_torchrun():

@@ -31,10 +31,10 @@ from yuzogpt.bench.launchers import Timing, measure, what_went_wrong
 from yuzogpt.bench.synthetic import MOST, tokenizer_of
 from yuzogpt.config import BenchSettings, ModelSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.cores import available_cores
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.hardware import Hardware
 from yuzogpt.model.gpt import GPT
+from yuzogpt.runtime.cores import available_cores
+from yuzogpt.runtime.device import Hardware
 from yuzogpt.storage.paths import SUBMITTED_JOB
 
 FLAGS = (

@@ -73,8 +73,8 @@ def test_a_job_takes_the_project_along_and_no_more(tmp_path):
     from ray._private.runtime_env.packaging import create_package
 
     project, package = tmp_path / "project", tmp_path / "package.zip"
-    needed = {"jobs/train_gpt2.py", "yuzogpt/data/blocks.py", "yuzogpt/config/presets/gpt2_124m.yaml",
-              "yuzogpt/serving/page/index.html", "mine.yaml"}  # fmt: skip
+    needed = {"jobs/train_gpt2.py", "yuzogpt/data/blocks.py", "yuzogpt/serving/page/index.html",
+              "yuzogpt/config/presets/gpt2_124m.yaml", "mine.yaml"}  # fmt: skip
     left = {".git/index", ".venv/bin/ray", "data/a/train-00000.arrow", "out-1/metrics.jsonl",
             "my-gpt2/model.safetensors", "model.gguf", "a", "api_keys", "my_api_keys.txt", ".env",
             "yuzogpt/api_keys", "jobs/__pycache__/a.pyc", "yuzogpt/__pycache__/b.pyc", "wandb/a",

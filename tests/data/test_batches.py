@@ -8,7 +8,7 @@ import pytest
 from yuzogpt.data.batches import FixedWindows, Rows, permute
 from yuzogpt.data.blocks import TokenStream
 from yuzogpt.errors import UserError
-from yuzogpt.world import World
+from yuzogpt.runtime.world import World
 
 
 def stream(tokens: int, pieces: int = 3) -> TokenStream:

@@ -14,10 +14,10 @@ from yuzogpt.evaluation.corpus_loss import loss_exam
 from yuzogpt.evaluation.passages import Passage, Score, continuation, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.evaluation.tasks import TASKS, Reading, stop_tokens
-from yuzogpt.hardware import choose_hardware
 from yuzogpt.model.gpt import GPT
+from yuzogpt.runtime.device import choose_hardware
+from yuzogpt.runtime.world import World
 from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer, start_of
-from yuzogpt.world import World
 
 HARDWARE = choose_hardware(DeviceSettings(device="cpu", dtype="float32", threads=1), World())
 

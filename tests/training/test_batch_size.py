@@ -8,9 +8,9 @@ from tests.training.worlds import losses, records, run_world, weights
 from yuzogpt import checkpoints, preflight, runs
 from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
 from yuzogpt.errors import UserError
+from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import MEASURED_EVERY, WARM_AFTER, GlobalBatch
 from yuzogpt.training.schedules import batch_factor, lr_at
-from yuzogpt.world import World
 
 RAMPS = {
     "linear": ("--batch_schedule=linear", "--start_rows=2", "--ramp_iters=20"),

@@ -14,10 +14,10 @@ from yuzogpt.errors import UserError
 from yuzogpt.loading import load_model
 from yuzogpt.model import huggingface
 from yuzogpt.references import resolve_model
+from yuzogpt.runtime.world import World
 from yuzogpt.training.launch import work
 from yuzogpt.training.monitor import layer_of
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.world import World
 
 # The shape is the pretrained model's.
 SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")

@@ -7,9 +7,9 @@ from torch import nn
 from tests.conftest import tiny_settings
 from tests.training.worlds import losses, run_world, start_world, weights
 from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings
-from yuzogpt.hardware import Hardware
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights, initialize
+from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalize
 from yuzogpt.training.optimizers import build_optimizer
 from yuzogpt.training.parallel import local, parallelize, part_of
@@ -136,9 +136,9 @@ class OneStep:
         self.directory = directory
 
     def __call__(self, rank: int) -> None:
+        from yuzogpt.runtime.world import World
         from yuzogpt.training import launch
         from yuzogpt.training.rendezvous import process_group
-        from yuzogpt.world import World
 
         def step(settings):
             hardware = Hardware(torch.device("cpu"), None, False, 1, ())

@@ -18,11 +18,11 @@ from tests.training.worlds import (
     weights,
 )
 from yuzogpt.config import ModelSettings
-from yuzogpt.hardware import Hardware
 from yuzogpt.loading import load_model
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights, initialize
 from yuzogpt.references import resolve_model
+from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.parallel import local, parallelize, rows_of_rank
 
@@ -159,9 +159,9 @@ class Measure:
         self.directory = directory
 
     def __call__(self, rank: int) -> None:
+        from yuzogpt.runtime.world import World
         from yuzogpt.training import launch
         from yuzogpt.training.rendezvous import process_group
-        from yuzogpt.world import World
 
         def measure(settings):
             shape = ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50)

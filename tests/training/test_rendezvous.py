@@ -9,7 +9,7 @@ from torch.distributed import HashStore
 from tests.conftest import tiny_settings
 from tests.training.worlds import exit_codes, start_world
 from tests.waiting import wait_until
-from yuzogpt.network import LOOPBACK, interface_of
+from yuzogpt.runtime.network import LOOPBACK, interface_of
 from yuzogpt.training import launch
 from yuzogpt.training.rendezvous import NEWEST, attempt, command_of
 

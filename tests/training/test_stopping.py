@@ -7,15 +7,9 @@ import threading
 
 import pytest
 
-from yuzogpt.signals import on_sigterm
+from yuzogpt.runtime.signals import Interruption, on_sigterm
 from yuzogpt.training import stopping
-from yuzogpt.training.stopping import (
-    Interruption,
-    StopRequest,
-    ask_to_stop,
-    keep_asking,
-    read_request,
-)
+from yuzogpt.training.stopping import StopRequest, ask_to_stop, keep_asking, read_request
 
 
 def ctrl_c():

@@ -13,8 +13,8 @@ from tests.waiting import wait_until
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.metrics import Listener, read_records
+from yuzogpt.runtime.world import World
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.world import World
 
 Fault = Callable[[int], None]
 

@@ -22,12 +22,12 @@ from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
-from yuzogpt.cores import available_cores
 from yuzogpt.errors import UserError
-from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.references import resolve_model
+from yuzogpt.runtime.cores import available_cores
+from yuzogpt.runtime.device import Hardware, choose_hardware
+from yuzogpt.runtime.world import World
 from yuzogpt.storage.paths import absolute
-from yuzogpt.world import World
 
 NEVER = 10**9  # steps
 COLUMNS = ("workers", "ms a step", "tokens/s", "of ideal", "MFU", "first step", "memory")

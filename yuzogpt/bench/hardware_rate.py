@@ -9,7 +9,7 @@ import time
 import torch
 
 from yuzogpt.config import ModelSettings
-from yuzogpt.hardware import Hardware
+from yuzogpt.runtime.device import Hardware
 
 WIDTHS = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices that are multiplied
 ROUNDS = 7

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import psutil
 
-from yuzogpt.cores import available_cores, cores_of_time, free_memory
 from yuzogpt.errors import UserError, first_line, reason_of
-from yuzogpt.network import interface_of
+from yuzogpt.runtime.cores import available_cores, cores_of_time, free_memory
+from yuzogpt.runtime.network import interface_of
 from yuzogpt.storage.filesystems import is_store_error, open_filesystem
 
 COMPARED = ("torch", "ray", "numpy", "pyarrow", "tiktoken")  # what a run's bits or protocol hang on

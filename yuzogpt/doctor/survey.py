@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from yuzogpt.doctor.links import Link
 from yuzogpt.doctor.node import Node, Storage
-from yuzogpt.network import Network
+from yuzogpt.runtime.network import Network
 
 
 @dataclass

@@ -80,9 +80,9 @@ def figures_of(
 ) -> dict[str, float]:
     """Return the figures of a checkpoint; InterruptedError if the run is asked to stop."""
     from yuzogpt.evaluation.scoring import score
-    from yuzogpt.hardware import choose_hardware
     from yuzogpt.loading import load_model
-    from yuzogpt.world import World
+    from yuzogpt.runtime.device import choose_hardware
+    from yuzogpt.runtime.world import World
 
     refuse_stopping(run)
     hardware = choose_hardware(device, World())

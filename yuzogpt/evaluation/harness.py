@@ -24,15 +24,15 @@ from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
-from yuzogpt.hardware import choose_hardware
 from yuzogpt.loading import load_model
 from yuzogpt.references import resolve_model
+from yuzogpt.runtime.device import choose_hardware
+from yuzogpt.runtime.world import World
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete
 from yuzogpt.storage.atomic_files import expect_no_home
 from yuzogpt.tokenizers import encode_prompt, start_of
-from yuzogpt.world import World
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
 

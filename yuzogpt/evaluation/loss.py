@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from yuzogpt.data.batches import FixedWindows, Int64s
-from yuzogpt.hardware import Hardware
-from yuzogpt.world import World
+from yuzogpt.runtime.device import Hardware
+from yuzogpt.runtime.world import World
 
 ASK_EVERY = 0.25  # seconds, between two times that the ranks ask each other whether to stop
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yuzogpt.evaluation.passages import Passage, Score
-from yuzogpt.hardware import Hardware
 from yuzogpt.model.gpt import GPT
+from yuzogpt.runtime.device import Hardware
 
 
 @torch.inference_mode()

@@ -28,8 +28,8 @@ from yuzogpt.storage.atomic_files import sha256, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 
 if TYPE_CHECKING:
-    from yuzogpt.hardware import Hardware
     from yuzogpt.model.gpt import GPT
+    from yuzogpt.runtime.device import Hardware
 
 SHARDS = "shards"
 
@@ -123,9 +123,9 @@ def compute(shard: Shard) -> list[Score]:
 @lru_cache(maxsize=1)
 def loaded(name: str, weights: str, device: DeviceSettings) -> "tuple[GPT, Hardware]":
     """Load a model; UserError if this machine has another one of that name."""
-    from yuzogpt.hardware import choose_hardware
     from yuzogpt.loading import load_model
-    from yuzogpt.world import World
+    from yuzogpt.runtime.device import choose_hardware
+    from yuzogpt.runtime.world import World
 
     reference = resolve_model(name)
     if weights_hash(reference) != weights:

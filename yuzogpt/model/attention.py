@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yuzogpt.config import ModelSettings
-from yuzogpt.hardware import CPU_HAS_BFLOAT16
 from yuzogpt.model.dropout import Dropout
 from yuzogpt.model.positions import Place, causal_mask
+from yuzogpt.runtime.device import CPU_HAS_BFLOAT16
 
 LONGEST_SPELLED_OUT = 512  # tokens: then there is too much that the causal mask throws away
 SCORES_AT_ONCE = 2**22  # on a CPU: about what its cache holds

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from yuzogpt.cores import free_memory
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.lean import ended_at_once, few_processes
 from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
 from yuzogpt.orchestration.stuck import obeyed, workers_watched
-from yuzogpt.signals import sigterm_held_back
+from yuzogpt.runtime.cores import free_memory
+from yuzogpt.runtime.signals import sigterm_held_back
 
 # Set before ray is imported, for a Ray that has one node and one command.
 ONLY_HERE = {

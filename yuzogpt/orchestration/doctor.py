@@ -6,10 +6,10 @@ In: settings. Out: a survey, from which doctor/findings.py concludes.
 import os
 
 from yuzogpt.config import SoundnessSettings
-from yuzogpt.cores import available_cores
 from yuzogpt.doctor.survey import Survey
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.signals import stopped_by_sigterm
+from yuzogpt.runtime.cores import available_cores
+from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.storage.paths import SUBMITTED_JOB
 
 

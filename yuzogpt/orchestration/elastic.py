@@ -20,8 +20,8 @@ from yuzogpt.orchestration.callbacks import (
     WorkerGroupCallback,
     actors_of,
 )
+from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
 from yuzogpt.storage import mirrors
-from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
 from yuzogpt.training.stopping import ASK_EVERY, ask_to_stop
 
 # Why workers stop for a while: they wait for their end then, where others would return, because a

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from yuzogpt.config import EvaluateSettings
-from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.evaluate import Compute
@@ -19,6 +18,7 @@ from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.shards import Shard
 from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
+from yuzogpt.runtime.cores import available_cores, threads_asked
 
 RETRIES = 5  # of a shard whose worker died; a batch that is too large for memory kills each
 AHEAD = 2  # shards that are handed out for each worker, so that none waits for the next

@@ -117,8 +117,8 @@ def meet(rank: int, size: int, meeting_place: str, address: str) -> Any:
     import torch
     import torch.distributed as dist
 
-    from yuzogpt.network import choose_interface, measure
-    from yuzogpt.world import World
+    from yuzogpt.runtime.network import choose_interface, measure
+    from yuzogpt.runtime.world import World
 
     choose_interface(address)
     dist.init_process_group(

@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from yuzogpt.network import choose_interface
 from yuzogpt.orchestration.callbacks import WorkerGroupCallback
+from yuzogpt.runtime.network import choose_interface
 
 
 class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]

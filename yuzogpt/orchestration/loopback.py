@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from yuzogpt.network import LOOPBACK
+from yuzogpt.runtime.network import LOOPBACK
 
 # With this, torch's `env://` connects rank 0, too, to a store that is there already.
 STORE_IS_THERE = "TORCHELASTIC_USE_AGENT_STORE"
@@ -60,7 +60,7 @@ def serve_store(port: int) -> None:
 
 def expect_store() -> None:
     """Let this process connect to a store that is there already; use the loopback for the rest."""
-    from yuzogpt.network import choose_interface
+    from yuzogpt.runtime.network import choose_interface
 
     os.environ[STORE_IS_THERE] = "True"
     choose_interface(LOOPBACK)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from yuzogpt.config import LargeCorpusSettings, PrepareSettings
-from yuzogpt.cores import available_cores
 from yuzogpt.data import readers, units
 from yuzogpt.data.blocks import STAGE_STATS, PreparedCorpus
 from yuzogpt.data.plan import Plan
@@ -23,6 +22,7 @@ from yuzogpt.data.sources import Unit
 from yuzogpt.data.units import Recipe
 from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.runtime.cores import available_cores
 
 # Set before ray is imported and starts; its workers inherit them.
 ENVIRONMENT = {

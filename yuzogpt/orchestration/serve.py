@@ -15,7 +15,6 @@ from typing import Any
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.cluster import (
@@ -24,8 +23,9 @@ from yuzogpt.orchestration.cluster import (
     refuse_unreachable,
 )
 from yuzogpt.orchestration.proxy import environment
+from yuzogpt.runtime.cores import available_cores, threads_asked
+from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.serving.launch import announce, check, with_free_port
-from yuzogpt.signals import stopped_by_sigterm
 
 APPLICATION = "yuzogpt"
 # The app refuses by itself what is too much, in JSON and at once: Serve's own queue has no end that

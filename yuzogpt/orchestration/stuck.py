@@ -15,7 +15,7 @@ from pathlib import Path
 from yuzogpt.console.terminal import complain
 from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration.leftovers import end
-from yuzogpt.signals import ENDING
+from yuzogpt.runtime.signals import ENDING
 
 WORKERS_WITHIN = 60.0  # seconds, after Ray's log first says that something is wrong
 OBEYED_WITHIN = 15.0  # seconds, for what is held back while Ray starts: it mostly takes 3

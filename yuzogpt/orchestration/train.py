@@ -18,7 +18,6 @@ from typing import Any
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import say
-from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
@@ -30,7 +29,8 @@ from yuzogpt.orchestration.cluster import (
     is_embedded,
     refuse_unreachable,
 )
-from yuzogpt.signals import on_sigterm, sigterm_held_back
+from yuzogpt.runtime.cores import available_cores, threads_asked
+from yuzogpt.runtime.signals import on_sigterm, sigterm_held_back
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import open_filesystem
 from yuzogpt.training.display import Display, take_wandb_key
@@ -181,7 +181,7 @@ def fit(
     from yuzogpt.orchestration.placement import PlacementNote
     from yuzogpt.orchestration.spares import HOOK, Spares
     from yuzogpt.orchestration.validation import free_on_one, validation
-    from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
+    from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -290,9 +290,9 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         wait_for_the_end,
     )
     from yuzogpt.orchestration.reports import Reports
+    from yuzogpt.runtime.world import World
     from yuzogpt.training.launch import work
     from yuzogpt.training.stopping import StopRequest, request_in
-    from yuzogpt.world import World
 
     context = ray.train.get_context()
     world = World(

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from yuzogpt.config import TrainSettings
-from yuzogpt.cores import available_cores, threads_asked
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.cluster import (
     connected,
@@ -27,7 +26,8 @@ from yuzogpt.orchestration.cluster import (
     refuse_unreachable,
 )
 from yuzogpt.orchestration.train import HEAVY_IMPORTS, set_environment
-from yuzogpt.signals import stopped_by_sigterm
+from yuzogpt.runtime.cores import available_cores, threads_asked
+from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.training.display import take_wandb_key
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome

@@ -7,14 +7,14 @@ seconds: whoever answers to a user calls this when the user's mistakes have show
 from yuzogpt.config import DeviceSettings
 from yuzogpt.config.sample import refuse_compiling
 from yuzogpt.errors import UserError
-from yuzogpt.hardware import choose_hardware, memory_of
 from yuzogpt.loading import load_model
 from yuzogpt.references import ModelReference
+from yuzogpt.runtime.device import choose_hardware, memory_of
+from yuzogpt.runtime.world import World
 from yuzogpt.sampling.cache import bytes_per_slot
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.weights import activations, choose_dtype
 from yuzogpt.tokenizers import Tokenizer
-from yuzogpt.world import World
 
 CACHE_BYTES = 4 * 2**30  # at most, for the keys and values of all slots
 

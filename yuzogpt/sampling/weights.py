@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from yuzogpt.errors import UserError
-from yuzogpt.memory import use_huge_pages
 from yuzogpt.model.gpt import GPT, TokenEmbedding
+from yuzogpt.runtime.memory import use_huge_pages
 
 LARGEST_FLOAT16 = 65504.0
 ROWS = 8  # what oneDNN's order is made for; with 1, another kernel with other last bits is taken

@@ -15,8 +15,8 @@ from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.model.hub import CONFIG, PUBLISHED
 from yuzogpt.references import locate_model, resolve_model
+from yuzogpt.runtime.signals import on_sigterm
 from yuzogpt.serving.access import is_loopback, read_keys
-from yuzogpt.signals import on_sigterm
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.paths import expanded
 

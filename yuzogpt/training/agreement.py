@@ -22,9 +22,9 @@ from yuzogpt.evaluation.shards import weights_hash
 from yuzogpt.loading import Start
 from yuzogpt.model.hub import PUBLISHED
 from yuzogpt.references import ModelReference, resolve_model
+from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.world import World
 
 # What may differ: places, of which the content is compared, and what is a node's own.
 OF_NODE = {

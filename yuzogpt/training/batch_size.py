@@ -16,7 +16,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from yuzogpt.config import BatchSettings
-from yuzogpt.world import World
+from yuzogpt.runtime.world import World
 
 MEASURED_EVERY = 4  # steps
 DECAY = 0.95  # of the running means: about the last 20 measurements

@@ -18,10 +18,12 @@ from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.hardware import choose_device
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
 from yuzogpt.model.hub import PUBLISHED, download
-from yuzogpt.signals import on_sigterm
+from yuzogpt.runtime.device import choose_device
+from yuzogpt.runtime.signals import Interruption, on_sigterm
+from yuzogpt.runtime.watchdog import Watchdog
+from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
 from yuzogpt.training import curves
@@ -31,9 +33,7 @@ from yuzogpt.training.loop import train
 from yuzogpt.training.out_of_memory import explained, refuse_again
 from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.rendezvous import process_group
-from yuzogpt.training.stopping import Interruption, StopRequest, request_in
-from yuzogpt.training.watchdog import Watchdog
-from yuzogpt.world import World
+from yuzogpt.training.stopping import StopRequest, request_in
 
 TOLD_WITHIN = 5.0  # seconds; storage that does not answer must not keep a hung process alive
 

@@ -22,12 +22,13 @@ from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.evaluation.loss import Interrupted, mean_loss
-from yuzogpt.hardware import Hardware, choose_hardware
 from yuzogpt.loading import Start
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
-from yuzogpt.network import measure
+from yuzogpt.runtime.device import Hardware, choose_hardware
+from yuzogpt.runtime.network import measure
+from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import GlobalBatch
 from yuzogpt.training.monitor import (
     Guard,
@@ -46,7 +47,6 @@ from yuzogpt.training.records import Records, finite
 from yuzogpt.training.saving import Saver
 from yuzogpt.training.schedules import batch_factor, lr_at
 from yuzogpt.training.stopping import StopRequest
-from yuzogpt.world import World
 
 WAYS_OUT = (
     "Try a lower --learning_rate, more --warmup_iters, or --dtype=float32, in another --out_dir"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from yuzogpt.config import GuardSettings
+from yuzogpt.runtime.world import World
 from yuzogpt.training.parallel import Trainee, local
-from yuzogpt.world import World
 
 DECAY = 0.98  # of the running mean and variance of the loss: about the last 50 steps
 WARM_AFTER = 50  # steps, before which nothing is called a spike

@@ -13,8 +13,8 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import RunFailed, WorkerFailed, is_out_of_memory
 from yuzogpt.runs import FAILED
+from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
-from yuzogpt.world import World
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ this rank, as it is trained. The model itself knows nothing of this.
 """
 
 import contextlib
-import datetime
 import functools
 import warnings
 from dataclasses import dataclass
@@ -25,15 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from yuzogpt.config import ModelSettings, ParallelSettings
-from yuzogpt.hardware import Hardware, keep_compiled_code_private
 from yuzogpt.loading import NamedTensors
-from yuzogpt.memory import return_freed_memory
 from yuzogpt.model.gpt import GPT
+from yuzogpt.runtime.device import Hardware, keep_compiled_code_private
+from yuzogpt.runtime.memory import return_freed_memory
+from yuzogpt.runtime.world import World
 from yuzogpt.training.finetuning import freeze
-from yuzogpt.world import World
 
-# For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 FIRST_BUCKET_MB = 1.0  # of DDP, which keeps the first one small
 BYTES_PER_WEIGHT = 16  # float32 weight, gradient and AdamW's two moments
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.schedule import worth_saying
 from yuzogpt.data.batches import Rows
-from yuzogpt.hardware import Hardware
 from yuzogpt.loading import Start
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.gpt import GPT
-from yuzogpt.network import Network
+from yuzogpt.runtime.device import Hardware
+from yuzogpt.runtime.network import Network
+from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import GlobalBatch
 from yuzogpt.training.monitor import StepTotals, Verdict
-from yuzogpt.world import World
 
 
 class Records:

@@ -17,11 +17,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.hardware import choose_device
-from yuzogpt.network import LOOPBACK, choose_interface
+from yuzogpt.runtime.device import choose_device
+from yuzogpt.runtime.network import LOOPBACK, choose_interface
+from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
 from yuzogpt.training.agreement import agree_on_settings
-from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT
-from yuzogpt.world import World
 
 ASK_EVERY = timedelta(seconds=1)
 NEWEST = "attempt"  # under this name rank 0 says which one begins

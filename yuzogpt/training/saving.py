@@ -33,12 +33,12 @@ from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State, tensor_file
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
+from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
 from yuzogpt.storage import mirrors
 from yuzogpt.tensor_files import write_tensors
 from yuzogpt.training.optimizers import Optimizer, state_tensors
 from yuzogpt.training.outside import Outside
-from yuzogpt.training.parallel import COLLECTIVE_TIMEOUT, Trainee, local, rows_of_rank
-from yuzogpt.world import World
+from yuzogpt.training.parallel import Trainee, local, rows_of_rank
 
 LOWEST_PRIORITY = 19  # of the thread that writes, as `nice` counts
 MOST_FAILURES = 3  # checkpoints in a row that could not be written, before the run ends

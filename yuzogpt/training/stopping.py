@@ -5,20 +5,16 @@ whatever else a launcher asks. Out: the reason, once there is one; the loop look
 """
 
 import contextlib
-import math
-import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from yuzogpt.console.terminal import complain
 from yuzogpt.runs import PAUSE, STOP
 from yuzogpt.storage import mirrors
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
-LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look
 ASK_EVERY = 2.0  # seconds, while a request cannot be written
 
 Place = Callable[[], str | None]
@@ -124,39 +120,3 @@ class StoredRequest:
 
     def _look(self) -> None:
         self.answer = read_request(self.run)
-
-
-class Interruption:
-    """Ctrl-C, raised where the loop looks for a reason to stop: a context manager, and a Place.
-
-    Raised wherever it comes, it may meet a library's C code, which drops it without a word, or ends
-    the process. Where nobody looked lately (at the start, in a long step), or when it comes again,
-    it is raised at once. Only the main thread is interrupted; elsewhere nothing changes.
-    """
-
-    def __init__(self) -> None:
-        """Nobody looked yet."""
-        self.looked, self.came = -math.inf, False
-
-    def __enter__(self) -> "Interruption":
-        """Wait for Ctrl-C."""
-        self.is_mine = threading.current_thread() is threading.main_thread()
-        if self.is_mine:
-            self.before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave it to whoever had it before."""
-        if self.is_mine:
-            signal.signal(signal.SIGINT, self.before)
-
-    def __call__(self) -> None:
-        """Raise KeyboardInterrupt if it came."""
-        self.looked = time.monotonic()
-        if self.came:
-            raise KeyboardInterrupt
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        again, self.came = self.came, True
-        if again or time.monotonic() - self.looked > LOOKED_WITHIN:
-            raise KeyboardInterrupt

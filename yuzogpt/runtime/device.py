@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from yuzogpt.config import DeviceSettings
-from yuzogpt.cores import threads_of_each, total_memory
 from yuzogpt.errors import UserError
+from yuzogpt.runtime.cores import threads_of_each, total_memory
+from yuzogpt.runtime.world import World
 from yuzogpt.storage.atomic_files import cache_directory
-from yuzogpt.world import World
 
 # Whether oneDNN has products of bfloat16 for this CPU; elsewhere they are emulated, many times
 # slower than float32.

@@ -5,6 +5,7 @@ do nothing.
 """
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from yuzogpt.errors import Stopped
 # Seconds for which a second SIGTERM says the same as the first: who signals all processes of a
 # command (Slurm, systemd), signals torchrun's ranks twice, because torchrun hands it on.
 SAME_SIGTERM = 30.0
+LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -132,3 +134,39 @@ def is_terminal(file: int) -> bool:
 def is_main_thread() -> bool:
     """Return whether this is the thread that handles signals."""
     return threading.current_thread() is threading.main_thread()
+
+
+class Interruption:
+    """Ctrl-C, raised where the loop looks for a reason to stop: a context manager, and a Place.
+
+    Raised wherever it comes, it may meet a library's C code, which drops it without a word, or ends
+    the process. Where nobody looked lately (at the start, in a long step), or when it comes again,
+    it is raised at once. Only the main thread is interrupted; elsewhere nothing changes.
+    """
+
+    def __init__(self) -> None:
+        """Nobody looked yet."""
+        self.looked, self.came = -math.inf, False
+
+    def __enter__(self) -> "Interruption":
+        """Wait for Ctrl-C."""
+        self.is_mine = threading.current_thread() is threading.main_thread()
+        if self.is_mine:
+            self.before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it to whoever had it before."""
+        if self.is_mine:
+            signal.signal(signal.SIGINT, self.before)
+
+    def __call__(self) -> None:
+        """Raise KeyboardInterrupt if it came."""
+        self.looked = time.monotonic()
+        if self.came:
+            raise KeyboardInterrupt
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        again, self.came = self.came, True
+        if again or time.monotonic() - self.looked > LOOKED_WITHIN:
+            raise KeyboardInterrupt

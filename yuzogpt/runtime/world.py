@@ -5,6 +5,7 @@ that shares out rows and adds up numbers. Everything else is the same under ever
 """
 
 import contextlib
+import datetime
 import itertools
 import math
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from yuzogpt import ranks
 from yuzogpt.errors import UserError
+from yuzogpt.runtime import ranks
 
+# For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from yuzogpt.world import World
+from yuzogpt.runtime.world import World
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: to be tried again
 START_UP = 10.0  # times the bound, before the first step: compiling takes its time

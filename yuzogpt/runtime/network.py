@@ -14,7 +14,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from yuzogpt.world import World
+from yuzogpt.runtime.world import World
 
 TRIES = 5
 # float32, of which a rank sends to the next: as much as shows how fast the way is.

@@ -1,0 +1,1 @@
+"""What this process is: its device, cores, memory and signals, and its place among ranks."""

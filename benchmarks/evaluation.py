@@ -29,7 +29,6 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from yuzogpt import tokenizer_files
 from yuzogpt.config import DeviceSettings, ModelSettings
 from yuzogpt.evaluation import formats
 from yuzogpt.evaluation.scoring import score
@@ -43,7 +42,8 @@ from yuzogpt.model.initialization import initialize
 from yuzogpt.references import resolve_model
 from yuzogpt.runtime.device import choose_hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.tokenizers import gpt2_tokenizer
+from yuzogpt.tokenization import huggingface as tokenizer_files
+from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 HARNESS = Path(__file__).parents[1] / "tests" / "evaluation" / "harness"
 BATCH = 8

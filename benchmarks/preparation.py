@@ -105,7 +105,7 @@ def load_encoding() -> None:
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    from yuzogpt.tokenizers import gpt2_tokenizer
+    from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
     ranks = gpt2_tokenizer().ranks
     special = {"<|endoftext|>": len(ranks)}

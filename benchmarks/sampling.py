@@ -37,7 +37,7 @@ from yuzogpt.references import resolve_model
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.weights import lay_out
-from yuzogpt.tokenizers import gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 SHAPE = ModelSettings(vocab_size=50257, bias=True)
 PROMPT = list(range(1000, 1016))

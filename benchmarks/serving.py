@@ -42,7 +42,7 @@ import numpy as np
 import psutil
 import torch
 
-from yuzogpt import checkpoints, tokenizers
+from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
@@ -110,7 +110,7 @@ def make_run(directory: Path) -> Path:
         initialize(model, 1)
         settings = TrainSettings.model_validate({"model": SHAPE.model_dump()}).model_dump()
         state = checkpoints.State(1, 1, settings, "none", "none", {})
-        tokenizer = tokenizers.to_bytes(tokenizers.gpt2_tokenizer())
+        tokenizer = tokenization.to_bytes(tokenization.gpt2_tokenizer())
         checkpoints.write(directory, state, model.state_dict(), {}, tokenizer)
     return directory
 

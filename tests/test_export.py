@@ -26,8 +26,8 @@ from yuzogpt import runs
 from yuzogpt.loading import load_model
 from yuzogpt.references import resolve_model
 from yuzogpt.runtime.world import World
-from yuzogpt.tokenizer_files import files_of
-from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
+from yuzogpt.tokenization.huggingface import files_of
+from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 from yuzogpt.training.launch import work
 from yuzogpt.training.stopping import StopRequest
 

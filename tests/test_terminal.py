@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, prepare_char_corpus
 from tests.sampling.engines import small_model
-from yuzogpt import checkpoints, tokenizers
+from yuzogpt import checkpoints, tokenization
 from yuzogpt.cli import status_of
 from yuzogpt.config import TrainSettings
 from yuzogpt.console import terminal
@@ -54,12 +54,12 @@ def on_terminal(*arguments: str, answers: str = "") -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
     """A run whose alphabet has all of it, and which always repeats the last character."""
-    tokenizer = tokenizers.CharTokenizer.of_text(HOSTILE + "\nabc")
+    tokenizer = tokenization.CharTokenizer.of_text(HOSTILE + "\nabc")
     model = small_model(1, vocab_size=tokenizer.vocab_size)
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(1, 1, settings.model_dump(), "none", "none", {})
     run = tmp_path_factory.mktemp("hostile") / "run"
-    checkpoints.write(run, state, model.state_dict(), {}, tokenizers.to_bytes(tokenizer))
+    checkpoints.write(run, state, model.state_dict(), {}, tokenization.to_bytes(tokenizer))
     return run
 
 

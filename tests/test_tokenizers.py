@@ -17,10 +17,10 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from tests.conftest import REPOSITORY
-from yuzogpt import tokenizers
+from yuzogpt import tokenization
 from yuzogpt.errors import UserError
 from yuzogpt.storage.untrusted import DamagedFile
-from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 
 TEXT = "Hello world! It's 2026; naïve café ☕ 日本語\n\n  indented\t<|endoftext|> we'll see"
 
@@ -107,13 +107,13 @@ def test_end_of_text_in_a_document_is_text():
 @pytest.mark.parametrize("tokenizer", [gpt2_tokenizer(), CharTokenizer.of_text(TEXT)])
 def test_round_trips(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
-    path.write_bytes(tokenizers.to_bytes(tokenizer))
-    again = tokenizers.load(path)
+    path.write_bytes(tokenization.to_bytes(tokenizer))
+    again = tokenization.load(path)
     ids = tokenizer.encode(TEXT)
     assert ids.dtype == "uint16"
     assert again.encode(TEXT).tolist() == ids.tolist()
     assert again.decode(ids.tolist()) == TEXT
-    assert tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+    assert tokenization.fingerprint(again) == tokenization.fingerprint(tokenizer)
 
 
 def test_characters_outside_the_vocabulary_are_named():
@@ -146,7 +146,7 @@ def test_long_text_is_cut_where_its_tokens_do_not_change(monkeypatch):
     ]
     generator = random.Random(1)
     for piece in (1, 2, 5, 20):
-        monkeypatch.setattr(tokenizers, "PIECE", piece)
+        monkeypatch.setattr("yuzogpt.tokenization.tokenizer.PIECE", piece)
         for _ in range(5_000):
             text = "".join(generator.choices(kinds, k=generator.randint(0, 60)))
             whole = tokenizer.encoding.encode_to_numpy(text, disallowed_special=())
@@ -190,12 +190,12 @@ def test_a_tokenizer_file_of_others_is_one_line(content, message, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
     with pytest.raises(DamagedFile, match=message) as error:
-        tokenizers.load(path)
+        tokenization.load(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
 
 def test_damaged_vocabulary_is_refused(monkeypatch):
-    monkeypatch.setattr(tokenizers, "VOCAB_BPE_SHA256", "0" * 64)
+    monkeypatch.setattr("yuzogpt.tokenization.tokenizer.VOCAB_BPE_SHA256", "0" * 64)
     with pytest.raises(UserError, match="not GPT-2's vocabulary"):
         gpt2_tokenizer()

@@ -8,11 +8,11 @@ import shutil
 import uuid
 from pathlib import Path
 
-from yuzogpt import tokenizer_files
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.references import ModelReference
 from yuzogpt.storage.atomic_files import sync_directory, sync_file
+from yuzogpt.tokenization import huggingface as tokenizer_files
 
 # Of the model's settings, those that Hugging Face's GPT-2 has one value of: the default.
 FIXED = (

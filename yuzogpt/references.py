@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from yuzogpt import checkpoints, stored_checkpoints, tokenizer_files, tokenizers
+from yuzogpt import checkpoints, stored_checkpoints, tokenization
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
@@ -19,7 +19,8 @@ from yuzogpt.model.hub import CONFIG, PUBLISHED, read_config
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.paths import directory_or_store
 from yuzogpt.storage.untrusted import DamagedFile
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.tokenization import huggingface
+from yuzogpt.tokenization.tokenizer import Tokenizer
 
 GPT2_VOCABULARY = 50257
 
@@ -35,12 +36,12 @@ class ModelReference:
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that the model speaks."""
         if self.checkpoint:
-            return tokenizers.load(self.checkpoint.directory / checkpoints.TOKENIZER)
+            return tokenization.load(self.checkpoint.directory / checkpoints.TOKENIZER)
         if self.name in PUBLISHED:
-            return tokenizers.gpt2_tokenizer()
-        found = tokenizer_files.read_tokenizer(Path(self.name))
+            return tokenization.gpt2_tokenizer()
+        found = huggingface.read_tokenizer(Path(self.name))
         if found is None and self.shape.vocab_size == GPT2_VOCABULARY:
-            return tokenizers.gpt2_tokenizer()
+            return tokenization.gpt2_tokenizer()
         if found is None:
             raise UserError(
                 f"{self.name}: its {self.shape.vocab_size} tokens are not GPT-2's, and the folder "
@@ -58,7 +59,7 @@ class ModelReference:
         """Whether the model says which tokenizer it speaks."""
         if self.checkpoint or self.shape.vocab_size == GPT2_VOCABULARY:
             return True
-        return tokenizer_files.has_tokenizer(Path(self.name))
+        return huggingface.has_tokenizer(Path(self.name))
 
 
 def locate_model(name: str, storage: str, key: str) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from yuzogpt import checkpoints, preflight, stored_checkpoints, tokenizers
+from yuzogpt import checkpoints, preflight, stored_checkpoints, tokenization
 from yuzogpt.checkpoints import Checkpoint
 from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.config.resolve import changed_frozen, to_yaml
@@ -289,7 +289,7 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
             "model's tokenizer"
         )
     made_with = corpus.manifest.tokenizer["fingerprint"]
-    if reference.has_tokenizer and tokenizers.fingerprint(reference.tokenizer()) != made_with:
+    if reference.has_tokenizer and tokenization.fingerprint(reference.tokenizer()) != made_with:
         raise UserError(
             f"{origin}: its tokenizer is not the one that made the corpus "
             f"{corpus.manifest.corpus}, though both have {shape.vocab_size} tokens"

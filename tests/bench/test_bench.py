@@ -16,7 +16,7 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.training.worlds import wait_for_step
-from yuzogpt import cli, tokenizers
+from yuzogpt import cli, tokenization
 from yuzogpt.bench.bench import (
     Row,
     break_even,
@@ -218,7 +218,7 @@ def test_synthetic_text_has_any_vocabulary_that_unicode_has_characters_for():
     for size in (40, 50_000, MOST):
         tokenizer = tokenizer_of("openwebtext", size)
         assert tokenizer.vocab_size == size
-        assert tokenizers.to_bytes(tokenizer)
+        assert tokenization.to_bytes(tokenizer)
     with pytest.raises(UserError, match="at most 1,092,096"):
         tokenizer_of("openwebtext", MOST + 1)
 

@@ -26,7 +26,7 @@ from yuzogpt.data.inspect import documents, export_bin
 from yuzogpt.data.prepare import ThisProcess, prepare
 from yuzogpt.errors import UserError
 from yuzogpt.storage.lease import Lease
-from yuzogpt.tokenizers import gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 TEXTS = make_documents(300)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.sampling.engines import small_model
-from yuzogpt import checkpoints, tokenizers
+from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import TrainSettings
 from yuzogpt.export import to_huggingface
 from yuzogpt.loading import load_model
@@ -25,7 +25,7 @@ def random_model(run: Path, seed: int = 1, **shape: int) -> Path:
     model = small_model(seed, **{"vocab_size": 50257, "block_size": 64, **shape})
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(20, 20, settings.model_dump(), "none", "none", {})
-    tokenizer = tokenizers.to_bytes(tokenizers.gpt2_tokenizer())
+    tokenizer = tokenization.to_bytes(tokenization.gpt2_tokenizer())
     checkpoints.write(run, state, model.state_dict(), {}, tokenizer)
     return run
 

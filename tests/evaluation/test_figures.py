@@ -17,7 +17,7 @@ from yuzogpt.evaluation.tasks import TASKS, Reading, stop_tokens
 from yuzogpt.model.gpt import GPT
 from yuzogpt.runtime.device import choose_hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer, start_of
+from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer, start_of
 
 HARDWARE = choose_hardware(DeviceSettings(device="cpu", dtype="float32", threads=1), World())
 

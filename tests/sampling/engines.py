@@ -7,7 +7,7 @@ from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.sampling.engine import Engine, window_start
 from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.tokenizers import CharTokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer
 
 ALPHABET = "".join(chr(ord("0") + n) for n in range(63)) + "\n "
 SHAPE = ModelSettings(n_layer=2, n_head=2, n_embd=48, block_size=32, vocab_size=65, bias=True)

@@ -21,7 +21,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.sampling.engine import window_start
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.weights import ByteLinear, PackedLinear
-from yuzogpt.tokenizers import gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 BLOCK = SHAPE.block_size
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.evaluation.models import random_model
-from yuzogpt import tokenizers, verbs
+from yuzogpt import tokenization, verbs
 from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
@@ -75,7 +75,7 @@ def test_a_line_of_prompts_ends_where_json_lines_end(tmp_path):
 
 
 def test_end_of_text_in_a_prompt_is_the_token():
-    gpt2, end = tokenizers.gpt2_tokenizer(), 50256
+    gpt2, end = tokenization.gpt2_tokenizer(), 50256
     for prompt, ids in {
         "<|endoftext|>": [end],
         "": [end],
@@ -84,7 +84,7 @@ def test_end_of_text_in_a_prompt_is_the_token():
         "<|endoftext": [*gpt2.encode("<|endoftext")],
     }.items():
         assert ids_of(prompt, gpt2) == ids
-    characters = tokenizers.CharTokenizer.of_text("\n<|endoftxt>")
+    characters = tokenization.CharTokenizer.of_text("\n<|endoftxt>")
     assert ids_of("", characters) == [0]  # a line's end, as nanoGPT's --start
     assert characters.decode(ids_of("<|endoftext|>", characters)) == "<|endoftext|>"
 
@@ -94,7 +94,7 @@ def test_a_document_is_begun_however_that_is_said(tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": ""}\n"<|endoftext|>"\n')
     flags = [f"--out_dir={run}", "--num_samples=1", "--max_new_tokens=20", "--device=cpu"]
     engine = load_engine(
-        resolve_model(str(run)), tokenizers.gpt2_tokenizer(), SampleSettings().device, 1
+        resolve_model(str(run)), tokenization.gpt2_tokenizer(), SampleSettings().device, 1
     )
     (text,) = complete(engine, [Request([50256], 20, Sampling(temperature=0.8, seed=1337))])
     assert sample(run, *flags, "--start=", "--top_k=0") == [text]

@@ -19,7 +19,7 @@ from tests.sampling.engines import (
 )
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.tokenizers import CharTokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer
 
 BLOCK = SHAPE.block_size
 COMPILED = {"in_all_slots": True, "compiled": True}

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from yuzogpt.sampling.text import TextStream
-from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 
 TEXT = "naïve 日本語 🍋‍🟩 family 👨‍👩‍👧 Ünï — done"
 

@@ -16,9 +16,9 @@ import httpx
 
 from tests.conftest import REPOSITORY
 from tests.sampling.engines import ALPHABET, SHAPE, small_model
-from yuzogpt import checkpoints, tokenizers
+from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import TrainSettings
-from yuzogpt.tokenizers import CharTokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer
 
 
 def write_checkpoint(run: Path, step: int, val_loss: float, seed: int = 1, **shape) -> Path:
@@ -27,7 +27,7 @@ def write_checkpoint(run: Path, step: int, val_loss: float, seed: int = 1, **sha
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     metrics = {"val_loss_estimate": val_loss, "val_windows": 10}
     state = checkpoints.State(step, step, settings.model_dump(), "none", "none", metrics)
-    tokenizer = tokenizers.to_bytes(CharTokenizer(ALPHABET))
+    tokenizer = tokenization.to_bytes(CharTokenizer(ALPHABET))
     return checkpoints.write(run, state, model.state_dict(), {}, tokenizer).directory
 
 

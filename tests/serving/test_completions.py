@@ -10,14 +10,14 @@ import torch
 
 from tests.sampling.engines import ALPHABET, make_engine, run, small_model
 from tests.serving.services import Service, service, write_checkpoint
-from yuzogpt import checkpoints, tokenizers
+from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import ServeSettings, TrainSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.sampling.requests import Event, Request, Sampling
 from yuzogpt.sampling.text import TextStream
 from yuzogpt.serving.app import build
 from yuzogpt.serving.completions import Logprobs, Places
-from yuzogpt.tokenizers import CharTokenizer, gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 
 PROMPT = "bead"
 
@@ -233,7 +233,7 @@ def ends_at_once(tmp_path_factory):
         model.state_dict()["ln_f.bias"].add_(end * 20 / end.square().sum())
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(20, 20, settings.model_dump(), "none", "none", {})
-    checkpoints.write(run, state, model.state_dict(), {}, tokenizers.to_bytes(tokenizer))
+    checkpoints.write(run, state, model.state_dict(), {}, tokenization.to_bytes(tokenizer))
     return model, run
 
 

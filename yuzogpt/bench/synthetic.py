@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from yuzogpt import tokenizers
+from yuzogpt import tokenization
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import BlockWriter, Manifest
 from yuzogpt.data.corpora import CORPORA
 from yuzogpt.errors import UserError
 from yuzogpt.references import GPT2_VOCABULARY
 from yuzogpt.storage.atomic_files import write_durably
-from yuzogpt.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer, Tokenizer, gpt2_tokenizer
 
 FIRST = 0x4E00  # of the characters; what they are does not matter
 SURROGATES = range(0xD800, 0xE000)  # no characters, and no UTF-8 has them
@@ -39,7 +39,7 @@ def tokenizer_of(dataset: str, vocab_size: int) -> Tokenizer:
 def write_random_corpus(directory: Path, tokenizer: Tokenizer, train: int, val: int) -> None:
     """Write so many tokens of each split."""
     directory.mkdir(parents=True)
-    dtype, generator = tokenizers.id_dtype(tokenizer.vocab_size), np.random.default_rng(1)
+    dtype, generator = tokenization.id_dtype(tokenizer.vocab_size), np.random.default_rng(1)
     written = []
     for split, count in (("train", train), ("val", val)):
         ids = generator.integers(0, tokenizer.vocab_size, count).astype(dtype)
@@ -47,10 +47,10 @@ def write_random_corpus(directory: Path, tokenizer: Tokenizer, train: int, val: 
         writer = BlockWriter(directory, split, count, name)
         writer.add(blocks.list_array([ids], dtype))
         written += writer.finish()
-    write_durably(directory / blocks.TOKENIZER, tokenizers.to_bytes(tokenizer))
+    write_durably(directory / blocks.TOKENIZER, tokenization.to_bytes(tokenizer))
     manifest = Manifest(
         corpus="synthetic",
-        tokenizer=tokenizers.describe(tokenizer),
+        tokenizer=tokenization.describe(tokenizer),
         source={"name": "random tokens", "sha256": ""},
         split_rule="tail",
         append_end_of_text=False,

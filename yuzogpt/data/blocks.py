@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ConfigDict, Field
 
-from yuzogpt import tokenizers
+from yuzogpt import tokenization
 from yuzogpt.data.block_files import check_ids, damaged, map_documents
 from yuzogpt.data.token_buffer import TokenBuffer
 from yuzogpt.errors import UserError, reason_of
@@ -42,7 +42,7 @@ from yuzogpt.storage.untrusted import (
     read_file,
     read_json,
 )
-from yuzogpt.tokenizers import Ids, Tokenizer, TokenizerFacts
+from yuzogpt.tokenization.tokenizer import Ids, Tokenizer, TokenizerFacts
 
 FORMAT_VERSION = 1
 SPARE_TOKENS = 2**21  # beyond a full block: what comes at once
@@ -159,7 +159,7 @@ class PreparedCorpus:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens."""
-        return tokenizers.load(self.directory / TOKENIZER)
+        return tokenization.load(self.directory / TOKENIZER)
 
     def stream(self, split: str) -> TokenStream:
         """Map the blocks of `split` into memory."""

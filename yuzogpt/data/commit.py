@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from yuzogpt import tokenizers
+from yuzogpt import tokenization
 from yuzogpt.data import blocks
 from yuzogpt.data.block_files import map_documents
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
@@ -44,7 +44,7 @@ def commit(plan: Plan) -> PreparedCorpus:
     written = write_train(plan, staged, least)
     written += write_val(plan, itertools.chain(held_out(plan, done), taken(plan, least)))
     sync_directory(plan.directory)
-    write_durably(plan.directory / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
+    write_durably(plan.directory / blocks.TOKENIZER, tokenization.to_bytes(plan.tokenizer))
     write_times(plan.directory, plan.listing.files)
     manifest = make_manifest(plan, [record for _, record in done], written)
     write_durably(plan.directory / blocks.MANIFEST, manifest.to_bytes())
@@ -180,7 +180,7 @@ def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -
     rejected = sum((Counter(record.rejected) for record in records), Counter())
     return Manifest(
         corpus=plan.corpus,
-        tokenizer=tokenizers.describe(plan.tokenizer),
+        tokenizer=tokenization.describe(plan.tokenizer),
         source={
             "name": listing.name,
             "files": [{"name": file.name, "bytes": file.bytes} for file in listing.files],

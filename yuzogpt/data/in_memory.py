@@ -7,7 +7,7 @@ finds the manifest and does nothing; another source in the same directory is ref
 import functools
 from pathlib import Path
 
-from yuzogpt import tokenizers
+from yuzogpt import tokenization
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus, refuse_other
@@ -18,7 +18,7 @@ from yuzogpt.data.splits import split_tail
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.lease import Lease
-from yuzogpt.tokenizers import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
 
 TOKENS_PER_BLOCK = 2**27
 SHOWN_DIGITS = 12  # of a hash, in messages
@@ -96,17 +96,17 @@ def write_corpus(
     directory: Path,
 ) -> PreparedCorpus:
     """Write the blocks, and last the manifest."""
-    dtype = tokenizers.id_dtype(tokenizer.vocab_size)
+    dtype = tokenization.id_dtype(tokenizer.vocab_size)
     written: list[Block] = []
     for split, documents in encoded.items():
         name = functools.partial(blocks.block_name, split)
         writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, name)
         writer.add(blocks.list_array(documents, dtype))
         written += writer.finish()
-    write_durably(directory / blocks.TOKENIZER, tokenizers.to_bytes(tokenizer))
+    write_durably(directory / blocks.TOKENIZER, tokenization.to_bytes(tokenizer))
     manifest = Manifest(
         corpus=corpus.name,
-        tokenizer=tokenizers.describe(tokenizer),
+        tokenizer=tokenization.describe(tokenizer),
         source=source.identity,
         split_rule="tail",
         append_end_of_text=False,

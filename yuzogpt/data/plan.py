@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yuzogpt import tokenizers
+from yuzogpt import tokenization
 from yuzogpt.config import LargeCorpusSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.data import blocks, readers, records, sources
@@ -24,7 +24,7 @@ from yuzogpt.data.units import Recipe, UnitRecord
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile
-from yuzogpt.tokenizers import BytePairTokenizer, gpt2_tokenizer
+from yuzogpt.tokenization.tokenizer import BytePairTokenizer, gpt2_tokenizer
 
 SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
 USUAL_COMPRESSION = 3.5  # of text by gzip and zstd; for the estimate of disk only
@@ -75,7 +75,7 @@ def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, direct
     identity = {
         "corpus": corpus.name,
         "source": [asdict(file) for file in listing.files],
-        "tokenizer": tokenizers.fingerprint(tokenizer),
+        "tokenizer": tokenization.fingerprint(tokenizer),
         **settled,
     }
     return Plan(corpus.name, directory, listing, recipe, tokenizer, identity, settled)
@@ -190,7 +190,7 @@ def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:
         return
     blocks.clear_staging(plan.directory)  # one without a plan is what a crash left of a clear
     plan.staging.mkdir(parents=True, exist_ok=True)
-    write_durably(plan.staging / blocks.TOKENIZER, tokenizers.to_bytes(plan.tokenizer))
+    write_durably(plan.staging / blocks.TOKENIZER, tokenization.to_bytes(plan.tokenizer))
     write_durably(plan.staging / PLAN, to_json(plan.identity))
 
 

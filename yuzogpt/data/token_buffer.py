@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from yuzogpt.tokenizers import Ids
+from yuzogpt.tokenization.tokenizer import Ids
 
 MAX_RESERVED = 2**26  # tokens
 

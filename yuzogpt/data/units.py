@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from yuzogpt import tokenizers
+from yuzogpt import tokenization
 from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
 from yuzogpt.data.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
 from yuzogpt.data.sources import Unit
@@ -28,7 +28,7 @@ from yuzogpt.data.splits import Split
 from yuzogpt.data.token_buffer import TokenBuffer
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.text import decode_pieces
-from yuzogpt.tokenizers import BytePairTokenizer, Ids, NotTokenizable
+from yuzogpt.tokenization.tokenizer import BytePairTokenizer, Ids, NotTokenizable
 
 EMPTY = "empty"
 INVALID_UTF8 = "invalid UTF-8"
@@ -82,7 +82,7 @@ class UnitRecord:
 @functools.lru_cache(maxsize=1)
 def tokenizer_of(staging: str) -> BytePairTokenizer:
     """Load the corpus's tokenizer, once a process."""
-    loaded = tokenizers.load(Path(staging) / TOKENIZER)
+    loaded = tokenization.load(Path(staging) / TOKENIZER)
     assert isinstance(loaded, BytePairTokenizer), "large corpora have GPT-2's tokens"
     return loaded
 

@@ -13,7 +13,7 @@ from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.evaluation.tasks import Exam, Figure, Reading
-from yuzogpt.tokenizers import fingerprint
+from yuzogpt.tokenization.tokenizer import fingerprint
 
 LOSS = "loss"  # what the task is called
 SPLITS = ("train", "val")

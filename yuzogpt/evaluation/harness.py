@@ -32,7 +32,7 @@ from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete
 from yuzogpt.storage.atomic_files import expect_no_home
-from yuzogpt.tokenizers import encode_prompt, start_of
+from yuzogpt.tokenization.tokenizer import encode_prompt, start_of
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
 

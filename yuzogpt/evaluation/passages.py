@@ -6,7 +6,7 @@ In: the ids of texts. Out: passages that fit into a model's context. Needs no to
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from yuzogpt.tokenizers import Tokenizer, start_of
+from yuzogpt.tokenization.tokenizer import Tokenizer, start_of
 
 
 @dataclass(frozen=True)

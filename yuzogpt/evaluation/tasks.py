@@ -21,7 +21,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.evaluation import formats
 from yuzogpt.evaluation.detokenizers import ONE_BILLION, PTB, WIKITEXT, Detokenizer, Rules
 from yuzogpt.evaluation.passages import Passage, Score, continuation, windows
-from yuzogpt.tokenizers import Tokenizer, start_of
+from yuzogpt.tokenization.tokenizer import Tokenizer, start_of
 
 T = TypeVar("T")
 Protocol = Literal["paper", "harness"]

@@ -33,7 +33,7 @@ from yuzogpt.sampling.sampler import next_tokens, uniform
 from yuzogpt.sampling.slots import AllSlots
 from yuzogpt.sampling.text import TextStream
 from yuzogpt.sampling.weights import activations, lay_out
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.tokenization.tokenizer import Tokenizer
 
 
 def window_start(tokens: int, block_size: int) -> int:

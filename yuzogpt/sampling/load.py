@@ -14,7 +14,7 @@ from yuzogpt.runtime.world import World
 from yuzogpt.sampling.cache import bytes_per_slot
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.weights import activations, choose_dtype
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.tokenization.tokenizer import Tokenizer
 
 CACHE_BYTES = 4 * 2**30  # at most, for the keys and values of all slots
 

@@ -15,7 +15,7 @@ from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.storage.text import read_text
 from yuzogpt.storage.untrusted import load_json
-from yuzogpt.tokenizers import Tokenizer, encode_prompt, start_of
+from yuzogpt.tokenization.tokenizer import Tokenizer, encode_prompt, start_of
 
 if TYPE_CHECKING:
     from yuzogpt.sampling.engine import Engine

@@ -8,7 +8,7 @@ that a stop string may begin with.
 import codecs
 from collections.abc import Sequence
 
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.tokenization.tokenizer import Tokenizer
 
 
 class TextStream:

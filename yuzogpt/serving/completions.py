@@ -16,7 +16,7 @@ from yuzogpt.config import LimitSettings
 from yuzogpt.sampling.requests import Event, Request
 from yuzogpt.serving.protocol import CompletionRequest, default
 from yuzogpt.serving.refusals import Refused
-from yuzogpt.tokenizers import Tokenizer
+from yuzogpt.tokenization.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 16  # OpenAI's
 FINISH = {"stop": "stop", "end_of_text": "stop", "length": "length", None: None}

@@ -16,7 +16,7 @@ from typing import Any
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import to_json
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_file, read_json
-from yuzogpt.tokenizers import (
+from yuzogpt.tokenization.tokenizer import (
     END_OF_TEXT,
     BytePairTokenizer,
     CharTokenizer,

@@ -38,7 +38,7 @@ Result = dict[str, Any]
 def run_yuzogpt(files: list[Path], workers: int, work: Path) -> Result:
     """Prepare on Ray Data; peak memory is that of each process, sampled."""
     from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
-    from yuzogpt.data.prepare import prepare
+    from yuzogpt.data.preparation.prepare import prepare
     from yuzogpt.orchestration.prepare import RayWorkers
 
     settings = PrepareSettings(

@@ -20,7 +20,7 @@ os.environ["RAY_AUTH_MODE"] = "token"
 from yuzogpt.config import CorpusSettings, ModelSettings, PrepareSettings, TrainSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import PreparedCorpus
-from yuzogpt.data.prepare import ThisProcess, prepare
+from yuzogpt.data.preparation.prepare import ThisProcess, prepare
 from yuzogpt.storage import filesystems
 
 REPOSITORY = Path(__file__).parents[1]

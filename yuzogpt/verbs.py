@@ -128,9 +128,9 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
 def prepare(settings: Section) -> None:
     """Turn text into Arrow blocks, on Ray where the corpus is large."""
     assert isinstance(settings, PrepareSettings)
-    from yuzogpt.data.prepare import ThisProcess
-    from yuzogpt.data.prepare import prepare as prepare_corpus
-    from yuzogpt.data.records import source_of
+    from yuzogpt.data.preparation.prepare import ThisProcess
+    from yuzogpt.data.preparation.prepare import prepare as prepare_corpus
+    from yuzogpt.data.preparation.records import source_of
 
     wanted = settings.corpus
     if wanted.source:

@@ -7,11 +7,11 @@ import pytest
 
 from tests.data.test_prepare import interrupt, run
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
-from yuzogpt.data import sources
 from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
 from yuzogpt.data.inspect import show
-from yuzogpt.data.records import read_counts, read_record
-from yuzogpt.data.sources import list_source
+from yuzogpt.data.preparation import sources
+from yuzogpt.data.preparation.records import read_counts, read_record
+from yuzogpt.data.preparation.sources import list_source
 from yuzogpt.errors import UserError
 
 DEEP = "[" * 100_000

@@ -7,7 +7,7 @@ from tests.data.test_prepare import run
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
 from yuzogpt.config import PrepareSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.data.prepare import ThisProcess, prepare
+from yuzogpt.data.preparation.prepare import ThisProcess, prepare
 from yuzogpt.errors import UserError
 
 SETTINGS_OF_DOCUMENTS = [

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import yuzogpt
 from tests.data.text_sources import make_documents, write_parquet
 from yuzogpt.data.blocks import open_corpus
-from yuzogpt.data.corpora import OPENWEBTEXT
+from yuzogpt.data.preparation.corpora import OPENWEBTEXT
 
 REPOSITORY, _, REVISION = OPENWEBTEXT.removeprefix("hf://datasets/").partition("@")
 REVISION = REVISION.partition("/")[0]

@@ -7,9 +7,9 @@ import pytest
 from tests.conftest import make_text, yuzogpt
 from tests.conftest import prepare_here as prepare
 from yuzogpt.config import CorpusSettings
-from yuzogpt.data import corpora
-from yuzogpt.data.corpora import name_speakers, text_source
-from yuzogpt.data.splits import split_tail
+from yuzogpt.data.preparation import corpora
+from yuzogpt.data.preparation.corpora import name_speakers, text_source
+from yuzogpt.data.preparation.splits import split_tail
 from yuzogpt.errors import UserError
 
 

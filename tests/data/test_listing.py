@@ -10,7 +10,7 @@ from tests.conftest import make_text
 from tests.data.test_prepare import run
 from tests.data.text_sources import make_documents, write_jsonl
 from yuzogpt.data.blocks import MANIFEST, SOURCE_TIMES, open_corpus
-from yuzogpt.data.prepare import ThisProcess
+from yuzogpt.data.preparation.prepare import ThisProcess
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import list_files
 from yuzogpt.storage.paths import is_within

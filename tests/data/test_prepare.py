@@ -20,10 +20,10 @@ from tests.conftest import REPOSITORY, TINY, make_text, yuzogpt
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
 from yuzogpt.config import PrepareSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.data import readers, sources
 from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
 from yuzogpt.data.inspect import documents, export_bin
-from yuzogpt.data.prepare import ThisProcess, prepare
+from yuzogpt.data.preparation import readers, sources
+from yuzogpt.data.preparation.prepare import ThisProcess, prepare
 from yuzogpt.errors import UserError
 from yuzogpt.storage.lease import Lease
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import yuzogpt
 from tests.data.test_prepare import run, texts_of
 from tests.data.text_sources import make_documents, write_jsonl
-from yuzogpt.data import readers, sources
+from yuzogpt.data.preparation import readers, sources
 from yuzogpt.errors import UserError
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.data.test_prepare import interrupt, run, texts_of
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
-from yuzogpt.data import commit, sources
 from yuzogpt.data.blocks import STAGING
+from yuzogpt.data.preparation import commit, sources
 
 
 def least(texts):

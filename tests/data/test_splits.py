@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from yuzogpt.data.splits import Split, nanogpt_val_rows
+from yuzogpt.data.preparation.splits import Split, nanogpt_val_rows
 
 
 @pytest.mark.parametrize(

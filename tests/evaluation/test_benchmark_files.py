@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from yuzogpt.data.corpora import TINYSHAKESPEARE_URL
+from yuzogpt.data.preparation.corpora import TINYSHAKESPEARE_URL
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import benchmark_files
 from yuzogpt.evaluation.benchmark_files import PUBLISHED, Published, fetch, find, is_published

@@ -12,7 +12,7 @@ import numpy as np
 from yuzogpt import tokenization
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import BlockWriter, Manifest
-from yuzogpt.data.corpora import CORPORA
+from yuzogpt.data.preparation.corpora import CORPORA
 from yuzogpt.errors import UserError
 from yuzogpt.references import GPT2_VOCABULARY
 from yuzogpt.storage.atomic_files import write_durably

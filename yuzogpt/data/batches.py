@@ -17,9 +17,9 @@ import numpy.typing as npt
 from yuzogpt.config import Part
 from yuzogpt.data.blocks import TokenStream
 from yuzogpt.errors import UserError
+from yuzogpt.rng import Uint64s, scramble
 
 Int64s = npt.NDArray[np.int64]
-Uint64s = npt.NDArray[np.uint64]
 
 AT_ONCE = 4096  # indices
 ROUNDS = 6  # of the Feistel network below; 4 already pass the tests
@@ -165,14 +165,6 @@ def round_keys(seed: int, epoch: int) -> Uint64s:
     start = scramble(start ^ np.array([epoch % 2**64], np.uint64))
     counter: Uint64s = np.arange(1, ROUNDS + 1, dtype=np.uint64)
     return scramble(start + counter)
-
-
-def scramble(values: Uint64s) -> Uint64s:
-    """Mix 64-bit numbers so that each bit depends on all (SplitMix64; Steele et al., 2014)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field
 
 from yuzogpt import tokenization
 from yuzogpt.data.block_files import check_ids, damaged, map_documents
-from yuzogpt.data.token_buffer import TokenBuffer
+from yuzogpt.data.preparation.token_buffer import TokenBuffer
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.storage.atomic_files import (
     cache_directory,

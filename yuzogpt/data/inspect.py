@@ -16,7 +16,7 @@ from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.data.block_files import check_ids
 from yuzogpt.data.blocks import PreparedCorpus
-from yuzogpt.data.records import source_of
+from yuzogpt.data.preparation.records import source_of
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import naming
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yuzogpt.data.batches import scramble
+from yuzogpt.rng import scramble
 
 LOW_16 = 0xFFFF
 

@@ -15,8 +15,8 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from yuzogpt.data.blocks import PLAN
-from yuzogpt.data.sources import Unit
-from yuzogpt.data.units import Recipe, do_unit, tokenizer_of
+from yuzogpt.data.preparation.shards import Recipe, do_unit, tokenizer_of
+from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.causes import raised_as_ours
 

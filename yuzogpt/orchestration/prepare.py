@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from yuzogpt.config import LargeCorpusSettings, PrepareSettings
-from yuzogpt.data import readers, units
 from yuzogpt.data.blocks import STAGE_STATS, PreparedCorpus
-from yuzogpt.data.plan import Plan
-from yuzogpt.data.prepare import prepare
-from yuzogpt.data.sources import Unit
-from yuzogpt.data.units import Recipe
+from yuzogpt.data.preparation import readers, shards
+from yuzogpt.data.preparation.plan import Plan
+from yuzogpt.data.preparation.prepare import prepare
+from yuzogpt.data.preparation.shards import Recipe
+from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import connected, refuse_unreachable
 from yuzogpt.runtime.cores import available_cores
@@ -101,7 +101,7 @@ def warm_up(recipe: Recipe) -> None:
 
     def load() -> None:
         import_module("ray.data")
-        units.tokenizer_of(recipe.staging)
+        shards.tokenizer_of(recipe.staging)
 
     task = ray.remote(load)
     for _ in range(int(ray.cluster_resources().get("CPU", 1))):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yuzogpt.data.batches import scramble
+from yuzogpt.rng import scramble
 from yuzogpt.sampling.requests import Sampling
 
 GREEDY = 1e-5  # a temperature below is 0

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 
 from yuzogpt import tokenization
 from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
-from yuzogpt.data.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
-from yuzogpt.data.sources import Unit
-from yuzogpt.data.splits import Split
-from yuzogpt.data.token_buffer import TokenBuffer
+from yuzogpt.data.preparation.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
+from yuzogpt.data.preparation.sources import Unit
+from yuzogpt.data.preparation.splits import Split
+from yuzogpt.data.preparation.token_buffer import TokenBuffer
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.text import decode_pieces
 from yuzogpt.tokenization.tokenizer import BytePairTokenizer, Ids, NotTokenizable

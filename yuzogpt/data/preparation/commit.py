@@ -20,11 +20,11 @@ from yuzogpt import tokenization
 from yuzogpt.data import blocks
 from yuzogpt.data.block_files import map_documents
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
-from yuzogpt.data.plan import Plan
-from yuzogpt.data.source_times import write_times
-from yuzogpt.data.sources import Unit
-from yuzogpt.data.splits import nanogpt_val_rows
-from yuzogpt.data.units import UnitRecord
+from yuzogpt.data.preparation.plan import Plan
+from yuzogpt.data.preparation.shards import UnitRecord
+from yuzogpt.data.preparation.source_times import write_times
+from yuzogpt.data.preparation.sources import Unit
+from yuzogpt.data.preparation.splits import nanogpt_val_rows
 from yuzogpt.storage.atomic_files import sync_directory, write_durably
 
 MOVED_AT_ONCE = 2**20  # tokens

@@ -15,12 +15,13 @@ from typing import Any
 from yuzogpt import tokenization
 from yuzogpt.config import LargeCorpusSettings
 from yuzogpt.console.quantities import in_bytes
-from yuzogpt.data import blocks, readers, records, sources
+from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PLAN, STAGING
-from yuzogpt.data.corpora import Corpus
-from yuzogpt.data.sources import Listing, Unit
-from yuzogpt.data.splits import Split
-from yuzogpt.data.units import Recipe, UnitRecord
+from yuzogpt.data.preparation import readers, records, sources
+from yuzogpt.data.preparation.corpora import Corpus
+from yuzogpt.data.preparation.shards import Recipe, UnitRecord
+from yuzogpt.data.preparation.sources import Listing, Unit
+from yuzogpt.data.preparation.splits import Split
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile

@@ -11,10 +11,10 @@ from yuzogpt import tokenization
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus, refuse_other
-from yuzogpt.data.corpora import Corpus, Source, read_text_file
-from yuzogpt.data.plan import cleared_bytes, refuse_small_disk
-from yuzogpt.data.records import source_of
-from yuzogpt.data.splits import split_tail
+from yuzogpt.data.preparation.corpora import Corpus, Source, read_text_file
+from yuzogpt.data.preparation.plan import cleared_bytes, refuse_small_disk
+from yuzogpt.data.preparation.records import source_of
+from yuzogpt.data.preparation.splits import split_tail
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.lease import Lease

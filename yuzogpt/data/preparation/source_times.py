@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yuzogpt.data.blocks import SOURCE_TIMES
-from yuzogpt.data.sources import SourceFile
+from yuzogpt.data.preparation.sources import SourceFile
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.untrusted import DamagedFile, read_json

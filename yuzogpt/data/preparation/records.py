@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from yuzogpt.data.blocks import MANIFEST, PLAN, Block, PreparedCorpus
-from yuzogpt.data.sources import Unit
-from yuzogpt.data.units import UnitRecord, record_path
+from yuzogpt.data.preparation.shards import UnitRecord, record_path
+from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.storage.atomic_files import to_json
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json, read_json
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from yuzogpt.data.sources import Unit, compression_of, damaged
+from yuzogpt.data.preparation.sources import Unit, compression_of, damaged
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import open_filesystem, scheme_of
 from yuzogpt.storage.text import other_encoding, plain, why_not_utf8

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from yuzogpt.console.quantities import time_left
 from yuzogpt.console.terminal import say
-from yuzogpt.data import units
-from yuzogpt.data.plan import Plan
+from yuzogpt.data.preparation import shards
+from yuzogpt.data.preparation.plan import Plan
 
 LOOK_EVERY = 0.5  # seconds
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
@@ -67,7 +67,7 @@ class Progress:
         """Count the units that were done since the last look."""
         names = {path.name for path in self.plan.staging.glob("unit-*.json")}
         for index, unit in list(self.waiting.items()):
-            path = units.record_path(self.plan.staging, index)
+            path = shards.record_path(self.plan.staging, index)
             record = self.plan.record(unit) if path.name in names else None
             if record:
                 del self.waiting[index]

@@ -14,17 +14,18 @@ from typing import Any, Protocol
 
 from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
 from yuzogpt.console.terminal import say
-from yuzogpt.data import blocks, plan, readers, sources
+from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PreparedCorpus, refuse_other
-from yuzogpt.data.commit import commit
-from yuzogpt.data.corpora import Corpus, find_corpus
-from yuzogpt.data.in_memory import prepare_in_memory
-from yuzogpt.data.plan import Plan
-from yuzogpt.data.progress import Progress
-from yuzogpt.data.records import source_of
-from yuzogpt.data.source_times import read_times, real_path
-from yuzogpt.data.sources import Unit
-from yuzogpt.data.units import do_unit
+from yuzogpt.data.preparation import plan, readers, sources
+from yuzogpt.data.preparation.commit import commit
+from yuzogpt.data.preparation.corpora import Corpus, find_corpus
+from yuzogpt.data.preparation.in_memory import prepare_in_memory
+from yuzogpt.data.preparation.plan import Plan
+from yuzogpt.data.preparation.progress import Progress
+from yuzogpt.data.preparation.records import source_of
+from yuzogpt.data.preparation.shards import do_unit
+from yuzogpt.data.preparation.source_times import read_times, real_path
+from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import is_pattern, scheme_of
 from yuzogpt.storage.lease import Lease

@@ -1,0 +1,1 @@
+"""From the text of files to Arrow blocks, once for each corpus."""

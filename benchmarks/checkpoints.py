@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from yuzogpt import checkpoints
-from yuzogpt.checkpoints import State
+from yuzogpt.checkpoints.format import State
 from yuzogpt.config import (
     CheckpointSettings,
     FinetuningSettings,

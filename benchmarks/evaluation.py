@@ -29,17 +29,17 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from yuzogpt.checkpoints import huggingface
+from yuzogpt.checkpoints.export import to_huggingface
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.pretrained import CONFIG
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, ModelSettings
 from yuzogpt.evaluation import formats
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.evaluation.tasks import TASKS, Reading
-from yuzogpt.export import to_huggingface
-from yuzogpt.loading import load_model
-from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
-from yuzogpt.model.hub import CONFIG
 from yuzogpt.model.initialization import initialize
-from yuzogpt.references import resolve_model
 from yuzogpt.runtime.device import choose_hardware
 from yuzogpt.runtime.world import World
 from yuzogpt.tokenization import huggingface as tokenizer_files

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings
 from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.blocks import open_corpus
-from yuzogpt.loading import load_model
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.references import resolve_model
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.weights import lay_out

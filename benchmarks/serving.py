@@ -43,10 +43,10 @@ import psutil
 import torch
 
 from yuzogpt import checkpoints, tokenization
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 

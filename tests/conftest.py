@@ -104,8 +104,8 @@ def gpt2_corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def pretrained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of a GPT-2 of the corpus's vocabulary. Read only."""
+    from yuzogpt.checkpoints import huggingface
     from yuzogpt.data.blocks import open_corpus
-    from yuzogpt.model import huggingface
     from yuzogpt.model.gpt import GPT
     from yuzogpt.model.initialization import initialize
 

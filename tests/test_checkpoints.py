@@ -11,9 +11,9 @@ import torch
 
 from tests.conftest import REPOSITORY
 from yuzogpt import checkpoints
-from yuzogpt.checkpoints import CorruptCheckpoint, State
+from yuzogpt.checkpoints.format import CorruptCheckpoint, State
+from yuzogpt.checkpoints.safetensors_file import write_tensors
 from yuzogpt.errors import UserError
-from yuzogpt.tensor_files import write_tensors
 
 TENSORS = {"w": torch.arange(1000.0)}
 
@@ -110,15 +110,15 @@ def test_a_corrupt_best_is_not_loaded(tmp_path):
 
 def test_one_that_its_run_deletes_while_it_is_read_is_not_corrupt(tmp_path, monkeypatch, capfd):
     best = write(tmp_path, 5, 1.0).directory
-    real = checkpoints.sha256
+    real = checkpoints.format.sha256
 
     def prune(path):
-        monkeypatch.setattr(checkpoints, "sha256", real)
+        monkeypatch.setattr(checkpoints.format, "sha256", real)
         write(tmp_path, 10, 0.5)
         checkpoints.remove(best)
         return real(path)
 
-    monkeypatch.setattr(checkpoints, "sha256", prune)
+    monkeypatch.setattr(checkpoints.format, "sha256", prune)
     assert checkpoints.find(str(tmp_path)).state.step == 10
     assert "corrupt" not in capfd.readouterr().err
 

@@ -23,8 +23,8 @@ from tests.conftest import REPOSITORY, tiny_settings, yuzogpt
 from tests.evaluation.models import exported as exported_folder
 from tests.evaluation.models import random_model
 from yuzogpt import runs
-from yuzogpt.loading import load_model
-from yuzogpt.references import resolve_model
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.runtime.world import World
 from yuzogpt.tokenization.huggingface import files_of
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer

@@ -14,7 +14,8 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, names, tiny_settings, yuzogpt
 from tests.training.worlds import exit_codes, losses, records, run_world, start_world, weights
 from tests.waiting import wait_until
-from yuzogpt import checkpoints, cli, runs, stored_checkpoints
+from yuzogpt import checkpoints, cli, runs
+from yuzogpt.checkpoints import remote
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.metrics import Follower, MetricsLog, append_record
 from yuzogpt.storage import lease, mirrors
@@ -326,7 +327,7 @@ def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, t
 
 def test_a_checkpoint_deleted_since_a_reader_listed_it_is_not_corrupt(store, corpus_dir, capfd):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
-    reader = stored_checkpoints.pull_reference(URI)
+    reader = remote.pull_reference(URI)
     best, other = checkpoints.by_validation_loss(reader)
     for name in names(store, f"team/run/checkpoints/{best.name}/"):
         store.delete_object(Bucket="runs", Key=f"team/run/checkpoints/{best.name}/{name}")
@@ -514,9 +515,9 @@ def test_a_folder_named_as_a_mirror_is_none(store, tmp_path):
 
 
 def test_a_head_that_would_fill_the_disk_is_not_fetched(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_checkpoints, "MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr(remote, "MAX_JSON_BYTES", 1000)
     put(store, "checkpoints/step-5/state.json", b" " * 1001)
     put(store, "checkpoints/step-5/manifest.json", b"{}")
     with pytest.raises(UserError, match="1,001 bytes, at most 1,000"):
-        stored_checkpoints.pull_reference(URI)
+        remote.pull_reference(URI)
     assert not list((tmp_path / "cache").rglob("state.json"))

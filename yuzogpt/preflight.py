@@ -12,12 +12,13 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from yuzogpt import checkpoints, stored_checkpoints
-from yuzogpt.checkpoints import Checkpoint
+from yuzogpt import checkpoints
+from yuzogpt.checkpoints import remote
+from yuzogpt.checkpoints.format import Checkpoint
+from yuzogpt.checkpoints.pretrained import PUBLISHED
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.model.hub import PUBLISHED
 from yuzogpt.runtime.ranks import of_torchrun
 from yuzogpt.storage.atomic_files import may, refuse_public
 from yuzogpt.storage.filesystems import scheme_of
@@ -101,7 +102,7 @@ def check_space(settings: TrainSettings, run: Path) -> None:
     if scheme_of(settings.run.out_dir):
         at_once = 3
     else:
-        free += sum(map(stored_checkpoints.size_of, checkpoints.candidates(run)))
+        free += sum(map(remote.size_of, checkpoints.candidates(run)))
     if at_once * weights > free:
         raise UserError(
             f"--out_dir={settings.run.out_dir}: its checkpoints take "

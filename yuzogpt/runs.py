@@ -10,8 +10,17 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from yuzogpt import checkpoints, preflight, stored_checkpoints, tokenization
-from yuzogpt.checkpoints import Checkpoint
+from yuzogpt import checkpoints, preflight, tokenization
+from yuzogpt.checkpoints import remote
+from yuzogpt.checkpoints.format import Checkpoint
+from yuzogpt.checkpoints.pretrained import (
+    CONFIG,
+    PUBLISHED,
+    download,
+    refuse_out_of_reach,
+    weight_files,
+)
+from yuzogpt.checkpoints.resolve import resolve_model, shape_of
 from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.config.resolve import changed_frozen, to_yaml
 from yuzogpt.config.schedule import decaying_again, first_change, refuse_rates, way_on
@@ -20,8 +29,6 @@ from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.metrics import append_record, read_records
-from yuzogpt.model.hub import CONFIG, PUBLISHED, download, refuse_out_of_reach, weight_files
-from yuzogpt.references import resolve_model, shape_of
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import Lease, holder_of
@@ -104,7 +111,7 @@ def pull(run: Path) -> None:
     """Bring what a mirror needs of its run: all but tensors."""
     for name in (SETTINGS, METRICS, WANDB_ID):
         mirrors.pull(run / name, if_changed=True)
-    stored_checkpoints.pull_heads(run)
+    remote.pull_heads(run)
 
 
 def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
@@ -342,7 +349,7 @@ def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
     run = directory_of(settings)
     with Lease(run) as lease:
         command = command or lease.holder["id"]
-        stored_checkpoints.sweep(run)
+        remote.sweep(run)
         for name in (STOP, PAUSE, FAILED):
             mirrors.delete(run / name)
         if not gives_way(settings, run, command):
@@ -406,7 +413,7 @@ def header(run: Path) -> list[str]:
 
 def has_checkpoints(run: Path) -> bool:
     """Return whether there are checkpoints, broken ones too."""
-    return bool(checkpoints.candidates(run)) or stored_checkpoints.has_broken(run)
+    return bool(checkpoints.candidates(run)) or remote.has_broken(run)
 
 
 def write_settings(settings: TrainSettings, run: Path, state: str) -> None:
@@ -424,6 +431,6 @@ def without_overwriting(settings: TrainSettings) -> TrainSettings:
 
 def clear(run: Path) -> None:
     """Delete what earlier runs wrote in out_dir, and nothing else; settings.yaml stays."""
-    stored_checkpoints.clear(run)
+    remote.clear(run)
     for name in (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID):
         mirrors.delete(run / name)

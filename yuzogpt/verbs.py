@@ -92,7 +92,7 @@ def locate_data(settings: TrainSettings) -> str:
 
 def locate_start(settings: TrainSettings) -> str:
     """Return where weights start: a name, or where the directory is."""
-    from yuzogpt.references import locate_model
+    from yuzogpt.checkpoints.resolve import locate_model
 
     start = settings.run.init_from
     if start in ("scratch", "resume"):
@@ -233,7 +233,7 @@ def sample(settings: Section) -> None:
 
 def locate_sampling(wanted: SamplingSettings) -> SamplingSettings:
     """Make the paths absolute that are used."""
-    from yuzogpt.references import locate_model
+    from yuzogpt.checkpoints.resolve import locate_model
 
     storage, changes = wanted.storage, {}
     if wanted.init_from == "resume":
@@ -266,7 +266,7 @@ def evaluate(settings: Section) -> None:
 
 def locate_evaluation(settings: EvaluateSettings) -> tuple[EvaluateSettings, Path, str]:
     """Make every path absolute; return where results go, too, and the corpus."""
-    from yuzogpt.references import locate_model
+    from yuzogpt.checkpoints.resolve import locate_model
 
     wanted, benchmarks = settings.evaluated, settings.benchmarks
     model = locate_model(wanted.model, wanted.storage, "model")
@@ -303,9 +303,9 @@ def serve(settings: Section) -> None:
 def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
-    from yuzogpt.export import to_huggingface
+    from yuzogpt.checkpoints.export import to_huggingface
+    from yuzogpt.checkpoints.resolve import resolve_model
     from yuzogpt.preflight import check_not_in_a_run, check_writable
-    from yuzogpt.references import resolve_model
 
     wanted = settings.export
     folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")

@@ -9,10 +9,10 @@ import torch
 
 from tests.sampling.engines import small_model
 from yuzogpt import checkpoints, tokenization
+from yuzogpt.checkpoints.export import to_huggingface
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import TrainSettings
-from yuzogpt.export import to_huggingface
-from yuzogpt.loading import load_model
-from yuzogpt.references import resolve_model
 
 WORDS = (
     "the king of night and all that ends well thou art not what I would call a friend said she to "

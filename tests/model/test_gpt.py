@@ -7,14 +7,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from yuzogpt.checkpoints import huggingface
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
-from yuzogpt.loading import load_model
-from yuzogpt.model import gpt, huggingface
+from yuzogpt.model import gpt
 from yuzogpt.model.dropout import Dropout, row_keys
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.references import resolve_model
 
 # The four sizes of GPT-2, shrunk: layers, heads and width keep their proportions.
 SIZES = {"gpt2": (3, 3, 48), "medium": (4, 4, 64), "large": (5, 5, 80), "xl": (6, 5, 80)}

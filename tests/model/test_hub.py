@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED, WEIGHTS, download
 from yuzogpt.errors import UserError
-from yuzogpt.model.hub import CONFIG, PUBLISHED, WEIGHTS, download
 
 NAME = "gpt2-medium"  # what the hub says is its SHA-256, is
 CONTENT = b"weights"

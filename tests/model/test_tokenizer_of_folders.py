@@ -6,8 +6,8 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.errors import UserError
-from yuzogpt.references import resolve_model
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenization import huggingface
 from yuzogpt.tokenization.tokenizer import CharTokenizer, byte_pair_tokenizer, gpt2_tokenizer

@@ -12,11 +12,11 @@ import torch
 from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.evaluation.models import random_model
 from yuzogpt import tokenization, verbs
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
-from yuzogpt.references import resolve_model
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.sampling.sample import complete, ids_of, read_prompts

@@ -8,12 +8,12 @@ import torch
 from tests.conftest import TINY, yuzogpt
 from tests.training.worlds import losses, records, run_world, weights
 from yuzogpt import checkpoints, runs
+from yuzogpt.checkpoints import huggingface
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
-from yuzogpt.loading import load_model
-from yuzogpt.model import huggingface
-from yuzogpt.references import resolve_model
 from yuzogpt.runtime.world import World
 from yuzogpt.training.launch import work
 from yuzogpt.training.monitor import layer_of

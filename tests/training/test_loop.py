@@ -10,6 +10,9 @@ import torch
 from tests.conftest import make_text, prepare_char_corpus, tiny_settings
 from tests.training.worlds import losses, records
 from yuzogpt import checkpoints, runs
+from yuzogpt.checkpoints.export import to_huggingface
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import (
     FinetuningSettings,
     ModelSettings,
@@ -20,11 +23,8 @@ from yuzogpt.config import (
 from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.export import to_huggingface
-from yuzogpt.loading import load_model
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.references import resolve_model
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.atomic_files import sha256
 from yuzogpt.storage.lease import LEASE

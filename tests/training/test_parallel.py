@@ -17,11 +17,11 @@ from tests.training.worlds import (
     start_world,
     weights,
 )
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings
-from yuzogpt.loading import load_model
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights, initialize
-from yuzogpt.references import resolve_model
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.parallel import local, parallelize, rows_of_rank

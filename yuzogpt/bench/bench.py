@@ -19,11 +19,11 @@ from yuzogpt import preflight, runs
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
 from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
-from yuzogpt.references import resolve_model
 from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.world import World

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from yuzogpt import tokenization
+from yuzogpt.checkpoints.resolve import GPT2_VOCABULARY
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import BlockWriter, Manifest
 from yuzogpt.data.preparation.corpora import CORPORA
 from yuzogpt.errors import UserError
-from yuzogpt.references import GPT2_VOCABULARY
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.tokenization.tokenizer import CharTokenizer, Tokenizer, gpt2_tokenizer
 

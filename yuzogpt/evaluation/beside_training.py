@@ -8,6 +8,7 @@ it beside metrics.jsonl.
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, TrainSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError, reason_of
@@ -15,7 +16,6 @@ from yuzogpt.evaluation import benchmark_files
 from yuzogpt.evaluation.evaluate import check_task
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.metrics import append_record
-from yuzogpt.references import resolve_model
 from yuzogpt.runs import EVALUATIONS, STOP
 from yuzogpt.storage import mirrors
 
@@ -79,8 +79,8 @@ def figures_of(
     name: str, run: Path, exams: Mapping[str, Exam], device: DeviceSettings
 ) -> dict[str, float]:
     """Return the figures of a checkpoint; InterruptedError if the run is asked to stop."""
+    from yuzogpt.checkpoints.load import load_model
     from yuzogpt.evaluation.scoring import score
-    from yuzogpt.loading import load_model
     from yuzogpt.runtime.device import choose_hardware
     from yuzogpt.runtime.world import World
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from yuzogpt import __version__
+from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError, nearest
@@ -21,7 +22,6 @@ from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.preflight import check_writable
-from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import Lease
 

@@ -19,13 +19,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from pydantic import ValidationError
 
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
-from yuzogpt.loading import load_model
-from yuzogpt.references import resolve_model
 from yuzogpt.runtime.device import choose_hardware
 from yuzogpt.runtime.world import World
 from yuzogpt.sampling.load import load_engine

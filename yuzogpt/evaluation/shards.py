@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, FiniteFloat
 
 from yuzogpt import __version__
-from yuzogpt.checkpoints import MANIFEST
+from yuzogpt.checkpoints.format import MANIFEST
+from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED, download, weight_files
+from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.evaluation.tasks import Protocol
-from yuzogpt.model.hub import CONFIG, PUBLISHED, download, weight_files
-from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.storage.atomic_files import sha256, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 
@@ -123,7 +123,7 @@ def compute(shard: Shard) -> list[Score]:
 @lru_cache(maxsize=1)
 def loaded(name: str, weights: str, device: DeviceSettings) -> "tuple[GPT, Hardware]":
     """Load a model; UserError if this machine has another one of that name."""
-    from yuzogpt.loading import load_model
+    from yuzogpt.checkpoints.load import load_model
     from yuzogpt.runtime.device import choose_hardware
     from yuzogpt.runtime.world import World
 

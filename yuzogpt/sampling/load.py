@@ -4,11 +4,11 @@ In: a model that exists, and what it is to run on. Out: an Engine. Imports torch
 seconds: whoever answers to a user calls this when the user's mistakes have shown.
 """
 
+from yuzogpt.checkpoints.load import load_model
+from yuzogpt.checkpoints.resolve import ModelReference
 from yuzogpt.config import DeviceSettings
 from yuzogpt.config.sample import refuse_compiling
 from yuzogpt.errors import UserError
-from yuzogpt.loading import load_model
-from yuzogpt.references import ModelReference
 from yuzogpt.runtime.device import choose_hardware, memory_of
 from yuzogpt.runtime.world import World
 from yuzogpt.sampling.cache import bytes_per_slot

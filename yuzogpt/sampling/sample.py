@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import SampleSettings, SamplingSettings
 from yuzogpt.console.terminal import complain, shown_on
 from yuzogpt.errors import UserError
-from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.storage.text import read_text
 from yuzogpt.storage.untrusted import load_json

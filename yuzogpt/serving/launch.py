@@ -9,12 +9,12 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from yuzogpt.checkpoints import MANIFEST
+from yuzogpt.checkpoints.format import MANIFEST
+from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED
+from yuzogpt.checkpoints.resolve import locate_model, resolve_model
 from yuzogpt.config import ServeSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
-from yuzogpt.model.hub import CONFIG, PUBLISHED
-from yuzogpt.references import locate_model, resolve_model
 from yuzogpt.runtime.signals import on_sigterm
 from yuzogpt.serving.access import is_loopback, read_keys
 from yuzogpt.storage.filesystems import scheme_of

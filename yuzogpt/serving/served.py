@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 
-from yuzogpt import checkpoints, stored_checkpoints
-from yuzogpt.checkpoints import CorruptCheckpoint
+from yuzogpt import checkpoints
+from yuzogpt.checkpoints import remote
+from yuzogpt.checkpoints.format import CorruptCheckpoint
+from yuzogpt.checkpoints.resolve import ModelReference, resolve_model, shape_of, with_context
 from yuzogpt.config import ServeSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import reason_of
-from yuzogpt.references import ModelReference, resolve_model, shape_of, with_context
 from yuzogpt.sampling.engine import Engine
 from yuzogpt.sampling.load import load_engine
 from yuzogpt.serving.driver import Driver
@@ -193,7 +194,7 @@ class Serving:
     def _look(self, passed_over: set[Identity]) -> Path | None:
         """Return the best checkpoint that is better than what is served, if there is one."""
         run = self.settings.served.model
-        place = stored_checkpoints.pull_reference(run) if scheme_of(run) else Path(run)
+        place = remote.pull_reference(run) if scheme_of(run) else Path(run)
         served = self.now.reference.checkpoint
         assert served is not None
         for directory in checkpoints.by_validation_loss(place):

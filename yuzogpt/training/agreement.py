@@ -14,14 +14,14 @@ from typing import Any
 from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import Store
 
+from yuzogpt.checkpoints.load import Start
+from yuzogpt.checkpoints.pretrained import PUBLISHED
+from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.shards import weights_hash
-from yuzogpt.loading import Start
-from yuzogpt.model.hub import PUBLISHED
-from yuzogpt.references import ModelReference, resolve_model
 from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import scheme_of

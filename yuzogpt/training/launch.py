@@ -13,13 +13,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from yuzogpt import preflight, runs, stored_checkpoints
-from yuzogpt.checkpoints import Checkpoint
+from yuzogpt import preflight, runs
+from yuzogpt.checkpoints import remote
+from yuzogpt.checkpoints.format import Checkpoint
+from yuzogpt.checkpoints.pretrained import PUBLISHED, download
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
-from yuzogpt.model.hub import PUBLISHED, download
 from yuzogpt.runtime.device import choose_device
 from yuzogpt.runtime.signals import Interruption, on_sigterm
 from yuzogpt.runtime.watchdog import Watchdog
@@ -64,7 +65,7 @@ def work(
     broken: list[str] = []
 
     def set_aside(directory: Path, reason: str) -> None:
-        now = stored_checkpoints.set_aside(directory)
+        now = remote.set_aside(directory)
         broken.append(f"!!! checkpoint {directory.name} is corrupt ({reason}): now {now}")
 
     resume: Checkpoint | None = None
@@ -74,12 +75,12 @@ def work(
             holder = holder_of(run)
             command = command or holder or ""
             runs.pull(run)
-            stored_checkpoints.sweep(run)
+            remote.sweep(run)
             if not runs.gives_way(settings, run, command):
                 resume = runs.find_resume(settings, corpus, run, set_aside)
     newest = world.from_rank_0(resume.directory.name if resume else None)
     if newest:
-        resume = stored_checkpoints.on_every_node(run / "checkpoints" / newest, world)
+        resume = remote.on_every_node(run / "checkpoints" / newest, world)
         settings = runs.as_started(settings, resume)
     elif settings.run.init_from in PUBLISHED:
         with world.all_or_none():  # once a node, before the watchdog counts the seconds
@@ -128,7 +129,7 @@ def work(
                 return train(settings, world, corpus, resume, start, begin, outside)
         finally:
             if world.local_rank == 0:
-                stored_checkpoints.keep_heads(run)
+                remote.keep_heads(run)
             ending.close()
 
 

@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from yuzogpt import checkpoints, loading, stored_checkpoints
-from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State
+from yuzogpt import checkpoints
+from yuzogpt.checkpoints import load, remote
+from yuzogpt.checkpoints.format import MODEL, OPTIMIZER, Checkpoint, State
+from yuzogpt.checkpoints.load import Start
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.evaluation.loss import Interrupted, mean_loss
-from yuzogpt.loading import Start
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
@@ -78,7 +79,7 @@ def train(
     # What is trained on what.
     with world.all_or_none():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
-        weights = loading.starting_weights(settings, resume, start)
+        weights = load.starting_weights(settings, resume, start)
     shape = settings.model
     kind, why = choose_kind(settings.parallel, world, hardware.device, shape)
     trainee = parallelize(
@@ -346,7 +347,7 @@ def finish(
     name = world.from_rank_0(found.directory.name if found else None)
     if name and name != f"step-{step}":
         directory = run / "checkpoints" / name
-        best = stored_checkpoints.on_every_node(directory, world, optimizer=False)
+        best = remote.on_every_node(directory, world, optimizer=False)
         trainee.load(best.tensors(MODEL))
         best_step, best_loss = best.state.step, validation.whole(trainee.model)
     losses = {"val_loss": finite(last_loss), "best_val_loss": finite(best_loss)}

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from yuzogpt.checkpoints.load import NamedTensors
 from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings
-from yuzogpt.loading import NamedTensors
 from yuzogpt.model.gpt import GPT
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.training.finetuning import rate_of

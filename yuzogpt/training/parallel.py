@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from yuzogpt.checkpoints.load import NamedTensors
 from yuzogpt.config import ModelSettings, ParallelSettings
-from yuzogpt.loading import NamedTensors
 from yuzogpt.model.gpt import GPT
 from yuzogpt.runtime.device import Hardware, keep_compiled_code_private
 from yuzogpt.runtime.memory import return_freed_memory

@@ -8,10 +8,10 @@ import math
 import time
 from collections.abc import Iterator
 
+from yuzogpt.checkpoints.load import Start
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.schedule import worth_saying
 from yuzogpt.data.batches import Rows
-from yuzogpt.loading import Start
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.gpt import GPT
 from yuzogpt.runtime.device import Hardware

@@ -7,7 +7,7 @@ threads talk over a group of their own, so that their collectives do not mix wit
     ddp     rank 0 holds everything, and writes it
     fsdp    each rank writes one file of whole tensors, gathered from all ranks one by one
 
-Where out_dir is in a store, each rank then sends what it wrote (stored_checkpoints.py).
+Where out_dir is in a store, each rank then sends what it wrote (remote.py).
 """
 
 import concurrent.futures
@@ -28,14 +28,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from yuzogpt import checkpoints, stored_checkpoints
-from yuzogpt.checkpoints import MODEL, OPTIMIZER, Checkpoint, State, tensor_file
+from yuzogpt import checkpoints
+from yuzogpt.checkpoints import remote
+from yuzogpt.checkpoints.format import MODEL, OPTIMIZER, Checkpoint, State, tensor_file
+from yuzogpt.checkpoints.safetensors_file import write_tensors
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.metrics import MetricsLog
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
 from yuzogpt.storage import mirrors
-from yuzogpt.tensor_files import write_tensors
 from yuzogpt.training.optimizers import Optimizer, state_tensors
 from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, local, rows_of_rank
@@ -230,7 +231,7 @@ class Saver:
         """Write this rank's files; return their hashes, and what went wrong."""
         hashes: dict[str, str] = {}
         failed = None
-        room = stored_checkpoints.room_of(temporary, self.world.rank)
+        room = remote.room_of(temporary, self.world.rank)
         for kind in (MODEL, OPTIMIZER):
             tensors = self._whole_tensors(kind)
             try:
@@ -245,7 +246,7 @@ class Saver:
             for _ in tensors:  # the other ranks count on this one's part
                 pass
         try:
-            stored_checkpoints.send(room, directory, {} if failed else hashes)
+            remote.send(room, directory, {} if failed else hashes)
         except Exception as error:
             failed = reason_of(error)
         return hashes, failed
@@ -306,12 +307,12 @@ class Saver:
             if self.log:
                 self.log.push()  # a run that goes on from this checkpoint has its records, too
             written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
-            stored_checkpoints.publish(written.directory)
+            remote.publish(written.directory)
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             return error
         with contextlib.suppress(OSError):
-            self.bytes = stored_checkpoints.size_of(written.directory)
+            self.bytes = remote.size_of(written.directory)
         return None
 
     def _prune(self) -> None:

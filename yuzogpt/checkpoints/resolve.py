@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from yuzogpt import checkpoints, stored_checkpoints, tokenization
-from yuzogpt.checkpoints import Checkpoint
+from yuzogpt import checkpoints, tokenization
+from yuzogpt.checkpoints import remote
+from yuzogpt.checkpoints.format import Checkpoint
+from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED, read_config
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
-from yuzogpt.model.hub import CONFIG, PUBLISHED, read_config
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.paths import directory_or_store
 from yuzogpt.storage.untrusted import DamagedFile
@@ -94,7 +95,7 @@ def find_model(name: str) -> ModelReference:
         return ModelReference(name, PUBLISHED[name].shape, None)
     if Path(name, CONFIG).is_file():
         return ModelReference(name, read_config(Path(name, CONFIG)), None)
-    place = str(stored_checkpoints.pull_reference(name)) if scheme_of(name) else name
+    place = str(remote.pull_reference(name)) if scheme_of(name) else name
     checkpoint = checkpoints.find(place)
     if checkpoint is None:
         raise UserError(

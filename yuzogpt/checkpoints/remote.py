@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yuzogpt import checkpoints
-from yuzogpt.checkpoints import MANIFEST, STATE, Checkpoint
+from yuzogpt.checkpoints.format import MANIFEST, STATE, Checkpoint
 from yuzogpt.errors import UserError
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.untrusted import MAX_JSON_BYTES

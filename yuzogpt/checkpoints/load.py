@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yuzogpt.checkpoints import MODEL, Checkpoint
+from yuzogpt.checkpoints import huggingface
+from yuzogpt.checkpoints.format import MODEL, Checkpoint
+from yuzogpt.checkpoints.resolve import ModelReference, resolve_model, shape_of
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.model import huggingface
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.model.shapes import check_shapes
-from yuzogpt.references import ModelReference, resolve_model, shape_of
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 

@@ -8,9 +8,9 @@ import shutil
 import uuid
 from pathlib import Path
 
+from yuzogpt.checkpoints.resolve import ModelReference
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.references import ModelReference
 from yuzogpt.storage.atomic_files import sync_directory, sync_file
 from yuzogpt.tokenization import huggingface as tokenizer_files
 
@@ -29,8 +29,8 @@ def to_huggingface(reference: ModelReference, folder: Path) -> None:
     # Only now torch, which takes seconds to import: mistakes have shown by here.
     from safetensors import SafetensorError
 
-    from yuzogpt.loading import load_model
-    from yuzogpt.model import huggingface
+    from yuzogpt.checkpoints import huggingface
+    from yuzogpt.checkpoints.load import load_model
 
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from yuzogpt.checkpoints.pretrained import (
+    CONFIG,
+    PUBLISHED,
+    WEIGHTS,
+    download,
+    read_config,
+    weight_files,
+)
+from yuzogpt.checkpoints.safetensors_file import read_tensors
 from yuzogpt.config import ModelSettings
 from yuzogpt.model.gpt import GPT
-from yuzogpt.model.hub import CONFIG, PUBLISHED, WEIGHTS, download, read_config, weight_files
 from yuzogpt.model.shapes import check_shapes
-from yuzogpt.tensor_files import read_tensors
 
 GENERATION_CONFIG = "generation_config.json"
 # Linear layers that GPT-2 stores as (in, out); torch's nn.Linear wants (out, in).

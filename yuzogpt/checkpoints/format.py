@@ -13,28 +13,24 @@ In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
 
 Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
 written under another name, synced, verified, then renamed. The directory is the only truth: which
-checkpoint is newest or best is read off what is there. stored_checkpoints.py: the same in an object
+checkpoint is newest or best is read off what is there. remote.py: the same in an object
 store.
 """
 
-import contextlib
-import math
-import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from yuzogpt.console.terminal import complain
+from yuzogpt.checkpoints.safetensors_file import read_tensors, write_tensors
 from yuzogpt.errors import UserError
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.atomic_files import sha256, sync_directory, sync_file, to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
-from yuzogpt.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
     from torch import Tensor
@@ -51,7 +47,6 @@ READABLE = (1, 2)  # 1 had no files of several ranks
 Setting = TypeVar("Setting", str, int)
 
 # The names that we write. A manifest of somebody else's may hold any; others are not opened.
-STEP = re.compile(r"step-(0|[1-9][0-9]{0,15})")
 FileName = Annotated[
     str,
     Field(
@@ -246,192 +241,6 @@ def rewrite_manifest(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest of a checkpoint, here and in its store."""
     write_durably(directory / MANIFEST, to_json(manifest.model_dump(exclude_unset=True)))
     mirrors.push(directory / MANIFEST)
-
-
-def newest(
-    run: Path, on_corrupt: Callable[[Path, str], None], *, head_only: bool = False
-) -> Checkpoint | None:
-    """Return the newest checkpoint that a run can go on from, whole.
-
-    `on_corrupt` is told of each newer one that is not whole; `head_only`: as far as states tell.
-    """
-    return first_whole(lambda: resumable(run)[::-1], on_corrupt, head_only=head_only)
-
-
-def best(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
-    """Return the checkpoint with the lowest validation loss whose weights are whole."""
-    return first_whole(lambda: by_validation_loss(run), on_corrupt, optimizer=False)
-
-
-def first_whole(
-    listed: Callable[[], list[Path]], on_corrupt: Callable[[Path, str], None], **needed: bool
-) -> Checkpoint | None:
-    """Return the first of those that are listed that is whole.
-
-    One that its run deleted while it was read is not corrupt: what is there now is listed again.
-    """
-    seen: set[Path] = set()
-    while directory := next((path for path in listed() if path not in seen), None):
-        seen.add(directory)
-        try:
-            return verify(directory, **needed)
-        except CorruptCheckpoint as error:
-            if not is_gone(directory):
-                on_corrupt(directory, str(error))
-    return None
-
-
-def is_gone(directory: Path) -> bool:
-    """Tell whether a checkpoint was deleted, there where it is kept."""
-    is_mirror = mirrors.uri_of(directory) is not None
-    return not mirrors.exists(directory / MANIFEST if is_mirror else directory)
-
-
-def find(reference: str) -> Checkpoint | None:
-    """Return the checkpoint that a run directory (its best) or checkpoint directory means.
-
-    None if it is neither; UserError if it holds checkpoints and none is whole.
-    """
-    directory, name = Path(reference), mirrors.name_of(Path(reference))
-    try:
-        if (directory / STATE).exists() or (directory / MANIFEST).exists():
-            return verify(directory, optimizer=False)
-    except CorruptCheckpoint as error:
-        if is_gone(directory):
-            return None
-        raise UserError(f"{name}: corrupt checkpoint: {error}") from None
-    broken: list[str] = []
-
-    def tell(path: Path, reason: str) -> None:
-        broken.append(f"{path.name}: {reason}")
-        complain(f"!!! checkpoint {mirrors.name_of(path)} is corrupt ({reason})")
-
-    found = best(directory, tell)
-    if found is None and broken:
-        raise UserError(f"{name}: no checkpoint is whole: {'; '.join(broken)}")
-    if found is None and mirrors.exists(directory / "metrics.jsonl"):
-        raise UserError(f"{name}: this run has no checkpoint yet")
-    return found
-
-
-def candidates(run: Path) -> list[Path]:
-    """Return the checkpoint directories of a run, oldest first, not yet verified."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted((path for path in found if step_of(path) >= 0), key=step_of)
-
-
-def resumable(run: Path) -> list[Path]:
-    """Return those that a run could go on from, oldest first: not kept for their weights only.
-
-    What is broken beyond telling is among them, so that it is noticed.
-    """
-    return [path for path in candidates(run) if not is_weights_only(path)]
-
-
-def is_weights_only(directory: Path) -> bool:
-    """Tell whether a checkpoint was kept for its weights: its manifest names no optimizer's."""
-    with contextlib.suppress(OSError, DamagedFile):
-        return not any(name.startswith(OPTIMIZER) for name in read_manifest(directory).files)
-    return False
-
-
-def step_of(directory: Path) -> int:
-    """Return the step of a checkpoint directory by its name, -1 if it has none."""
-    found = STEP.fullmatch(directory.name)
-    return int(found[1]) if found else -1
-
-
-def by_validation_loss(run: Path) -> list[Path]:
-    """Return the checkpoint directories of a run, the best first.
-
-    Only estimates over as many windows as the newest one's compare; others come last, as do NaN
-    and none at all. Among equals the newest is first.
-    """
-    newest_first = candidates(run)[::-1]
-    metrics = [read_metrics(directory) for directory in newest_first]
-    comparable = next((found["val_windows"] for found in metrics if "val_windows" in found), None)
-
-    def loss(index: int) -> float:
-        found = metrics[index].get("val_loss_estimate", math.nan)
-        same = metrics[index].get("val_windows") == comparable
-        return found if same and not math.isnan(found) else math.inf
-
-    return [newest_first[index] for index in sorted(range(len(metrics)), key=loss)]
-
-
-def best_of_each(run: Path, count: int) -> list[Path]:
-    """Return the best checkpoints of a run: so many of each number of windows, as these compare.
-
-    A run may go on with another number, which makes none of its older checkpoints worse.
-    """
-    losses: dict[float | None, list[tuple[float, Path]]] = {}
-    for directory in candidates(run)[::-1]:  # among equals the newest is first
-        found = read_metrics(directory)
-        loss = found.get("val_loss_estimate", math.nan)
-        if math.isfinite(loss):
-            losses.setdefault(found.get("val_windows"), []).append((loss, directory))
-    ranked = [sorted(group, key=lambda one: one[0])[:count] for group in losses.values()]
-    return [directory for group in ranked for _, directory in group]
-
-
-def read_metrics(directory: Path) -> dict[str, float]:
-    """Return the metrics of a checkpoint that may be broken: none, then."""
-    with contextlib.suppress(OSError, DamagedFile):
-        return {name: float(value) for name, value in read(directory).state.metrics.items()}
-    return {}
-
-
-def quarantine(directory: Path) -> Path:
-    """Move a broken checkpoint aside, where nothing looks for checkpoints; nothing is deleted."""
-    for attempt in range(1000):
-        aside = directory.with_name(f"broken-{directory.name}-{attempt}")
-        if not aside.exists():
-            return directory.rename(aside)
-    raise OSError(f"{directory}: too many broken checkpoints beside it")
-
-
-def prune(run: Path, successor: Checkpoint, keep_last: int, keep_best: int) -> None:
-    """Delete what is not kept, now that `successor` was verified.
-
-    Kept are the `keep_last` newest, to go on from, and the weights of the `keep_best` best.
-    """
-    last = {successor.directory, *resumable(run)[-keep_last:]}
-    best = best_of_each(run, keep_best)
-    for directory in candidates(run):
-        if directory in last:
-            continue
-        if directory in best:
-            drop_optimizer(directory)
-        else:
-            discard(directory)
-
-
-def discard(directory: Path) -> None:
-    """Delete a checkpoint, here and in its store."""
-    mirrors.delete_folder(directory, first=MANIFEST)
-    remove(directory)
-
-
-def drop_optimizer(directory: Path) -> None:
-    """Keep only the weights of a checkpoint; its manifest says so before anything is deleted."""
-    try:
-        manifest = read_manifest(directory)
-    except DamagedFile:
-        return  # damaged since it was verified: its next reader will say so
-    gone = [name for name in manifest.files if name.startswith(OPTIMIZER)]
-    if gone:
-        kept = {name: hash for name, hash in manifest.files.items() if name not in gone}
-        rewrite_manifest(directory, manifest.model_copy(update={"files": kept}))
-    here = [path.name for path in directory.iterdir()]
-    for name in {*here, *mirrors.listing(directory)}:
-        if name.startswith(OPTIMIZER):
-            mirrors.delete(directory / name)
-
-
-def sweep(run: Path) -> None:
-    """Delete what a killed writer left half done; only the holder of the run's lease may."""
-    for leftover in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove(directory: Path) -> None:

@@ -34,8 +34,9 @@ from yuzogpt.config import (
     OptimizerSettings,
     ParallelSettings,
 )
-from yuzogpt.metrics import MetricsLog, read_records
 from yuzogpt.model.initialization import initial_weights
+from yuzogpt.runs.event_log import MetricsLog, read_records
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.watchdog import Watchdog
@@ -44,7 +45,6 @@ from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, parallelize
 from yuzogpt.training.saving import Saver
-from yuzogpt.training.stopping import StopRequest
 
 BAR = 1.5  # times the copy
 

@@ -30,7 +30,7 @@ from yuzogpt.bench.bench import in_directory, short_run
 from yuzogpt.bench.launchers import LAUNCHERS, arguments, environment, raising_on_signals
 from yuzogpt.config import BenchSettings, TrainSettings
 from yuzogpt.config.resolve import resolve, to_yaml
-from yuzogpt.metrics import Record, read_records, seconds_of_step
+from yuzogpt.runs.event_log import Record, read_records, seconds_of_step
 
 FLAGS = (
     "--n_layer=6 --n_head=4 --n_embd=256 --block_size=128 --batch_size=8 "

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from yuzogpt import runs
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
-from yuzogpt.metrics import read_records
+from yuzogpt.runs.event_log import read_records
 from yuzogpt.runtime.cores import SYSTEM, THREADS, groups
 
 PRESET, DATASET = "shakespeare_char_cpu", "shakespeare_char"

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from yuzogpt.metrics import seconds_of_step
+from yuzogpt.runs.event_log import seconds_of_step
 
 ADAMW = ("--optimizer=adamw", "--matrix_rate=1", "--learning_rate=0.004", "--warmup_iters=20")
 PARTS = {

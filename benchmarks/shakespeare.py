@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from yuzogpt.metrics import seconds_of_step
+from yuzogpt.runs.event_log import seconds_of_step
 
 NANOGPT = (
     "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "

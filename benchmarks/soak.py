@@ -34,9 +34,9 @@ from typing import Self
 import psutil
 
 from yuzogpt import checkpoints, runs
-from yuzogpt.metrics import Follower, Record, read_records
 from yuzogpt.report.history import History
 from yuzogpt.report.summary import Summary, summarize
+from yuzogpt.runs.event_log import Follower, Record, read_records
 
 FLAGS = (
     "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --dropout=0.1 --batch_size=8 "

@@ -25,11 +25,11 @@ from tests.evaluation.models import random_model
 from yuzogpt import runs
 from yuzogpt.checkpoints.load import load_model
 from yuzogpt.checkpoints.resolve import resolve_model
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.tokenization.huggingface import files_of
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 from yuzogpt.training.launch import work
-from yuzogpt.training.stopping import StopRequest
 
 ODD = (
     " Hello  world! It's 2026; naïve café ☕ 日本語 👩‍🔬 é\n\n\n"

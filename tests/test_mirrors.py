@@ -17,7 +17,7 @@ from tests.waiting import wait_until
 from yuzogpt import checkpoints, cli, runs
 from yuzogpt.checkpoints import remote
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.metrics import Follower, MetricsLog, append_record
+from yuzogpt.runs.event_log import Follower, MetricsLog, append_record
 from yuzogpt.storage import lease, mirrors
 from yuzogpt.storage.atomic_files import to_json
 from yuzogpt.storage.lease import LEASE, Lease

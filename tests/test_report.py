@@ -16,10 +16,11 @@ from yuzogpt.report import tables, terminal
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import binned, plots
 from yuzogpt.report.summary import summarize
+from yuzogpt.runs.event_log import read_records
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.training import curves
 from yuzogpt.training.launch import work
-from yuzogpt.training.stopping import StopRequest
 
 TOKENS = 1000  # of a step
 DEATH = "!!! worker 1 failed (<b>&</b> [red]OOM[/red]\x1b[2J\n); see errors.log"
@@ -305,7 +306,7 @@ def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     assert "finished" in text
     assert (tmp_path / "elsewhere.html").exists()
     assert not (tmp_path / "run" / "report.html").exists()
-    records = runs.read_records(tmp_path / "run" / runs.METRICS)
+    records = read_records(tmp_path / "run" / runs.METRICS)
     curves.draw(records, tmp_path / "run" / runs.CURVE)
     assert (tmp_path / "run" / runs.CURVE).read_bytes().startswith(b"\x89PNG")
     report(tmp_path / "run", capsys)

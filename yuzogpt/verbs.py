@@ -305,7 +305,7 @@ def export(settings: Section) -> None:
     assert isinstance(settings, ExportSettings)
     from yuzogpt.checkpoints.export import to_huggingface
     from yuzogpt.checkpoints.resolve import resolve_model
-    from yuzogpt.preflight import check_not_in_a_run, check_writable
+    from yuzogpt.runs.requirements import check_not_in_a_run, check_writable
 
     wanted = settings.export
     folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")

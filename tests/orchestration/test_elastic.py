@@ -12,7 +12,7 @@ from tests.orchestration.clusters import started
 from tests.training.worlds import losses, records, run_world, wait_for_start
 from tests.waiting import wait_until
 from yuzogpt import runs
-from yuzogpt.metrics import read_records
+from yuzogpt.runs.event_log import read_records
 
 pytestmark = pytest.mark.slow
 

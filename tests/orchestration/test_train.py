@@ -37,7 +37,7 @@ from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
 from yuzogpt.orchestration.lean import lean_trainer
 from yuzogpt.orchestration.train import set_environment, train_connected
-from yuzogpt.training.stopping import ask_to_stop
+from yuzogpt.runs.stop_request import ask_to_stop
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, yuzogpt
 from tests.orchestration.clusters import newest_worker, started
 from tests.training.worlds import records
 from tests.waiting import wait_until
-from yuzogpt.metrics import read_records
+from yuzogpt.runs.event_log import read_records
 from yuzogpt.tuning.sweep import SIGNATURE
 from yuzogpt.tuning.trials import Trial
 

@@ -23,9 +23,9 @@ from tests.training.worlds import (
 )
 from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
+from yuzogpt.runs.stop_request import StopRequest, read_request
 from yuzogpt.runtime.world import World
 from yuzogpt.training.launch import work
-from yuzogpt.training.stopping import StopRequest, read_request
 
 DROPOUT = "--dropout=0.1"
 

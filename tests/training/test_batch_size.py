@@ -5,9 +5,10 @@ import torch
 
 from tests.conftest import tiny_settings
 from tests.training.worlds import losses, records, run_world, weights
-from yuzogpt import checkpoints, preflight, runs
+from yuzogpt import checkpoints, runs
 from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
 from yuzogpt.errors import UserError
+from yuzogpt.runs import requirements
 from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import MEASURED_EVERY, WARM_AFTER, GlobalBatch
 from yuzogpt.training.schedules import batch_factor, lr_at
@@ -87,11 +88,11 @@ def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words
 def test_a_schedule_by_noise_needs_two_rows_a_worker(corpus_dir, tmp_path):
     """Fewer are one gradient, and nothing to hold it against: the batch would never grow."""
     settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=4")
-    preflight.check_world(settings, 2, None)
+    requirements.check_world(settings, 2, None)
     with pytest.raises(UserError, match="3 workers need 6 rows to measure it; raise --start_rows"):
-        preflight.check_world(settings, 3, None)
+        requirements.check_world(settings, 3, None)
     whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=12")
-    preflight.check_world(whole, 12, None)  # has nowhere to grow
+    requirements.check_world(whole, 12, None)  # has nowhere to grow
 
 
 def test_more_workers_may_go_on_with_a_batch_that_has_grown(root, corpus_dir):

@@ -13,7 +13,7 @@ from tests.training.worlds import train_here
 from tests.waiting import wait_until
 from yuzogpt.config import LogSettings
 from yuzogpt.console.quantities import time_left
-from yuzogpt.metrics import Follower, MetricsLog, append_record, read_records
+from yuzogpt.runs.event_log import Follower, MetricsLog, append_record, read_records
 from yuzogpt.training.display import Display, take_wandb_key
 
 

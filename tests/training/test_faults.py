@@ -26,10 +26,10 @@ from tests.training.worlds import (
 from yuzogpt import checkpoints, runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.model.gpt import GPT
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.watchdog import EXIT_STATUS
 from yuzogpt.runtime.world import World
 from yuzogpt.training.launch import work
-from yuzogpt.training.stopping import StopRequest
 
 DROPOUT = "--dropout=0.1"
 

@@ -14,10 +14,10 @@ from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.training.launch import work
 from yuzogpt.training.monitor import layer_of
-from yuzogpt.training.stopping import StopRequest
 
 # The shape is the pretrained model's.
 SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")

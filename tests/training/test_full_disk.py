@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import exit_codes, losses, records, start_world, train_here
 from yuzogpt import checkpoints, runs
-from yuzogpt.errors import RunFailed
+from yuzogpt.errors import RunFailed, UserError
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(corpus_dir, tmp_path):
@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_before_the_first_file_names_it(corpus_dir, tmp_path
 
 def test_too_little_room_is_said_before_anything_starts(corpus_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(runs.UserError, match=r"take 1.1 MB, of .* each, 1 bytes are free"):
+    with pytest.raises(UserError, match=r"take 1.1 MB, of .* each, 1 bytes are free"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run"))
 
 
@@ -85,7 +85,7 @@ def test_there_is_room_for_as_many_checkpoints_as_lie_there_at_once(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
     runs.check(settings)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 1, free - 1))
-    with pytest.raises(runs.UserError, match="a smaller --keep_last"):
+    with pytest.raises(UserError, match="a smaller --keep_last"):
         runs.check(settings)
 
 
@@ -137,5 +137,5 @@ def test_a_damaged_old_checkpoint_does_not_end_the_run(corpus_dir, tmp_path):
 def test_what_only_the_weights_are_left_of_says_so(corpus_dir, tmp_path):
     train_here(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5"))
     checkpoints.drop_optimizer(tmp_path / "run" / "checkpoints" / "step-5")
-    with pytest.raises(runs.UserError, match="only weights are left, step-5; start from them"):
+    with pytest.raises(UserError, match="only weights are left, step-5; start from them"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=9"))

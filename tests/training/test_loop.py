@@ -25,13 +25,13 @@ from yuzogpt.data.blocks import open_corpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.atomic_files import sha256
 from yuzogpt.storage.lease import LEASE
 from yuzogpt.training.launch import work
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors, state_tensors
 from yuzogpt.training.schedules import lr_at
-from yuzogpt.training.stopping import StopRequest
 
 
 def train(corpus, out_dir, *flags):

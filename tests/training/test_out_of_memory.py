@@ -11,9 +11,9 @@ from tests.conftest import REPOSITORY, TINY, tiny_settings, yuzogpt
 from tests.training.worlds import exit_codes, losses, records, start_world
 from yuzogpt import runs
 from yuzogpt.errors import RunFailed
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.training.launch import work
-from yuzogpt.training.stopping import StopRequest
 
 
 def test_one_line_names_settings_that_take_less_and_they_work(corpus_dir, tmp_path):

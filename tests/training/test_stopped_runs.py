@@ -5,10 +5,10 @@ import pytest
 from tests.conftest import tiny_settings
 from tests.training.worlds import records
 from yuzogpt import checkpoints, runs
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.training import loop
 from yuzogpt.training.launch import work
-from yuzogpt.training.stopping import StopRequest
 
 
 def train(corpus_dir, out_dir, *flags, stop_at=None):

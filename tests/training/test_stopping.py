@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
+from yuzogpt.runs import stop_request
+from yuzogpt.runs.stop_request import StopRequest, ask_to_stop, keep_asking, read_request
 from yuzogpt.runtime.signals import Interruption, on_sigterm
-from yuzogpt.training import stopping
-from yuzogpt.training.stopping import StopRequest, ask_to_stop, keep_asking, read_request
 
 
 def ctrl_c():
@@ -19,7 +19,7 @@ def ctrl_c():
 
 @pytest.fixture
 def no_pause(monkeypatch):
-    monkeypatch.setattr(stopping, "LOOK_EVERY", 0)
+    monkeypatch.setattr(stop_request, "LOOK_EVERY", 0)
 
 
 def test_it_is_raised_by_the_next_look(no_pause):
@@ -47,7 +47,7 @@ def test_where_nobody_looks_it_is_raised_at_once(no_pause, monkeypatch):
         ctrl_c()
     with Interruption() as interruption:
         StopRequest(interruption).look()
-        monkeypatch.setattr(stopping, "LOOKED_WITHIN", 0)
+        monkeypatch.setattr(stop_request, "LOOKED_WITHIN", 0)
         with pytest.raises(KeyboardInterrupt):
             ctrl_c()
 
@@ -63,7 +63,7 @@ def test_a_full_disk_keeps_nobody_from_asking(tmp_path):
 
 
 def test_what_cannot_be_asked_is_said_and_asked_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stopping, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(stop_request, "ASK_EVERY", 0.01)
     run = tmp_path / "run"
     keep_asking(run, "SIGTERM")
     wait = threading.Event()

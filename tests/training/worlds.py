@@ -12,9 +12,9 @@ from typing import Any
 from tests.waiting import wait_until
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.metrics import Listener, read_records
+from yuzogpt.runs.event_log import Listener, read_records
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
-from yuzogpt.training.stopping import StopRequest
 
 Fault = Callable[[int], None]
 

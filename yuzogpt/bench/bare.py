@@ -17,7 +17,7 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.config.bench import TRACED
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.metrics import Listener, Record
+from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.training.launch import work_here
 
 MEMORY = "memory.txt"  # bytes

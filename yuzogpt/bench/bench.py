@@ -15,7 +15,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from yuzogpt import preflight, runs
+from yuzogpt import runs
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
 from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
@@ -24,6 +24,7 @@ from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
+from yuzogpt.runs import requirements
 from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.world import World
@@ -58,7 +59,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         base = short_run(settings, Path(directory))
         base, _ = runs.check(in_directory(base, directory, "none"))
         for workers in wanted.world_sizes if wanted.launchers != ("bare",) else ():
-            preflight.check_world(base, workers, None)
+            requirements.check_world(base, workers, None)
         hardware = choose_hardware(base.device, World(), base.device.compile)
         timings: list[tuple[str, int, Timing]] = []
         if "bare" in wanted.launchers:

@@ -24,7 +24,7 @@ from yuzogpt.bench.bare import MEMORY
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.resolve import to_yaml
 from yuzogpt.errors import RunFailed, Stopped
-from yuzogpt.metrics import read_records, seconds_of_step
+from yuzogpt.runs.event_log import read_records, seconds_of_step
 from yuzogpt.runtime import ranks
 
 ENDS_WITHIN = 60.0  # seconds; torchrun itself gives its ranks 30

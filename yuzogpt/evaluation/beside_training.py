@@ -15,8 +15,8 @@ from yuzogpt.errors import UserError, reason_of
 from yuzogpt.evaluation import benchmark_files
 from yuzogpt.evaluation.evaluate import check_task
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
-from yuzogpt.metrics import append_record
-from yuzogpt.runs import EVALUATIONS, STOP
+from yuzogpt.runs.directory import EVALUATIONS, STOP
+from yuzogpt.runs.event_log import append_record
 from yuzogpt.storage import mirrors
 
 AT_A_TIME = 8  # passages, between two looks whether the run was asked to stop

@@ -21,7 +21,7 @@ from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
 from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
-from yuzogpt.preflight import check_writable
+from yuzogpt.runs.requirements import check_writable
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import Lease
 

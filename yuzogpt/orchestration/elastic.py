@@ -14,15 +14,15 @@ import ray
 from ray.exceptions import RayActorError
 
 from yuzogpt import runs
-from yuzogpt.metrics import append_record
 from yuzogpt.orchestration.callbacks import (
     ControllerCallback,
     WorkerGroupCallback,
     actors_of,
 )
+from yuzogpt.runs.event_log import append_record
+from yuzogpt.runs.stop_request import ASK_EVERY, ask_to_stop
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
 from yuzogpt.storage import mirrors
-from yuzogpt.training.stopping import ASK_EVERY, ask_to_stop
 
 # Why workers stop for a while: they wait for their end then, where others would return, because a
 # worker that returns has finished the run.

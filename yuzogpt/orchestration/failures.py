@@ -15,13 +15,13 @@ from ray.train import UserCallback
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.metrics import append_record, parse
 from yuzogpt.orchestration.callbacks import (
     ControllerCallback,
     WorkerGroupCallback,
     actors_of,
 )
 from yuzogpt.orchestration.causes import cause_of, first_to_fail
+from yuzogpt.runs.event_log import append_record, parse
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
 

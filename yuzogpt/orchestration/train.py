@@ -21,7 +21,6 @@ from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.evaluation.beside_training import read_exams
 from yuzogpt.evaluation.tasks import Exam
-from yuzogpt.metrics import Listener, Record
 from yuzogpt.orchestration.causes import ours
 from yuzogpt.orchestration.cluster import (
     connected,
@@ -29,12 +28,13 @@ from yuzogpt.orchestration.cluster import (
     is_embedded,
     refuse_unreachable,
 )
+from yuzogpt.runs.event_log import Listener, Record
+from yuzogpt.runs.stop_request import keep_asking
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import on_sigterm, sigterm_held_back
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import open_filesystem
 from yuzogpt.training.display import Display, take_wandb_key
-from yuzogpt.training.stopping import keep_asking
 
 # Set before ray is imported.
 ENVIRONMENT = {
@@ -99,7 +99,7 @@ def train_connected(
     exams: Mapping[str, Exam] | None = None,
 ) -> None:
     """Train on the Ray that this process is connected to, in an out_dir that it holds."""
-    from yuzogpt.metrics import Follower
+    from yuzogpt.runs.event_log import Follower
     from yuzogpt.training.launch import conclude
 
     run, is_training, is_left = runs.directory_of(settings), threading.Event(), threading.Event()
@@ -290,9 +290,9 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         wait_for_the_end,
     )
     from yuzogpt.orchestration.reports import Reports
+    from yuzogpt.runs.stop_request import StopRequest, request_in
     from yuzogpt.runtime.world import World
     from yuzogpt.training.launch import work
-    from yuzogpt.training.stopping import StopRequest, request_in
 
     context = ray.train.get_context()
     world = World(

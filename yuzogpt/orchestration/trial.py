@@ -13,8 +13,8 @@ from typing import Any
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import InUse, RunFailed, UserError
-from yuzogpt.metrics import Listener
 from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP
+from yuzogpt.runs.event_log import Listener
 from yuzogpt.tuning.sweep import Sweep, workers_of
 from yuzogpt.tuning.trials import Trial, carry_out, refuse, score
 
@@ -70,7 +70,7 @@ class Reports:
 def train(settings: TrainSettings, listener: Listener) -> str | None:
     """Train, and return why the run stopped before its end, if it did."""
     from yuzogpt import runs
-    from yuzogpt.metrics import Follower
+    from yuzogpt.runs.event_log import Follower
     from yuzogpt.training.launch import work_here
 
     with held(settings) as run:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from yuzogpt.metrics import Record, read_lines
+from yuzogpt.runs.event_log import Record, read_lines
 
 Column = npt.NDArray[np.float64]
 Columns = dict[str, Column]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from yuzogpt import runs
 from yuzogpt.errors import UserError
-from yuzogpt.metrics import read_records
 from yuzogpt.report import tables, terminal
 from yuzogpt.report.history import History
 from yuzogpt.report.page import is_page, page
 from yuzogpt.report.plots import plots
 from yuzogpt.report.summary import summarize
+from yuzogpt.runs.event_log import read_records
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.untrusted import open_regular

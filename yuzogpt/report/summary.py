@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from yuzogpt.metrics import Record
 from yuzogpt.report.history import Column, Event, History, number, words
-from yuzogpt.runs import SETTINGS
+from yuzogpt.runs.directory import SETTINGS
+from yuzogpt.runs.event_log import Record
 from yuzogpt.storage.untrusted import DamagedFile, read_file
 
 MAX_SETTINGS_BYTES = 2**20

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from yuzogpt.metrics import Record
 from yuzogpt.report.history import LAST_STEP, Event, number, words
 from yuzogpt.report.summary import START_UP, Attempt, Summary
+from yuzogpt.runs.event_log import Record
 
 MOST_BENCHMARKS = 50  # columns
 LONGEST_TEXT = 300  # characters of a cause: an error may be a page long

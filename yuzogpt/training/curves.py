@@ -7,9 +7,9 @@ more.
 from collections.abc import Sequence
 from pathlib import Path
 
-from yuzogpt.metrics import Record
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import draw_loss
+from yuzogpt.runs.event_log import Record
 from yuzogpt.storage.atomic_files import naming
 
 

@@ -18,8 +18,8 @@ from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import time_left
 from yuzogpt.console.terminal import say, visible
 from yuzogpt.errors import UserError, first_line
-from yuzogpt.metrics import Record, seconds_of_step
-from yuzogpt.preflight import OFFLINE
+from yuzogpt.runs.event_log import Record, seconds_of_step
+from yuzogpt.runs.requirements import OFFLINE
 from yuzogpt.storage import mirrors
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal

@@ -13,14 +13,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from yuzogpt import preflight, runs
+from yuzogpt import runs
 from yuzogpt.checkpoints import remote
 from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import PUBLISHED, download
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.metrics import Listener, MetricsLog, append_record, read_records
+from yuzogpt.runs import requirements
+from yuzogpt.runs.event_log import Listener, MetricsLog, append_record, read_records
+from yuzogpt.runs.stop_request import StopRequest, request_in
 from yuzogpt.runtime.device import choose_device
 from yuzogpt.runtime.signals import Interruption, on_sigterm
 from yuzogpt.runtime.watchdog import Watchdog
@@ -34,7 +36,6 @@ from yuzogpt.training.loop import train
 from yuzogpt.training.out_of_memory import explained, refuse_again
 from yuzogpt.training.outside import Outside, Report
 from yuzogpt.training.rendezvous import process_group
-from yuzogpt.training.stopping import StopRequest, request_in
 
 TOLD_WITHIN = 5.0  # seconds; storage that does not answer must not keep a hung process alive
 
@@ -88,7 +89,7 @@ def work(
                 download(settings.run.init_from)
     start = None if resume else agree_on_start(settings, world)
     with world.all_or_none():
-        preflight.check_world(settings, world.size, resume)
+        requirements.check_world(settings, world.size, resume)
     ending = contextlib.ExitStack()
     is_begun = threading.Event()
 

@@ -24,9 +24,10 @@ from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.evaluation.loss import Interrupted, mean_loss
-from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
+from yuzogpt.runs.event_log import MetricsLog
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.network import measure
 from yuzogpt.runtime.world import World
@@ -47,7 +48,6 @@ from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_
 from yuzogpt.training.records import Records, finite
 from yuzogpt.training.saving import Saver
 from yuzogpt.training.schedules import batch_factor, lr_at
-from yuzogpt.training.stopping import StopRequest
 
 WAYS_OUT = (
     "Try a lower --learning_rate, more --warmup_iters, or --dtype=float32, in another --out_dir"

@@ -12,7 +12,7 @@ from pathlib import Path
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import RunFailed, WorkerFailed, is_out_of_memory
-from yuzogpt.runs import FAILED
+from yuzogpt.runs.directory import FAILED
 from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.watchdog import Watchdog
-from yuzogpt.training.stopping import StopRequest
 
 # Called by every rank, equally often, for each checkpoint that was evaluated, with its metrics and
 # its directory.

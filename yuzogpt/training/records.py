@@ -12,8 +12,8 @@ from yuzogpt.checkpoints.load import Start
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.schedule import worth_saying
 from yuzogpt.data.batches import Rows
-from yuzogpt.metrics import MetricsLog
 from yuzogpt.model.gpt import GPT
+from yuzogpt.runs.event_log import MetricsLog
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.network import Network
 from yuzogpt.runtime.world import World

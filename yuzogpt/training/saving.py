@@ -34,7 +34,7 @@ from yuzogpt.checkpoints.format import MODEL, OPTIMIZER, Checkpoint, State, tens
 from yuzogpt.checkpoints.safetensors_file import write_tensors
 from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
-from yuzogpt.metrics import MetricsLog
+from yuzogpt.runs.event_log import MetricsLog
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
 from yuzogpt.storage import mirrors
 from yuzogpt.training.optimizers import Optimizer, state_tensors

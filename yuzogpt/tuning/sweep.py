@@ -21,11 +21,12 @@ from typing import Any
 
 import yaml
 
-from yuzogpt import preflight, runs
+from yuzogpt import runs
 from yuzogpt.config import TrainSettings, TuneSettings
 from yuzogpt.config.resolve import changed_frozen, load_yaml, to_yaml
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
+from yuzogpt.runs import requirements
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import LEASE, Lease
@@ -112,7 +113,7 @@ class Sweep:
             raise UserError(f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all")
         if self.settings.sweep.search_algorithm == "grid":
             self.space.grid()
-        preflight.refuse_to_delete_the_start(self.settings)
+        requirements.refuse_to_delete_the_start(self.settings)
         model = self._check({}).model
         for parameter in self.space.parameters:
             for value in parameter.values:

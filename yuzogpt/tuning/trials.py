@@ -18,10 +18,10 @@ from typing import Any, Literal
 from yuzogpt import checkpoints, runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import InUse, RunFailed, UserError, is_out_of_memory
-from yuzogpt.metrics import Listener, Record, read_records
+from yuzogpt.runs.event_log import Listener, Record, read_records
+from yuzogpt.runs.stop_request import ask_to_stop
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, checked, read_json
-from yuzogpt.training.stopping import ask_to_stop
 from yuzogpt.tuning.space import SEARCHABLE
 
 TRIAL = "trial.json"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yuzogpt.console.terminal import complain
-from yuzogpt.runs import PAUSE, STOP
+from yuzogpt.runs.directory import PAUSE, STOP
 from yuzogpt.storage import mirrors
 
 LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip

@@ -1,17 +1,14 @@
-"""One run is one out_dir: what the same command finds there, and whether it may go on.
+"""Before a run starts: every mistake that can be found without starting.
 
-In: settings, the corpus, and the directory. Out: nothing yet (a new run), the checkpoint to resume
-from, or a UserError with the difference. Needs no torch, so the answer comes at once.
+In: settings, the corpus, and out_dir. Out: the complete settings, and the checkpoint to resume from
+(None: a new run), or a UserError with the difference. Needs no torch, so the answer comes at once.
 """
 
-import contextlib
-import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from yuzogpt import checkpoints, preflight, tokenization
-from yuzogpt.checkpoints import remote
+from yuzogpt import checkpoints, tokenization
 from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import (
     CONFIG,
@@ -22,31 +19,34 @@ from yuzogpt.checkpoints.pretrained import (
 )
 from yuzogpt.checkpoints.resolve import resolve_model, shape_of
 from yuzogpt.config import ModelSettings, Part, TrainSettings
-from yuzogpt.config.resolve import changed_frozen, to_yaml
+from yuzogpt.config.resolve import changed_frozen
 from yuzogpt.config.schedule import decaying_again, first_change, refuse_rates, way_on
 from yuzogpt.data.batches import refuse_short
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
-from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.metrics import append_record, read_records
+from yuzogpt.errors import UserError
+from yuzogpt.runs import requirements
+from yuzogpt.runs.directory import (
+    CURVE,
+    DELETING,
+    ERRORS,
+    EVALUATIONS,
+    METRICS,
+    PAUSE,
+    REPORT,
+    SETTINGS,
+    SIGNATURE,
+    STOP,
+    WANDB_ID,
+    directory_of,
+    gives_way,
+    has_checkpoints,
+    header,
+    is_stored,
+    pull,
+)
+from yuzogpt.runs.event_log import read_records
 from yuzogpt.storage import mirrors
-from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.lease import Lease, holder_of
-from yuzogpt.storage.untrusted import read_file
-
-METRICS = "metrics.jsonl"
-EVALUATIONS = "evaluations.jsonl"  # of `--eval_tasks`; the same kind of records
-CURVE = "loss.png"
-REPORT = "report.html"
-SETTINGS = "settings.yaml"
-ERRORS = "errors.log"
-SIGNATURE = "# Written by `yuzogpt train`: the settings of this run.\n"
-COMMAND = "# Begun or resumed by the command "  # and its id
-DELETING = "# The rest is of the run before, and is being deleted (--overwrite).\n"
-WANDB_ID = "wandb-id.txt"
-STOP = "stop"  # a file that asks the run to stop; may hold the reason
-FAILED = ".failed"  # a line: why workers of this command are not to be started again
-PAUSE = ".pause"  # the same, of the launcher, which will start the workers again
 
 
 def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Checkpoint | None]:
@@ -60,7 +60,7 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
-    preflight.check_wandb(settings.log)
+    requirements.check_wandb(settings.log)
     if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
         raise UserError("--eval_tasks: Ray does it beside the training; --num_workers=1 or more")
     run = directory_of(settings)
@@ -73,45 +73,17 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
     resume = None
     if not settings.run.overwrite or not gives_way(settings, run, command):
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
-    preflight.check_world(settings, settings.workers.span(auto=1)[1], resume)
+    requirements.check_world(settings, settings.workers.span(auto=1)[1], resume)
     refuse_rates(settings, resume.state.step if resume else None)
     settings = as_started(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
         refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
     if not settings.evaluation.eval_only:
-        preflight.check_space(settings, run)
+        requirements.check_space(settings, run)
     if resume is None:
         check_weights(settings)
     return settings, resume
-
-
-def directory_of(settings: TrainSettings) -> Path:
-    """Return where the process that the user started finds out_dir."""
-    return mirrors.directory_of(settings.run.out_dir, mirrors.DRIVER)
-
-
-def directory_of_reader(out_dir: str) -> Path:
-    """Return where a process that only reads finds a run: what was asked for, and what it says."""
-    directory = mirrors.directory_of(out_dir, mirrors.READER)
-    try:
-        for name in (METRICS, EVALUATIONS, SETTINGS):
-            mirrors.pull(directory / name, if_changed=True)
-    except OSError as error:
-        raise UserError(f"{out_dir}: not within reach: {error.strerror}") from None
-    return directory
-
-
-def is_stored(settings: TrainSettings) -> bool:
-    """Tell whether out_dir is in an object store."""
-    return bool(scheme_of(settings.run.out_dir))
-
-
-def pull(run: Path) -> None:
-    """Bring what a mirror needs of its run: all but tensors."""
-    for name in (SETTINGS, METRICS, WANDB_ID):
-        mirrors.pull(run / name, if_changed=True)
-    remote.pull_heads(run)
 
 
 def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
@@ -222,15 +194,15 @@ def check_out_dir(settings: TrainSettings, run: Path) -> None:
     name = settings.run.out_dir
     if not is_stored(settings) and run.parent == run:
         raise UserError(f"--out_dir={name}: the root of this machine; choose a folder in it")
-    preflight.check_writable(run, name)
+    requirements.check_writable(run, name)
     if not is_stored(settings):
-        preflight.check_not_in_a_run(run, f"--out_dir={name}")
+        requirements.check_not_in_a_run(run, f"--out_dir={name}")
         if any(run.glob("train-*.arrow")):
             raise UserError(f"--out_dir={name}: holds a corpus; choose another")
     if foreign := first_foreign(run):
         advice = "; if the run is yours, delete that file" if foreign == SETTINGS else ""
         raise UserError(f"--out_dir={name}: its {foreign} is not of a run; choose another{advice}")
-    preflight.refuse_to_delete_the_start(settings)
+    requirements.refuse_to_delete_the_start(settings)
 
 
 def first_foreign(run: Path) -> str | None:
@@ -338,99 +310,3 @@ def is_here(settings: TrainSettings) -> bool:
 def ray_address(settings: TrainSettings) -> str:
     """Return the Ray cluster to join; empty: this command starts one."""
     return settings.workers.ray_address or os.environ.get("RAY_ADDRESS", "")
-
-
-@contextlib.contextmanager
-def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
-    """Hold out_dir for this command alone; a run that gives way to it is still whole.
-
-    `command`: its id, if it holds out_dir more than once; else the lease's is taken.
-    """
-    run = directory_of(settings)
-    with Lease(run) as lease:
-        command = command or lease.holder["id"]
-        remote.sweep(run)
-        for name in (STOP, PAUSE, FAILED):
-            mirrors.delete(run / name)
-        if not gives_way(settings, run, command):
-            begin(settings, run, command)
-        try:
-            yield run
-        except RunFailed as error:
-            with contextlib.suppress(OSError):
-                is_ours = holder_of(run) == lease.holder["id"]  # not into another's records
-                if is_ours and not gives_way(settings, run, command):
-                    append_record(run / METRICS, "failure", str(error), reason="gave up")
-            raise
-        finally:
-            with contextlib.suppress(OSError):
-                mirrors.delete(run / STOP)
-                mirrors.delete(run / FAILED)
-
-
-# --- how a run gives way to another (`--overwrite`)
-#
-# A command is refused, or fails, until its workers have met and loaded their weights; until then
-# the run in out_dir is whole. Then rank 0 calls `begin`, before it writes anything else. The head
-# of settings.yaml says how far that went, in one file that is replaced at once:
-#
-#     another command's id    nothing is deleted yet
-#     DELETING                some of it may be: no run is left that could go on, whoever asks
-#     this command's id       the run is this command's; workers that it starts again go on with it
-
-
-def gives_way(settings: TrainSettings, run: Path, command: str) -> bool:
-    """Return whether there is a run in out_dir that this command is to delete, and has not yet."""
-    head = header(run)
-    if DELETING in head:
-        return True
-    is_there = bool(head) or has_checkpoints(run)
-    return settings.run.overwrite and is_there and f"{COMMAND}{command}\n" not in head
-
-
-def begin(settings: TrainSettings, run: Path, command: str) -> None:
-    """Make out_dir this command's, and delete the run that gives way to it; call it on rank 0."""
-    is_new = not header(run)
-    if gives_way(settings, run, command):
-        write_settings(settings, run, DELETING)
-        clear(run)
-        is_new = True
-    # What is only to be evaluated keeps its settings: they say how it was trained.
-    if is_new or not settings.evaluation.eval_only:
-        write_settings(settings, run, f"{COMMAND}{command}\n")
-
-
-def header(run: Path) -> list[str]:
-    """Return the lines that begin settings.yaml and are no settings; none if there is no file."""
-    path = run / SETTINGS
-    try:
-        content = mirrors.read(path) if mirrors.uri_of(path) else read_file(path)
-    except FileNotFoundError:
-        return []
-    lines = content.decode(errors="replace").splitlines(keepends=True)
-    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-
-
-def has_checkpoints(run: Path) -> bool:
-    """Return whether there are checkpoints, broken ones too."""
-    return bool(checkpoints.candidates(run)) or remote.has_broken(run)
-
-
-def write_settings(settings: TrainSettings, run: Path, state: str) -> None:
-    """Write settings.yaml, which the same command can be given again."""
-    # To train from this file again must not delete the run.
-    content = SIGNATURE + state + to_yaml(without_overwriting(settings))
-    mirrors.write(run / SETTINGS, content.encode())
-
-
-def without_overwriting(settings: TrainSettings) -> TrainSettings:
-    """Return the settings of a command that goes on with what it finds."""
-    run = settings.run.model_copy(update={"overwrite": False})
-    return settings.model_copy(update={"run": run})
-
-
-def clear(run: Path) -> None:
-    """Delete what earlier runs wrote in out_dir, and nothing else; settings.yaml stays."""
-    remote.clear(run)
-    for name in (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID):
-        mirrors.delete(run / name)

@@ -32,11 +32,11 @@ from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings
 from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.blocks import open_corpus
+from yuzogpt.inference.engine import Engine
+from yuzogpt.inference.packed_linear import lay_out
+from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.sampling.engine import Engine
-from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.sampling.weights import lay_out
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 SHAPE = ModelSettings(vocab_size=50257, bias=True)

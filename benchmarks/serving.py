@@ -45,10 +45,10 @@ import torch
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings, TrainSettings
+from yuzogpt.inference.load import load_engine
+from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.sampling.load import load_engine
-from yuzogpt.sampling.requests import Request, Sampling
 
 SHAPE = ModelSettings(vocab_size=50257, bias=True)
 PROMPTS = 32

@@ -15,7 +15,7 @@ from tests.training.worlds import losses
 from yuzogpt.cli import status_of
 from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.sampling.sample import sample as draw_samples
+from yuzogpt.inference.sample import sample as draw_samples
 
 
 @pytest.fixture(scope="module")

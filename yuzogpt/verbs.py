@@ -214,8 +214,8 @@ def locate_bench(settings: BenchSettings) -> BenchSettings:
 def sample(settings: Section) -> None:
     """Print samples, or answer line by line."""
     assert isinstance(settings, SampleSettings)
-    from yuzogpt.sampling.sample import converse
-    from yuzogpt.sampling.sample import sample as draw_samples
+    from yuzogpt.inference.sample import converse
+    from yuzogpt.inference.sample import sample as draw_samples
 
     wanted = locate_sampling(settings.sampling)
     settings = settings.model_copy(update={"sampling": wanted})

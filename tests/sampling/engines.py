@@ -3,10 +3,10 @@
 import torch
 
 from yuzogpt.config import ModelSettings
+from yuzogpt.inference.engine import Engine, window_start
+from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
-from yuzogpt.sampling.engine import Engine, window_start
-from yuzogpt.sampling.requests import Request, Sampling
 from yuzogpt.tokenization.tokenizer import CharTokenizer
 
 ALPHABET = "".join(chr(ord("0") + n) for n in range(63)) + "\n "

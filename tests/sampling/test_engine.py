@@ -18,9 +18,9 @@ from tests.sampling.engines import (
     uncached,
 )
 from yuzogpt.errors import UserError
-from yuzogpt.sampling.engine import window_start
-from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.sampling.weights import ByteLinear, PackedLinear
+from yuzogpt.inference.engine import window_start
+from yuzogpt.inference.packed_linear import ByteLinear, PackedLinear
+from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 BLOCK = SHAPE.block_size
@@ -141,8 +141,8 @@ def test_a_row_alone_has_the_bits_that_it_has_in_a_pair(ins, outs):
 
 
 def test_where_fbgemm_or_onednn_is_missing_torchs_own_products_do(monkeypatch):
-    monkeypatch.setattr("yuzogpt.sampling.weights.has_fbgemm", lambda: False)
-    monkeypatch.setattr("yuzogpt.sampling.weights.has_onednn", lambda: False)
+    monkeypatch.setattr("yuzogpt.inference.packed_linear.has_fbgemm", lambda: False)
+    monkeypatch.setattr("yuzogpt.inference.packed_linear.has_onednn", lambda: False)
     prompts = [random_prompt(9, 1), random_prompt(40, 2)]
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.5)):
         events = run(make_engine(dtype=dtype), [greedy(prompt, 5) for prompt in prompts])

@@ -17,10 +17,10 @@ from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
-from yuzogpt.sampling.load import load_engine
-from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.sampling.sample import complete, ids_of, read_prompts
-from yuzogpt.sampling.sample import sample as draw_samples
+from yuzogpt.inference.load import load_engine
+from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.sample import complete, ids_of, read_prompts
+from yuzogpt.inference.sample import sample as draw_samples
 from yuzogpt.storage.paths import SUBMITTED_JOB
 
 SEPARATOR = "\n---------------\n"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from yuzogpt.sampling.requests import Sampling
-from yuzogpt.sampling.sampler import next_tokens, uniform
+from yuzogpt.inference.requests import Sampling
+from yuzogpt.inference.sampler import next_tokens, uniform
 
 
 def probabilities_of(logits, settings, seen):

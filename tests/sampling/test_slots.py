@@ -17,8 +17,8 @@ from tests.sampling.engines import (
     run,
     small_model,
 )
-from yuzogpt.sampling.engine import Engine
-from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.inference.engine import Engine
+from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.tokenization.tokenizer import CharTokenizer
 
 BLOCK = SHAPE.block_size

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from yuzogpt.sampling.text import TextStream
+from yuzogpt.inference.detokenize import TextStream
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 
 TEXT = "naïve 日本語 🍋‍🟩 family 👨‍👩‍👧 Ünï — done"

@@ -13,8 +13,8 @@ from tests.serving.services import Service, service, write_checkpoint
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import ServeSettings, TrainSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.sampling.requests import Event, Request, Sampling
-from yuzogpt.sampling.text import TextStream
+from yuzogpt.inference.detokenize import TextStream
+from yuzogpt.inference.requests import Event, Request, Sampling
 from yuzogpt.serving.app import build
 from yuzogpt.serving.completions import Logprobs, Places
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer

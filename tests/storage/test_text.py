@@ -10,7 +10,7 @@ import pytest
 from yuzogpt.config import CorpusSettings, SamplingSettings
 from yuzogpt.data.inspect import documents
 from yuzogpt.errors import UserError
-from yuzogpt.sampling.sample import read_prompts
+from yuzogpt.inference.sample import read_prompts
 from yuzogpt.storage.text import decode_pieces, decode_text, plain, read_text
 
 TEXT = "one\ntwo\n\nthree ü\n"

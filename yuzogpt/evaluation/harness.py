@@ -26,11 +26,11 @@ from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
+from yuzogpt.inference.load import load_engine
+from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.sample import complete
 from yuzogpt.runtime.device import choose_hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.sampling.load import load_engine
-from yuzogpt.sampling.requests import Request, Sampling
-from yuzogpt.sampling.sample import complete
 from yuzogpt.storage.atomic_files import expect_no_home
 from yuzogpt.tokenization.tokenizer import encode_prompt, start_of
 

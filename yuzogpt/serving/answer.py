@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from yuzogpt.sampling.requests import Event
+from yuzogpt.inference.requests import Event
 from yuzogpt.serving.access import CLIENT_WENT, OUTCOME
 from yuzogpt.serving.completions import Completion, to_requests
 from yuzogpt.serving.metrics import Metrics

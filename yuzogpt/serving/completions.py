@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yuzogpt.config import LimitSettings
-from yuzogpt.sampling.requests import Event, Request
+from yuzogpt.inference.requests import Event, Request
 from yuzogpt.serving.protocol import CompletionRequest, default
 from yuzogpt.serving.refusals import Refused
 from yuzogpt.tokenization.tokenizer import Tokenizer

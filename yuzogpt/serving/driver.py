@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from yuzogpt.sampling.engine import Engine
-from yuzogpt.sampling.requests import Event, Request
+from yuzogpt.inference.engine import Engine
+from yuzogpt.inference.requests import Event, Request
 from yuzogpt.serving.pace import Pace
 from yuzogpt.serving.refusals import Refused
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from yuzogpt.sampling.requests import Sampling
+from yuzogpt.inference.requests import Sampling
 from yuzogpt.serving.refusals import Refused
 from yuzogpt.storage.untrusted import load_json
 

@@ -22,8 +22,8 @@ from yuzogpt.checkpoints.resolve import ModelReference, resolve_model, shape_of,
 from yuzogpt.config import ServeSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import reason_of
-from yuzogpt.sampling.engine import Engine
-from yuzogpt.sampling.load import load_engine
+from yuzogpt.inference.engine import Engine
+from yuzogpt.inference.load import load_engine
 from yuzogpt.serving.driver import Driver
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import scheme_of

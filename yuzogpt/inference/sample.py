@@ -12,13 +12,13 @@ from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import SampleSettings, SamplingSettings
 from yuzogpt.console.terminal import complain, shown_on
 from yuzogpt.errors import UserError
-from yuzogpt.sampling.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.storage.text import read_text
 from yuzogpt.storage.untrusted import load_json
 from yuzogpt.tokenization.tokenizer import Tokenizer, encode_prompt, start_of
 
 if TYPE_CHECKING:
-    from yuzogpt.sampling.engine import Engine
+    from yuzogpt.inference.engine import Engine
 
 SAMPLES_AT_ONCE = 16
 
@@ -71,7 +71,7 @@ def build_engine(
     settings: SampleSettings, reference: ModelReference, tokenizer: Tokenizer, requests: int
 ) -> "Engine":
     """Load the model into an engine with room for so many requests, within reason."""
-    from yuzogpt.sampling.load import load_engine
+    from yuzogpt.inference.load import load_engine
 
     slots = min(requests, SAMPLES_AT_ONCE)
     return load_engine(

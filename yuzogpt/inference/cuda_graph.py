@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from yuzogpt.inference.kv_cache import KVCache, Span
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.positions import Positions, causal_mask
 from yuzogpt.runtime.device import keep_compiled_code_private
-from yuzogpt.sampling.cache import KVCache, Span
 
 TRIALS = 3  # before the recording: libraries allocate what they need, and choose their kernels
 

@@ -9,11 +9,11 @@ from yuzogpt.checkpoints.resolve import ModelReference
 from yuzogpt.config import DeviceSettings
 from yuzogpt.config.sample import refuse_compiling
 from yuzogpt.errors import UserError
+from yuzogpt.inference.engine import Engine
+from yuzogpt.inference.kv_cache import bytes_per_slot
+from yuzogpt.inference.packed_linear import activations, choose_dtype
 from yuzogpt.runtime.device import choose_hardware, memory_of
 from yuzogpt.runtime.world import World
-from yuzogpt.sampling.cache import bytes_per_slot
-from yuzogpt.sampling.engine import Engine
-from yuzogpt.sampling.weights import activations, choose_dtype
 from yuzogpt.tokenization.tokenizer import Tokenizer
 
 CACHE_BYTES = 4 * 2**30  # at most, for the keys and values of all slots

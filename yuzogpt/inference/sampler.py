@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yuzogpt.inference.requests import Sampling
 from yuzogpt.rng import scramble
-from yuzogpt.sampling.requests import Sampling
 
 GREEDY = 1e-5  # a temperature below is 0
 LIKELY = 1024  # so many tokens mostly hold top_p's share

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from yuzogpt.errors import UserError
+from yuzogpt.inference.cuda_graph import AllSlots
+from yuzogpt.inference.detokenize import TextStream
+from yuzogpt.inference.kv_cache import KVCache, Span
+from yuzogpt.inference.packed_linear import activations, lay_out
+from yuzogpt.inference.requests import Event, Finish, Request
+from yuzogpt.inference.sampler import next_tokens, uniform
 from yuzogpt.model.gpt import GPT
-from yuzogpt.sampling.cache import KVCache, Span
-from yuzogpt.sampling.requests import Event, Finish, Request
-from yuzogpt.sampling.sampler import next_tokens, uniform
-from yuzogpt.sampling.slots import AllSlots
-from yuzogpt.sampling.text import TextStream
-from yuzogpt.sampling.weights import activations, lay_out
 from yuzogpt.tokenization.tokenizer import Tokenizer
 
 

@@ -1,0 +1,1 @@
+"""A model and prompts -> text: an engine that decodes many requests at a time."""

@@ -1,1 +1,0 @@
-"""Sampling: from a model and a prompt to text."""

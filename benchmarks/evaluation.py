@@ -35,9 +35,9 @@ from yuzogpt.checkpoints.load import load_model
 from yuzogpt.checkpoints.pretrained import CONFIG
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, ModelSettings
-from yuzogpt.evaluation import formats
+from yuzogpt.evaluation.benchmarks import formats
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, Reading
 from yuzogpt.evaluation.scoring import score
-from yuzogpt.evaluation.tasks import TASKS, Reading
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.runtime.device import choose_hardware

@@ -12,14 +12,13 @@ from tests.conftest import REPOSITORY, tiny_settings
 from yuzogpt import runs
 from yuzogpt.cli import main
 from yuzogpt.errors import UserError
-from yuzogpt.report import tables, terminal
+from yuzogpt.report import loss_curve, tables, terminal
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import binned, plots
 from yuzogpt.report.summary import summarize
 from yuzogpt.runs.event_log import read_records
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
-from yuzogpt.training import curves
 from yuzogpt.training.launch import work
 
 TOKENS = 1000  # of a step
@@ -307,7 +306,7 @@ def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     assert (tmp_path / "elsewhere.html").exists()
     assert not (tmp_path / "run" / "report.html").exists()
     records = read_records(tmp_path / "run" / runs.METRICS)
-    curves.draw(records, tmp_path / "run" / runs.CURVE)
+    loss_curve.draw(records, tmp_path / "run" / runs.CURVE)
     assert (tmp_path / "run" / runs.CURVE).read_bytes().startswith(b"\x89PNG")
     report(tmp_path / "run", capsys)
     runs.clear(tmp_path / "run")

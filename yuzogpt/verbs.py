@@ -110,8 +110,8 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
     sweep = Sweep(settings, read_space(settings, files, searched)).checked()
 
     from yuzogpt.tuning.search import is_over
+    from yuzogpt.tuning.summary import show
     from yuzogpt.tuning.sweep import write_outcome
-    from yuzogpt.tuning.verdict import show
 
     with sweep.writing():
         if not sweep.replaces_another and is_over(sweep):
@@ -321,8 +321,8 @@ def export(settings: Section) -> None:
 def doctor(settings: Section) -> None:
     """Examine a cluster; RunFailed if it is not sound."""
     assert isinstance(settings, DoctorSettings)
+    from yuzogpt.doctor.display import show, to_json, verdict
     from yuzogpt.doctor.findings import judge
-    from yuzogpt.doctor.verdict import show, to_json, verdict
     from yuzogpt.orchestration.doctor import survey_cluster
 
     wanted = settings.doctor

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from yuzogpt.config import SoundnessSettings
+from yuzogpt.doctor.display import cores_of
 from yuzogpt.doctor.findings import judge
 from yuzogpt.doctor.links import Link
 from yuzogpt.doctor.node import Gpu, Node, Storage
 from yuzogpt.doctor.survey import Head, Survey
-from yuzogpt.doctor.verdict import cores_of
 
 WANTED = SoundnessSettings(num_nodes=4, storage="/shared")
 NAMES = ("head", "a", "b", "c")

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from yuzogpt.doctor import node
+from yuzogpt.doctor.display import show
 from yuzogpt.doctor.survey import Survey
-from yuzogpt.doctor.verdict import show
 
 LINE = "NVIDIA H100 80GB HBM3, 81559, 1200, 0, 0, 570.86\n"
 STRAY = "WARNING: infoROM is corrupted at gpu 0000:3B:00.0"

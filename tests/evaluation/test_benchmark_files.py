@@ -9,9 +9,9 @@ import pytest
 
 from yuzogpt.data.preparation.corpora import TINYSHAKESPEARE_URL
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation import benchmark_files
-from yuzogpt.evaluation.benchmark_files import PUBLISHED, Published, fetch, find, is_published
-from yuzogpt.evaluation.tasks import TASKS
+from yuzogpt.evaluation.benchmarks import files
+from yuzogpt.evaluation.benchmarks.files import PUBLISHED, Published, fetch, find, is_published
+from yuzogpt.evaluation.benchmarks.tasks import TASKS
 
 CONTENT = b"a line of a benchmark\n" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -75,13 +75,13 @@ def test_what_is_fetched_has_a_hash(monkeypatch, tmp_path):
     assert all(len(one.sha256) == 64 for one in PUBLISHED.values() if not one.how)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     unknown = PUBLISHED | {"ptb": Published("http://127.0.0.1:9/file")}
-    monkeypatch.setattr(benchmark_files, "PUBLISHED", unknown)
+    monkeypatch.setattr(files, "PUBLISHED", unknown)
     with pytest.raises(UserError, match="is missing; put this file there"):
         find(TASKS["ptb"], "")
 
 
 def test_a_copy_that_is_packed_in_another_way_is_known_by_its_size(monkeypatch):
-    monkeypatch.setattr(benchmark_files, "PUBLISHED", PUBLISHED)
+    monkeypatch.setattr(files, "PUBLISHED", PUBLISHED)
     assert is_published("enwik8", PUBLISHED["enwik8"].sha256, 1)
     assert is_published("enwik8", "0" * 64, 100_000_000)
     assert is_published("enwik8", "0" * 64, 99) is False

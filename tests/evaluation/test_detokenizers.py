@@ -5,7 +5,7 @@ import random
 import pytest
 
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.detokenizers import ONE_BILLION, PTB, WIKITEXT, Detokenizer
+from yuzogpt.evaluation.benchmarks.detokenizers import ONE_BILLION, PTB, WIKITEXT, Detokenizer
 
 # Lines in WikiText's and the Penn Treebank's manner, with what is hard about them.
 WIKITEXT_LINES = [

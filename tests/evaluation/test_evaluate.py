@@ -18,9 +18,10 @@ from tests.conftest import REPOSITORY, prepare_here, yuzogpt
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
 from yuzogpt.cli import main, status_of
 from yuzogpt.config import CorpusSettings
-from yuzogpt.evaluation import benchmark_files, shards
+from yuzogpt.evaluation import shards
+from yuzogpt.evaluation.benchmarks import files as benchmark_files
+from yuzogpt.evaluation.benchmarks.tasks import Figure
 from yuzogpt.evaluation.results import Result, beside
-from yuzogpt.evaluation.tasks import Figure
 
 
 @pytest.fixture(scope="module")

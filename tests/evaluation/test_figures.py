@@ -9,11 +9,11 @@ import torch
 from tests.sampling.engines import ALPHABET, small_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation import formats
-from yuzogpt.evaluation.corpus_loss import loss_exam
+from yuzogpt.evaluation.benchmarks import formats
+from yuzogpt.evaluation.benchmarks.corpus_loss import loss_exam
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, Reading, stop_tokens
 from yuzogpt.evaluation.passages import Passage, Score, continuation, windows
 from yuzogpt.evaluation.scoring import score
-from yuzogpt.evaluation.tasks import TASKS, Reading, stop_tokens
 from yuzogpt.model.gpt import GPT
 from yuzogpt.runtime.device import choose_hardware
 from yuzogpt.runtime.world import World

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation import formats
+from yuzogpt.evaluation.benchmarks import formats
 
 PASSAGE = json.dumps({"text": "one two three"}) + "\n"
 

@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(folder):
     """The model, as the harness sees it."""
-    from yuzogpt.evaluation.harness import YuzoGPT
+    from yuzogpt.evaluation.lm_eval import YuzoGPT
 
     return YuzoGPT(str(folder), batch_size=4, device="cpu", threads=1)
 
@@ -149,7 +149,7 @@ def test_requests_are_read_as_the_harness_own_model_reads_them(folder, adapter):
 def test_the_harness_command_runs_without_a_gpu(folder, files, tmp_path):
     """Where no device is named it asks for cuda:0."""
     command = [
-        sys.executable, "-m", "yuzogpt.evaluation.harness", "run", "--tasks", "lambada_here",
+        sys.executable, "-m", "yuzogpt.evaluation.lm_eval", "run", "--tasks", "lambada_here",
         "--include_path", str(files), "--model_args", f"model={folder},threads=1", "--limit", "2",
         "--output_path", str(tmp_path / "found"),
     ]  # fmt: skip
@@ -169,7 +169,7 @@ def test_the_harness_command_runs_without_a_gpu(folder, files, tmp_path):
      ({"batch_size": "many"}, "--batch_size=many: "), ({"depth": 3}, "depth is not known")],
 )  # fmt: skip
 def test_mistakes_are_the_users(folder, given, message):
-    from yuzogpt.evaluation.harness import YuzoGPT
+    from yuzogpt.evaluation.lm_eval import YuzoGPT
 
     with pytest.raises(UserError, match=message):
         YuzoGPT(str(folder), **{"device": "cpu", **given})
@@ -183,7 +183,7 @@ def test_mistakes_are_the_users(folder, given, message):
      ("run --config a.yaml", False)],
 )  # fmt: skip
 def test_our_model_is_taken_where_none_is_named(arguments, ours):
-    from yuzogpt.evaluation.harness import with_our_model
+    from yuzogpt.evaluation.lm_eval import with_our_model
 
     given = arguments.split()
     assert with_our_model(given) == [*given, *(["--model", "yuzogpt"] if ours else [])]

@@ -12,10 +12,10 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
 from yuzogpt.tuning.search import Search, is_over
 from yuzogpt.tuning.space import read_space
+from yuzogpt.tuning.summary import margin
 from yuzogpt.tuning.sweep import Sweep, outcome
 from yuzogpt.tuning.table import Board, Row
 from yuzogpt.tuning.trials import Trial
-from yuzogpt.tuning.verdict import margin
 
 SPACE = ["--search.dropout={grid: [0.0, 0.1]}"]
 

@@ -15,12 +15,13 @@ from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError, nearest
-from yuzogpt.evaluation import benchmark_files, results
-from yuzogpt.evaluation.corpus_loss import LOSS, loss_exam
+from yuzogpt.evaluation import results
+from yuzogpt.evaluation.benchmarks import files
+from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, loss_exam
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, Exam, Reading
 from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
-from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.runs.requirements import check_writable
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import Lease
@@ -60,7 +61,7 @@ def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluatio
 
             read[name] = corpus, open_anywhere(corpus).fingerprint
         else:
-            path, digest = benchmark_files.find(TASKS[name], settings.benchmarks.benchmark_dir)
+            path, digest = files.find(TASKS[name], settings.benchmarks.benchmark_dir)
             read[name] = str(path), digest
     return Evaluation(settings, reference, directory, read)
 
@@ -160,7 +161,7 @@ def judge(evaluation: Evaluation, task: str, exam: Exam, shards: Sequence[Shard]
         scores += found
     settings = evaluation.settings
     digest = evaluation.read[task][1]
-    published = None if task == LOSS else benchmark_files.is_published(task, digest, exam.size)
+    published = None if task == LOSS else files.is_published(task, digest, exam.size)
     notes = {
         **exam.notes,
         **({} if published is None else {"published": published}),

@@ -16,8 +16,8 @@ from rich.table import Table
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.corpus_loss import LOSS, NANOGPT
-from yuzogpt.evaluation.tasks import TASKS, Figure
+from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, NANOGPT
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, Figure
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 

@@ -19,8 +19,8 @@ from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.evaluation.beside_training import read_exams
-from yuzogpt.evaluation.tasks import Exam
+from yuzogpt.evaluation.benchmarks.tasks import Exam
+from yuzogpt.evaluation.during_training import read_exams
 from yuzogpt.orchestration.causes import ours
 from yuzogpt.orchestration.cluster import (
     connected,

@@ -14,8 +14,8 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, ValidationConfig
 
 from yuzogpt.config import DeviceSettings, TrainSettings
-from yuzogpt.evaluation.beside_training import evaluate_checkpoint, tell_of_failure
-from yuzogpt.evaluation.tasks import Exam
+from yuzogpt.evaluation.benchmarks.tasks import Exam
+from yuzogpt.evaluation.during_training import evaluate_checkpoint, tell_of_failure
 from yuzogpt.orchestration.causes import cause_of
 
 

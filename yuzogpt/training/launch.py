@@ -20,6 +20,7 @@ from yuzogpt.checkpoints.pretrained import PUBLISHED, download
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.report import loss_curve
 from yuzogpt.runs import requirements
 from yuzogpt.runs.event_log import Listener, MetricsLog, append_record, read_records
 from yuzogpt.runs.stop_request import StopRequest, request_in
@@ -29,7 +30,6 @@ from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
-from yuzogpt.training import curves
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.display import Display, number, take_wandb_key
 from yuzogpt.training.loop import train
@@ -247,7 +247,7 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     if not finals:
         raise RunFailed(f"{name}: trained to its end, but {runs.METRICS} was removed meanwhile")
     final = finals[-1]
-    curves.draw(records, run / runs.CURVE)
+    loss_curve.draw(records, run / runs.CURVE)
     mirrors.push(run / runs.CURVE)
     say(f"step {final['step']}: val loss {number(final['val_loss'])} {over}")
     say(f"curves: {name}/{runs.CURVE}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.evaluation.detokenizers import CBT, Detokenizer
+from yuzogpt.evaluation.benchmarks.detokenizers import CBT, Detokenizer
 from yuzogpt.storage.text import decode_utf8
 from yuzogpt.storage.untrusted import load_json, read_file
 

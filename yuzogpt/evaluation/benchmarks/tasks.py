@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation import formats
-from yuzogpt.evaluation.detokenizers import ONE_BILLION, PTB, WIKITEXT, Detokenizer, Rules
+from yuzogpt.evaluation.benchmarks import formats
+from yuzogpt.evaluation.benchmarks.detokenizers import (
+    ONE_BILLION,
+    PTB,
+    WIKITEXT,
+    Detokenizer,
+    Rules,
+)
 from yuzogpt.evaluation.passages import Passage, Score, continuation, windows
 from yuzogpt.tokenization.tokenizer import Tokenizer, start_of
 

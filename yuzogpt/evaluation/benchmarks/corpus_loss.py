@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
+from yuzogpt.evaluation.benchmarks.tasks import Exam, Figure, Reading
 from yuzogpt.evaluation.passages import Passage, Score
-from yuzogpt.evaluation.tasks import Exam, Figure, Reading
 from yuzogpt.tokenization.tokenizer import fingerprint
 
 LOSS = "loss"  # what the task is called

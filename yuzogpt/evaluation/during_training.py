@@ -12,9 +12,9 @@ from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, TrainSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.evaluation import benchmark_files
+from yuzogpt.evaluation.benchmarks import files
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, Exam, Reading
 from yuzogpt.evaluation.evaluate import check_task
-from yuzogpt.evaluation.tasks import TASKS, Exam, Reading
 from yuzogpt.runs.directory import EVALUATIONS, STOP
 from yuzogpt.runs.event_log import append_record
 from yuzogpt.storage import mirrors
@@ -31,7 +31,7 @@ def read_exams(settings: TrainSettings) -> dict[str, Exam]:
     for name in wanted.eval_tasks:
         check_task(name, tuple(TASKS), "--eval_tasks")
         task = TASKS[name]
-        path, _ = benchmark_files.find(task, wanted.benchmark_dir)
+        path, _ = files.find(task, wanted.benchmark_dir)
         reading = Reading(
             tokenizer, settings.model.block_size, stride=settings.model.block_size // 2 or 1,
             stop_words=False, limit=wanted.eval_tasks_limit,

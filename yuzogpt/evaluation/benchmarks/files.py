@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.evaluation.formats import MAX_BYTES
-from yuzogpt.evaluation.tasks import Task
+from yuzogpt.evaluation.benchmarks.formats import MAX_BYTES
+from yuzogpt.evaluation.benchmarks.tasks import Task
 from yuzogpt.storage.atomic_files import cache_directory, cache_path, sha256, write_durably
 
 TIMEOUT = 20  # seconds without an answer

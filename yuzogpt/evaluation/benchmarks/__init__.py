@@ -1,0 +1,1 @@
+"""The benchmarks: their files, their formats, and what is computed of them."""

@@ -41,10 +41,10 @@ from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
+from yuzogpt.training.checkpointer import Saver
+from yuzogpt.training.hooks import Outside
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
-from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, parallelize
-from yuzogpt.training.saving import Saver
 
 BAR = 1.5  # times the copy
 

@@ -41,7 +41,7 @@ from yuzogpt.config import (
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.training.monitor import add_up, clip
+from yuzogpt.training.guards import add_up, clip
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.parallel import local, parallelize, settle_buckets
 from yuzogpt.training.rendezvous import process_group

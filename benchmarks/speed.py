@@ -26,7 +26,7 @@ from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings,
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.training.monitor import add_up, clip
+from yuzogpt.training.guards import add_up, clip
 from yuzogpt.training.optimizers import build_optimizer
 from yuzogpt.training.parallel import parallelize
 

@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 from yuzogpt.config import LogSettings
 from yuzogpt.console.quantities import time_left
 from yuzogpt.runs.event_log import Follower, MetricsLog, append_record, read_records
-from yuzogpt.training.display import Display, take_wandb_key
+from yuzogpt.training.progress import Display, take_wandb_key
 
 
 def train_record(step):

@@ -16,8 +16,8 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
+from yuzogpt.training.guards import layer_of
 from yuzogpt.training.launch import work
-from yuzogpt.training.monitor import layer_of
 
 # The shape is the pretrained model's.
 SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")

@@ -98,9 +98,9 @@ class Full:
     def __call__(self, rank):
         if rank != self.rank:
             return
-        from yuzogpt.training import saving
+        from yuzogpt.training import checkpointer
 
-        real, calls = saving.write_tensors, []
+        real, calls = checkpointer.write_tensors, []
 
         def write_tensors(*arguments):
             calls.append(None)
@@ -109,7 +109,7 @@ class Full:
             resource.setrlimit(resource.RLIMIT_FSIZE, (5_000 if is_full else hard, hard))
             return real(*arguments)
 
-        saving.write_tensors = write_tensors
+        checkpointer.write_tensors = write_tensors
 
 
 def test_the_full_disk_of_one_rank_holds_up_no_other(corpus_dir, tmp_path):

@@ -11,8 +11,8 @@ from yuzogpt import checkpoints
 from yuzogpt.config import GuardSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
+from yuzogpt.training.guards import Guard, StepTotals
 from yuzogpt.training.loop import Validation
-from yuzogpt.training.monitor import Guard, StepTotals
 
 # --- numbers go wrong
 

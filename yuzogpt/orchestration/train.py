@@ -34,7 +34,7 @@ from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import on_sigterm, sigterm_held_back
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import open_filesystem
-from yuzogpt.training.display import Display, take_wandb_key
+from yuzogpt.training.progress import Display, take_wandb_key
 
 # Set before ray is imported.
 ENVIRONMENT = {

@@ -28,7 +28,7 @@ from yuzogpt.orchestration.cluster import (
 from yuzogpt.orchestration.train import HEAVY_IMPORTS, set_environment
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import stopped_by_sigterm
-from yuzogpt.training.display import take_wandb_key
+from yuzogpt.training.progress import take_wandb_key
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
 from yuzogpt.tuning.table import Board

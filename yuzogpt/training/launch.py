@@ -31,10 +31,10 @@ from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
-from yuzogpt.training.display import Display, number, take_wandb_key
+from yuzogpt.training.hooks import Outside, Report
 from yuzogpt.training.loop import train
 from yuzogpt.training.out_of_memory import explained, refuse_again
-from yuzogpt.training.outside import Outside, Report
+from yuzogpt.training.progress import Display, number, take_wandb_key
 from yuzogpt.training.rendezvous import process_group
 
 TOLD_WITHIN = 5.0  # seconds; storage that does not answer must not keep a hung process alive

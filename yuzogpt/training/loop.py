@@ -32,7 +32,8 @@ from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.network import measure
 from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import GlobalBatch
-from yuzogpt.training.monitor import (
+from yuzogpt.training.checkpointer import Saver
+from yuzogpt.training.guards import (
     Guard,
     Health,
     StepTotals,
@@ -42,12 +43,11 @@ from yuzogpt.training.monitor import (
     squares_of_gradients,
     weights_are_finite,
 )
+from yuzogpt.training.hooks import Outside
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
-from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
-from yuzogpt.training.records import Records, finite
-from yuzogpt.training.saving import Saver
 from yuzogpt.training.schedules import batch_factor, lr_at
+from yuzogpt.training.step_log import Records, finite
 
 WAYS_OUT = (
     "Try a lower --learning_rate, more --warmup_iters, or --dtype=float32, in another --out_dir"

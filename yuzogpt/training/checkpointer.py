@@ -37,8 +37,8 @@ from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.runs.event_log import MetricsLog
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
 from yuzogpt.storage import mirrors
+from yuzogpt.training.hooks import Outside
 from yuzogpt.training.optimizers import Optimizer, state_tensors
-from yuzogpt.training.outside import Outside
 from yuzogpt.training.parallel import Trainee, local, rows_of_rank
 
 LOWEST_PRIORITY = 19  # of the thread that writes, as `nice` counts

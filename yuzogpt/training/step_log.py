@@ -18,7 +18,7 @@ from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.network import Network
 from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import GlobalBatch
-from yuzogpt.training.monitor import StepTotals, Verdict
+from yuzogpt.training.guards import StepTotals, Verdict
 
 
 class Records:

@@ -16,11 +16,11 @@ from tests.serving.services import SLOW, write_checkpoint
 from yuzogpt import checkpoints
 from yuzogpt.config import ServeSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.serving import answer, served
+from yuzogpt.serving import answer, model_slot
 from yuzogpt.serving.access import DEAF
 from yuzogpt.serving.app import build
-from yuzogpt.serving.curve import LossCurve
-from yuzogpt.serving.refusals import to_json
+from yuzogpt.serving.errors import to_json
+from yuzogpt.serving.loss_curve import LossCurve
 
 KEY = "sk-a-key-that-is-long-enough"
 ASKED = {"model": "run", "prompt": "bead", "max_tokens": 1}
@@ -320,7 +320,7 @@ def test_a_checkpoint_that_its_run_deletes_while_it_is_loaded_is_looked_up_again
     """What is said to serve is what was read."""
     mine = tmp_path / "run"
     write_checkpoint(mine, 20, 2.0, **SLOW)
-    load = served.load_engine
+    load = model_slot.load_engine
 
     def slowly(reference, *arguments, **options):
         if reference.checkpoint.state.step == 20:
@@ -328,7 +328,7 @@ def test_a_checkpoint_that_its_run_deletes_while_it_is_loaded_is_looked_up_again
             checkpoints.remove(mine / "checkpoints" / "step-20")
         return load(reference, *arguments, **options)
 
-    monkeypatch.setattr(served, "load_engine", slowly)
+    monkeypatch.setattr(model_slot, "load_engine", slowly)
 
     async def look() -> None:
         async with at_work(mine) as app:
@@ -390,14 +390,14 @@ def test_what_may_pass_is_told_once_and_tried_again(tmp_path, monkeypatch, capfd
     """No memory for the best: the second best serves until there is."""
     mine = tmp_path / "run"
     write_checkpoint(mine, 20, 2.0, **SLOW)
-    load, is_short = served.load_engine, True
+    load, is_short = model_slot.load_engine, True
 
     def short(reference, *arguments, **options):
         if is_short and reference.checkpoint.state.step == 40:
             raise MemoryError
         return load(reference, *arguments, **options)
 
-    monkeypatch.setattr(served, "load_engine", short)
+    monkeypatch.setattr(model_slot, "load_engine", short)
 
     async def look() -> None:
         nonlocal is_short

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
 from yuzogpt.serving.access import Allowance
+from yuzogpt.serving.errors import Refused
 from yuzogpt.serving.protocol import CompletionRequest
-from yuzogpt.serving.refusals import Refused
 
 KEY = "sk-a-key-that-is-long-enough"
 CANARY = "sk-another-key-nobody-may-see"

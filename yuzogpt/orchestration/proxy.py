@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yuzogpt.config import LimitSettings
 from yuzogpt.serving.access import COUNTED, check_length, too_large
 from yuzogpt.serving.connections import LimitedServer
-from yuzogpt.serving.pace import Pace
-from yuzogpt.serving.refusals import Refused
+from yuzogpt.serving.errors import Refused
+from yuzogpt.serving.latency import Pace
 
 # Read by Serve when a proxy starts, and by this module there. Only the first is needed.
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yuzogpt.config import LimitSettings
 from yuzogpt.errors import UserError
-from yuzogpt.serving.refusals import Refused
+from yuzogpt.serving.errors import Refused
 from yuzogpt.serving.sparing import sparing_logger
 from yuzogpt.storage.atomic_files import refuse_public
 from yuzogpt.storage.untrusted import read_file

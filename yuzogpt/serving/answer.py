@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 from yuzogpt.inference.requests import Event
 from yuzogpt.serving.access import CLIENT_WENT, OUTCOME
 from yuzogpt.serving.completions import Completion, to_requests
+from yuzogpt.serving.errors import JSON, Refused, to_json
 from yuzogpt.serving.metrics import Metrics
+from yuzogpt.serving.model_slot import Serving
 from yuzogpt.serving.protocol import CompletionRequest
-from yuzogpt.serving.refusals import JSON, Refused, to_json
-from yuzogpt.serving.served import Serving
 
 LAST_WORDS = 5.0  # seconds to take what is said when nothing is computed any more
 

@@ -28,11 +28,11 @@ from yuzogpt.errors import UserError
 from yuzogpt.serving import metrics
 from yuzogpt.serving.access import CLIENT_WENT, Gate
 from yuzogpt.serving.answer import Answer
-from yuzogpt.serving.curve import LossCurve
+from yuzogpt.serving.errors import JSON, Refused, error_body
+from yuzogpt.serving.loss_curve import LossCurve
 from yuzogpt.serving.metrics import Metrics
+from yuzogpt.serving.model_slot import Served, Serving
 from yuzogpt.serving.protocol import read_request
-from yuzogpt.serving.refusals import JSON, Refused, error_body
-from yuzogpt.serving.served import Served, Serving
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}

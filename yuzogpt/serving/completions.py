@@ -14,8 +14,8 @@ from typing import Any
 
 from yuzogpt.config import LimitSettings
 from yuzogpt.inference.requests import Event, Request
+from yuzogpt.serving.errors import Refused
 from yuzogpt.serving.protocol import CompletionRequest, default
-from yuzogpt.serving.refusals import Refused
 from yuzogpt.tokenization.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 16  # OpenAI's

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.requests import Event, Request
-from yuzogpt.serving.pace import Pace
-from yuzogpt.serving.refusals import Refused
+from yuzogpt.serving.errors import Refused
+from yuzogpt.serving.latency import Pace
 
 
 @dataclass(eq=False)

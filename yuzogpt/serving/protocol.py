@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from yuzogpt.inference.requests import Sampling
-from yuzogpt.serving.refusals import Refused
+from yuzogpt.serving.errors import Refused
 from yuzogpt.storage.untrusted import load_json
 
 T = TypeVar("T")

@@ -39,7 +39,7 @@ def run_yuzogpt(files: list[Path], workers: int, work: Path) -> Result:
     """Prepare on Ray Data; peak memory is that of each process, sampled."""
     from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
     from yuzogpt.data.preparation.prepare import prepare
-    from yuzogpt.orchestration.prepare import RayWorkers
+    from yuzogpt.orchestration.data.prepare import RayWorkers
 
     settings = PrepareSettings(
         corpus=CorpusSettings(dataset="openwebtext", source=str(files[0].parent)),

@@ -57,7 +57,7 @@ def train(settings: Section) -> None:
 
         run_here(settings)
     else:
-        from yuzogpt.orchestration.train import run_on_ray
+        from yuzogpt.orchestration.train.trainer import run_on_ray
 
         run_on_ray(settings)
 
@@ -118,7 +118,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
             say(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
             found = write_outcome(sweep)
         else:
-            from yuzogpt.orchestration.tune import on_ray, search
+            from yuzogpt.orchestration.tune.tuner import on_ray, search
 
             with on_ray(sweep.base):
                 found = search(sweep)
@@ -141,7 +141,7 @@ def prepare(settings: Section) -> None:
     if settings.large.num_workers == 0:
         corpus, is_new = prepare_corpus(settings, directory, ThisProcess())
     else:
-        from yuzogpt.orchestration.prepare import prepare_on_ray
+        from yuzogpt.orchestration.data.prepare import prepare_on_ray
 
         corpus, is_new = prepare_on_ray(settings, directory)
     manifest = corpus.manifest
@@ -295,7 +295,7 @@ def serve(settings: Section) -> None:
     if settings.replicas.num_replicas == 0:
         serve_here(settings, keys)
     else:
-        from yuzogpt.orchestration.serve import serve_on_ray
+        from yuzogpt.orchestration.serve.deployment import serve_on_ray
 
         serve_on_ray(settings, keys)
 
@@ -323,7 +323,7 @@ def doctor(settings: Section) -> None:
     assert isinstance(settings, DoctorSettings)
     from yuzogpt.doctor.display import show, to_json, verdict
     from yuzogpt.doctor.findings import judge
-    from yuzogpt.orchestration.doctor import survey_cluster
+    from yuzogpt.orchestration.doctor.doctor import survey_cluster
 
     wanted = settings.doctor
     if wanted.storage:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.orchestration.test_interrupted import rays_of
-from yuzogpt.orchestration import cluster
+from yuzogpt.orchestration import embedded
 
 # What Ray would make of a worker's environment, where an embedded one is about to start.
 LOOK = """
@@ -48,10 +48,10 @@ def test_started_by_uv_workers_run_in_the_same_environment(tmp_path):
 
 
 def test_the_object_store_is_put_where_it_fits(monkeypatch, tmp_path):
-    assert cluster.plasma_directory(tmp_path) is None
+    assert embedded.plasma_directory(tmp_path) is None
     for place in ("/proc", str(tmp_path / "missing")):  # the first has no room for anything
-        monkeypatch.setattr(cluster, "SHARED_MEMORY", place)
-        assert cluster.plasma_directory(tmp_path) == str(tmp_path)
+        monkeypatch.setattr(embedded, "SHARED_MEMORY", place)
+        assert embedded.plasma_directory(tmp_path) == str(tmp_path)
 
 
 # A task with an environment of its own, as a training worker's, where /dev/shm is as Docker's.

@@ -8,7 +8,8 @@ import pytest
 from ray.train.torch import TorchTrainer
 
 from tests.conftest import REPOSITORY
-from yuzogpt.orchestration.cluster import environment, importable_checkout
+from yuzogpt.orchestration.embedded import importable_checkout
+from yuzogpt.orchestration.environment import environment
 from yuzogpt.orchestration.lean import few_processes, lean_trainer
 
 PRIVATE = (

@@ -32,11 +32,11 @@ from tests.training.worlds import (
 from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError
-from yuzogpt.orchestration import failures
-from yuzogpt.orchestration import train as orchestration_train
 from yuzogpt.orchestration.cluster import connected
 from yuzogpt.orchestration.lean import lean_trainer
-from yuzogpt.orchestration.train import set_environment, train_connected
+from yuzogpt.orchestration.train import failures
+from yuzogpt.orchestration.train import trainer as orchestration_train
+from yuzogpt.orchestration.train.trainer import set_environment, train_connected
 from yuzogpt.runs.stop_request import ask_to_stop
 
 pytestmark = pytest.mark.slow
@@ -141,9 +141,9 @@ def worker_that_stands_still(embedded_ray):
 def test_a_worker_that_dies_is_replaced_by_the_spare_which_slept(
     embedded_ray, corpus_dir, tmp_path, monkeypatch
 ):
-    from yuzogpt.orchestration import spares
+    from yuzogpt.orchestration.train import warm_workers
 
-    monkeypatch.setattr(spares, "READY_AFTER", 0.0)
+    monkeypatch.setattr(warm_workers, "READY_AFTER", 0.0)
     run, spare, newest = tmp_path / "run", [], []
 
     def disturb() -> None:
@@ -175,7 +175,7 @@ def asleep() -> int:
 
 def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
     """The controller calls this, and must not be held up by it."""
-    from yuzogpt.orchestration.spares import READY_AFTER, Spares
+    from yuzogpt.orchestration.train.warm_workers import READY_AFTER, Spares
 
     worker, _ = worker_that_stands_still
 
@@ -186,21 +186,21 @@ def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
     class Status:
         errors = {}  # noqa: RUF012
 
-    spares = Spares()
-    spares.after_worker_group_training_start(Group())
-    spares.trains_since -= READY_AFTER + 1
+    warm_workers = Spares()
+    warm_workers.after_worker_group_training_start(Group())
+    warm_workers.trains_since -= READY_AFTER + 1
     poll = threading.Thread(
-        target=spares.after_worker_group_poll_status, args=(Status(),), daemon=True
+        target=warm_workers.after_worker_group_poll_status, args=(Status(),), daemon=True
     )
     poll.start()
     poll.join(10)
     assert not poll.is_alive()
-    assert spares.group is None  # it does not try for ever
+    assert warm_workers.group is None  # it does not try for ever
 
 
 def test_a_resize_waits_for_no_worker_that_stands_still(worker_that_stands_still, tmp_path):
     """An only worker: no other names it, and none ends it."""
-    from yuzogpt.orchestration.elastic import Elastic
+    from yuzogpt.orchestration.train.elastic import Elastic
 
     worker, process = worker_that_stands_still
     elastic = Elastic(tmp_path, patience=2)
@@ -221,7 +221,7 @@ def test_a_resize_is_asked_for_until_that_can_be_written(embedded_ray, tmp_path,
     """Workers that were not asked write no checkpoint; out_dir is a file here, for a while."""
     import ray
 
-    from yuzogpt.orchestration import elastic
+    from yuzogpt.orchestration.train import elastic
 
     class Worker:
         def get_metadata(self):

@@ -15,7 +15,7 @@ from tests.evaluation.models import some_lambada
 from tests.orchestration.clusters import started
 from tests.training.worlds import records, wait_for_start
 from yuzogpt.config import TrainSettings
-from yuzogpt.orchestration.validation import free_on_one
+from yuzogpt.orchestration.train.validation import free_on_one
 from yuzogpt.verbs import locate_train
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from inspect import signature
 from typing import Any
 
-from yuzogpt.orchestration.loopback import OnLoopback
+from yuzogpt.orchestration.train.loopback import OnLoopback
 
 # Methods of Ray's node that start: the autoscaler, what carries workers' output to the driver (we
 # switch that off), and the server behind the dashboard and the interfaces for jobs and states.
@@ -76,7 +76,7 @@ def lean_trainer() -> Any:
         return TorchTrainer
     if not has_all(TorchTrainer, OF_TRAINER) or not has_all(TrainController, OF_CONTROLLER):
         return TorchTrainer
-    from yuzogpt.orchestration.controller import run_here
+    from yuzogpt.orchestration.train.controller import run_here
 
     class OneNode(FixedScalingPolicy):  # type: ignore[misc]
         """Asks no autoscaler for room: there is none, and its actor takes 3 s to start."""

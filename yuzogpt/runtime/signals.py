@@ -170,3 +170,42 @@ class Interruption:
         again, self.came = self.came, True
         if again or time.monotonic() - self.looked > LOOKED_WITHIN:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruption_held_back() -> Iterator[list[int]]:
+    """Let Ctrl-C come at the end; a second one at once. Yields what came so far.
+
+    In the middle of Ray's import or start it may be raised where compiled code drops it, with a
+    lock that is held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield []
+        return
+    seen: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def deaf_to_interruption() -> Iterator[None]:
+    """Ignore Ctrl-C while what was begun is ended, which takes a moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

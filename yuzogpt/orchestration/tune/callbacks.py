@@ -14,8 +14,8 @@ from ray.tune.search import Searcher
 
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
-from yuzogpt.orchestration.placement import give_back
-from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP, Source
+from yuzogpt.orchestration.tune.placement import give_back
+from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP, Source
 from yuzogpt.storage.lease import Lease
 from yuzogpt.tuning.sweep import Result
 from yuzogpt.tuning.table import Board, Row

@@ -113,7 +113,7 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     import ray.data
     from ray.data import DataContext, ExecutionResources
 
-    from yuzogpt.orchestration.datasource import UnitSource
+    from yuzogpt.orchestration.data.datasource import UnitSource
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours knows the whole corpus

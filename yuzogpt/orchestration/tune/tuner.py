@@ -15,24 +15,20 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.cluster import (
-    connected,
-    cores_of_nodes,
-    is_embedded,
-    refuse_unreachable,
-)
-from yuzogpt.orchestration.train import HEAVY_IMPORTS, set_environment
+from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
+from yuzogpt.orchestration.embedded import is_embedded
+from yuzogpt.orchestration.train.trainer import HEAVY_IMPORTS, set_environment
+from yuzogpt.orchestration.tune.source import LOSS, STEP, Source
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.training.progress import take_wandb_key
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
 from yuzogpt.tuning.table import Board
-from yuzogpt.tuning.trials import Trial
 
 # Set before ray is imported.
 ENVIRONMENT = {
@@ -43,25 +39,7 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the board shows what there is to see
 }
-# Seconds that a stopped trial has for its end before its process goes, and the trial that was to
-# follow in it with it: a checkpoint of GPT-2 XL, 19 GB, is written, read back, and hashed.
-ENDS_WITHIN = 1800
-LOSS, STEP = "best_val_loss", "step"
 TRACE = 0.01  # of a CPU: what a trial takes whose workers are other processes; Tune takes no 0
-
-
-class Source(Protocol):
-    """Where trials come from."""
-
-    @property
-    def count(self) -> int:
-        """How many there will be."""
-
-    def next(self) -> Trial | None:
-        """Return the next trial; None when all were given out."""
-
-    def learn(self, name: str, loss: float | None) -> None:
-        """Hear how a trial ended."""
 
 
 @contextlib.contextmanager
@@ -108,8 +86,8 @@ def run_trials(
     """
     from ray import tune
 
-    from yuzogpt.orchestration.trial import trainable
-    from yuzogpt.orchestration.tune_callbacks import Suggestions, Watch
+    from yuzogpt.orchestration.tune.callbacks import Suggestions, Watch
+    from yuzogpt.orchestration.tune.trial import trainable
 
     slots, resources = slots_for(sweep.base, sweep.settings.sweep.max_concurrent_trials)
     slots = min(slots, source.count)

@@ -17,12 +17,9 @@ from yuzogpt.config import ServeSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
-from yuzogpt.orchestration.cluster import (
-    connected,
-    is_embedded,
-    refuse_unreachable,
-)
-from yuzogpt.orchestration.proxy import environment
+from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.embedded import is_embedded
+from yuzogpt.orchestration.serve.proxy import environment
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.serving.launch import announce, check, with_free_port
@@ -160,7 +157,7 @@ def wait() -> None:
 
 def deployment(settings: ServeSettings, keys: Sequence[bytes]) -> Any:
     """Return Serve's application: how many replicas, what each holds, when there are more."""
-    from yuzogpt.orchestration.replica import Replica
+    from yuzogpt.orchestration.serve.replica import Replica
 
     least, most = settings.replicas.span()
     threads, gpus = share_of_a_replica(settings, most)

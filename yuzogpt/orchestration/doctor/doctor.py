@@ -21,7 +21,7 @@ def survey_cluster(wanted: SoundnessSettings) -> Survey:
         connected(wanted.ray_address, available_cores()),
     ):
         # Not before: ray learns when it is imported whether it asks for a token.
-        from yuzogpt.orchestration.examination import Examination
+        from yuzogpt.orchestration.doctor.node_probe import Examination
 
         survey = Survey(is_shared=bool(address) or SUBMITTED_JOB in os.environ)
         Examination(survey, wanted.storage).run()

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from yuzogpt.orchestration.callbacks import WorkerGroupCallback
-from yuzogpt.orchestration.cluster import private_directory
+from yuzogpt.orchestration.embedded import private_directory
 
 READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down
 ANSWERED_WITHIN = 0.5  # seconds; the first worker was asked READY_AFTER seconds before

@@ -13,7 +13,7 @@ from typing import Any
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import InUse, RunFailed, UserError
-from yuzogpt.orchestration.tune import ENDS_WITHIN, LOSS, STEP
+from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.runs.event_log import Listener
 from yuzogpt.tuning.sweep import Sweep, workers_of
 from yuzogpt.tuning.trials import Trial, carry_out, refuse, score
@@ -76,7 +76,7 @@ def train(settings: TrainSettings, listener: Listener) -> str | None:
     with held(settings) as run:
         if workers_of(settings) == 1:
             return work_here(settings, run, listener)
-        from yuzogpt.orchestration.train import fit
+        from yuzogpt.orchestration.train.trainer import fit
 
         with Follower(run / runs.METRICS, listener):
             return fit(settings, run, WORKER_CPUS)

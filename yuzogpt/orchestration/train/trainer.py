@@ -18,16 +18,13 @@ from typing import Any
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import say
-from yuzogpt.errors import RunFailed, Stopped, UserError
+from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import Exam
 from yuzogpt.evaluation.during_training import read_exams
 from yuzogpt.orchestration.causes import ours
-from yuzogpt.orchestration.cluster import (
-    connected,
-    cores_of_nodes,
-    is_embedded,
-    refuse_unreachable,
-)
+from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
+from yuzogpt.orchestration.embedded import is_embedded
+from yuzogpt.orchestration.train.worker import ENDS_IN, train_worker
 from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.runs.stop_request import keep_asking
 from yuzogpt.runtime.cores import available_cores, threads_asked
@@ -45,15 +42,13 @@ ENVIRONMENT = {
 }
 # Callbacks that come before Ray's own; the others are handed over below.
 FIRST_CALLBACKS = (
-    "yuzogpt.orchestration.failures.NothingLeft",
-    "yuzogpt.orchestration.interfaces.ChosenInterface",
+    "yuzogpt.orchestration.train.trainer.failures.NothingLeft",
+    "yuzogpt.orchestration.train.trainer.network_interface.ChosenInterface",
 )
 # Seconds to find a place for all of an elastic run's workers: when a node is lost, Ray asks for the
 # old number first.
 PLACED_WITHIN = "5"
 SECOND_LINE = 10.0  # seconds that Ray waits longer than our own watchdog for a worker that hangs
-# What a worker may end in, besides its end.
-ENDS_IN: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
 HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset")
 NEEDED_AT_THE_END = "matplotlib.pyplot"
 
@@ -175,12 +170,12 @@ def fit(
     )
     from ray.train.torch import TorchTrainer
 
-    from yuzogpt.orchestration.elastic import LOOK_EVERY, Elastic
-    from yuzogpt.orchestration.failures import FailureNotice, NoPatience, NoSnapshot
     from yuzogpt.orchestration.lean import lean_trainer, torch_config
-    from yuzogpt.orchestration.placement import PlacementNote
-    from yuzogpt.orchestration.spares import HOOK, Spares
-    from yuzogpt.orchestration.validation import free_on_one, validation
+    from yuzogpt.orchestration.train.elastic import LOOK_EVERY, Elastic
+    from yuzogpt.orchestration.train.failures import FailureNotice, NoPatience, NoSnapshot
+    from yuzogpt.orchestration.train.validation import free_on_one, validation
+    from yuzogpt.orchestration.train.warm_workers import HOOK, Spares
+    from yuzogpt.orchestration.tune.placement import PlacementNote
     from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
 
     resources = ray.cluster_resources()
@@ -274,44 +269,3 @@ def forget(run: Path) -> None:
     for name in (".validate_storage_marker", "checkpoint_manager_snapshot.json"):
         with contextlib.suppress(OSError):
             mirrors.delete(run / name)
-
-
-def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
-    """Do one worker's part; return how it ended, and why.
-
-    What would only come again is returned, not raised: Ray would start the workers again.
-    """
-    import ray.train
-
-    from yuzogpt.orchestration.elastic import (
-        PAUSES,
-        answer_pause,
-        preemption,
-        wait_for_the_end,
-    )
-    from yuzogpt.orchestration.reports import Reports
-    from yuzogpt.runs.stop_request import StopRequest, request_in
-    from yuzogpt.runtime.world import World
-    from yuzogpt.training.launch import work
-
-    context = ray.train.get_context()
-    world = World(
-        rank=context.get_world_rank(),
-        size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
-        local_size=context.get_local_world_size(),
-    )
-    settings = TrainSettings.model_validate(config["settings"])
-    reports = Reports(evaluates=bool(settings.evaluation.eval_tasks))
-    run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
-    # A user's wish comes before the launcher's.
-    stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)
-    try:
-        reason = work(settings, world, reports, None, stop, is_restarted=True)
-    except tuple(ENDS_IN.values()) as error:
-        return type(error).__name__, str(error)
-    if reason in PAUSES:
-        wait_for_the_end(run, reason, world.rank)
-    # The controller may ask for a pause still, and takes no report until it has an answer.
-    reports.finish(meanwhile=lambda: answer_pause(run, world.rank))
-    return "ended", reason

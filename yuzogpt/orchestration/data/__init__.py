@@ -1,0 +1,1 @@
+"""Ray Data: corpora prepared on all nodes."""

@@ -1,0 +1,120 @@
+"""A Ray of one command: started by it, private to it, and ended with it.
+
+In: a number of cores. Out: a connection, and afterwards no process and no file.
+"""
+
+import contextlib
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yuzogpt.errors import RunFailed
+from yuzogpt.orchestration.causes import cause_of
+from yuzogpt.orchestration.environment import NEVER_HERE, ONLY_HERE, environment
+from yuzogpt.orchestration.lean import ended_at_once, few_processes
+from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
+from yuzogpt.orchestration.stuck import workers_watched
+from yuzogpt.runtime.cores import free_memory
+from yuzogpt.runtime.signals import deaf_to_interruption, sigterm_held_back
+
+SHARED_MEMORY = "/dev/shm"
+OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
+
+
+@contextlib.contextmanager
+def embedded(cores: int) -> Iterator[None]:
+    """Start a Ray of this command's own: private directory, private token, no dashboard."""
+    sweep()
+    directory = make_directory()
+    try:
+        token = directory / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        chosen = {name: os.environ.get(name, value) for name, value in ONLY_HERE.items()}
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        with environment(chosen | access | importable_checkout() | NEVER_HERE):
+            try:
+                with few_processes(), sigterm_held_back():  # which Ray's processes inherit
+                    start(cores, directory)
+                with workers_watched(directory):
+                    yield
+            finally:
+                if "ray" in sys.modules:  # else it was interrupted before
+                    with deaf_to_interruption(), ended_at_once():
+                        sys.modules["ray"].shutdown()
+    finally:
+        with deaf_to_interruption():
+            end(directory)
+
+
+def start(cores: int, directory: Path) -> None:
+    """Start a Ray of one node, with its files in a directory; RunFailed if it cannot be."""
+    try:
+        connect(
+            address="local",
+            num_cpus=cores,
+            runtime_env=runtime_environment(),
+            include_dashboard=False,
+            _memory=free_memory(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            _plasma_directory=plasma_directory(directory),
+            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
+        )
+    except Exception as error:  # of many types, from a lack of memory to one of descriptors
+        raise RunFailed(f"Ray cannot be started here: {cause_of(error)}") from None
+
+
+def runtime_environment() -> dict[str, str] | None:
+    """Return what Ray must know of this Python: it is put into a shell's line as it is given."""
+    quoted = shlex.quote(sys.executable)
+    return None if quoted == sys.executable else {"py_executable": quoted}
+
+
+def plasma_directory(directory: Path) -> str | None:
+    """Return where the object store is, if it does not fit where Ray puts it by itself.
+
+    Ray would do the same, and write a paragraph on a performance that does not depend on it here.
+    """
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(SHARED_MEMORY).free >= OBJECT_STORE_BYTES:
+            return None
+    return str(directory)
+
+
+def is_embedded() -> bool:
+    """Tell whether the Ray of this process was started by one command, for itself."""
+    return private_directory().name.startswith(PREFIX)
+
+
+def private_directory() -> Path:
+    """Return where an embedded Ray has its token: its processes inherit the path."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).parent
+
+
+def importable_checkout() -> dict[str, str]:
+    """Return what lets Ray's processes import this package where it runs without installation.
+
+    They begin elsewhere: `python -m yuzogpt` in a clone finds it in its own directory only.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():
+        return {}
+    paths = (os.environ.get("PYTHONPATH", ""), str(root))
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def connect(**options: Any) -> None:
+    """Call `ray.init`, and keep what this command does on SIGTERM: Ray sets its own handler."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level="WARNING", **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,1 @@
+"""Ray Train: the training loop on any number of workers."""

@@ -1,0 +1,51 @@
+"""One worker of Ray Train: runs the training loop, and returns how it ended."""
+
+from typing import Any
+
+from yuzogpt.config import TrainSettings
+from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.storage import mirrors
+
+# What a worker may end in, besides its end.
+ENDS_IN: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
+
+
+def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
+    """Do one worker's part; return how it ended, and why.
+
+    What would only come again is returned, not raised: Ray would start the workers again.
+    """
+    import ray.train
+
+    from yuzogpt.orchestration.train.elastic import (
+        PAUSES,
+        answer_pause,
+        preemption,
+        wait_for_the_end,
+    )
+    from yuzogpt.orchestration.train.reports import Reports
+    from yuzogpt.runs.stop_request import StopRequest, request_in
+    from yuzogpt.runtime.world import World
+    from yuzogpt.training.launch import work
+
+    context = ray.train.get_context()
+    world = World(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_size=context.get_local_world_size(),
+    )
+    settings = TrainSettings.model_validate(config["settings"])
+    reports = Reports(evaluates=bool(settings.evaluation.eval_tasks))
+    run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
+    # A user's wish comes before the launcher's.
+    stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)
+    try:
+        reason = work(settings, world, reports, None, stop, is_restarted=True)
+    except tuple(ENDS_IN.values()) as error:
+        return type(error).__name__, str(error)
+    if reason in PAUSES:
+        wait_for_the_end(run, reason, world.rank)
+    # The controller may ask for a pause still, and takes no report until it has an answer.
+    reports.finish(meanwhile=lambda: answer_pause(run, world.rank))
+    return "ended", reason

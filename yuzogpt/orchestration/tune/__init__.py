@@ -1,0 +1,1 @@
+"""Ray Tune: the trials of a sweep."""

@@ -121,14 +121,14 @@ def test_a_second_ctrl_c_ends_what_a_thread_holds_up():
     """A model that is loaded, say, in a thread that Python waits for."""
     program = """if True:
         import threading
-        from yuzogpt import cli
+        from yuzogpt.cli import entry_point
 
         def main(_):
             threading.Thread(target=threading.Event().wait).start()
             raise KeyboardInterrupt
 
-        cli.main = main
-        cli.run(["serve"])
+        entry_point.main = main
+        entry_point.run(["serve"])
     """
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True

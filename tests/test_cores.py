@@ -236,8 +236,8 @@ def test_whose_omp_num_threads(monkeypatch, variables, threads):
 
 CHOICE = """
 from yuzogpt.config import DeviceSettings
-from yuzogpt.hardware import choose_hardware
-from yuzogpt.world import World
+from yuzogpt.runtime.device import choose_hardware
+from yuzogpt.runtime.world import World
 print(choose_hardware(DeviceSettings(threads={threads}), World()).threads)
 """
 
@@ -293,7 +293,7 @@ def inside(group):
 def test_a_real_limit_of_memory():
     with control_group("memory", "memory.max", "memory.limit_in_bytes") as limit:
         limit.write_text(str(2**29))
-        command = "from yuzogpt.cores import *; print(total_memory(), free_memory())"
+        command = "from yuzogpt.runtime.cores import *; print(total_memory(), free_memory())"
         result = subprocess.run(
             [*inside(limit.parent), sys.executable, "-c", command],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

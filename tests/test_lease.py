@@ -18,7 +18,7 @@ from yuzogpt.storage.lease import LEASE, Lease
 HOLDER = """
 import sys, threading
 from pathlib import Path
-from yuzogpt.lease import Lease
+from yuzogpt.storage.lease import Lease
 with Lease(Path(sys.argv[1])):
     print("held", flush=True)
     threading.Event().wait()

@@ -49,7 +49,7 @@ def test_gpt2_is_read_whatever_is_in_the_shared_temporary_directory(tmp_path):
     for name in ("vocab.bpe", "encoder.json"):  # under the names that tiktoken's loader opens
         path = Path(package.origin).parent / "data" / name
         os.mkfifo(cache / hashlib.sha1(str(path).encode()).hexdigest())
-    program = "from yuzogpt.tokenizers import gpt2_tokenizer; print(gpt2_tokenizer().vocab_size)"
+    program = "from yuzogpt.tokenization import gpt2_tokenizer; print(gpt2_tokenizer().vocab_size)"
     found = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},

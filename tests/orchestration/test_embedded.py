@@ -16,14 +16,14 @@ from yuzogpt.orchestration import embedded
 
 # What Ray would make of a worker's environment, where an embedded one is about to start.
 LOOK = """
-from yuzogpt.orchestration import cluster
+from yuzogpt.orchestration import cluster, embedded
 
 def look(**_):
     from ray._private.worker import _maybe_modify_runtime_env
     print(_maybe_modify_runtime_env({}, False))
 
-cluster.connect = look
-with cluster.embedded(1):
+embedded.connect = look
+with embedded.embedded(1):
     pass
 """
 
@@ -57,17 +57,17 @@ def test_the_object_store_is_put_where_it_fits(monkeypatch, tmp_path):
 # A task with an environment of its own, as a training worker's, where /dev/shm is as Docker's.
 TASK = """
 import sys
-from yuzogpt.orchestration import cluster
+from yuzogpt.orchestration import cluster, embedded
 
-connect = cluster.connect
+connect = embedded.connect
 
 def connect_with_little_memory(**options):
     import ray._private.utils
     ray._private.utils.get_shared_memory_bytes = lambda: 2**26
     connect(**options)
 
-cluster.connect = connect_with_little_memory
-cluster.SHARED_MEMORY = "/proc"
+embedded.connect = connect_with_little_memory
+embedded.SHARED_MEMORY = "/proc"
 with cluster.connected("", 1):
     import ray
 
@@ -102,13 +102,13 @@ def test_a_python_in_a_path_with_spaces_in_a_container(tmp_path):
 # Ray's start as it is where it never ends.
 HANGS = """
 import threading
-from yuzogpt.orchestration import cluster, stuck
+from yuzogpt.orchestration import cluster, embedded, stuck
 
 def hang(**_):
     print("starting", flush=True)
     threading.Event().wait()
 
-cluster.connect = hang
+embedded.connect = hang
 stuck.OBEYED_WITHIN = 0.1
 with cluster.connected("", 1):
     pass
@@ -140,9 +140,9 @@ def test_a_start_that_never_ends_is_ended_by_a_signal(sign, says):
 # A Ray whose workers are to run a Python that is not there.
 NO_PYTHON = """
 from yuzogpt.errors import RunFailed
-from yuzogpt.orchestration import cluster, stuck
+from yuzogpt.orchestration import cluster, embedded, stuck
 
-cluster.runtime_environment = lambda: {"py_executable": "/no/such/python"}
+embedded.runtime_environment = lambda: {"py_executable": "/no/such/python"}
 stuck.WORKERS_WITHIN = 1
 try:
     with cluster.connected("", 1):

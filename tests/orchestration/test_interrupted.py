@@ -169,7 +169,7 @@ WAITING = """
 import os, signal, sys, time
 from yuzogpt.errors import Stopped
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.signals import stopped_by_sigterm
+from yuzogpt.runtime.signals import stopped_by_sigterm
 
 def stop(process):
     os.kill(process, signal.SIGTERM)

@@ -65,7 +65,7 @@ def take(wanted):
 
 def use(wanted):
     from yuzogpt.orchestration import elastic, failures, interfaces, placement, spares
-    from yuzogpt.orchestration.controller import no_actor_here
+    from yuzogpt.orchestration.train.controller import no_actor_here
     from yuzogpt.orchestration.lean import ended_at_once, few_processes, lean_trainer, torch_config
 
     with few_processes(), ended_at_once(), no_actor_here():

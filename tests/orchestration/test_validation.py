@@ -14,9 +14,9 @@ from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.evaluation.models import some_lambada
 from tests.orchestration.clusters import started
 from tests.training.worlds import records, wait_for_start
+from yuzogpt.cli.commands import locate_train
 from yuzogpt.config import TrainSettings
 from yuzogpt.orchestration.train.validation import free_on_one
-from yuzogpt.verbs import locate_train
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def test_a_disk_that_takes_nothing_of_rays_ends_no_run(gpt2_corpus_dir, folder, 
 DEADLY = """
 import os, signal
 from dataclasses import replace
-from yuzogpt.evaluation.tasks import TASKS
+from yuzogpt.evaluation.benchmarks.tasks import TASKS
 
 def deadly(path, reading, read=TASKS["lambada"].prepare["paper"]):
     return replace(read(path, reading), judge=lambda scores: os.kill(os.getpid(), signal.SIGKILL))

@@ -90,7 +90,7 @@ def test_mistakes_that_show_only_when_the_model_is_loaded(run, replicas, tmp_pat
 
 BROKEN_AFTER_A_WHILE = """
 from yuzogpt.cli import run
-from yuzogpt.sampling.engine import Engine
+from yuzogpt.inference.engine import Engine
 
 step, steps = Engine.step, iter(range(20))
 def breaking(engine):

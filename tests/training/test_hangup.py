@@ -16,9 +16,10 @@ from yuzogpt import checkpoints, runs
 # A command that would look only much later what its workers have written.
 SELDOM_LOOKS = """if True:
     import sys
-    from yuzogpt import cli, metrics
+    from yuzogpt import cli
+    from yuzogpt.runs.event_log import Follower
 
-    metrics.Follower.POLL = 1000
+    Follower.POLL = 1000
     cli.run(sys.argv[1:])
 """
 
@@ -76,16 +77,16 @@ def test_a_command_that_does_not_train_ends_in_one_line(tmp_path, number):
     program = f"""if True:
         import sys, threading
         from pathlib import Path
-        from yuzogpt import cli
-        from yuzogpt.lease import Lease
+        from yuzogpt.cli import entry_point
+        from yuzogpt.storage.lease import Lease
 
         def main(_):
             with Lease(Path({str(tmp_path)!r})):
                 print("held", flush=True)
                 threading.Event().wait()
 
-        cli.main = main
-        cli.run(["prepare"])
+        entry_point.main = main
+        entry_point.run(["prepare"])
     """
     process = subprocess.Popen(
         [sys.executable, "-c", program],

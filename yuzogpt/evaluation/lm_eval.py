@@ -1,7 +1,7 @@
 """Any task of lm-evaluation-harness on any model that has a name here.
 
     pip install lm-eval
-    python -m yuzogpt.evaluation.harness run --model_args model=out-gpt2 --tasks lambada_openai
+    python -m yuzogpt.evaluation.lm_eval run --model_args model=out-gpt2 --tasks lambada_openai
 
 In: the harness's requests. Out: log-likelihoods and texts. It is the harness's own command, with
 one more kind of model, `yuzogpt`, which `run` takes where no other is named: `--model_args` takes

@@ -42,8 +42,8 @@ ENVIRONMENT = {
 }
 # Callbacks that come before Ray's own; the others are handed over below.
 FIRST_CALLBACKS = (
-    "yuzogpt.orchestration.train.trainer.failures.NothingLeft",
-    "yuzogpt.orchestration.train.trainer.network_interface.ChosenInterface",
+    "yuzogpt.orchestration.train.failures.NothingLeft",
+    "yuzogpt.orchestration.train.network_interface.ChosenInterface",
 )
 # Seconds to find a place for all of an elastic run's workers: when a node is lost, Ray asks for the
 # old number first.

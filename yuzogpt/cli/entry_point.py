@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from yuzogpt import verbs
+from yuzogpt.cli import commands
 from yuzogpt.config import (
     BenchSettings,
     DoctorSettings,
@@ -58,41 +58,42 @@ class Verb:
 
 VERBS = {
     "prepare": Verb(
-        "CORPUS", "text -> Arrow blocks", PrepareSettings, verbs.prepare,
+        "CORPUS", "text -> Arrow blocks", PrepareSettings, commands.prepare,
         ("dataset",), "one corpus", goes_on=True,
     ),
     "inspect": Verb(
-        "DIR", "what is in a prepared corpus", InspectSettings, verbs.inspect,
+        "DIR", "what is in a prepared corpus", InspectSettings, commands.inspect,
         ("data_dir",), "one corpus",
     ),
     "train": Verb(
-        "[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, verbs.train,
+        "[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, commands.train,
         takes_presets=True, goes_on=True,
     ),
     "tune": Verb(
-        "[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, verbs.tune,
+        "[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, commands.tune,
         takes_presets=True, goes_on=True,
     ),
     "report": Verb(
-        "OUT_DIR", "what a run did -> report.html", ReportSettings, verbs.report,
+        "OUT_DIR", "what a run did -> report.html", ReportSettings, commands.report,
         ("out_dir",), "one run",
     ),
     "evaluate": Verb(
-        "RUN | DIR | gpt2 | PRESET", "checkpoint -> benchmarks", EvaluateSettings, verbs.evaluate,
+        "RUN | DIR | gpt2 | PRESET", "checkpoint -> benchmarks",
+        EvaluateSettings, commands.evaluate,
         ("model",), "one model", takes_presets=True, goes_on=True,
     ),
     "bench": Verb(
-        "[PRESET | FILE.yaml]...", "what a training step costs", BenchSettings, verbs.bench,
+        "[PRESET | FILE.yaml]...", "what a training step costs", BenchSettings, commands.bench,
         takes_presets=True,
     ),
-    "sample": Verb("", "checkpoint -> text", SampleSettings, verbs.sample),
+    "sample": Verb("", "checkpoint -> text", SampleSettings, commands.sample),
     "serve": Verb(
-        "RUN | DIR | gpt2", "checkpoint -> HTTP and a page", ServeSettings, verbs.serve,
+        "RUN | DIR | gpt2", "checkpoint -> HTTP and a page", ServeSettings, commands.serve,
         ("model",), "one model",
     ),
-    "doctor": Verb("", "is a cluster sound?", DoctorSettings, verbs.doctor),
+    "doctor": Verb("", "is a cluster sound?", DoctorSettings, commands.doctor),
     "export": Verb(
-        "RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, verbs.export,
+        "RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, commands.export,
         ("out_dir", "hf_dir"), "one run, and one folder,",
     ),
 }  # fmt: skip

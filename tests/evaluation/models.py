@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.sampling.engines import small_model
+from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.checkpoints.export import to_huggingface
 from yuzogpt.checkpoints.load import load_model

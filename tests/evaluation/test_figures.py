@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.sampling.engines import ALPHABET, small_model
+from tests.inference.engines import ALPHABET, small_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.benchmarks import formats

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import REPOSITORY
-from tests.sampling.engines import ALPHABET, SHAPE, small_model
+from tests.inference.engines import ALPHABET, SHAPE, small_model
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import TrainSettings
 from yuzogpt.tokenization.tokenizer import CharTokenizer

@@ -8,7 +8,7 @@ import openai
 import pytest
 import torch
 
-from tests.sampling.engines import ALPHABET, make_engine, run, small_model
+from tests.inference.engines import ALPHABET, make_engine, run, small_model
 from tests.serving.services import Service, service, write_checkpoint
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import ServeSettings, TrainSettings

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.sampling.engines import (
+from tests.inference.engines import (
     SHAPE,
     check_against_uncached,
     greedy,

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from tests.test_report import RESTARTED, layers, other, start, steps, train, write
+from tests.report.test_report import RESTARTED, layers, other, start, steps, train, write
 from yuzogpt.cli import status_of
 from yuzogpt.report import page, tables
 from yuzogpt.report.history import History

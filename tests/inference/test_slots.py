@@ -7,7 +7,7 @@ import torch
 import torch._dynamo.utils
 import torch._inductor.config as inductor
 
-from tests.sampling.engines import (
+from tests.inference.engines import (
     SHAPE,
     check_against_uncached,
     greedy,

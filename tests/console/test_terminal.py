@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from tests.conftest import REPOSITORY, prepare_char_corpus
-from tests.sampling.engines import small_model
+from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.cli import status_of
 from yuzogpt.config import TrainSettings

@@ -158,7 +158,7 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from yuzogpt import checkpoints
-from tests.test_checkpoints import write
+from tests.checkpoints.test_checkpoints import write
 run, victim = Path(sys.argv[1]), int(sys.argv[2])
 write(run, 5)
 calls, real = 0, os.fsync

@@ -2,9 +2,9 @@
 
     python benchmarks/checkpoints.py
 
-In a world of one, through the loop's own `Saver`, float32: weights and AdamW's two moments, 1.49
-GB. First saves are each a process's first. Then each round trains some steps, copies, saves, and
-trains on until the checkpoint is written. Peers, in the same run:
+In a world of one, through the loop's own `AsyncCheckpointer`, float32: weights and AdamW's two
+moments, 1.49 GB. First saves are each a process's first. Then each round trains some steps, copies,
+saves, and trains on until the checkpoint is written. Peers, in the same run:
 
     copy         the same tensors into memory that was allocated and touched before: what a
                  consistent checkpoint costs at least; the stall may be 1.5 times as long
@@ -41,10 +41,10 @@ from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
-from yuzogpt.training.checkpointer import Saver
-from yuzogpt.training.hooks import Outside
+from yuzogpt.training.checkpointer import AsyncCheckpointer
+from yuzogpt.training.hooks import LoopHooks
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
-from yuzogpt.training.parallel import Trainee, parallelize
+from yuzogpt.training.parallel import ParallelModel, parallelize
 
 BAR = 1.5  # times the copy
 
@@ -58,7 +58,7 @@ class Training:
         hardware = Hardware(torch.device("cpu"), None, False, available_cores(), ())
         torch.set_num_threads(hardware.threads)
         weights = initial_weights(self.shape, seed=1)
-        self.trainee: Trainee = parallelize(
+        self.trainee: ParallelModel = parallelize(
             self.shape, weights, "none", ParallelSettings(), hardware
         )
         self.model = self.trainee.model
@@ -76,12 +76,14 @@ class Training:
         weights = [parameter.detach() for parameter in self.model.parameters()]
         return [*weights, *state_tensors(self.model, self.optimizer).values()]
 
-    def saver(self, run: Path, log: MetricsLog | None) -> Saver:
+    def saver(self, run: Path, log: MetricsLog | None) -> AsyncCheckpointer:
         """Return a saver as the loop makes it, before its first step."""
         idle = Watchdog(World(), 100, lambda _: None)
-        outside = Outside(run, lambda *_: None, lambda: None, StopRequest(), idle)
+        outside = LoopHooks(run, lambda *_: None, lambda: None, StopRequest(), idle)
         settings = CheckpointSettings()
-        return Saver(settings, World(), self.trainee, self.optimizer, b"{}", log, outside, None)
+        return AsyncCheckpointer(
+            settings, World(), self.trainee, self.optimizer, b"{}", log, outside, None
+        )
 
 
 class Copy:

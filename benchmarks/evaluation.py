@@ -36,7 +36,7 @@ from yuzogpt.checkpoints.pretrained import CONFIG
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, ModelSettings
 from yuzogpt.evaluation.benchmarks import formats
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, Reading
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, TaskOptions
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
@@ -80,7 +80,7 @@ def ours(model: GPT, name: str, files: Path, task: str) -> tuple[Figures, float]
     reference = resolve_model(name)
     hardware = choose_hardware(DeviceSettings(device="cpu", dtype="float32"), World())
     began = time.perf_counter()
-    reading = Reading(reference.tokenizer(), reference.shape.block_size, 1, False)
+    reading = TaskOptions(reference.tokenizer(), reference.shape.block_size, 1, False)
     exam = TASKS[task].prepare["harness"](files / TASKS[task].file, reading)
     figures = exam.judge(score(model, exam.passages, BATCH, hardware))
     seconds = time.perf_counter() - began

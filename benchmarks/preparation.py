@@ -37,13 +37,13 @@ Result = dict[str, Any]
 
 def run_yuzogpt(files: list[Path], workers: int, work: Path) -> Result:
     """Prepare on Ray Data; peak memory is that of each process, sampled."""
-    from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
+    from yuzogpt.config import CorpusSettings, DistributedPrepareSettings, PrepareSettings
     from yuzogpt.data.preparation.prepare import prepare
     from yuzogpt.orchestration.data.prepare import RayWorkers
 
     settings = PrepareSettings(
         corpus=CorpusSettings(dataset="openwebtext", source=str(files[0].parent)),
-        large=LargeCorpusSettings(num_workers=workers),
+        large=DistributedPrepareSettings(num_workers=workers),
     )
     with RayWorkers(settings.large) as ray_workers, Memory() as memory:
         ray_workers.start()

@@ -33,7 +33,7 @@ from yuzogpt.config import ModelSettings
 from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.inference.engine import Engine
-from yuzogpt.inference.packed_linear import lay_out
+from yuzogpt.inference.packed_linear import pack_weights
 from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
@@ -111,7 +111,7 @@ def perplexities(run: str, corpus: str) -> None:
     windows = FixedWindows(open_corpus(Path(corpus)).stream("val"), reference.shape.block_size)
     found = {}
     for name, dtype in TYPES.items():
-        model = lay_out(load_model(reference), dtype, torch.device("cpu"))
+        model = pack_weights(load_model(reference), dtype, torch.device("cpu"))
         losses = []
         for first in range(0, len(windows), 16):
             rows = np.arange(first, min(first + 16, len(windows)))

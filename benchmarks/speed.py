@@ -26,7 +26,7 @@ from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings,
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.training.guards import add_up, clip
+from yuzogpt.training.guards import clip, reduce_step_stats
 from yuzogpt.training.optimizers import build_optimizer
 from yuzogpt.training.parallel import parallelize
 
@@ -51,7 +51,7 @@ def our_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) ->
         with hardware.autocasting():
             losses = trainee.trained(ids, targets, keys)
             (losses.sum() / ids.numel()).backward()
-        totals = add_up(trainee, losses.detach().sum(), ids.numel(), False, 0.0, World())
+        totals = reduce_step_stats(trainee, losses.detach().sum(), ids.numel(), False, 0.0, World())
         clip(trainee, totals.gradient_norm, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -20,7 +20,7 @@ os.environ["RAY_AUTH_MODE"] = "token"
 from yuzogpt.config import CorpusSettings, ModelSettings, PrepareSettings, TrainSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import PreparedCorpus
-from yuzogpt.data.preparation.prepare import ThisProcess, prepare
+from yuzogpt.data.preparation.prepare import LocalWorkers, prepare
 from yuzogpt.storage import filesystems
 
 REPOSITORY = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare_here(settings: CorpusSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
     """Prepare a corpus in this process."""
-    return prepare(PrepareSettings(corpus=settings), directory, ThisProcess())
+    return prepare(PrepareSettings(corpus=settings), directory, LocalWorkers())
 
 
 def prepare_char_corpus(source: Path, directory: Path) -> Path:

@@ -18,7 +18,7 @@ from yuzogpt import checkpoints, tokenization
 from yuzogpt.cli import status_of
 from yuzogpt.config import TrainSettings
 from yuzogpt.console import terminal
-from yuzogpt.tuning.table import Board
+from yuzogpt.tuning.table import TrialTable
 
 # Sets the clipboard; clears the screen, in C0 and in C1; goes back to the line's beginning.
 HOSTILE = "\x1b]52;c;cm0gLXJmIH4=\x07 \x1b[2J \x9b2J \x9d0;title\x9c \rover\x08\x7f"
@@ -143,7 +143,7 @@ class Terminal:
 
 def test_a_table_that_changes_is_clean_too(monkeypatch):
     here = Terminal(monkeypatch)
-    with Board(HOSTILE, 10) as board:
+    with TrialTable(HOSTILE, 10) as board:
         board.starts("0000", {"data.dataset": HOSTILE})
         board.ends("0000", "failed", HOSTILE)
     terminal.console().print(HOSTILE, markup=False)

@@ -7,7 +7,7 @@ from tests.data.test_prepare import run
 from tests.data.text_sources import make_documents, write_jsonl, write_parquet
 from yuzogpt.config import PrepareSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.data.preparation.prepare import ThisProcess, prepare
+from yuzogpt.data.preparation.prepare import LocalWorkers, prepare
 from yuzogpt.errors import UserError
 
 SETTINGS_OF_DOCUMENTS = [
@@ -116,5 +116,5 @@ def test_hashes_in_messages_are_short(tmp_path, text):
 
 def test_one_document_is_said_to_be_why_the_val_split_is_empty(tmp_path, text, capsys):
     flags = ["--source=" + str(text), "--dataset=mine", "--tokenizer=gpt2", "--split_rule=hash"]
-    prepare(resolve(PrepareSettings, [], flags), tmp_path / "1", ThisProcess())
+    prepare(resolve(PrepareSettings, [], flags), tmp_path / "1", LocalWorkers())
     assert "the val split is empty: no two documents differ" in capsys.readouterr().out

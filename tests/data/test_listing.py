@@ -10,7 +10,7 @@ from tests.conftest import make_text
 from tests.data.test_prepare import run
 from tests.data.text_sources import make_documents, write_jsonl
 from yuzogpt.data.blocks import MANIFEST, SOURCE_TIMES, open_corpus
-from yuzogpt.data.preparation.prepare import ThisProcess
+from yuzogpt.data.preparation.prepare import LocalWorkers
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import list_files
 from yuzogpt.storage.paths import is_within
@@ -125,7 +125,7 @@ def test_a_corpus_that_a_link_in_its_source_leads_to_is_not_its_source(tmp_path)
     assert corpus.manifest.source["documents"] == 30
 
 
-class NotStarting(ThisProcess):
+class NotStarting(LocalWorkers):
     """A cluster that is full, say."""
 
     def start(self) -> None:

@@ -23,7 +23,7 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.data.blocks import MANIFEST, STAGING, open_corpus
 from yuzogpt.data.inspect import documents, export_bin
 from yuzogpt.data.preparation import readers, sources
-from yuzogpt.data.preparation.prepare import ThisProcess, prepare
+from yuzogpt.data.preparation.prepare import LocalWorkers, prepare
 from yuzogpt.errors import UserError
 from yuzogpt.storage.lease import Lease
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
@@ -34,7 +34,7 @@ TEXTS = make_documents(300)
 def run(source: Path | str, directory: Path, *flags: str):
     """Prepare `source` as a corpus of one's own, in this process."""
     flags = (f"--source={source}", "--dataset=mine", "--tokenizer=gpt2", *flags)
-    return prepare(resolve(PrepareSettings, [], flags), directory, ThisProcess())
+    return prepare(resolve(PrepareSettings, [], flags), directory, LocalWorkers())
 
 
 def texts_of(corpus, split):
@@ -244,7 +244,7 @@ def test_other_settings_of_a_finished_corpus_are_refused(tmp_path, flag):
         run(tmp_path / "web", tmp_path / "1", flag)
 
 
-class Interrupted(ThisProcess):
+class Interrupted(LocalWorkers):
     """Stops in the middle, as Ctrl-C does."""
 
     def run(self, plan, units):

@@ -11,7 +11,7 @@ from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.benchmarks import formats
 from yuzogpt.evaluation.benchmarks.corpus_loss import loss_exam
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, Reading, stop_tokens
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, TaskOptions, stop_tokens
 from yuzogpt.evaluation.passages import Passage, Score, continuation, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.model.gpt import GPT
@@ -55,7 +55,7 @@ def test_a_text_under_a_uniform_model_is_exact(tmp_path):
     """Two equally likely tokens: perplexity 2 a token, one bit a byte, whatever the windows are."""
     path = tmp_path / "enwik8.zip"
     path.with_suffix(".txt").write_bytes(b"a\na\na" * 20)
-    reading = Reading(Two(), 32, 7, False)
+    reading = TaskOptions(Two(), 32, 7, False)
     exam = TASKS["enwik8"].prepare["paper"](path.with_suffix(".txt"), reading)
     scores = score(uniform_model(), exam.passages, 3, HARDWARE)
     bits, per_token = exam.judge(scores)
@@ -69,7 +69,7 @@ def test_words_are_counted_as_in_the_original(tmp_path):
     """Two words and an end of line are three tokens of the original, and here four of the model."""
     path = tmp_path / "ptb.test.txt"
     path.write_text(" a a \n")
-    exam = TASKS["ptb"].prepare["paper"](path, Reading(CharTokenizer("\n a"), 32, 32, False))
+    exam = TASKS["ptb"].prepare["paper"](path, TaskOptions(CharTokenizer("\n a"), 32, 32, False))
     scores = score(uniform_model(3), exam.passages, 1, HARDWARE)
     figures = {one.metric: one for one in exam.judge(scores)}
     assert figures["perplexity"].counted == 3
@@ -82,7 +82,7 @@ def test_an_end_of_line_is_foretold_where_it_is_counted(task, tmp_path):
     """Of ten tokens each is as likely: a word of one token and the end are ten each, in both."""
     path = tmp_path / "text.txt"
     path.write_text(" a \n b \n")
-    reading = Reading(CharTokenizer("\n abcdefgh"), 32, 32, False)
+    reading = TaskOptions(CharTokenizer("\n abcdefgh"), 32, 32, False)
     exam = TASKS[task].prepare["paper"](path, reading)
     figure, *_ = exam.judge(score(uniform_model(10), exam.passages, 1, HARDWARE))
     assert (figure.metric, figure.counted) == ("perplexity", 4)
@@ -92,7 +92,7 @@ def test_an_end_of_line_is_foretold_where_it_is_counted(task, tmp_path):
 def test_a_line_without_a_sentence_is_none(tmp_path):
     path = tmp_path / "1bw_test.txt"
     path.write_text("a b\n\n \na\n\n")
-    exam = TASKS["1bw"].prepare["paper"](path, Reading(CharTokenizer("\n ab"), 32, 32, False))
+    exam = TASKS["1bw"].prepare["paper"](path, TaskOptions(CharTokenizer("\n ab"), 32, 32, False))
     assert exam.notes["sentences"] == len(exam.passages) == 2
     figure, *_ = exam.judge(score(uniform_model(4), exam.passages, 1, HARDWARE))
     assert figure.counted == 3 + 2
@@ -141,7 +141,7 @@ def test_the_last_word_with_and_without_stop_words(tmp_path):
     path = tmp_path / "lambada_test.jsonl"
     path.write_text(json.dumps({"text": "bead game"}) + "\n" + json.dumps({"text": "a b c"}) + "\n")
     tokenizer = CharTokenizer(ALPHABET)
-    exam = TASKS["lambada"].prepare["paper"](path, Reading(tokenizer, 32, 32, False))
+    exam = TASKS["lambada"].prepare["paper"](path, TaskOptions(tokenizer, 32, 32, False))
     assert [tokenizer.decode(one.tokens[-one.scored :]) for one in exam.passages] == [" game", " c"]
     assert exam.notes["stop_word_filter"] == "off"
     model = small_model(1)
@@ -163,7 +163,7 @@ def test_a_stop_word_that_only_begins_the_answer_is_none(tmp_path):
     texts = ("he went inside", "she came in", "he ate the cake")
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     tokenizer = gpt2_tokenizer()
-    exam = TASKS["lambada"].prepare["paper"](path, Reading(tokenizer, 32, 32, True))
+    exam = TASKS["lambada"].prepare["paper"](path, TaskOptions(tokenizer, 32, 32, True))
     inside, only_in, cake = exam.passages
     (word,) = tokenizer.encode(" in").tolist()
     assert [tokenizer.decode([t]) for t in inside.tokens[-inside.scored :]] == [" inside"]
@@ -171,7 +171,7 @@ def test_a_stop_word_that_only_begins_the_answer_is_none(tmp_path):
     assert (exam.notes["stop_word_filter"], exam.notes["answers_that_are_stop_words"]) == ("on", 1)
     # " hers" is " her" and "s": no stop word of one token, though it begins with one.
     path.write_text(json.dumps({"text": "the herscape"}) + "\n")
-    (odd,) = TASKS["lambada"].prepare["paper"](path, Reading(tokenizer, 32, 32, True)).passages
+    (odd,) = TASKS["lambada"].prepare["paper"](path, TaskOptions(tokenizer, 32, 32, True)).passages
     first, *rest = odd.tokens[-odd.scored :]
     assert rest and tokenizer.decode([first]) == " her"
     assert first not in odd.never and word in odd.never
@@ -227,7 +227,7 @@ def test_a_scenes_ends_are_the_harness_own(tmp_path):
     scene = {"activity_label": "a", "ctx_a": "b.", "ctx_b": "c", "label": 1,
              "endings": ["dd", "dd", "e [step]", "fff"]}  # fmt: skip
     path.write_text(json.dumps(scene) + "\n")
-    exam = TASKS["hellaswag"].exam("harness", path, Reading(gpt2_tokenizer(), 32, 32, False))
+    exam = TASKS["hellaswag"].exam("harness", path, TaskOptions(gpt2_tokenizer(), 32, 32, False))
     for logprobs, expected in (
         ((-9.0, -1.0, -9.0, -9.0), (1, 1)),
         ((-1.0, -1.0, -9.0, -9.0), (0, 0)),  # the first of equals is the answer
@@ -246,14 +246,14 @@ def test_stop_words_are_those_that_a_vocabulary_has_letters_for():
 
 def test_the_split_that_is_too_short_is_named(gpt2_corpus_dir):
     with pytest.raises(UserError, match="the train split has"):
-        loss_exam(str(gpt2_corpus_dir), Reading(gpt2_tokenizer(), 10**7, 1, False), 1)
+        loss_exam(str(gpt2_corpus_dir), TaskOptions(gpt2_tokenizer(), 10**7, 1, False), 1)
 
 
 def test_a_line_that_is_not_tokenized_is_named(tmp_path):
     path = tmp_path / "wikitext2_test.txt"
     path.write_text(" a b \nHe said it.\n")
     with pytest.raises(UserError, match=r"wikitext2_test.txt:2: not a line of tokens"):
-        TASKS["wikitext2"].prepare["paper"](path, Reading(gpt2_tokenizer(), 32, 32, False))
+        TASKS["wikitext2"].prepare["paper"](path, TaskOptions(gpt2_tokenizer(), 32, 32, False))
 
 
 def test_float32_means_float32():
@@ -268,7 +268,7 @@ def test_questions(tmp_path):
     story = "".join(f"{n} bead game {n} .\n" for n in range(1, 21))
     path.write_text(story + "21 a bead XXXXX game .\tdeal\t\tdeal|meal|hell\n\n")
     exam = TASKS["cbt_cn"].prepare["paper"](
-        path, Reading(CharTokenizer(ALPHABET + "."), 32, 32, False)
+        path, TaskOptions(CharTokenizer(ALPHABET + "."), 32, 32, False)
     )
     tokenizer = CharTokenizer(ALPHABET + ".")
     ends = [tokenizer.decode(one.tokens[-one.scored :]) for one in exam.passages]

@@ -19,7 +19,7 @@ from tests.inference.engines import (
 )
 from yuzogpt.errors import UserError
 from yuzogpt.inference.engine import window_start
-from yuzogpt.inference.packed_linear import ByteLinear, PackedLinear
+from yuzogpt.inference.packed_linear import Int8Linear, PackedLinear
 from yuzogpt.inference.requests import Request, Sampling
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
@@ -118,7 +118,7 @@ def test_rounded_weights_are_near_float32(dtype, most):
 
 
 def test_a_row_of_zeros_is_no_harm_in_int8():
-    layer = ByteLinear(torch.randn(8, 48), torch.ones(8))
+    layer = Int8Linear(torch.randn(8, 48), torch.ones(8))
     x = torch.randn(2, 48)
     x[0] = 0
     found = layer(x)

@@ -128,7 +128,7 @@ def test_attention_spelled_out_is_that_of_the_kernels(monkeypatch, pos_emb, scor
     mask = causal_mask(at, at, positions.bias(at, at))
     q, k, v = heads(4, 24)
     given = mask if pos_emb == "alibi" else None  # which is what a model gives
-    found = attention._spell_out(q, k, v, None, given)
+    found = attention._explicit_attention(q, k, v, None, given)
     wanted = F.scaled_dot_product_attention(q, k, v, mask)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -138,7 +138,7 @@ def test_attention_spelled_out_takes_no_rows_too(device):
     q, k, v = (x[:0].to(device) for x in heads(4, 24))
     attention = Attention(shaped(dropout=0.1), 0).to(device).train()
     keys = torch.zeros(0, dtype=torch.int32, device=device)
-    assert attention._spell_out(q, k, v, keys, None).shape == q.shape
+    assert attention._explicit_attention(q, k, v, keys, None).shape == q.shape
 
 
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])

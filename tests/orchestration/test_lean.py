@@ -10,7 +10,7 @@ from ray.train.torch import TorchTrainer
 from tests.conftest import REPOSITORY
 from yuzogpt.orchestration.embedded import importable_checkout
 from yuzogpt.orchestration.environment import environment
-from yuzogpt.orchestration.lean import few_processes, lean_trainer
+from yuzogpt.orchestration.lean import minimal_node_services, single_node_trainer
 
 PRIVATE = (
     "ray._private.node",
@@ -22,9 +22,9 @@ PRIVATE = (
 def test_where_rays_names_are_others_it_starts_as_ever(monkeypatch):
     for name in PRIVATE:
         monkeypatch.setitem(sys.modules, name, None)  # an import fails
-    with few_processes():
+    with minimal_node_services():
         pass
-    assert lean_trainer() is TorchTrainer
+    assert single_node_trainer() is TorchTrainer
 
 
 # Names of Ray's by which something is started or ended sooner, or is noticed sooner.
@@ -114,7 +114,7 @@ def test_no_private_name_of_rays_is_needed():
 def test_these_are_its_names_now(name):
     """Else Ray starts more slowly, and nothing else tells."""
     __import__(name)
-    assert lean_trainer() is not TorchTrainer
+    assert single_node_trainer() is not TorchTrainer
 
 
 def test_variables_are_as_before_when_an_embedded_ray_has_ended(monkeypatch):

@@ -33,7 +33,7 @@ from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.orchestration.lean import lean_trainer
+from yuzogpt.orchestration.lean import single_node_trainer
 from yuzogpt.orchestration.train import failures
 from yuzogpt.orchestration.train import trainer as orchestration_train
 from yuzogpt.orchestration.train.trainer import set_environment, train_connected
@@ -175,7 +175,7 @@ def asleep() -> int:
 
 def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
     """The controller calls this, and must not be held up by it."""
-    from yuzogpt.orchestration.train.warm_workers import READY_AFTER, Spares
+    from yuzogpt.orchestration.train.warm_workers import READY_AFTER, WarmWorkers
 
     worker, _ = worker_that_stands_still
 
@@ -186,7 +186,7 @@ def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
     class Status:
         errors = {}  # noqa: RUF012
 
-    warm_workers = Spares()
+    warm_workers = WarmWorkers()
     warm_workers.after_worker_group_training_start(Group())
     warm_workers.trains_since -= READY_AFTER + 1
     poll = threading.Thread(
@@ -265,7 +265,7 @@ def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see
     """
     import ray
 
-    class Killer(failures.NoPatience):
+    class Killer(failures.KillGroupOnFailure):
         deaths = 1
 
         def after_worker_group_start(self, worker_group):
@@ -276,7 +276,7 @@ def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see
                 os.kill(worker.metadata.pid, signal.SIGKILL)
                 ray.get(worker.actor.get_metadata.remote())  # raises: as in Ray's own callbacks
 
-    monkeypatch.setattr(failures, "NoPatience", Killer)
+    monkeypatch.setattr(failures, "KillGroupOnFailure", Killer)
     flags = ("--batch_size=1", "--gradient_accumulation_steps=1")
     chosen = settings_for(corpus_dir, tmp_path / "run", *flags)
     chosen = chosen.model_copy(update={"workers": WorkerSettings(num_workers=2)})  # unchecked
@@ -311,7 +311,7 @@ def test_where_rays_names_are_others_a_run_is_as_ever(
 ):
     """The controller has a process of its own then."""
     monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.scaling_policy", None)
-    assert lean_trainer() is TorchTrainer
+    assert single_node_trainer() is TorchTrainer
     train_on_ray(settings_for(corpus_dir, tmp_path / "run", "--max_iters=5"))
     assert records(tmp_path / "run", "final")
 
@@ -322,7 +322,7 @@ def test_what_is_wrong_with_the_controller_is_written_down(
     def fail(*_):
         raise ZeroDivisionError("in a callback")
 
-    monkeypatch.setattr(failures.NoPatience, "after_worker_group_start", fail)
+    monkeypatch.setattr(failures.KillGroupOnFailure, "after_worker_group_start", fail)
     with pytest.raises(RunFailed, match=r"in a callback.*errors\.log"):
         train_on_ray(settings_for(corpus_dir, tmp_path / "run", "--max_iters=5"))
     written = (tmp_path / "run" / runs.ERRORS).read_text()

@@ -16,7 +16,7 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.inference.detokenize import TextStream
 from yuzogpt.inference.requests import Event, Request, Sampling
 from yuzogpt.serving.app import build
-from yuzogpt.serving.completions import Logprobs, Places
+from yuzogpt.serving.completions import Logprobs, TokenOffsets
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 
 PROMPT = "bead"
@@ -215,7 +215,7 @@ def test_offsets_count_characters_not_tokens():
     first, second = (tokenizer.ranks[bytes([byte])] for byte in "ä".encode())
     (cat,) = tokenizer.encode(" cat").tolist()
     stream = TextStream(tokenizer, ["at"])
-    places = Places(tokenizer, 7)
+    places = TokenOffsets(tokenizer, 7)
     found = Logprobs()
     for token in (first, second, cat, cat):
         found.extend(places.add(Event(0, token, stream.push(token), logprob=-1.0)))
@@ -282,7 +282,7 @@ def test_what_a_stop_string_cuts_off_is_not_listed_but_the_end_is():
         (Event(0, end, "\ufffd", finish="end_of_text"), "\ufffd", ["bytes:\\xc3", "<|endoftext|>"]),
         (Event(0, end, "", finish="stop"), "", []),
     ):
-        places = Places(tokenizer, 3)
+        places = TokenOffsets(tokenizer, 3)
         found = places.add(Event(0, half, "", logprob=-1.0))
         found.extend(places.add(last))
         assert found.tokens == tokens

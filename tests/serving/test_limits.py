@@ -14,8 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
-from yuzogpt.serving.access import Allowance
-from yuzogpt.serving.errors import Refused
+from yuzogpt.serving.access import TokenBucket
+from yuzogpt.serving.errors import APIError
 from yuzogpt.serving.protocol import CompletionRequest
 
 KEY = "sk-a-key-that-is-long-enough"
@@ -299,13 +299,13 @@ def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
 
 def test_a_client_is_told_to_wait_whole_seconds_and_no_more_than_it_must():
     for seconds, told in ((0, "1"), (0.2, "1"), (1, "1"), (1.1, "2"), (2, "2"), (3, "3")):
-        assert Refused(429, "", retry_after=seconds).headers["Retry-After"] == told
+        assert APIError(429, "", retry_after=seconds).headers["Retry-After"] == told
 
 
 def test_an_allowance_comes_back_with_time(monkeypatch):
     now = itertools.count(10.0, 10.0)  # ten seconds from one look to the next
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    allowance = Allowance(3, 3, since=0.0)
+    allowance = TokenBucket(3, 3, since=0.0)
     waits = [allowance.take() for _ in range(8)]
     assert waits[:5] == [0, 0, 0, 0, 0]
     assert waits[5] == pytest.approx(10)

@@ -64,7 +64,7 @@ def store(s3, tmp_path, monkeypatch):
     """A bucket named `runs`, seen from a machine that knows nothing yet."""
     s3.create_bucket(Bucket="runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(lease, "SETTLES_IN", 0.05)
+    monkeypatch.setattr(lease, "STORE_SETTLE_S", 0.05)
     monkeypatch.setattr(mirrors, "EVERY", 0.2)
     return s3
 
@@ -368,7 +368,7 @@ def test_a_second_command_is_refused(store, corpus_dir):
 
 
 def test_of_two_that_come_at_once_one_holds_the_lease(store, monkeypatch):
-    monkeypatch.setattr(lease, "SETTLES_IN", 0.5)
+    monkeypatch.setattr(lease, "STORE_SETTLE_S", 0.5)
     held, refused, done = [], [], threading.Event()
 
     def take(number):

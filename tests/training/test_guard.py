@@ -11,7 +11,7 @@ from yuzogpt import checkpoints
 from yuzogpt.config import GuardSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
-from yuzogpt.training.guards import Guard, StepTotals
+from yuzogpt.training.guards import Guard, StepStats
 from yuzogpt.training.loop import Validation
 
 # --- numbers go wrong
@@ -127,7 +127,7 @@ def judged(losses_of_steps, **settings):
     guard = Guard(GuardSettings(**settings))
     found = []
     for loss in losses_of_steps:
-        verdict = guard.judge(StepTotals(loss, False, 0.0, [1.0]))
+        verdict = guard.judge(StepStats(loss, False, 0.0, [1.0]))
         found.append((verdict, guard.takes(verdict), guard.gives_up()))
     return found
 
@@ -154,10 +154,10 @@ def test_a_loss_that_stays_high_stops_being_a_spike_and_ends_nothing():
 def test_a_guard_remembers_finite_numbers_only():
     guard = Guard(GuardSettings())
     for loss in (3.0, math.nan, math.inf, 2.0):
-        guard.takes(guard.judge(StepTotals(loss, False, 0.0, [1.0])))
+        guard.takes(guard.judge(StepStats(loss, False, 0.0, [1.0])))
     assert guard.mean == 2.5
     assert Guard.remembering(guard.settings, guard.memory()) == guard
-    assert guard.judge(StepTotals(2.0, False, 0.0, [math.nan])) == "not finite"
+    assert guard.judge(StepStats(2.0, False, 0.0, [math.nan])) == "not finite"
 
 
 def test_the_last_steps_are_in_the_metrics(corpus_dir, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from yuzogpt.runs import stop_request
 from yuzogpt.runs.stop_request import StopRequest, ask_to_stop, keep_asking, read_request
-from yuzogpt.runtime.signals import Interruption, on_sigterm
+from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
 
 
 def ctrl_c():
@@ -24,7 +24,7 @@ def no_pause(monkeypatch):
 
 def test_it_is_raised_by_the_next_look(no_pause):
     before = signal.getsignal(signal.SIGINT)
-    with Interruption() as interruption:
+    with DeferredKeyboardInterrupt() as interruption:
         stop = StopRequest(interruption)
         assert stop.look() is None
         ctrl_c()  # in the middle of a step nothing is raised: C code could drop it
@@ -35,7 +35,7 @@ def test_it_is_raised_by_the_next_look(no_pause):
 
 
 def test_a_second_one_is_raised_at_once(no_pause):
-    with Interruption() as interruption:
+    with DeferredKeyboardInterrupt() as interruption:
         StopRequest(interruption).look()
         ctrl_c()
         with pytest.raises(KeyboardInterrupt):
@@ -43,9 +43,9 @@ def test_a_second_one_is_raised_at_once(no_pause):
 
 
 def test_where_nobody_looks_it_is_raised_at_once(no_pause, monkeypatch):
-    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
+    with DeferredKeyboardInterrupt() as interruption, pytest.raises(KeyboardInterrupt):
         ctrl_c()
-    with Interruption() as interruption:
+    with DeferredKeyboardInterrupt() as interruption:
         StopRequest(interruption).look()
         monkeypatch.setattr(stop_request, "LOOKED_WITHIN", 0)
         with pytest.raises(KeyboardInterrupt):

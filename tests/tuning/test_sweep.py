@@ -14,7 +14,7 @@ from yuzogpt.tuning.search import Search, is_over
 from yuzogpt.tuning.space import read_space
 from yuzogpt.tuning.summary import margin
 from yuzogpt.tuning.sweep import Sweep, outcome
-from yuzogpt.tuning.table import Board, Row
+from yuzogpt.tuning.table import Row, TrialTable
 from yuzogpt.tuning.trials import Trial
 
 SPACE = ["--search.dropout={grid: [0.0, 0.1]}"]
@@ -168,7 +168,7 @@ def test_seeds_that_diverge_are_not_left_out_in_silence(sweep):
 
 
 def test_a_trial_that_was_over_before_is_said_to_be_kept(capsys):
-    board = Board("trials", 10)
+    board = TrialTable("trials", 10)
     board.keeps("0000", Row({"model.dropout": 0.1}, "finished", 10, 2.0))
     board.keeps("0001", Row({"model.dropout": 0.2}, "failed", error="out of memory"))
     assert capsys.readouterr().out.splitlines() == [
@@ -178,7 +178,7 @@ def test_a_trial_that_was_over_before_is_said_to_be_kept(capsys):
 
 
 def test_a_failed_trial_is_not_marked_as_the_best():
-    board = Board("trials", 10)
+    board = TrialTable("trials", 10)
     for name, loss in (("0000", 2.0), ("0001", 1.0)):
         board.starts(name, {"model.dropout": 0.1})
         board.moves(name, 5, loss)

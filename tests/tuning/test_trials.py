@@ -10,7 +10,7 @@ import torch
 from tests.conftest import tiny_settings
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.training.launch import work_here
-from yuzogpt.tuning.trials import Trial, carry_out
+from yuzogpt.tuning.trials import Trial, run_trial
 
 
 def train(settings, listener):
@@ -36,7 +36,7 @@ def attempt(corpus_dir, tmp_path):
             reports.append((step, loss))
             return step < most
 
-        goes_on = carry_out(settings, Trial.read(trial.directory), report, train)
+        goes_on = run_trial(settings, Trial.read(trial.directory), report, train)
         return reports, goes_on, Trial.read(trial.directory)
 
     return do

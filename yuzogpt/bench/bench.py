@@ -117,7 +117,7 @@ def short_run(settings: BenchSettings, directory: Path) -> TrainSettings:
     wanted, data_dir, start = settings.bench, settings.data.data_dir, settings.run.init_from
     steps = wanted.warmup_steps + wanted.steps
     if start not in ("scratch", "resume"):  # new weights do as well; their shape counts
-        model = runs.shaped_like(settings, resolve_model(start).shape).model
+        model = runs.with_model_shape(settings, resolve_model(start).shape).model
         settings = settings.model_copy(update={"model": model})
     if wanted.synthetic:
         rows = steps * settings.batch.global_rows + 2

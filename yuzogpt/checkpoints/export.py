@@ -22,7 +22,7 @@ FIXED = (
 
 def to_huggingface(reference: ModelReference, folder: Path) -> None:
     """Write a model and its tokenizer; the folder gets its name when it is whole."""
-    refuse_other_parts(reference)
+    check_no_other_parts(reference)
     tokenizer = reference.tokenizer()
     files = tokenizer_files.files_of(tokenizer, reference.shape.block_size)
 
@@ -48,7 +48,7 @@ def to_huggingface(reference: ModelReference, folder: Path) -> None:
     sync_directory(folder.parent)
 
 
-def refuse_other_parts(reference: ModelReference) -> None:
+def check_no_other_parts(reference: ModelReference) -> None:
     """Raise UserError if the model has parts that Hugging Face's GPT-2 has not."""
     gpt2 = ModelSettings()
     others = [name for name in FIXED if getattr(reference.shape, name) != getattr(gpt2, name)]

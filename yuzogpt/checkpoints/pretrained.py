@@ -81,7 +81,7 @@ def download(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     published = PUBLISHED[name]
-    refuse_out_of_reach(name)
+    check_hub_reachable(name)
     try:
         for file in (CONFIG, WEIGHTS):
             path = Path(hf_hub_download(repository(name), file, revision=published.revision))
@@ -100,7 +100,7 @@ def download(name: str) -> Path:
     return path.parent
 
 
-def refuse_out_of_reach(name: str) -> None:
+def check_hub_reachable(name: str) -> None:
     """Raise UserError if a published checkpoint is neither in the cache nor does the hub answer.
 
     Asks the hub once: a download would try again for most of a minute, and say so each time.

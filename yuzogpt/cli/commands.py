@@ -128,7 +128,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
 def prepare(settings: Section) -> None:
     """Turn text into Arrow blocks, on Ray where the corpus is large."""
     assert isinstance(settings, PrepareSettings)
-    from yuzogpt.data.preparation.prepare import ThisProcess
+    from yuzogpt.data.preparation.prepare import LocalWorkers
     from yuzogpt.data.preparation.prepare import prepare as prepare_corpus
     from yuzogpt.data.preparation.records import source_of
 
@@ -139,7 +139,7 @@ def prepare(settings: Section) -> None:
         settings = settings.model_copy(update={"corpus": wanted})
     directory = absolute(wanted.data_dir or f"data/{wanted.dataset}", wanted.storage, "data_dir")
     if settings.large.num_workers == 0:
-        corpus, is_new = prepare_corpus(settings, directory, ThisProcess())
+        corpus, is_new = prepare_corpus(settings, directory, LocalWorkers())
     else:
         from yuzogpt.orchestration.data.prepare import prepare_on_ray
 

@@ -18,9 +18,9 @@ from yuzogpt.config.evaluate import (
 from yuzogpt.config.model import InitializationSettings, ModelSettings
 from yuzogpt.config.prepare import (
     CorpusSettings,
+    DistributedPrepareSettings,
     InspectedCorpus,
     InspectSettings,
-    LargeCorpusSettings,
     PrepareSettings,
 )
 from yuzogpt.config.read import ExportSettings, ExportTarget, ReportedRun, ReportSettings
@@ -60,6 +60,7 @@ __all__ = [
     "CorpusSettings",
     "DataSettings",
     "DeviceSettings",
+    "DistributedPrepareSettings",
     "DoctorSettings",
     "EvaluateSettings",
     "EvaluatedModelSettings",
@@ -74,7 +75,6 @@ __all__ = [
     "InitializationSettings",
     "InspectSettings",
     "InspectedCorpus",
-    "LargeCorpusSettings",
     "LimitSettings",
     "LogSettings",
     "ModelSettings",

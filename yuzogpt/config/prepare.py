@@ -24,7 +24,7 @@ class CorpusSettings(Section):
     overwrite: bool = setting(False, "replace what data_dir holds")
 
 
-class LargeCorpusSettings(Section):
+class DistributedPrepareSettings(Section):
     """How a corpus is prepared that need not fit in memory: openwebtext, folders, parquet, ..."""
 
     text_column: str = setting("text", "of parquet and JSON lines")
@@ -58,7 +58,7 @@ class PrepareSettings(Section):
     """`yuzogpt prepare`."""
 
     corpus: CorpusSettings = CorpusSettings()
-    large: LargeCorpusSettings = LargeCorpusSettings()
+    large: DistributedPrepareSettings = DistributedPrepareSettings()
 
 
 class InspectedCorpus(Section):

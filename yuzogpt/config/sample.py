@@ -71,11 +71,11 @@ class SamplingDeviceSettings(DeviceSettings):
     def is_compiled_on_cuda(self) -> Self:
         """What a device `auto` will be, shows where the model is loaded (sampling/load.py)."""
         if self.compile and self.device != "auto":
-            refuse_compiling(self.device)
+            check_not_compiled(self.device)
         return self
 
 
-def refuse_compiling(device: str) -> None:
+def check_not_compiled(device: str) -> None:
     """Raise UserError for a device that decoding is not compiled on."""
     if device != "cuda":
         raise UserError(

@@ -148,7 +148,7 @@ def decaying_again(redecay: str, step: int, end: int | str) -> str:
     return "--redecay=" + ",".join(filter(None, (redecay, f"{step}..{end}@RATE")))
 
 
-def refuse_rates(settings: "TrainSettings", made: int | None) -> None:
+def check_learning_rates(settings: "TrainSettings", made: int | None) -> None:
     """Raise UserError if the learning rate would rise to min_lr, or be 0, in steps to be made.
 
     `made`: the steps of a run that goes on, None for a new run. What was started so may still make

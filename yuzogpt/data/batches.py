@@ -35,7 +35,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         """Refuse a stream that has not even one row."""
-        refuse_short("train", len(self.stream), self.block_size)
+        check_split_length("train", len(self.stream), self.block_size)
 
     def rows(self, first_row: int, count: int) -> Int64s:
         """Return rows `first_row` to `first_row + count`, shape (count, block_size + 1)."""
@@ -101,7 +101,7 @@ def phases_of(cycle: int, block_size: int, seed: int) -> Int64s:
     return phases
 
 
-def refuse_short(split: str, tokens: int, block_size: int, part: Part = "whole") -> None:
+def check_split_length(split: str, tokens: int, block_size: int, part: Part = "whole") -> None:
     """Raise UserError if a split has fewer tokens than one row, or than one for each half."""
     if not tokens:
         raise UserError(
@@ -178,7 +178,7 @@ class FixedWindows:
 
     def __post_init__(self) -> None:
         """Refuse a split that has not even one window."""
-        refuse_short(self.split, len(self.stream), self.block_size, self.part)
+        check_split_length(self.split, len(self.stream), self.block_size, self.part)
 
     @property
     def numbers(self) -> range:

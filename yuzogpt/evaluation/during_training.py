@@ -13,7 +13,7 @@ from yuzogpt.config import DeviceSettings, TrainSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.evaluation.benchmarks import files
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, Exam, Reading
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, PreparedTask, TaskOptions
 from yuzogpt.evaluation.evaluate import check_task
 from yuzogpt.runs.directory import EVALUATIONS, STOP
 from yuzogpt.runs.event_log import append_record
@@ -22,9 +22,9 @@ from yuzogpt.storage import mirrors
 AT_A_TIME = 8  # passages, between two looks whether the run was asked to stop
 
 
-def read_exams(settings: TrainSettings) -> dict[str, Exam]:
+def read_exams(settings: TrainSettings) -> dict[str, PreparedTask]:
     """Read the benchmarks that `--eval_tasks` names; UserError if one cannot be."""
-    wanted, exams = settings.evaluation, dict[str, Exam]()
+    wanted, exams = settings.evaluation, dict[str, PreparedTask]()
     if not wanted.eval_tasks:
         return exams
     tokenizer = open_anywhere(settings.data.data_dir).tokenizer
@@ -32,7 +32,7 @@ def read_exams(settings: TrainSettings) -> dict[str, Exam]:
         check_task(name, tuple(TASKS), "--eval_tasks")
         task = TASKS[name]
         path, _ = files.find(task, wanted.benchmark_dir)
-        reading = Reading(
+        reading = TaskOptions(
             tokenizer, settings.model.block_size, stride=settings.model.block_size // 2 or 1,
             stop_words=False, limit=wanted.eval_tasks_limit,
         )  # fmt: skip
@@ -45,7 +45,7 @@ def read_exams(settings: TrainSettings) -> dict[str, Exam]:
 
 
 def evaluate_checkpoint(
-    name: str, out_dir: str, exams: Mapping[str, Exam], device: DeviceSettings
+    name: str, out_dir: str, exams: Mapping[str, PreparedTask], device: DeviceSettings
 ) -> dict[str, float]:
     """Evaluate a checkpoint, write the record, and return its figures, by task and metric.
 
@@ -76,7 +76,7 @@ def step_of(name: str) -> int:
 
 
 def figures_of(
-    name: str, run: Path, exams: Mapping[str, Exam], device: DeviceSettings
+    name: str, run: Path, exams: Mapping[str, PreparedTask], device: DeviceSettings
 ) -> dict[str, float]:
     """Return the figures of a checkpoint; InterruptedError if the run is asked to stop."""
     from yuzogpt.checkpoints.load import load_model
@@ -84,21 +84,21 @@ def figures_of(
     from yuzogpt.runtime.device import choose_hardware
     from yuzogpt.runtime.world import World
 
-    refuse_stopping(run)
+    check_no_early_stop(run)
     hardware = choose_hardware(device, World())
     model = load_model(resolve_model(name)).to(hardware.device)
     found: dict[str, float] = {}
     for task, exam in exams.items():
         scores = []
         for first in range(0, len(exam.passages), AT_A_TIME):
-            refuse_stopping(run)
+            check_no_early_stop(run)
             passages = exam.passages[first : first + AT_A_TIME]
             scores += score(model, passages, AT_A_TIME, hardware)
         found |= {f"{task} {figure.metric}": figure.value for figure in exam.judge(scores)}
     return found
 
 
-def refuse_stopping(run: Path) -> None:
+def check_no_early_stop(run: Path) -> None:
     """Raise InterruptedError if the run was asked to stop: it ends within 30 seconds."""
     if mirrors.exists(run / STOP):
         raise InterruptedError("the run is asked to stop")

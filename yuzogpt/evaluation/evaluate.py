@@ -18,10 +18,10 @@ from yuzogpt.errors import UserError, nearest
 from yuzogpt.evaluation import results
 from yuzogpt.evaluation.benchmarks import files
 from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, loss_exam
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, Exam, Reading
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, PreparedTask, TaskOptions
 from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.results import Result
-from yuzogpt.evaluation.shards import Shard, Sitting, compute, shards_of, undone, weights_hash
+from yuzogpt.evaluation.shards import ScoringJob, Shard, compute, shards_of, undone, weights_hash
 from yuzogpt.runs.requirements import check_writable
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import Lease
@@ -52,7 +52,7 @@ def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluatio
     reference = resolve_model(settings.evaluated.model, settings.benchmarks.context)
     results.refuse_foreign(directory)
     if not settings.evaluated.overwrite:
-        results.refuse_other_model(directory, reference.name)
+        results.check_same_model(directory, reference.name)
     reference.tokenizer()
     read: dict[str, tuple[str, str]] = {}
     for name in dict.fromkeys(settings.benchmarks.tasks):
@@ -119,10 +119,10 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Res
     return found
 
 
-def exam_of(evaluation: Evaluation, task: str) -> Exam:
+def exam_of(evaluation: Evaluation, task: str) -> PreparedTask:
     """Read a benchmark for a model."""
     wanted, reference = evaluation.settings.benchmarks, evaluation.reference
-    reading = Reading(
+    reading = TaskOptions(
         tokenizer=reference.tokenizer(),
         block_size=reference.shape.block_size,
         stride=wanted.stride,
@@ -135,12 +135,12 @@ def exam_of(evaluation: Evaluation, task: str) -> Exam:
     return TASKS[task].exam(wanted.protocol, Path(place), reading)
 
 
-def sitting_of(evaluation: Evaluation, task: str, weights: str) -> Sitting:
+def sitting_of(evaluation: Evaluation, task: str, weights: str) -> ScoringJob:
     """Return what a worker must know of a task."""
     wanted, work = evaluation.settings.benchmarks, evaluation.settings.work
     reference = evaluation.reference
     checkpoint = reference.checkpoint
-    return Sitting(
+    return ScoringJob(
         # The checkpoint, not the run: its best one may be another, soon.
         model=mirrors.name_of(checkpoint.directory) if checkpoint else reference.name,
         weights=weights,
@@ -152,7 +152,7 @@ def sitting_of(evaluation: Evaluation, task: str, weights: str) -> Sitting:
     )
 
 
-def judge(evaluation: Evaluation, task: str, exam: Exam, shards: Sequence[Shard]) -> Result:
+def judge(evaluation: Evaluation, task: str, exam: PreparedTask, shards: Sequence[Shard]) -> Result:
     """Return the figures of a task whose shards are all there."""
     scores = list[Score]()
     for shard in shards:

@@ -126,7 +126,7 @@ def refuse_foreign(directory: Path) -> None:
         ) from None
 
 
-def refuse_other_model(directory: Path, name: str) -> None:
+def check_same_model(directory: Path, name: str) -> None:
     """Raise UserError if the results there are of a model of another name."""
     found = read(directory)
     if found and found.model.get("name") != name:

@@ -52,7 +52,7 @@ def score_batch(model: GPT, passages: Sequence[Passage], hardware: Hardware) -> 
     with hardware.autocasting():
         x = model.hidden(ids.to(device), torch.arange(T, device=device))  # (B, T, C)
         x = x[torch.tensor(rows, device=device), torch.tensor(places, device=device)]  # (N, C)
-        logprobs, greedy = foretell(model, x, torch.tensor(targets, device=device), never)
+        logprobs, greedy = score_targets(model, x, torch.tensor(targets, device=device), never)
     counts = [passage.scored for passage in passages]
     each = zip(torch.split(logprobs, counts), torch.split(greedy, counts), strict=True)
     return [
@@ -61,7 +61,7 @@ def score_batch(model: GPT, passages: Sequence[Passage], hardware: Hardware) -> 
     ]
 
 
-def foretell(
+def score_targets(
     model: GPT, x: Tensor, targets: Tensor, never: dict[int, tuple[int, ...]]
 ) -> tuple[Tensor, Tensor]:
     """Return of (N, C) the targets' log-probabilities, and which were the likeliest; on the CPU."""

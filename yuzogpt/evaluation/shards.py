@@ -35,7 +35,7 @@ SHARDS = "shards"
 
 
 @dataclass(frozen=True)
-class Sitting:
+class ScoringJob:
     """A model that sits an exam: what its scores derive from, and how they are computed."""
 
     model: str
@@ -58,7 +58,7 @@ class Scores(Untrusted):
 class Shard:
     """Some of the passages of an exam."""
 
-    sitting: Sitting
+    sitting: ScoringJob
     number: int
     passages: Sequence[Passage]
 
@@ -94,7 +94,7 @@ class Shard:
         write_durably(path, (json.dumps(content) + "\n").encode())
 
 
-def shards_of(sitting: Sitting, passages: Sequence[Passage]) -> list[Shard]:
+def shards_of(sitting: ScoringJob, passages: Sequence[Passage]) -> list[Shard]:
     """Cut the passages of an exam into shards."""
     starts = range(0, len(passages), sitting.size)
     return [

@@ -23,7 +23,7 @@ from yuzogpt.runtime.device import keep_compiled_code_private
 TRIALS = 3  # before the recording: libraries allocate what they need, and choose their kernels
 
 
-class AllSlots:
+class GraphedDecoder:
     """A model, and the step of all its slots."""
 
     @torch.inference_mode()

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from yuzogpt.errors import UserError
-from yuzogpt.inference.cuda_graph import AllSlots
+from yuzogpt.inference.cuda_graph import GraphedDecoder
 from yuzogpt.inference.detokenize import TextStream
 from yuzogpt.inference.kv_cache import KVCache, Span
-from yuzogpt.inference.packed_linear import activations, lay_out
+from yuzogpt.inference.packed_linear import activations, pack_weights
 from yuzogpt.inference.requests import Event, Finish, Request
 from yuzogpt.inference.sampler import next_tokens, uniform
 from yuzogpt.model.gpt import GPT
@@ -91,7 +91,7 @@ class Engine:
         self.chunk = chunk
         # Apple's GPUs have no float64, which the samplers add probabilities up in.
         self.sampled_on = torch.device("cpu") if device.type == "mps" else device
-        self.model = lay_out(model.eval(), dtype, device, packed)
+        self.model = pack_weights(model.eval(), dtype, device, packed)
         self.cache = KVCache(self.shape, slots, activations(dtype, device), device)
         self.slots = slots
         self.free = list(range(slots))
@@ -100,7 +100,7 @@ class Engine:
         self.seen: Tensor | None = None  # (slots, V), once a request has a repetition penalty
         self.ids = count()
         in_all_slots = device.type == "cuda" if in_all_slots is None else in_all_slots
-        self.all_slots = AllSlots(self.model, self.cache, compiled) if in_all_slots else None
+        self.all_slots = GraphedDecoder(self.model, self.cache, compiled) if in_all_slots else None
         self.group_sizes, self.batch_invariant = self._find_group_sizes()
 
     @property
@@ -307,7 +307,7 @@ class Engine:
         sizes = [1 << n for n in range(round_up(self.slots).bit_length())]
         if self.all_slots is not None:
             sizes = [self.slots]
-            self.cache.fill_alike()
+            self.cache.fill_with_same_values()
         logits = {size: self._try_rows(size) for size in sizes}
         for place in range(len(sizes)):
             kept = sizes[place:]

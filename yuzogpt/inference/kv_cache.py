@@ -46,7 +46,7 @@ class KVCache:
         self.keys.zero_()
         self.values.zero_()
 
-    def fill_alike(self) -> None:
+    def fill_with_same_values(self) -> None:
         """Write numbers everywhere, in all slots the same."""
         generator = torch.Generator().manual_seed(0)
         for kept in (self.keys, self.values):

@@ -7,7 +7,7 @@ seconds: whoever answers to a user calls this when the user's mistakes have show
 from yuzogpt.checkpoints.load import load_model
 from yuzogpt.checkpoints.resolve import ModelReference
 from yuzogpt.config import DeviceSettings
-from yuzogpt.config.sample import refuse_compiling
+from yuzogpt.config.sample import check_not_compiled
 from yuzogpt.errors import UserError
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.kv_cache import bytes_per_slot
@@ -36,7 +36,7 @@ def load_engine(
     """
     device = choose_hardware(settings, World()).device
     if compiled:
-        refuse_compiling(device.type)
+        check_not_compiled(device.type)
     dtype = choose_dtype(settings.dtype, device)
     need = bytes_per_slot(reference.shape, activations(dtype, device))
     there = memory_of(device)

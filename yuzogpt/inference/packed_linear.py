@@ -34,13 +34,13 @@ LARGEST_FLOAT16 = 65504.0
 ROWS = 8  # what oneDNN's order is made for; with 1, another kernel with other last bits is taken
 
 
-def lay_out(model: GPT, dtype: torch.dtype, device: torch.device, packed: bool = True) -> GPT:
+def pack_weights(model: GPT, dtype: torch.dtype, device: torch.device, packed: bool = True) -> GPT:
     """Turn a model for reading into one for decoding; it takes the model over."""
     if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fbgemm()):
         return model.to(device, dtype)
-    linear: LinearType = {torch.int8: ByteLinear}.get(dtype, HalfLinear)
+    linear: LinearType = {torch.int8: Int8Linear}.get(dtype, Fp16PackedLinear)
     if dtype == torch.float32:
-        linear = PackedLinear if packed and has_onednn() else StoredLinear
+        linear = PackedLinear if packed and has_onednn() else UnpackedLinear
     for block in model.h:
         for part in (block.attn, block.mlp):
             assert isinstance(part, nn.Module)
@@ -95,11 +95,11 @@ class PackedLinear(nn.Module):
             use_huge_pages(onednn.data_ptr(self.weight), onednn._nbytes(self.weight))
         self.bias = None if bias is None else bias.detach()
         pair = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
-        self.needs_company = not torch.equal(self._product(pair[:1]), self._product(pair)[:1])
+        self.pad_single_row = not torch.equal(self._product(pair[:1]), self._product(pair)[:1])
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if self.needs_company and x.numel() == x.shape[-1]:
+        if self.pad_single_row and x.numel() == x.shape[-1]:
             row = x.view(1, -1)
             return self._product(row.expand(2, -1))[:1].view(*x.shape[:-1], -1)
         return self._product(x)
@@ -109,7 +109,7 @@ class PackedLinear(nn.Module):
         return out
 
 
-class StoredLinear(nn.Module):
+class UnpackedLinear(nn.Module):
     """A linear layer of float32, its weights as they are stored."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -128,7 +128,7 @@ class StoredLinear(nn.Module):
         return out.t().contiguous().view(*x.shape[:-1], -1)
 
 
-class HalfLinear(nn.Module):
+class Fp16PackedLinear(nn.Module):
     """A linear layer of bfloat16 weights and float32 arithmetic."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -144,7 +144,7 @@ class HalfLinear(nn.Module):
         return out
 
 
-class ByteLinear(nn.Module):
+class Int8Linear(nn.Module):
     """A linear layer of int8 weights; a row's output does not depend on the others."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -174,7 +174,7 @@ class ByteLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-LinearType = type[PackedLinear] | type[StoredLinear] | type[HalfLinear] | type[ByteLinear]
+LinearType = type[PackedLinear] | type[UnpackedLinear] | type[Fp16PackedLinear] | type[Int8Linear]
 
 
 class DecodingEmbedding(nn.Module):
@@ -184,7 +184,7 @@ class DecodingEmbedding(nn.Module):
         """`linear`: how the output is computed."""
         super().__init__()
         weight = embedding.weight.detach()
-        self.weight = weight.bfloat16() if linear in (HalfLinear, ByteLinear) else weight
+        self.weight = weight.bfloat16() if linear in (Fp16PackedLinear, Int8Linear) else weight
         self.output = linear(weight, None)
 
     def forward(self, ids: Tensor) -> Tensor:

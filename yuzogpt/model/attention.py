@@ -41,8 +41,8 @@ class Attention(nn.Module):
         q, k = place.turn(qk).chunk(2, dim=1)
         if place.cache is not None:
             y = place.cache.attend(self.layer, q, k, v, place.positions)
-        elif self.attn_drop.is_on() or is_faster_spelled_out(q):
-            y = self._spell_out(q, k, v, rows, place.mask)
+        elif self.attn_drop.is_on() or prefers_explicit(q):
+            y = self._explicit_attention(q, k, v, rows, place.mask)
         else:
             mask = None if place.mask is None else place.mask.to(q.dtype)
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         out: Tensor = self.resid_drop(self.c_proj(y), rows)
         return out
 
-    def _spell_out(
+    def _explicit_attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """Attend with (T, T) weights for each row and head, which the backward pass needs, too.
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         return torch.bmm(weights.to(v.dtype).flatten(0, 1), v).view(B, H, T, D)
 
 
-def is_faster_spelled_out(q: Tensor) -> bool:
+def prefers_explicit(q: Tensor) -> bool:
     """Tell whether plain products beat torch's flash kernel for queries (B, H, T, D).
 
     A CPU's flash kernel computes with bfloat16 numbers in float32: it takes twice as long.

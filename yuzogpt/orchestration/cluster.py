@@ -51,7 +51,7 @@ def connected(
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
     """Join a running cluster, and leave it running."""
-    refuse_unreachable(address)
+    check_reachable(address)
     import ray
     from ray.exceptions import RayError
 
@@ -70,7 +70,7 @@ def joined(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def refuse_unreachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raise UserError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
     if address.startswith("ray://"):
         raise UserError(

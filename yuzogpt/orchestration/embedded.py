@@ -18,7 +18,7 @@ from typing import Any
 from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.environment import NEVER_HERE, ONLY_HERE, environment
-from yuzogpt.orchestration.lean import ended_at_once, few_processes
+from yuzogpt.orchestration.lean import kill_node_immediately, minimal_node_services
 from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
 from yuzogpt.orchestration.stuck import workers_watched
 from yuzogpt.runtime.cores import free_memory
@@ -41,13 +41,13 @@ def embedded(cores: int) -> Iterator[None]:
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         with environment(chosen | access | importable_checkout() | NEVER_HERE):
             try:
-                with few_processes(), sigterm_held_back():  # which Ray's processes inherit
+                with minimal_node_services(), sigterm_held_back():  # which Ray's processes inherit
                     start(cores, directory)
                 with workers_watched(directory):
                     yield
             finally:
                 if "ray" in sys.modules:  # else it was interrupted before
-                    with deaf_to_interruption(), ended_at_once():
+                    with deaf_to_interruption(), kill_node_immediately():
                         sys.modules["ray"].shutdown()
     finally:
         with deaf_to_interruption():

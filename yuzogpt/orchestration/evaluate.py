@@ -17,7 +17,7 @@ from yuzogpt.evaluation.evaluate import Compute
 from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.shards import Shard
 from yuzogpt.orchestration.causes import raised_as_ours
-from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
+from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.runtime.cores import available_cores, threads_asked
 
 RETRIES = 5  # of a shard whose worker died; a batch that is too large for memory kills each
@@ -26,7 +26,7 @@ AHEAD = 2  # shards that are handed out for each worker, so that none waits for 
 
 def on_ray(settings: EvaluateSettings) -> Compute:
     """Return what computes shards on Ray, which starts when there is something to compute."""
-    refuse_unreachable(settings.work.ray_address or os.environ.get("RAY_ADDRESS", ""))
+    check_reachable(settings.work.ray_address or os.environ.get("RAY_ADDRESS", ""))
 
     def compute(left: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
         if not left:

@@ -25,7 +25,7 @@ OF_CONTROLLER = ("run", "get_result")
 
 
 @contextlib.contextmanager
-def few_processes() -> Iterator[None]:
+def minimal_node_services() -> Iterator[None]:
     """Start a node in this context with its GCS, its raylet and their agents alone."""
     found: dict[str, Any] = {}
     with contextlib.suppress(ImportError):
@@ -42,7 +42,7 @@ def few_processes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended_at_once() -> Iterator[None]:
+def kill_node_immediately() -> Iterator[None]:
     """Kill a node's processes in this context: a wish to end (SIGTERM) would not reach them."""
     patient = None
     with contextlib.suppress(ImportError, AttributeError):
@@ -65,7 +65,7 @@ def do_nothing(*_: Any, **__: Any) -> None:
     """Stand in for what a single node does not need."""
 
 
-def lean_trainer() -> Any:
+def single_node_trainer() -> Any:
     """Return a TorchTrainer for workers on one node and without datasets; Ray's, where need be."""
     from ray.train.torch import TorchTrainer
 

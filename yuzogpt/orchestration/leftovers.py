@@ -19,7 +19,7 @@ from pydantic import Field
 
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably
-from yuzogpt.storage.lease import holder_lives, this_process
+from yuzogpt.storage.lease import is_holder_alive, this_process
 from yuzogpt.storage.untrusted import Untrusted, read_json
 
 # Whatever TMPDIR says: the path of a Unix socket, of which Ray makes some, has at most 107 bytes.
@@ -64,7 +64,7 @@ def is_left_over(directory: Path) -> bool:
             if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
                 return False
             owner = read_json(directory / OWNER, Owner, MAX_OWNER_BYTES, follow_links=False)
-        return holder_lives(owner.model_dump()) is False
+        return is_holder_alive(owner.model_dump()) is False
     except (OSError, UserError):
         return False
 

@@ -24,14 +24,14 @@ from yuzogpt.runs.directory import (
     writing,
 )
 from yuzogpt.runs.preflight import (
-    as_started,
     check,
     check_vocabulary,
     find_resume,
     finished_line,
     is_finished,
     ray_address,
-    shaped_like,
+    with_model_shape,
+    with_recorded_start,
 )
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "SIGNATURE",
     "STOP",
     "WANDB_ID",
-    "as_started",
     "begin",
     "check",
     "check_vocabulary",
@@ -61,7 +60,8 @@ __all__ = [
     "is_finished",
     "pull",
     "ray_address",
-    "shaped_like",
+    "with_model_shape",
+    "with_recorded_start",
     "write_settings",
     "writing",
 ]

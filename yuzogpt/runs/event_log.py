@@ -124,7 +124,7 @@ class MetricsLog:
         self.listener = listener
         self.unwritten = b""
         self.lock = threading.Lock()
-        self.copy = mirrors.Pushing(path)
+        self.copy = mirrors.BackgroundUploader(path)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one record."""

@@ -13,15 +13,15 @@ from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import (
     CONFIG,
     PUBLISHED,
+    check_hub_reachable,
     download,
-    refuse_out_of_reach,
     weight_files,
 )
 from yuzogpt.checkpoints.resolve import resolve_model, shape_of
 from yuzogpt.config import ModelSettings, Part, TrainSettings
 from yuzogpt.config.resolve import changed_frozen
-from yuzogpt.config.schedule import decaying_again, first_change, refuse_rates, way_on
-from yuzogpt.data.batches import refuse_short
+from yuzogpt.config.schedule import check_learning_rates, decaying_again, first_change, way_on
+from yuzogpt.data.batches import check_split_length
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
@@ -74,11 +74,11 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
     if not settings.run.overwrite or not gives_way(settings, run, command):
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
     requirements.check_world(settings, settings.workers.span(auto=1)[1], resume)
-    refuse_rates(settings, resume.state.step if resume else None)
-    settings = as_started(settings, resume) if resume else check_start(settings, corpus)
+    check_learning_rates(settings, resume.state.step if resume else None)
+    settings = with_recorded_start(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
     for split, part in parts.items():
-        refuse_short(split, corpus.manifest.tokens(split), settings.model.block_size, part)
+        check_split_length(split, corpus.manifest.tokens(split), settings.model.block_size, part)
     if not settings.evaluation.eval_only:
         requirements.check_space(settings, run)
     if resume is None:
@@ -130,11 +130,11 @@ def find_resume(
         if settings.run.init_from == "resume":
             raise UserError(f"--init_from=resume: no checkpoint in {name}")
         return None
-    refuse_changes(settings, corpus, checkpoint)
+    check_frozen_settings(settings, corpus, checkpoint)
     return checkpoint
 
 
-def as_started(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
+def with_recorded_start(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
     """Return the settings with what only the first command of a run knew: where weights started.
 
     And the shape that a pretrained model gave it.
@@ -143,21 +143,23 @@ def as_started(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings
     wanted = first if settings.run.init_from == "resume" else settings.run.init_from
     run = settings.run.model_copy(update={"init_from": wanted})
     if first != "scratch":
-        settings = shaped_like(settings, shape_of(checkpoint))
+        settings = with_model_shape(settings, shape_of(checkpoint))
     return settings.model_copy(update={"run": run})
 
 
-def shaped_like(settings: TrainSettings, shape: ModelSettings) -> TrainSettings:
+def with_model_shape(settings: TrainSettings, shape: ModelSettings) -> TrainSettings:
     """Return the settings with another model's shape, but for dropout and what the user set."""
     own = {name: getattr(settings.model, name) for name in settings.model.model_fields_set}
     model = shape.model_copy(update={"dropout": settings.model.dropout, **own})
     return settings.model_copy(update={"model": model})
 
 
-def refuse_changes(settings: TrainSettings, corpus: PreparedCorpus, checkpoint: Checkpoint) -> None:
+def check_frozen_settings(
+    settings: TrainSettings, corpus: PreparedCorpus, checkpoint: Checkpoint
+) -> None:
     """Raise UserError with the difference if the run would not be the same run."""
     old = checkpoint.state.settings
-    differences = changed_frozen(old, as_started(settings, checkpoint))
+    differences = changed_frozen(old, with_recorded_start(settings, checkpoint))
     if settings.evaluation.eval_only:  # which compares with nothing
         differences = [one for one in differences if not one.startswith("evaluation.val_part")]
     steps, peak = checkpoint.state.step, settings.optimizer.learning_rate
@@ -202,7 +204,7 @@ def check_out_dir(settings: TrainSettings, run: Path) -> None:
     if foreign := first_foreign(run):
         advice = "; if the run is yours, delete that file" if foreign == SETTINGS else ""
         raise UserError(f"--out_dir={name}: its {foreign} is not of a run; choose another{advice}")
-    requirements.refuse_to_delete_the_start(settings)
+    requirements.check_start_is_kept(settings)
 
 
 def first_foreign(run: Path) -> str | None:
@@ -273,7 +275,7 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
             f"{origin}: its tokenizer is not the one that made the corpus "
             f"{corpus.manifest.corpus}, though both have {shape.vocab_size} tokens"
         )
-    fitted = shaped_like(settings, shape)
+    fitted = with_model_shape(settings, shape)
     for name, wanted in fitted.model.model_dump(exclude={"dropout", "block_size"}).items():
         found = getattr(shape, name)
         if wanted != found:
@@ -294,15 +296,15 @@ def check_weights(settings: TrainSettings) -> None:
     The published ones are fetched where this machine trains; a cluster's nodes do that themselves.
     """
     start = settings.run.init_from
-    if start in PUBLISHED and is_here(settings):
+    if start in PUBLISHED and trains_locally(settings):
         download(start)
     elif start in PUBLISHED:
-        refuse_out_of_reach(start)
+        check_hub_reachable(start)
     elif Path(start, CONFIG).is_file():
         weight_files(Path(start))
 
 
-def is_here(settings: TrainSettings) -> bool:
+def trains_locally(settings: TrainSettings) -> bool:
     """Tell whether this machine trains: in this process, or on a Ray of this command's own."""
     return settings.workers.num_workers == 0 or not ray_address(settings)
 

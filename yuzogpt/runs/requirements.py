@@ -20,7 +20,7 @@ from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.runtime.ranks import of_torchrun
-from yuzogpt.storage.atomic_files import may, refuse_public
+from yuzogpt.storage.atomic_files import check_not_public, may
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.paths import is_within, is_within_store
 
@@ -73,7 +73,7 @@ def check_writable(directory: Path, name: str, key: str = "out_dir") -> None:
         raise UserError(f"--{key}={name}: {there} is {why}; choose another")
 
 
-def refuse_to_delete_the_start(settings: TrainSettings) -> None:
+def check_start_is_kept(settings: TrainSettings) -> None:
     """Raise UserError if `--overwrite` would delete what `--init_from` names."""
     name, start = settings.run.out_dir, settings.run.init_from
     if not settings.run.overwrite or start == "scratch" or start in PUBLISHED:
@@ -119,7 +119,7 @@ def check_wandb(log: LogSettings) -> None:
     if importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")
     if log.wandb_key_file:
-        refuse_public(Path(log.wandb_key_file), "wandb_key_file")
+        check_not_public(Path(log.wandb_key_file), "wandb_key_file")
     import wandb
 
     known = wandb.setup().settings

@@ -136,7 +136,7 @@ def is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-class Interruption:
+class DeferredKeyboardInterrupt:
     """Ctrl-C, raised where the loop looks for a reason to stop: a context manager, and a Place.
 
     Raised wherever it comes, it may meet a library's C code, which drops it without a word, or ends
@@ -148,7 +148,7 @@ class Interruption:
         """Nobody looked yet."""
         self.looked, self.came = -math.inf, False
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "DeferredKeyboardInterrupt":
         """Wait for Ctrl-C."""
         self.is_mine = threading.current_thread() is threading.main_thread()
         if self.is_mine:

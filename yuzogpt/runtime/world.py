@@ -60,7 +60,7 @@ class World:
         starts = [min(share.start + index * batch_size, share.stop) for index in range(count + 1)]
         return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
-    def from_rank_0(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
         box = [value]
         if self.size > 1:
@@ -76,7 +76,7 @@ class World:
         return values
 
     @contextlib.contextmanager
-    def all_or_none(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """Raise a UserError of any rank on every rank, so that none waits for one that is gone."""
         mistake: str | None = None
         try:

@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yuzogpt.config import LimitSettings
 from yuzogpt.errors import UserError
-from yuzogpt.serving.errors import Refused
+from yuzogpt.serving.errors import APIError
 from yuzogpt.serving.sparing import sparing_logger
-from yuzogpt.storage.atomic_files import refuse_public
+from yuzogpt.storage.atomic_files import check_not_public
 from yuzogpt.storage.untrusted import read_file
 
 COUNTED = "/v1/completions"
@@ -46,7 +46,7 @@ def read_keys(file: str) -> tuple[bytes, ...]:
     if not file:
         return ()
     path = Path(file)
-    refuse_public(path, "api_keys_file")
+    check_not_public(path, "api_keys_file")
     try:
         lines = read_file(path, MOST_OF_KEYS).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -81,7 +81,7 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass
-class Allowance:
+class TokenBucket:
     """A key's requests: as many at once as a minute allows, and then as they come back."""
 
     per_minute: float
@@ -109,7 +109,7 @@ class Outcome:
     went_early: bool = False  # before all of the body was here: whatever is answered, nobody hears
 
 
-class Gate:
+class AuthMiddleware:
     """ASGI middleware that refuses what need not be looked at, and counts how requests end."""
 
     def __init__(
@@ -126,7 +126,7 @@ class Gate:
         self.limits = limits
         self.per_minute = limits.requests_per_minute / max(1, replicas)
         self.requests = requests
-        self.allowances: dict[bytes, Allowance] = {}
+        self.allowances: dict[bytes, TokenBucket] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on with a body that ends at its limit."""
@@ -144,7 +144,7 @@ class Gate:
         try:
             self._admit(path, scope)
             await self.app(scope, self._limited(receive, outcome), noted)
-        except Refused as refusal:
+        except APIError as refusal:
             if refusal.status_code in STRANGERS:
                 asked = ascii(f"{scope['method']} {path}"[:MOST_OF_A_PATH])
                 log.warning("%d for %s: %s", refusal.status_code, peer_of(scope), asked)
@@ -161,13 +161,13 @@ class Gate:
         if not self.keys and not (is_loopback(host_of(headers)) and is_loopback(peer_of(scope))):
             # A page from elsewhere whose name was made to lead here (DNS rebinding); or a proxy in
             # front that listens to more than it was told to.
-            raise Refused(403, "without keys, only requests to localhost are answered")
+            raise APIError(403, "without keys, only requests to localhost are answered")
         if path not in OPEN:
             key = self._authorize(headers)
             if path == COUNTED:
                 self._count(key)
         if DEAF in headers:
-            raise Refused(400, f"{DEAF}: not allowed here")
+            raise APIError(400, f"{DEAF}: not allowed here")
         check_length(headers, self.limits.max_body_bytes)
 
     def _authorize(self, headers: Headers) -> bytes:
@@ -176,19 +176,19 @@ class Gate:
             return b""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise Refused(401, "no API key; send the header Authorization: Bearer YOUR_KEY")
+            raise APIError(401, "no API key; send the header Authorization: Bearer YOUR_KEY")
         given = sha256(key.strip().encode()).digest()
         if not any([hmac.compare_digest(given, known) for known in self.keys]):  # noqa: C419
-            raise Refused(401, "this API key is not known here", code="invalid_api_key")
+            raise APIError(401, "this API key is not known here", code="invalid_api_key")
         return given
 
     def _count(self, key: bytes) -> None:
         if not self.limits.requests_per_minute:
             return
-        full = Allowance(self.per_minute, max(1.0, self.per_minute))
+        full = TokenBucket(self.per_minute, max(1.0, self.per_minute))
         wait = self.allowances.setdefault(key, full).take()
         if wait:
-            raise Refused(
+            raise APIError(
                 429,
                 f"more than {self.limits.requests_per_minute} requests in a minute with this key",
                 code="rate_limit_exceeded",
@@ -206,7 +206,7 @@ class Gate:
                 async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
-                raise Refused(408, f"the body did not come within {patience:g} s") from None
+                raise APIError(408, f"the body did not come within {patience:g} s") from None
             if message["type"] == "http.disconnect" and until is not None:
                 outcome.went_early = True
             if not message.get("more_body"):
@@ -226,9 +226,9 @@ def check_length(headers: Headers, most: int) -> None:
         raise too_large(most)
 
 
-def too_large(most: int) -> Refused:
+def too_large(most: int) -> APIError:
     """Return the refusal of a body."""
-    return Refused(413, f"the body has more than {most} bytes")
+    return APIError(413, f"the body has more than {most} bytes")
 
 
 def host_of(headers: Headers) -> str:

@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from yuzogpt.inference.requests import Event
 from yuzogpt.serving.access import CLIENT_WENT, OUTCOME
 from yuzogpt.serving.completions import Completion, to_requests
-from yuzogpt.serving.errors import JSON, Refused, to_json
+from yuzogpt.serving.errors import JSON, APIError, to_json
 from yuzogpt.serving.metrics import Metrics
-from yuzogpt.serving.model_slot import Serving
+from yuzogpt.serving.model_slot import ModelManager
 from yuzogpt.serving.protocol import CompletionRequest
 
 LAST_WORDS = 5.0  # seconds to take what is said when nothing is computed any more
@@ -27,7 +27,7 @@ LAST_WORDS = 5.0  # seconds to take what is said when nothing is computed any mo
 class Answer(Response):
     """The answer to a completion request."""
 
-    def __init__(self, wanted: CompletionRequest, serving: Serving, metrics: Metrics) -> None:
+    def __init__(self, wanted: CompletionRequest, serving: ModelManager, metrics: Metrics) -> None:
         """Nothing is done before it is sent."""
         self.wanted = wanted
         self.serving = serving
@@ -98,14 +98,14 @@ class Answer(Response):
                 yield
         except TimeoutError:
             deadline = self.serving.settings.limits.deadline
-            raise Refused(504, f"not done within {deadline:g} s", code="timeout") from None
+            raise APIError(504, f"not done within {deadline:g} s", code="timeout") from None
 
     def _time_left(self) -> float:
         return self.started + self.serving.settings.limits.deadline - time.monotonic()
 
     async def _send_pieces(
         self, send: Send, pieces: AsyncIterator[dict[str, Any]]
-    ) -> Refused | None:
+    ) -> APIError | None:
         """Send a stream's head and pieces; return why it ended early, if it did."""
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -117,11 +117,11 @@ class Answer(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 async for piece in pieces:
                     await send_event(send, piece)
-        except Refused as refusal:  # too late for a status
+        except APIError as refusal:  # too late for a status
             return refusal
         return None
 
-    async def _send_end(self, send: Send, completion: Completion, refusal: Refused | None) -> None:
+    async def _send_end(self, send: Send, completion: Completion, refusal: APIError | None) -> None:
         options = self.wanted.stream_options
         if refusal:
             await send_event(send, refusal.body())

@@ -26,12 +26,12 @@ from starlette.responses import PlainTextResponse, Response
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import UserError
 from yuzogpt.serving import metrics
-from yuzogpt.serving.access import CLIENT_WENT, Gate
+from yuzogpt.serving.access import CLIENT_WENT, AuthMiddleware
 from yuzogpt.serving.answer import Answer
-from yuzogpt.serving.errors import JSON, Refused, error_body
+from yuzogpt.serving.errors import JSON, APIError, error_body
 from yuzogpt.serving.loss_curve import LossCurve
 from yuzogpt.serving.metrics import Metrics
-from yuzogpt.serving.model_slot import Served, Serving
+from yuzogpt.serving.model_slot import LoadedModel, ModelManager
 from yuzogpt.serving.protocol import read_request
 
 PAGE = Path(__file__).parent / "page"
@@ -61,7 +61,7 @@ def build(
     `keys`: SHA-256 of those who may ask; `of_all_replicas`: from this one's metrics to those of
     each.
     """
-    serving, numbers = Serving(settings), Metrics()
+    serving, numbers = ModelManager(settings), Metrics()
     curve = LossCurve(settings.served.model)
 
     @contextlib.asynccontextmanager
@@ -74,7 +74,7 @@ def build(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     most = settings.replicas.span()[1]
     app.add_middleware(
-        Gate, keys=keys, limits=settings.limits, replicas=most, requests=numbers.requests
+        AuthMiddleware, keys=keys, limits=settings.limits, replicas=most, requests=numbers.requests
     )
     if settings.http.allowed_origins:  # outermost: a browser asks before it sends a key
         app.add_middleware(
@@ -90,7 +90,7 @@ def build(
     async def completions(request: Request) -> Response:
         wanted = read_request(await request.body(), request.headers.get("content-type", ""))
         if wanted.model != serving.name:
-            raise Refused(
+            raise APIError(
                 404,
                 f"model {wanted.model!r} is not served here; {serving.name!r} is",
                 param="model",
@@ -100,7 +100,7 @@ def build(
 
     @app.post("/v1/chat/completions")
     async def chat() -> Response:
-        raise Refused(
+        raise APIError(
             404,
             "chat completions are not served yet; send the text to go on with, as `prompt`, to "
             "/v1/completions",
@@ -113,13 +113,13 @@ def build(
     @app.api_route("/v1/models/{name:path}", methods=READ)
     async def model(name: str) -> Response:
         if name != serving.name:
-            raise Refused(404, f"model {name!r} is not served here", code="model_not_found")
+            raise APIError(404, f"model {name!r} is not served here", code="model_not_found")
         return JSON(describe(serving, serving.now))
 
     @app.api_route("/healthz", methods=READ)
     async def healthz() -> Response:
         if serving.now.driver.failure:
-            raise Refused(503, "the engine has failed")
+            raise APIError(503, "the engine has failed")
         return JSON({"status": "ok"})
 
     @app.api_route("/metrics", methods=READ)
@@ -149,7 +149,7 @@ def page_file(path: Path) -> Callable[[], Awaitable[Response]]:
     return send
 
 
-def describe(serving: Serving, served: Served) -> dict[str, Any]:
+def describe(serving: ModelManager, served: LoadedModel) -> dict[str, Any]:
     """Return what a client may want to know of the model."""
     settings, engine = serving.settings, served.engine
     return {
@@ -175,7 +175,7 @@ def describe(serving: Serving, served: Served) -> dict[str, Any]:
     }
 
 
-def text_of(numbers: Metrics, serving: Serving) -> str:
+def text_of(numbers: Metrics, serving: ModelManager) -> str:
     """Return the metrics, with those that are looked at now."""
     served, drivers = serving.now, [one.driver for one in serving.working]
     numbers.running.set(sum(driver.running for driver in drivers))
@@ -191,7 +191,7 @@ def answer_mistakes(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, Refused):
+        if isinstance(error, APIError):
             return error.response()
         detail = str(error.detail)
         if error.status_code in (404, 405):
@@ -205,8 +205,8 @@ def answer_mistakes(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> Response:
-        return Refused(400, str(error)).response()
+        return APIError(400, str(error)).response()
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
-        return Refused(500, f"unexpected: {type(error).__name__}; see the log").response()
+        return APIError(500, f"unexpected: {type(error).__name__}; see the log").response()

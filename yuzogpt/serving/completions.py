@@ -14,7 +14,7 @@ from typing import Any
 
 from yuzogpt.config import LimitSettings
 from yuzogpt.inference.requests import Event, Request
-from yuzogpt.serving.errors import Refused
+from yuzogpt.serving.errors import APIError
 from yuzogpt.serving.protocol import CompletionRequest, default
 from yuzogpt.tokenization.tokenizer import Tokenizer
 
@@ -57,9 +57,9 @@ def to_requests(
     return requests
 
 
-def too_much(param: str, given: str, most: int) -> Refused:
+def too_much(param: str, given: str, most: int) -> APIError:
     """Return the refusal of what is over a limit."""
-    return Refused(400, f"{param}: {given}; at most {most} here", param=param)
+    return APIError(400, f"{param}: {given}; at most {most} here", param=param)
 
 
 def to_ids(prompt: str | list[int], tokenizer: Tokenizer) -> list[int]:
@@ -99,7 +99,7 @@ class Logprobs:
             values += getattr(other, name)
 
 
-class Places:
+class TokenOffsets:
     """Where the tokens of a choice lie in its text, which they run ahead of.
 
     Text is held back while a stop string may have begun; its tokens are held back with it, and
@@ -169,11 +169,11 @@ class Completion:
         self.texts = ["" for _ in requests]
         self.logprobs = [Logprobs() for _ in requests]
         self.finish: list[str | None] = [None for _ in requests]
-        self.places: list[Places] = []
+        self.places: list[TokenOffsets] = []
         if wanted.logprobs is not None:
             for one in requests:
                 start = 0 if wanted.echo else len(tokenizer.decode(one.prompt))
-                self.places.append(Places(tokenizer, start))
+                self.places.append(TokenOffsets(tokenizer, start))
         options = wanted.stream_options
         self.tells_usage = bool(options and options.include_usage)
         self.new_tokens = 0

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.requests import Event, Request
-from yuzogpt.serving.errors import Refused
-from yuzogpt.serving.latency import Pace
+from yuzogpt.serving.errors import APIError
+from yuzogpt.serving.latency import LatencyAverage
 
 
 @dataclass(eq=False)
@@ -25,15 +25,15 @@ class Call:
 
     requests: Sequence[Request]
     unfinished: int
-    events: asyncio.Queue[tuple[int, Event] | Refused] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[tuple[int, Event] | APIError] = field(default_factory=asyncio.Queue)
     choices: dict[int, int] = field(default_factory=dict)  # by the engine's number
 
 
-class Driver:
+class EngineLoop:
     """An engine, and those who wait for it. Made and used on one event loop."""
 
     @classmethod
-    async def start(cls, load: Callable[[], Engine], max_waiting: int) -> "Driver":
+    async def start(cls, load: Callable[[], Engine], max_waiting: int) -> "EngineLoop":
         """Load an engine and put it to work; `max_waiting`: requests that may wait for a slot.
 
         It is loaded by the thread that will drive it. OpenMP gives each thread that has ever
@@ -54,7 +54,7 @@ class Driver:
         self.thread = thread
         self.places = engine.slots + max_waiting
         self.taken = 0
-        self.pace = Pace()
+        self.pace = LatencyAverage()
         self.failure: Exception | None = None
         self.calls: dict[int, Call] = {}  # by the engine's number
         self.arrived: list[Call] = []
@@ -95,7 +95,7 @@ class Driver:
         """Yield (choice, event) until all choices of a call have ended."""
         while call.unfinished:
             found = await call.events.get()
-            if isinstance(found, Refused):
+            if isinstance(found, APIError):
                 raise found
             if found[1].finish:
                 call.unfinished -= 1
@@ -108,14 +108,14 @@ class Driver:
         if self.failure:
             raise self._failed()
         if len(requests) > self.places:
-            raise Refused(
+            raise APIError(
                 400,
                 f"n: {len(requests)} choices; this replica has room for {self.places} at a time",
                 param="n",
             )
         if self.taken + len(requests) > self.places:
             turns = max(0, self.taken - self.engine.slots) / self.engine.slots + 0.5
-            raise Refused(
+            raise APIError(
                 503,
                 f"overloaded: {self.taken} of {self.places} places are taken, this request needs "
                 f"{len(requests)}; try again later",
@@ -165,8 +165,8 @@ class Driver:
             if event.finish:
                 del self.calls[event.request]
 
-    def _failed(self) -> Refused:
-        return Refused(500, f"the engine failed ({type(self.failure).__name__}): see the log")
+    def _failed(self) -> APIError:
+        return APIError(500, f"the engine failed ({type(self.failure).__name__}): see the log")
 
     def close(self) -> None:
         """Stop; nobody waits any more."""

@@ -15,7 +15,7 @@ UNREAD = (408, 413)  # a body that was not read to its end: no other request can
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-class Refused(HTTPException):
+class APIError(HTTPException):
     """A request that is not met, and why."""
 
     def __init__(

@@ -8,7 +8,7 @@ FIRST_GUESS = 5.0  # seconds that a call takes, before any has ended
 WEIGHT = 0.1  # of the newest call
 
 
-class Pace:
+class LatencyAverage:
     """A running mean."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import reason_of
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.load import load_engine
-from yuzogpt.serving.driver import Driver
+from yuzogpt.serving.driver import EngineLoop
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import scheme_of
 
@@ -32,11 +32,11 @@ Identity = tuple[str, int]  # of a checkpoint: its name, and when its state was 
 
 
 @dataclass(eq=False)
-class Served:
+class LoadedModel:
     """A model at work."""
 
     reference: ModelReference
-    driver: Driver
+    driver: EngineLoop
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,7 +65,7 @@ class Served:
         return f"{step}{str(self.engine.dtype).removeprefix('torch.')}"
 
     @contextlib.contextmanager
-    def in_use(self) -> "Iterator[Served]":
+    def in_use(self) -> "Iterator[LoadedModel]":
         """Keep it at work until the end of a request."""
         self.users += 1
         try:
@@ -83,7 +83,7 @@ class Served:
         self.driver.close()
 
 
-class Serving:
+class ModelManager:
     """Whatever is served now."""
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -92,9 +92,9 @@ class Serving:
         self.name = settings.served.model_name or Path(settings.served.model).name
         self.refused: set[Identity] = set()  # for good
         self.troubles: set[str] = set()  # that may pass, as of the last look
-        self.working: list[Served] = []  # what is served, and what ends with its last request
+        self.working: list[LoadedModel] = []  # what is served, and what ends with its last request
         self.retiring: set[asyncio.Task[None]] = set()
-        self.now: Served
+        self.now: LoadedModel
 
     @contextlib.asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -111,7 +111,7 @@ class Serving:
             for served in self.working:
                 served.driver.close()
 
-    async def _load_first(self) -> Served:
+    async def _load_first(self) -> LoadedModel:
         while True:
             reference = resolve_model(self.settings.served.model, self.settings.served.context)
             try:
@@ -121,7 +121,7 @@ class Serving:
                 if found is None or identify(found.directory):
                     raise
 
-    async def _load(self, reference: ModelReference) -> Served:
+    async def _load(self, reference: ModelReference) -> LoadedModel:
         replicas = self.settings.replicas
 
         def load() -> Engine:
@@ -136,7 +136,9 @@ class Serving:
                 compiled=self.settings.device.compile,
             )
 
-        served = Served(reference, await Driver.start(load, self.settings.limits.max_waiting))
+        served = LoadedModel(
+            reference, await EngineLoop.start(load, self.settings.limits.max_waiting)
+        )
         if served.engine.slots < replicas.max_batch:
             tell(
                 f"{self.name}: {served.engine.slots} requests at a time, not the "
@@ -187,7 +189,7 @@ class Serving:
         task.add_done_callback(self.retiring.discard)
         say(f"{self.name}: now serving step {self.now.step}")
 
-    async def _retire(self, served: Served) -> None:
+    async def _retire(self, served: LoadedModel) -> None:
         await served.retire()
         self.working.remove(served)
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from yuzogpt.inference.requests import Sampling
-from yuzogpt.serving.errors import Refused
+from yuzogpt.serving.errors import APIError
 from yuzogpt.storage.untrusted import load_json
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def read_request(content: bytes, media_type: str) -> CompletionRequest:
     refused, whatever they hold.
     """
     if not is_json(media_type):
-        raise Refused(400, "send the header Content-Type: application/json (curl: -H, or --json)")
+        raise APIError(400, "send the header Content-Type: application/json (curl: -H, or --json)")
     content_of_body = load_json(content, "the body")
     try:
         return CompletionRequest.model_validate(content_of_body)
@@ -167,7 +167,7 @@ def is_json(media_type: str) -> bool:
     return re.fullmatch(r"application/([^/]+\+)?json", kind) is not None
 
 
-def refusal_of(error: ValidationError) -> Refused:
+def refusal_of(error: ValidationError) -> APIError:
     """Return the refusal that names the first mistake of a request."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = [str(part) for part in first["loc"]]
@@ -179,4 +179,4 @@ def refusal_of(error: ValidationError) -> Refused:
     elif not place and first["type"] == "model_type":
         message = 'the body: give an object, such as {"model": ..., "prompt": ...}'
     text = f"{'.'.join(place)}: {message}" if place else message
-    return Refused(400, text, param=place[0] if place else None)
+    return APIError(400, text, param=place[0] if place else None)

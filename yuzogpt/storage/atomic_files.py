@@ -116,7 +116,7 @@ def expect_no_home() -> None:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def refuse_public(path: Path, flag: str) -> None:
+def check_not_public(path: Path, flag: str) -> None:
     """Raise UserError if a file with a secret cannot be read, or can be by others.
 
     One that another user gave us (a mounted secret belongs to root) may be our group's, too: that

@@ -31,7 +31,7 @@ from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json
 LEASE = ".lease.json"
 HEARTBEAT = 2.0  # seconds
 EXPIRES_AFTER = 10.0  # seconds without a heartbeat
-SETTLES_IN = 1.0  # seconds, in a store: more than another needs from its look to its writing
+STORE_SETTLE_S = 1.0  # seconds, in a store: more than another needs from its look to its writing
 
 Holder = dict[str, Any]
 
@@ -119,7 +119,7 @@ class Lease:
         if mirrors.exists(self.path):
             return False
         mirrors.write(self.path, self._content())
-        time.sleep(SETTLES_IN)
+        time.sleep(STORE_SETTLE_S)
         try:
             return mirrors.read(self.path) == self._content()
         except FileNotFoundError:
@@ -132,7 +132,7 @@ class Lease:
         except FileNotFoundError:
             return  # given back just now
         found = parse(content)
-        lives = holder_lives(found) if found else None
+        lives = is_holder_alive(found) if found else None
         if lives is None:
             lives = self._changes(content)
         if not lives:
@@ -176,14 +176,14 @@ class Lease:
     def _keep_beating(self) -> None:
         while not self.released.wait(HEARTBEAT):
             with contextlib.suppress(OSError):  # a full disk must not end the run here
-                if self._is_anothers():
+                if self._was_taken_over():
                     self.lost.set()
                     # As Ctrl-C would: two writers would be worse than none.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 self.beaten = time.monotonic()
 
-    def _is_anothers(self) -> bool:
+    def _was_taken_over(self) -> bool:
         """Tell whether another took the lease over; rewrite it otherwise, also if it was removed.
 
         One that is gone after this process stood still may have been another's, which is done.
@@ -247,7 +247,7 @@ def start_of(process: int) -> str:
     return "" if fields[0] == "Z" else fields[19]  # a zombie does nothing any more
 
 
-def holder_lives(found: Holder) -> bool | None:
+def is_holder_alive(found: Holder) -> bool | None:
     """Tell whether the holder is a living process of this machine; None if it is of another."""
     here = this_process(os.getpid())
     if any(found.get(key) != here[key] for key in ("host", "boot", "namespace")):

@@ -91,7 +91,7 @@ def push(path: Path, to: Path | None = None) -> str | None:
         return None
     filesystem, inside = opened(uri)
     digest, sent = hashlib.sha256(), 0
-    with told_by(uri):
+    with as_os_error(uri):
         with path.open("rb") as file, filesystem.open_output_stream(inside) as stream:
             while piece := file.read(PIECE):
                 stream.write(piece)
@@ -118,13 +118,13 @@ def pull(path: Path, *, if_changed: bool = False, max_bytes: int | None = None) 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with told_by(uri):
+        with as_os_error(uri):
             info = filesystem.get_file_info(inside)
             if not info.is_file:
                 raise FileNotFoundError(errno.ENOENT, "not there", uri)
             if max_bytes is not None and info.size > max_bytes:
                 raise OSError(errno.EFBIG, f"{info.size:,} bytes, at most {max_bytes:,}", uri)
-            if if_changed and path.exists() and stamp_of(path) == (info.size, info.mtime_ns):
+            if if_changed and path.exists() and version_of(path) == (info.size, info.mtime_ns):
                 return True
             with filesystem.open_input_stream(inside) as stream, temporary.open("wb") as file:
                 shutil.copyfileobj(stream, file, PIECE)
@@ -138,13 +138,13 @@ def pull(path: Path, *, if_changed: bool = False, max_bytes: int | None = None) 
     return True
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
+def version_of(path: Path) -> tuple[int, int]:
     """Return the size and the time of a copy."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
-class Pushing:
+class BackgroundUploader:
     """Copies a file that grows to its store, every few seconds; nothing, if it is in no mirror."""
 
     def __init__(self, path: Path) -> None:
@@ -162,7 +162,7 @@ class Pushing:
         if not uri_of(self.path):
             return
         with self.turn:
-            stamp = stamp_of(self.path)
+            stamp = version_of(self.path)
             if stamp != self.pushed:
                 push(self.path)
                 self.pushed = stamp
@@ -208,7 +208,10 @@ def read(path: Path) -> bytes:
         except DamagedFile:
             raise OSError(errno.EINVAL, "not a regular file", str(path)) from None
     filesystem, inside = opened(uri)
-    with told_by(uri), filesystem.open_input_file(inside) as file:  # a stream asks 16 kB at a time
+    with (
+        as_os_error(uri),
+        filesystem.open_input_file(inside) as file,
+    ):  # a stream asks 16 kB at a time
         return bytes(file.read())
 
 
@@ -219,7 +222,7 @@ def write(path: Path, content: bytes) -> None:
         write_durably(path, content)
         return
     filesystem, inside = opened(uri)
-    with told_by(uri), filesystem.open_output_stream(inside) as stream:
+    with as_os_error(uri), filesystem.open_output_stream(inside) as stream:
         stream.write(content)
 
 
@@ -241,7 +244,7 @@ def exists(path: Path) -> bool:
     if uri is None:
         return path.exists()
     filesystem, inside = opened(uri)
-    with told_by(uri):
+    with as_os_error(uri):
         return bool(filesystem.get_file_info(inside).is_file)
 
 
@@ -265,7 +268,7 @@ def listing(directory: Path) -> dict[str, int]:
         return {}
     filesystem, inside = opened(uri)
     selector = fs.FileSelector(inside, recursive=True, allow_not_found=True)
-    with told_by(uri):
+    with as_os_error(uri):
         found = [info for info in filesystem.get_file_info(selector) if info.is_file]
     return {info.path.removeprefix(f"{inside}/"): info.size for info in found}
 
@@ -277,7 +280,7 @@ def delete_folder(directory: Path, first: str) -> None:
         return
     delete_stored(directory / first)
     filesystem, inside = opened(uri)
-    with told_by(uri), contextlib.suppress(FileNotFoundError):
+    with as_os_error(uri), contextlib.suppress(FileNotFoundError):
         filesystem.delete_dir(inside)
 
 
@@ -287,7 +290,7 @@ def delete_stored(path: Path) -> None:
     if uri is None:
         return
     filesystem, inside = opened(uri)
-    with told_by(uri), contextlib.suppress(FileNotFoundError):
+    with as_os_error(uri), contextlib.suppress(FileNotFoundError):
         if filesystem.get_file_info(inside).is_file:
             filesystem.delete_file(inside)
 
@@ -301,7 +304,7 @@ def opened(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 @contextlib.contextmanager
-def told_by(uri: str) -> Iterator[None]:
+def as_os_error(uri: str) -> Iterator[None]:
     """Turn what a store's library raises into an OSError of one line that names the URI."""
     try:
         yield

@@ -92,11 +92,11 @@ def difference(of_ranks: list[dict[str, Any]]) -> str:
 def open_same_corpus(settings: TrainSettings, world: World) -> PreparedCorpus:
     """Open the corpus on every rank; UserError unless it is the same one on all."""
     for turn in (world.local_rank == 0, world.local_rank > 0):  # copied once a node
-        with world.all_or_none():
+        with world.raise_on_all_ranks():
             if turn:
                 corpus = open_anywhere(settings.data.data_dir)
-    expected = world.from_rank_0((corpus.fingerprint, str(corpus.directory), host()))
-    with world.all_or_none():
+    expected = world.broadcast((corpus.fingerprint, str(corpus.directory), host()))
+    with world.raise_on_all_ranks():
         if corpus.fingerprint != expected[0]:
             raise UserError(
                 f"rank {world.rank} on {host()} has another corpus in {corpus.directory} than rank "
@@ -114,14 +114,14 @@ def agree_on_start(settings: TrainSettings, world: World) -> Start | None:
     if name == "scratch":
         return None
     named: tuple[str, str] = ("", "")
-    with world.all_or_none():
+    with world.raise_on_all_ranks():
         if world.rank == 0:
             reference = resolve_model(name)
             digest = "" if name in PUBLISHED else weights_hash(reference)  # a hash names those
             named = inside(name, reference), digest
-    below, digest = world.from_rank_0(named)
+    below, digest = world.broadcast(named)
     for turn in (world.local_rank == 0, world.local_rank > 0):  # fetched once a node
-        with world.all_or_none():
+        with world.raise_on_all_ranks():
             if not turn:
                 continue
             reference = resolve_model(name + below)

@@ -37,26 +37,26 @@ from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.runs.event_log import MetricsLog
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
 from yuzogpt.storage import mirrors
-from yuzogpt.training.hooks import Outside
+from yuzogpt.training.hooks import LoopHooks
 from yuzogpt.training.optimizers import Optimizer, state_tensors
-from yuzogpt.training.parallel import Trainee, local, rows_of_rank
+from yuzogpt.training.parallel import ParallelModel, local, rows_of_rank
 
 LOWEST_PRIORITY = 19  # of the thread that writes, as `nice` counts
 MOST_FAILURES = 3  # checkpoints in a row that could not be written, before the run ends
 
 
-class Saver:
+class AsyncCheckpointer:
     """Writes one checkpoint at a time, beside the loop."""
 
     def __init__(
         self,
         settings: CheckpointSettings,
         world: World,
-        trainee: Trainee,
+        trainee: ParallelModel,
         optimizer: Optimizer,
         tokenizer: bytes,
         log: MetricsLog | None,
-        outside: Outside,
+        outside: LoopHooks,
         resume: Checkpoint | None = None,
     ) -> None:
         """Call it on every rank; `log` is rank 0's, the rest as in loop.train."""
@@ -79,7 +79,9 @@ class Saver:
         self.step = resume.state.step if resume else None
         self.copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}
         holds_something = trainee.kind == "fsdp" or world.rank == 0
-        self.writing: Future[None] = in_thread(self._allocate if holds_something else lambda: None)
+        self.writing: Future[None] = run_in_daemon_thread(
+            self._allocate if holds_something else lambda: None
+        )
 
     def save(self, state: State, *, is_evaluated_next: bool = False) -> None:
         """Copy what a checkpoint holds, and write it beside what comes next.
@@ -106,7 +108,7 @@ class Saver:
             if not is_evaluated_next:
                 self._prune()
 
-        self.writing = in_thread(write)
+        self.writing = run_in_daemon_thread(write)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Keep with the checkpoint of a step what was found out since, and report it.
@@ -138,7 +140,7 @@ class Saver:
                 self._prune()
                 self.outside.report(metrics, directory)
 
-        self.writing = in_thread(add)
+        self.writing = run_in_daemon_thread(add)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or known to have failed.
@@ -186,7 +188,7 @@ class Saver:
                 place = checkpoints.begin(self.run, state.step).name
             except Exception as error:  # whatever it is, the other ranks wait for an answer
                 problem = error
-        place = self.world.from_rank_0(place)
+        place = self.world.broadcast(place)
         if place is not None:
             temporary = self.run / "checkpoints" / place
             hashes, failed = self._write_tensors(temporary, self._directory(state))
@@ -194,7 +196,7 @@ class Saver:
             if is_first:
                 problem = self._commit(temporary, state, found)
         told = (reason_of(problem), isinstance(problem, RunFailed)) if problem else None
-        if failure := self.world.from_rank_0(told):
+        if failure := self.world.broadcast(told):
             self._note_failure(state, *failure)
             return
         self.failures = 0
@@ -233,7 +235,7 @@ class Saver:
         failed = None
         room = remote.room_of(temporary, self.world.rank)
         for kind in (MODEL, OPTIMIZER):
-            tensors = self._whole_tensors(kind)
+            tensors = self._gathered_tensors(kind)
             try:
                 if self.world.rank < len(self.parts):
                     file = tensor_file(kind, self.world.rank, len(self.parts))
@@ -259,7 +261,7 @@ class Saver:
         mine = set(names)
         return [path for path in self.live[kind] if path.partition("/")[2] in mine]
 
-    def _whole_tensors(self, kind: str) -> Iterator[Tensor]:
+    def _gathered_tensors(self, kind: str) -> Iterator[Tensor]:
         """Yield the tensors of this rank's part, whole; take part in gathering the others'.
 
         In turns, so that all ranks write at the same time.
@@ -342,7 +344,7 @@ def share_out(tensors: Mapping[str, Tensor], parts: int) -> list[list[str]]:
     return [sorted(part, key=order.__getitem__) for part in names]
 
 
-def in_thread(job: Callable[[], None]) -> "Future[None]":
+def run_in_daemon_thread(job: Callable[[], None]) -> "Future[None]":
     """Run a job in a thread that does not keep the process from ending."""
     future: Future[None] = Future()
 

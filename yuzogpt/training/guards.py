@@ -14,7 +14,7 @@ from torch import Tensor
 
 from yuzogpt.config import GuardSettings
 from yuzogpt.runtime.world import World
-from yuzogpt.training.parallel import Trainee, local
+from yuzogpt.training.parallel import ParallelModel, local
 
 DECAY = 0.98  # of the running mean and variance of the loss: about the last 50 steps
 WARM_AFTER = 50  # steps, before which nothing is called a spike
@@ -24,7 +24,7 @@ Verdict = Literal["healthy", "spike", "not finite"]
 
 
 @dataclass(frozen=True)
-class StepTotals:
+class StepStats:
     """What a step came to, over all ranks; the same numbers on each of them."""
 
     loss: float  # the mean over the global batch, nats a token
@@ -39,15 +39,15 @@ class StepTotals:
         return math.sqrt(sum(norm * norm for norm in self.gradient_norms))
 
 
-def add_up(
-    trainee: Trainee,
+def reduce_step_stats(
+    trainee: ParallelModel,
     loss_sum: Tensor,
     tokens: int,
     stopping: bool,
     seconds: float,
     world: World,
     part_square: Tensor | None = None,
-) -> StepTotals:
+) -> StepStats:
     """Add up over ranks what one of them knows: its part of the loss, and of sharded gradients.
 
     One collective and one wait for the device a step.
@@ -63,22 +63,22 @@ def add_up(
         totals = torch.cat([world.sum(own), squares])
     loss, wishes, seconds, part, *squared = totals.tolist()
     norms_of_all = [math.sqrt(value) for value in squared]
-    return StepTotals(loss / tokens, wishes > 0, seconds / world.size, norms_of_all, part)
+    return StepStats(loss / tokens, wishes > 0, seconds / world.size, norms_of_all, part)
 
 
-def squares_of_gradients(trainee: Trainee) -> Tensor:
+def squares_of_gradients(trainee: ParallelModel) -> Tensor:
     """Return the square of the norm of each gradient, as far as this rank holds it."""
     norms = torch.stack(torch._foreach_norm(trainee.gradients()))
     return norms.double() ** 2 if norms.device.type != "mps" else norms**2
 
 
-def weights_are_finite(trainee: Trainee, world: World) -> bool:
+def weights_are_finite(trainee: ParallelModel, world: World) -> bool:
     """Tell whether all weights are numbers whose squares add up to one; call it on all ranks."""
     norms = torch._foreach_norm([local(p.detach()) for p in trainee.model.parameters()])
     return math.isfinite(world.sum(torch.stack(norms).sum()).item())
 
 
-def clip(trainee: Trainee, norm: float, limit: float) -> bool:
+def clip(trainee: ParallelModel, norm: float, limit: float) -> bool:
     """Scale the gradients down to a norm of `limit`, if theirs is larger; tell whether it was."""
     if not limit or norm <= limit:
         return False
@@ -97,7 +97,7 @@ class Guard:
     skipped: int = 0  # steps, since the run began
     not_finite_in_a_row: int = 0
 
-    def judge(self, totals: StepTotals) -> Verdict:
+    def judge(self, totals: StepStats) -> Verdict:
         """Judge a step, and remember its loss if it is a number."""
         if not (math.isfinite(totals.loss) and math.isfinite(totals.gradient_norm)):
             return "not finite"
@@ -149,7 +149,7 @@ def layer_of(name: str) -> str:
     return ".".join(name.split(".")[:2]) if name.startswith("h.") else name.split(".")[0]
 
 
-def not_finite_layers(trainee: Trainee, totals: StepTotals) -> list[str]:
+def not_finite_layers(trainee: ParallelModel, totals: StepStats) -> list[str]:
     """Return the layers whose gradient is not finite, in the model's order."""
     pairs = zip(trainee.learning(), totals.gradient_norms, strict=True)
     return list(dict.fromkeys(layer_of(name) for name, norm in pairs if not math.isfinite(norm)))
@@ -161,12 +161,12 @@ class Health:
     For the length of the step it holds the weights of before, then the updates, too.
     """
 
-    def __init__(self, trainee: Trainee) -> None:
+    def __init__(self, trainee: ParallelModel) -> None:
         """Make it before the optimizer's step."""
         self.trainee = trainee
         self.before = [weight.clone() for weight in trainee.weights()]
 
-    def layers(self, totals: StepTotals, world: World) -> dict[str, dict[str, float]]:
+    def layers(self, totals: StepStats, world: World) -> dict[str, dict[str, float]]:
         """Return of each layer that learns gradient norm, weight norm, update over the latter.
 
         Call it after the optimizer's step, on every rank.

@@ -13,7 +13,7 @@ Report = Callable[[dict[str, float], Path], None]
 
 
 @dataclass(frozen=True)
-class Outside:
+class LoopHooks:
     """What the loop knows of the world around it."""
 
     run: Path  # where this process finds out_dir

@@ -25,15 +25,15 @@ from yuzogpt.runs import requirements
 from yuzogpt.runs.event_log import Listener, MetricsLog, append_record, read_records
 from yuzogpt.runs.stop_request import StopRequest, request_in
 from yuzogpt.runtime.device import choose_device
-from yuzogpt.runtime.signals import Interruption, on_sigterm
+from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
-from yuzogpt.training.hooks import Outside, Report
+from yuzogpt.training.hooks import LoopHooks, Report
 from yuzogpt.training.loop import train
-from yuzogpt.training.out_of_memory import explained, refuse_again
+from yuzogpt.training.out_of_memory import explained, fail_if_a_rank_failed
 from yuzogpt.training.progress import Display, number, take_wandb_key
 from yuzogpt.training.rendezvous import process_group
 
@@ -58,11 +58,11 @@ def work(
     """
     run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
     corpus = open_same_corpus(settings, world)
-    with world.all_or_none():
+    with world.raise_on_all_ranks():
         if world.local_rank == 0:  # hashed once a node
             corpus.verify()
-    refuse_private_directory(run, world)
-    refuse_again(world, run)
+    check_directory_is_shared(run, world)
+    fail_if_a_rank_failed(world, run)
     broken: list[str] = []
 
     def set_aside(directory: Path, reason: str) -> None:
@@ -71,7 +71,7 @@ def work(
 
     resume: Checkpoint | None = None
     holder = None
-    with world.all_or_none():
+    with world.raise_on_all_ranks():
         if world.rank == 0:  # it alone commits checkpoints
             holder = holder_of(run)
             command = command or holder or ""
@@ -79,16 +79,16 @@ def work(
             remote.sweep(run)
             if not runs.gives_way(settings, run, command):
                 resume = runs.find_resume(settings, corpus, run, set_aside)
-    newest = world.from_rank_0(resume.directory.name if resume else None)
+    newest = world.broadcast(resume.directory.name if resume else None)
     if newest:
         resume = remote.on_every_node(run / "checkpoints" / newest, world)
-        settings = runs.as_started(settings, resume)
+        settings = runs.with_recorded_start(settings, resume)
     elif settings.run.init_from in PUBLISHED:
-        with world.all_or_none():  # once a node, before the watchdog counts the seconds
+        with world.raise_on_all_ranks():  # once a node, before the watchdog counts the seconds
             if world.local_rank == 0:
                 download(settings.run.init_from)
     start = None if resume else agree_on_start(settings, world)
-    with world.all_or_none():
+    with world.raise_on_all_ranks():
         requirements.check_world(settings, world.size, resume)
     ending = contextlib.ExitStack()
     is_begun = threading.Event()
@@ -125,7 +125,7 @@ def work(
     watchdog = Watchdog(world, settings.workers.hang_timeout, tell)
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
-            outside = Outside(run, report, lambda: refuse_other(run, holder), stop, watchdog)
+            outside = LoopHooks(run, report, lambda: refuse_other(run, holder), stop, watchdog)
             with explained(settings, world, run):
                 return train(settings, world, corpus, resume, start, begin, outside)
         finally:
@@ -154,7 +154,7 @@ def refuse_other(run: Path, holder: str | None) -> None:
         raise RunFailed(f"{mirrors.name_of(run)}: another command has taken over")
 
 
-def refuse_private_directory(run: Path, world: World) -> None:
+def check_directory_is_shared(run: Path, world: World) -> None:
     """Raise UserError on all ranks unless all see the out_dir that the launcher wrote to.
 
     They will read checkpoints there, and the launcher the metrics.
@@ -163,8 +163,8 @@ def refuse_private_directory(run: Path, world: World) -> None:
     if seen is None:
         with contextlib.suppress(FileNotFoundError):
             seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
-    expected = world.from_rank_0(seen)
-    with world.all_or_none():
+    expected = world.broadcast(seen)
+    with world.raise_on_all_ranks():
         if seen is None or seen != expected:
             raise UserError(
                 f"--out_dir={mirrors.name_of(run)}: not the same directory on every node; choose "
@@ -194,7 +194,7 @@ def run_as_rank(settings: TrainSettings) -> None:
     with group as command, contextlib.ExitStack() as stack:
         open_same_corpus(settings, world)
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once a node
-            with world.all_or_none():
+            with world.raise_on_all_ranks():
                 if turn:
                     settings, resume = runs.check(settings, command)
         if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
@@ -202,7 +202,7 @@ def run_as_rank(settings: TrainSettings) -> None:
                 say(runs.finished_line(settings))
             return
         listener, key = None, take_wandb_key(settings.log)
-        with world.all_or_none():
+        with world.raise_on_all_ranks():
             if world.rank == 0:
                 run = stack.enter_context(runs.writing(settings, command))
                 is_new = runs.gives_way(settings, run, command)
@@ -216,7 +216,7 @@ def run_as_rank(settings: TrainSettings) -> None:
 @contextlib.contextmanager
 def stopping(run: Path, world: World) -> Iterator[StopRequest]:
     """Yield what asks this rank's loop to stop: SIGTERM, and on rank 0 a file in out_dir."""
-    with Interruption() as interruption:
+    with DeferredKeyboardInterrupt() as interruption:
         stop = StopRequest(interruption, *([request_in(run)] if world.rank == 0 else []))
         try:
             with on_sigterm(lambda: stop.set("SIGTERM")):

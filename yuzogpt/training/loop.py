@@ -32,22 +32,22 @@ from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.network import measure
 from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import GlobalBatch
-from yuzogpt.training.checkpointer import Saver
+from yuzogpt.training.checkpointer import AsyncCheckpointer
 from yuzogpt.training.guards import (
     Guard,
     Health,
-    StepTotals,
-    add_up,
+    StepStats,
     clip,
     not_finite_layers,
+    reduce_step_stats,
     squares_of_gradients,
     weights_are_finite,
 )
-from yuzogpt.training.hooks import Outside
+from yuzogpt.training.hooks import LoopHooks
 from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
-from yuzogpt.training.parallel import Trainee, choose_kind, parallelize, settle_buckets
+from yuzogpt.training.parallel import ParallelModel, choose_kind, parallelize, warm_up_ddp_buckets
 from yuzogpt.training.schedules import batch_factor, lr_at
-from yuzogpt.training.step_log import Records, finite
+from yuzogpt.training.step_log import StepLog, finite
 
 WAYS_OUT = (
     "Try a lower --learning_rate, more --warmup_iters, or --dtype=float32, in another --out_dir"
@@ -62,7 +62,7 @@ def train(
     resume: Checkpoint | None,
     start: Start | None,
     begin: Callable[[], MetricsLog | None],
-    outside: Outside,
+    outside: LoopHooks,
 ) -> str | None:
     """Train from `resume`, or from `start`, to max_iters; return why it stopped before, if so.
 
@@ -77,7 +77,7 @@ def train(
         outside.stop.look()
 
     # What is trained on what.
-    with world.all_or_none():
+    with world.raise_on_all_ranks():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
         weights = load.starting_weights(settings, resume, start)
     shape = settings.model
@@ -97,8 +97,8 @@ def train(
     windows = FixedWindows(corpus.stream("val"), shape.block_size, settings.evaluation.val_part)
     validation = Validation(windows, settings, world, hardware, moves, outside.stop)
     log = begin()
-    records = Records(log, settings, step)
-    records.introduce(world, hardware, model, data, rows_seen, why, start)
+    records = StepLog(log, settings, step)
+    records.log_run_header(world, hardware, model, data, rows_seen, why, start)
 
     if settings.evaluation.eval_only:
         try:
@@ -107,7 +107,9 @@ def train(
             return asked_to_stop(outside.stop, world)
         return None
     tokenizer = (corpus.directory / TOKENIZER).read_bytes()
-    saver = Saver(settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside, resume)
+    saver = AsyncCheckpointer(
+        settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside, resume
+    )
     records.start(world, kind, start)
 
     def evaluate() -> dict[str, float]:  # nothing, if the run is asked to stop meanwhile
@@ -135,7 +137,7 @@ def train(
         return reason
     first_rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
     first_batch = next(micro_batches(data, rows_seen, first_rows, most, world, hardware))
-    settle_buckets(trainee.trained, hardware, *first_batch)
+    warm_up_ddp_buckets(trainee.trained, hardware, *first_batch)
 
     def save(metrics: dict[str, float], *, is_evaluated_next: bool = False) -> None:
         saver.save(
@@ -186,7 +188,7 @@ def train(
 
         # Is the step fit to be taken? All ranks come to the same answer.
         is_asked = outside.stop.look() is not None
-        totals = add_up(trainee, loss_sum, tokens, is_asked, seconds, world, part_square)
+        totals = reduce_step_stats(trainee, loss_sum, tokens, is_asked, seconds, world, part_square)
         seconds = time.perf_counter() - began
         is_long = totals.seconds > LONG_STEP
         expected, verdict = guard.mean, guard.judge(totals)
@@ -199,7 +201,7 @@ def train(
         optimizer.zero_grad()
         if part_square is not None:
             before = batch.rows
-            take_noise(batch, totals, most, trainee, world)
+            update_noise_scale(batch, totals, most, trainee, world)
             records.batch(before, batch)
         step, rows_seen = step + 1, rows_seen + rows
         records.after_step(
@@ -209,12 +211,12 @@ def train(
         if health:
             records.write("health", layers=health.layers(totals, world))
         if world.size > 1 and is_due(step, settings.log.network_interval):
-            with records.not_timed():
+            with records.pause_clock():
                 network = measure(world, hardware.device)
             records.network(network)
         if guard.gives_up():
             saver.wait()
-            raise RunFailed(why_given_up(settings, trainee, totals, guard, step))
+            raise RunFailed(divergence_message(settings, trainee, totals, guard, step))
         outside.watchdog.end_start_up()
 
         # Write a checkpoint, and look at the validation loss, when it is time for them.
@@ -229,7 +231,7 @@ def train(
             if reason or not (is_spoilt or not weights_are_finite(trainee, world)):
                 save(metrics, is_evaluated_next=is_evaluated)
         if is_evaluated:
-            with records.not_timed():
+            with records.pause_clock():
                 metrics = evaluate()
             if metrics:
                 saver.add_metrics(step, metrics)
@@ -272,8 +274,8 @@ def micro_batches(
         yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), keys
 
 
-def take_noise(
-    batch: GlobalBatch, totals: StepTotals, most: int, trainee: Trainee, world: World
+def update_noise_scale(
+    batch: GlobalBatch, totals: StepStats, most: int, trainee: ParallelModel, world: World
 ) -> None:
     """Tell the batch's schedule how much a part's gradient differs from the whole one."""
     of_rank = min(most, batch.rows // world.size)  # rows of a first pass
@@ -316,8 +318,8 @@ class Validation:
         )  # fmt: skip
 
 
-def why_given_up(
-    settings: TrainSettings, trainee: Trainee, totals: StepTotals, guard: Guard, step: int
+def divergence_message(
+    settings: TrainSettings, trainee: ParallelModel, totals: StepStats, guard: Guard, step: int
 ) -> str:
     """Return one line for the user about a run whose steps are not fit to be taken any more."""
     layers = not_finite_layers(trainee, totals)
@@ -331,7 +333,7 @@ def why_given_up(
 
 
 def finish(
-    run: Path, world: World, trainee: Trainee, validation: Validation, records: Records
+    run: Path, world: World, trainee: ParallelModel, validation: Validation, records: StepLog
 ) -> None:
     """Evaluate the last and the best checkpoint over the whole split, and say so."""
     step, last_loss = records.step, validation.whole(trainee.model)
@@ -344,7 +346,7 @@ def finish(
     found = None
     with contextlib.suppress(UserError, OSError):  # of another version, say
         found = checkpoints.best(run, lambda *_: None) if world.rank == 0 else None
-    name = world.from_rank_0(found.directory.name if found else None)
+    name = world.broadcast(found.directory.name if found else None)
     if name and name != f"step-{step}":
         directory = run / "checkpoints" / name
         best = remote.on_every_node(directory, world, optimizer=False)

@@ -33,13 +33,13 @@ def explained(settings: TrainSettings, world: World, run: Path) -> Iterator[None
         raise WorkerFailed(line) from None
 
 
-def refuse_again(world: World, run: Path) -> None:
+def fail_if_a_rank_failed(world: World, run: Path) -> None:
     """Raise RunFailed on all ranks if a worker before these ran out of memory."""
     line: str | None = None
     if world.rank == 0:
         with contextlib.suppress(OSError):
             line = mirrors.read(run / FAILED).decode(errors="replace")
-    if line := world.from_rank_0(line):
+    if line := world.broadcast(line):
         raise RunFailed(line)
 
 

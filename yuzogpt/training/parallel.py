@@ -1,11 +1,7 @@
 """The model as all ranks train it together: one copy each (DDP), or a part each (FSDP2).
 
-In: a shape, and whole weights one after the other. Out: a `Trainee`: the model with its weights on
-this rank, as it is trained. The model itself knows nothing of this.
-
-    ddp     every rank holds weights, gradients and optimizer state; gradients are averaged
-    fsdp    a rank holds some rows of each; a layer's weights are gathered when it is their turn
-            (Zhao et al., 2023), gradients are averaged and scattered
+In: a shape, and whole weights one after the other. Out: a `ParallelModel`: the model with its
+weights on this rank, as it is trained. The model itself knows nothing of this.
 """
 
 import contextlib
@@ -38,7 +34,7 @@ Kind = Literal["none", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
-class Trainee:
+class ParallelModel:
     """A model in training: the weights on this rank, and what forward and backward go through."""
 
     model: GPT
@@ -104,7 +100,7 @@ def parallelize(
     settings: ParallelSettings,
     hardware: Hardware,
     frozen_layers: int = 0,
-) -> Trainee:
+) -> ParallelModel:
     """Build the model, give each rank its part of `weights`, and connect the ranks."""
     with torch.device("meta"):  # no memory yet: under fsdp no rank ever holds all
         model = GPT(shape)
@@ -116,7 +112,7 @@ def parallelize(
     if kind == "fsdp":
         shard(model, hardware)
     model.to_empty(device=hardware.device)
-    trainee = Trainee(model, wrap(model, kind, settings, hardware), kind)
+    trainee = ParallelModel(model, wrap(model, kind, settings, hardware), kind)
     trainee.load(weights)
     return trainee
 
@@ -191,7 +187,7 @@ def rows_of_rank(rows: int, rank: int, size: int) -> range:
     return range(min(rank * part, rows), min((rank + 1) * part, rows))
 
 
-def settle_buckets(
+def warm_up_ddp_buckets(
     trained: nn.Module, hardware: Hardware, ids: Tensor, targets: Tensor, keys: Tensor
 ) -> None:
     """Let DDP fix the layout of its gradient buckets before the first step.

@@ -18,10 +18,10 @@ from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.network import Network
 from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import GlobalBatch
-from yuzogpt.training.guards import StepTotals, Verdict
+from yuzogpt.training.guards import StepStats, Verdict
 
 
-class Records:
+class StepLog:
     """Writes a run's records, and counts what happened since the last train record."""
 
     def __init__(self, log: MetricsLog | None, settings: TrainSettings, step: int) -> None:
@@ -36,7 +36,7 @@ class Records:
         if self.log:
             self.log.write(kind, self.step, **values)
 
-    def introduce(
+    def log_run_header(
         self,
         world: World,
         hardware: Hardware,
@@ -99,7 +99,7 @@ class Records:
         self.started = time.perf_counter()
 
     @contextlib.contextmanager
-    def not_timed(self) -> Iterator[None]:
+    def pause_clock(self) -> Iterator[None]:
         """Leave what happens meanwhile out of tokens_per_second."""
         before = time.perf_counter()
         yield
@@ -109,7 +109,7 @@ class Records:
         self,
         rows_seen: int,
         lr: float,
-        totals: StepTotals,
+        totals: StepStats,
         verdict: Verdict,
         *,
         tokens: int,
@@ -143,7 +143,7 @@ class Records:
         self.started, self.steps, self.clipped, self.skipped, self.tokens = now, 0, 0, 0, 0
 
     def _odd_step(
-        self, totals: StepTotals, verdict: Verdict, is_taken: bool, expected: float
+        self, totals: StepStats, verdict: Verdict, is_taken: bool, expected: float
     ) -> None:
         taken = "" if is_taken else "; skipped"
         if verdict == "spike":

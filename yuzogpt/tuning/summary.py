@@ -12,7 +12,7 @@ from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.tuning.plots import draw
 from yuzogpt.tuning.sweep import BEST, FIRST, OUTCOME, Outcome, Sweep
-from yuzogpt.tuning.table import in_short, in_words
+from yuzogpt.tuning.table import format_value, format_values
 
 
 def show(sweep: Sweep, found: Outcome) -> None:
@@ -25,9 +25,9 @@ def show(sweep: Sweep, found: Outcome) -> None:
     if best is None:
         say(f"no trial has a loss; see {name}/{OUTCOME}")
         return
-    loss, step = in_short(best["best_val_loss_estimate"]), best["best_step"]
+    loss, step = format_value(best["best_val_loss_estimate"]), best["best_step"]
     say(f"winner: trial {best['name']}, val loss estimate {loss} at step {step}")
-    say(f"  {in_words(best['values'])}")
+    say(f"  {format_values(best['values'])}")
     if best["name"] == FIRST:
         say("the settings' own values won: there is nothing to compare")
     elif found["comparison"]:

@@ -32,7 +32,7 @@ from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import LEASE, Lease
 from yuzogpt.storage.untrusted import checked, read_file
 from yuzogpt.tuning.space import Space, Values, with_values
-from yuzogpt.tuning.table import in_words
+from yuzogpt.tuning.table import format_values
 from yuzogpt.tuning.trials import TRIAL, Trial
 
 SIGNATURE = "# Written by `yuzogpt tune`: what all trials have in common, and the search space.\n"
@@ -82,7 +82,7 @@ class Sweep:
         try:
             chosen = with_values(self.base, trial.values)
         except UserError as error:
-            raise UserError(f"{in_words(trial.values)}: {error}") from None
+            raise UserError(f"{format_values(trial.values)}: {error}") from None
         run = chosen.run.model_copy(
             update={"out_dir": str(trial.directory), "overwrite": False, "storage": ""}
         )
@@ -113,7 +113,7 @@ class Sweep:
             raise UserError(f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all")
         if self.settings.sweep.search_algorithm == "grid":
             self.space.grid()
-        requirements.refuse_to_delete_the_start(self.settings)
+        requirements.check_start_is_kept(self.settings)
         model = self._check({}).model
         for parameter in self.space.parameters:
             for value in parameter.values:

@@ -33,10 +33,10 @@ class Row:
     def ended(self) -> str:
         """Return in a line how it ended."""
         why = f" ({self.error})" if self.error else ""
-        return f"{self.state} at step {self.step}: val loss {in_short(self.loss)}{why}"
+        return f"{self.state} at step {self.step}: val loss {format_value(self.loss)}{why}"
 
 
-class Board:
+class TrialTable:
     """A context manager that shows trials."""
 
     def __init__(self, title: str, max_iters: int) -> None:
@@ -46,7 +46,7 @@ class Board:
         self.console = terminal.console()
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "TrialTable":
         """Show the table, where there is a terminal."""
         if self.console.is_terminal:
             self.live.start()
@@ -68,7 +68,7 @@ class Board:
         """A trial trains now, for the first time or again."""
         row = self.rows.setdefault(name, Row(values))
         row.state = "running"
-        self._line(f"{name} starts: {in_words(values)}")
+        self._line(f"{name} starts: {format_values(values)}")
 
     def keeps(self, name: str, row: Row) -> None:
         """A trial was over before this command."""
@@ -107,20 +107,22 @@ class Board:
         for name, row in sorted(self.rows.items()):
             is_best = row.state != "failed" and row.loss == best < math.inf
             mark = " *" if is_best else "  "
-            cells = [name, *(in_short(row.values.get(key)) for key in keys)]
-            cells += [f"{row.step}/{self.max_iters}", in_short(row.loss) + mark]
+            cells = [name, *(format_value(row.values.get(key)) for key in keys)]
+            cells += [f"{row.step}/{self.max_iters}", format_value(row.loss) + mark]
             state = Text(row.state, style=STYLES.get(row.state, ""))
             table.add_row(*(Text(cell) for cell in cells), state)
         return table
 
 
-def in_short(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value in few characters."""
     if isinstance(value, float):
         return "-" if math.isinf(value) else f"{value:.3g}" if value < 1e-2 else f"{value:.4f}"
     return "-" if value is None else str(value)
 
 
-def in_words(values: Mapping[str, Any]) -> str:
+def format_values(values: Mapping[str, Any]) -> str:
     """Return a trial's values in a line."""
-    return ", ".join(f"{key.partition('.')[2]} {in_short(value)}" for key, value in values.items())
+    return ", ".join(
+        f"{key.partition('.')[2]} {format_value(value)}" for key, value in values.items()
+    )

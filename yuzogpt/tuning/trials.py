@@ -129,7 +129,7 @@ class Progress:
                 ask_to_stop(self.run, STOPPED)
 
 
-def carry_out(settings: TrainSettings, trial: Trial, report: Report, train: Train) -> bool:
+def run_trial(settings: TrainSettings, trial: Trial, report: Report, train: Train) -> bool:
     """Do a trial, or what is left of it; tell whether it was not stopped.
 
     One that is over is only reported.

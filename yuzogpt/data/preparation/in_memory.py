@@ -12,7 +12,7 @@ from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus, refuse_other
 from yuzogpt.data.preparation.corpora import Corpus, Source, read_text_file
-from yuzogpt.data.preparation.plan import cleared_bytes, refuse_small_disk
+from yuzogpt.data.preparation.plan import check_disk_space, cleared_bytes
 from yuzogpt.data.preparation.records import source_of
 from yuzogpt.data.preparation.splits import split_tail
 from yuzogpt.errors import UserError
@@ -47,12 +47,12 @@ def prepare_in_memory(
     if found:
         manifest = found.manifest
         refuse_other(found, "corpus", manifest.corpus, corpus.name)
-        refuse_other_text(found, source)
+        check_same_text(found, source)
         refuse_other(found, "tokenizer", manifest.tokenizer["kind"], tokenizer.kind)
         return found, False
     encoded = encode(source, tokenizer)
     size = sum(ids.nbytes for documents in encoded.values() for ids in documents)
-    refuse_small_disk(directory, size - cleared_bytes(directory, settings.overwrite))
+    check_disk_space(directory, size - cleared_bytes(directory, settings.overwrite))
     with Lease(directory):
         if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
@@ -65,7 +65,7 @@ def prepare_in_memory(
         return write_corpus(corpus, source, tokenizer, encoded, directory), True
 
 
-def refuse_other_text(found: PreparedCorpus, source: Source) -> None:
+def check_same_text(found: PreparedCorpus, source: Source) -> None:
     """Raise UserError if a finished corpus was made from another text."""
     recorded = source_of(found)
     if recorded.files is not None:

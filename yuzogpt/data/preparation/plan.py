@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from yuzogpt import tokenization
-from yuzogpt.config import LargeCorpusSettings
+from yuzogpt.config import DistributedPrepareSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PLAN, STAGING
 from yuzogpt.data.preparation import readers, records, sources
 from yuzogpt.data.preparation.corpora import Corpus
-from yuzogpt.data.preparation.shards import Recipe, UnitRecord
+from yuzogpt.data.preparation.shards import ShardConfig, UnitRecord
 from yuzogpt.data.preparation.sources import Listing, Unit
 from yuzogpt.data.preparation.splits import Split
 from yuzogpt.errors import UserError
@@ -40,7 +40,7 @@ class Plan:
     corpus: str
     directory: Path
     listing: Listing
-    recipe: Recipe
+    recipe: ShardConfig
     tokenizer: BytePairTokenizer
     identity: dict[str, Any]  # an equal one means the same preparation
     settings: dict[str, Any]  # the part of it that the manifest records
@@ -55,17 +55,19 @@ class Plan:
         return records.read_record(self.staging, unit)
 
 
-def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, directory: Path) -> Plan:
+def make_plan(
+    settings: DistributedPrepareSettings, corpus: Corpus, source: str, directory: Path
+) -> Plan:
     """List the source and settle how it is prepared. Reads footers only, writes nothing."""
     listing = sources.list_source(source, settings.text_column, settings.by_line, directory)
-    refuse_ignored(settings, listing.units[0].format)
+    check_ignored_settings(settings, listing.units[0].format)
     if listing.units[0].format == "jsonl":
         readers.check_first_line(listing.units, settings.text_column)
     chosen = settings.split_rule or corpus.split_rule
     if chosen == "tail":
         raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
     tokenizer = gpt2_tokenizer()
-    recipe = Recipe(
+    recipe = ShardConfig(
         staging=str(directory / STAGING),
         text_column=settings.text_column,
         split=Split(chosen, settings.val_fraction, listing.documents),
@@ -82,7 +84,7 @@ def make_plan(settings: LargeCorpusSettings, corpus: Corpus, source: str, direct
     return Plan(corpus.name, directory, listing, recipe, tokenizer, identity, settled)
 
 
-def refuse_ignored(settings: LargeCorpusSettings, kind: sources.Format) -> None:
+def check_ignored_settings(settings: DistributedPrepareSettings, kind: sources.Format) -> None:
     """Raise UserError for an explicit setting that is of other formats."""
     if kind in ("text", "lines") and "text_column" in settings.model_fields_set:
         column = settings.text_column
@@ -91,7 +93,7 @@ def refuse_ignored(settings: LargeCorpusSettings, kind: sources.Format) -> None:
         raise UserError(f"--by_line: for plain text; the source is {kind}, a document a row")
 
 
-def decisive(settings: LargeCorpusSettings, corpus: Corpus) -> dict[str, Any]:
+def decisive(settings: DistributedPrepareSettings, corpus: Corpus) -> dict[str, Any]:
     """Return the settings that decide what a corpus is; its manifest records them."""
     return {
         "text_column": settings.text_column,
@@ -111,7 +113,7 @@ def describe(plan: Plan, source: str, overwrite: bool) -> str:
     needed = int(1.02 * tokens * width) + 4 * documents
     staged = sum(file.stat().st_size for file in plan.staging.glob("unit-*.arrow"))
     there = staged + cleared_bytes(plan.directory, overwrite)
-    free = refuse_small_disk(plan.directory, needed - there)
+    free = check_disk_space(plan.directory, needed - there)
     about = "" if listing.documents is not None else "about "
     skipped = ", ".join(listing.skipped[:3]) + (", ..." if len(listing.skipped) > 3 else "")
     others = f"; {len(listing.skipped)} other files are skipped ({skipped})" if skipped else ""
@@ -128,7 +130,7 @@ def cleared_bytes(directory: Path, overwrite: bool) -> int:
     return sum(path.lstat().st_size for path in old)
 
 
-def refuse_small_disk(directory: Path, needed: int) -> int:
+def check_disk_space(directory: Path, needed: int) -> int:
     """Return how many bytes are free where a directory is, or will be; UserError if too few."""
     place = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(place).free

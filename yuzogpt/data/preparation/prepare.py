@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from yuzogpt.config import CorpusSettings, LargeCorpusSettings, PrepareSettings
+from yuzogpt.config import CorpusSettings, DistributedPrepareSettings, PrepareSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PreparedCorpus, refuse_other
@@ -48,7 +48,7 @@ class Workers(Protocol):
         """Do units: each has its record afterwards. UserError for a damaged source."""
 
 
-class ThisProcess:
+class LocalWorkers:
     """One unit after the other, without Ray."""
 
     def check(self) -> None:
@@ -79,18 +79,18 @@ def prepare(
     chosen = settings.corpus
     corpus = find_corpus(chosen.dataset, chosen.tokenizer, bool(chosen.source))
     if not is_large(corpus, chosen, settings.large):
-        refuse_ignored(settings.large, corpus)
+        check_ignored_settings(settings.large, corpus)
         if chosen.source:
-            refuse_other_than_text(chosen.source, corpus)
+            check_is_text(chosen.source, corpus)
         if chosen.overwrite and chosen.source:
-            refuse_nested(chosen.source, directory)
+            check_not_nested(chosen.source, directory)
         return prepare_in_memory(chosen, corpus, directory)
     if not corpus.source:  # the user's own
         corpus = replace(corpus, split_rule="hash")
     return prepare_large(settings, corpus, directory, workers)
 
 
-def is_large(corpus: Corpus, chosen: CorpusSettings, large: LargeCorpusSettings) -> bool:
+def is_large(corpus: Corpus, chosen: CorpusSettings, large: DistributedPrepareSettings) -> bool:
     """Tell whether a corpus is prepared unit by unit: all but one text file."""
     if corpus.source:
         return True
@@ -108,7 +108,7 @@ def is_one_text(source: str) -> bool:
     return sources.format_of(source) in (None, "text") and not sources.compression_of(source)
 
 
-def refuse_ignored(large: LargeCorpusSettings, corpus: Corpus) -> None:
+def check_ignored_settings(large: DistributedPrepareSettings, corpus: Corpus) -> None:
     """Raise UserError for an explicit setting that decides nothing for a corpus of one text."""
     as_it_is = {"split_rule": ("", "tail"), "by_line": (False,), "max_document_bytes": (0,)}
     for key in large.model_fields_set - {"num_workers"}:
@@ -122,7 +122,7 @@ def refuse_ignored(large: LargeCorpusSettings, corpus: Corpus) -> None:
             )
 
 
-def refuse_other_than_text(source: str, corpus: Corpus) -> None:
+def check_is_text(source: str, corpus: Corpus) -> None:
     """Raise UserError if a corpus that is one text has another source."""
     if Path(source).is_dir():
         raise UserError(f"--source={source}: a directory, not a text file")
@@ -142,18 +142,18 @@ def prepare_large(
     if found:
         sweep(directory)
         refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
-        refuse_other_settings(found, plan.decisive(settings.large, corpus))
+        check_same_settings(found, plan.decisive(settings.large, corpus))
         if not settings.corpus.source:  # no need to look at the hub again
             return found, False
     if overwrite:
-        refuse_nested(source, directory)
+        check_not_nested(source, directory)
     try:
         wanted = plan.make_plan(settings.large, corpus, source, directory)
     except UserError as error:
         hint = "" if settings.corpus.source else "; or fetch it elsewhere and give --source=FOLDER"
         raise UserError(f"{error}{hint}") from None
     if found:
-        refuse_other_source(found, wanted)
+        check_same_source(found, wanted)
         return found, False
     if overwrite and wanted.listing.own:
         raise nested(source, directory)
@@ -170,7 +170,7 @@ def prepare_large(
     return prepared, True
 
 
-def refuse_nested(source: str, directory: Path) -> None:
+def check_not_nested(source: str, directory: Path) -> None:
     """Raise UserError if a source lies in the directory that --overwrite clears, or around it."""
     if not scheme_of(source):
         path = Path(source.removeprefix("file://"))
@@ -211,7 +211,7 @@ def sweep(directory: Path) -> None:
             blocks.clear_staging(directory)
 
 
-def refuse_other_source(found: PreparedCorpus, wanted: Plan) -> None:
+def check_same_source(found: PreparedCorpus, wanted: Plan) -> None:
     """Raise UserError if a finished corpus was made from other files, or they changed since."""
     recorded, name = source_of(found), wanted.listing.name
     if recorded.files is None:
@@ -231,7 +231,7 @@ def refuse_other_source(found: PreparedCorpus, wanted: Plan) -> None:
         refuse_other(found, "source", recorded.name, f"{name} without {min(sizes)}")
 
 
-def refuse_other_settings(found: PreparedCorpus, wanted: dict[str, Any]) -> None:
+def check_same_settings(found: PreparedCorpus, wanted: dict[str, Any]) -> None:
     """Raise UserError if a finished corpus was made with settings that decide what it is."""
     made_with = source_of(found).settings
     if made_with is None:

@@ -42,7 +42,7 @@ class TooLong(Exception):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ShardConfig:
     """What every task must know."""
 
     staging: str
@@ -87,7 +87,7 @@ def tokenizer_of(staging: str) -> BytePairTokenizer:
     return loaded
 
 
-def tokenize(batch: Batch, recipe: Recipe, tokenizer: BytePairTokenizer) -> pa.Table:
+def tokenize(batch: Batch, recipe: ShardConfig, tokenizer: BytePairTokenizer) -> pa.Table:
     """Turn documents into tokens, or say why not.
 
     A row for each document: its tokens (none if it was rejected), why it was rejected (else null),
@@ -104,7 +104,9 @@ def tokenize(batch: Batch, recipe: Recipe, tokenizer: BytePairTokenizer) -> pa.T
 
 
 def tokenize_texts(
-    rows: Sequence[tuple[bytes | None, str | None]], recipe: Recipe, tokenizer: BytePairTokenizer
+    rows: Sequence[tuple[bytes | None, str | None]],
+    recipe: ShardConfig,
+    tokenizer: BytePairTokenizer,
 ) -> pa.Table:
     """Turn documents, or the reasons why they are none, into rows of `tokenize`."""
     decoded = [decode(document, reason, recipe) for document, reason in rows]
@@ -121,7 +123,7 @@ def tokenize_texts(
     return to_rows(ids, lengths, reasons, [len(document) for document in found], digests)
 
 
-def tokenize_file(path: str, recipe: Recipe, tokenizer: BytePairTokenizer) -> pa.Table:
+def tokenize_file(path: str, recipe: ShardConfig, tokenizer: BytePairTokenizer) -> pa.Table:
     """Turn a file that is one document into a row of `tokenize`, reading it by pieces.
 
     What memory holds of it are its tokens.
@@ -176,7 +178,7 @@ def to_rows(
 
 
 def decode(
-    document: bytes | None, reason: str | None, recipe: Recipe
+    document: bytes | None, reason: str | None, recipe: ShardConfig
 ) -> tuple[str | None, str | None]:
     """Return a document's text, or why it is rejected."""
     if document is None:
@@ -194,7 +196,7 @@ def decode(
 class UnitWriter:
     """Writes one unit: `add` its batches in order, then `finish`."""
 
-    def __init__(self, unit: Unit, recipe: Recipe) -> None:
+    def __init__(self, unit: Unit, recipe: ShardConfig) -> None:
         """Nothing is written yet."""
         self.unit = unit
         self.recipe = recipe
@@ -276,7 +278,7 @@ class UnitWriter:
         )
 
 
-def do_unit(unit: Unit, recipe: Recipe, tokenizer: BytePairTokenizer, node: str = "") -> None:
+def do_unit(unit: Unit, recipe: ShardConfig, tokenizer: BytePairTokenizer, node: str = "") -> None:
     """Read, tokenize and write a unit; UserError for a damaged source."""
     writer = UnitWriter(unit, recipe)
     for batch in read(unit, recipe.text_column, recipe.max_document_bytes):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.benchmarks.tasks import Exam, Figure, Reading
+from yuzogpt.evaluation.benchmarks.tasks import Figure, PreparedTask, TaskOptions
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.tokenization.tokenizer import fingerprint
 
@@ -21,7 +21,7 @@ SPLITS = ("train", "val")
 NANOGPT = {"train_loss": (3.11, 2.85, 2.66, 2.56), "val_loss": (3.12, 2.84, 2.67, 2.54)}
 
 
-def loss_exam(directory: str, reading: Reading, count: int) -> Exam:
+def loss_exam(directory: str, reading: TaskOptions, count: int) -> PreparedTask:
     """Read so many windows of each split of a corpus; 0: all that there are."""
     corpus = open_anywhere(directory)
     if corpus.manifest.tokenizer["fingerprint"] != fingerprint(reading.tokenizer):
@@ -54,4 +54,4 @@ def loss_exam(directory: str, reading: Reading, count: int) -> Exam:
         "window": reading.block_size,
         "loss_windows": count if left else 0,  # 0: all
     }
-    return Exam(passages, judge, notes)
+    return PreparedTask(passages, judge, notes)

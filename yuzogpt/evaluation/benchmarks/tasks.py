@@ -35,7 +35,7 @@ UNKNOWN = "<unk>"  # what a word is in some editions of a text that is too rare 
 
 
 @dataclass(frozen=True)
-class Reading:
+class TaskOptions:
     """What a model reads with, and how a text is cut for it."""
 
     tokenizer: Tokenizer
@@ -73,7 +73,7 @@ def perplexity(nats: float) -> float:
 
 
 @dataclass(frozen=True)
-class Exam:
+class PreparedTask:
     """A benchmark, ready for one model."""
 
     passages: list[Passage]
@@ -88,11 +88,11 @@ class Task:
 
     name: str
     file: str
-    prepare: dict[Protocol, Callable[[Path, Reading], Exam]]
+    prepare: dict[Protocol, Callable[[Path, TaskOptions], PreparedTask]]
     paper: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by metric, SIZES each
     about: str = ""  # the paper's figures: what it does not say
 
-    def exam(self, protocol: Protocol, path: Path, reading: Reading) -> Exam:
+    def exam(self, protocol: Protocol, path: Path, reading: TaskOptions) -> PreparedTask:
         """Read it; UserError names the task if that fails, or if there is nothing to count."""
         try:
             exam = self.prepare[protocol](path, reading)
@@ -106,7 +106,9 @@ class Task:
 # --- a text, all of it
 
 
-def exam_of_text(text: str, units: dict[str, int], reading: Reading, **notes: str | int) -> Exam:
+def exam_of_text(
+    text: str, units: dict[str, int], reading: TaskOptions, **notes: str | int
+) -> PreparedTask:
     """Read one long text in windows; `units`: what its log-likelihood is divided by, and named."""
     tokens = reading.tokenizer.encode(text).tolist()
     stride = min(reading.stride, reading.block_size)
@@ -116,7 +118,7 @@ def exam_of_text(text: str, units: dict[str, int], reading: Reading, **notes: st
     def judge(scores: Sequence[Score]) -> list[Figure]:
         return figures_of_text(sum(score.logprob for score in scores), len(tokens), units)
 
-    return Exam(passages, judge, notes)
+    return PreparedTask(passages, judge, notes)
 
 
 def figures_of_text(logprob: float, tokens: int, units: dict[str, int]) -> list[Figure]:
@@ -136,10 +138,10 @@ def figures_of_text(logprob: float, tokens: int, units: dict[str, int]) -> list[
     ]
 
 
-def tokenized(rules: Rules) -> Callable[[Path, Reading], Exam]:
+def tokenized(rules: Rules) -> Callable[[Path, TaskOptions], PreparedTask]:
     """Return how a tokenized text is read: as people write, per token of the original."""
 
-    def prepare(path: Path, reading: Reading) -> Exam:
+    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
         lines = reading.some(formats.lines(path))
         detokenizer = Detokenizer.of(rules, lines)
         text = "".join(f"{joined}\n" for joined in join_lines(detokenizer, lines, path))
@@ -161,7 +163,7 @@ def join_lines(detokenizer: Detokenizer, lines: Sequence[str], path: Path) -> It
             raise UserError(f"{path}:{number}: {error}") from None
 
 
-def sentences(path: Path, reading: Reading) -> Exam:
+def sentences(path: Path, reading: TaskOptions) -> PreparedTask:
     """One billion words: sentences that have nothing to do with each other."""
     lines = reading.some([line for line in formats.lines(path) if line.strip()])
     spaced = [f" {' '.join(line.split())} " for line in lines]
@@ -177,13 +179,13 @@ def sentences(path: Path, reading: Reading) -> Exam:
         logprob = sum(score.logprob for score in scores)
         return figures_of_text(logprob, tokens, {"original token": original})
 
-    return Exam(passages, judge, {"protocol": "paper", "sentences": len(lines)})
+    return PreparedTask(passages, judge, {"protocol": "paper", "sentences": len(lines)})
 
 
-def last_bytes(unit: str) -> Callable[[Path, Reading], Exam]:
+def last_bytes(unit: str) -> Callable[[Path, TaskOptions], PreparedTask]:
     """Return how enwik8 and text8 are read: the last five of a hundred million bytes."""
 
-    def prepare(path: Path, reading: Reading) -> Exam:
+    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
         whole = formats.content(path)
         content = bytes(reading.some(whole[-5_000_000:]))
         text = content.decode("utf-8", errors="replace")
@@ -193,7 +195,7 @@ def last_bytes(unit: str) -> Callable[[Path, Reading], Exam]:
     return prepare
 
 
-def documents(path: Path, reading: Reading) -> Exam:
+def documents(path: Path, reading: TaskOptions) -> PreparedTask:
     """WikiText as the harness reads it: article by article, with its de-tokenizer's rules."""
     pages = reading.some(formats.wikitext_pages(path))
     start, passages = start_of(reading.tokenizer), list[Passage]()
@@ -213,16 +215,16 @@ def documents(path: Path, reading: Reading) -> Exam:
 
     unknown = sum(page.count(UNKNOWN) for page in pages)  # the harness's own text has none: "raw"
     notes: dict[str, str | int] = {"protocol": "harness", "documents": len(pages)}
-    return Exam(passages, judge, {**notes, "unknown_words": unknown})
+    return PreparedTask(passages, judge, {**notes, "unknown_words": unknown})
 
 
 # --- the last word of a passage
 
 
-def last_word(protocol: Protocol) -> Callable[[Path, Reading], Exam]:
+def last_word(protocol: Protocol) -> Callable[[Path, TaskOptions], PreparedTask]:
     """Return how LAMBADA is read, in OpenAI's de-tokenized variant: is the last word foreseen?"""
 
-    def prepare(path: Path, reading: Reading) -> Exam:
+    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
         filtered = protocol == "paper" and reading.stop_words
         passages = [
             continuation(context, word, reading.tokenizer, reading.block_size)
@@ -248,7 +250,7 @@ def last_word(protocol: Protocol) -> Callable[[Path, Reading], Exam]:
         if protocol == "paper":
             notes["stop_word_filter"] = "on" if filtered else "off"
             notes["answers_that_are_stop_words"] = banned  # and so count as missed
-        return Exam(passages, judge, notes)
+        return PreparedTask(passages, judge, notes)
 
     return prepare
 
@@ -296,10 +298,10 @@ def stop_tokens(tokenizer: Tokenizer) -> frozenset[int]:
 
 def choices(
     protocol: Protocol, read: Callable[[Path], list[formats.Question]]
-) -> Callable[[Path, Reading], Exam]:
+) -> Callable[[Path, TaskOptions], PreparedTask]:
     """Return how questions are read: the likeliest continuation is the answer."""
 
-    def prepare(path: Path, reading: Reading) -> Exam:
+    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
         whole = read(path)
         questions = reading.some(whole)
         passages = [
@@ -324,7 +326,7 @@ def choices(
                 Figure("accuracy_by_length", right_by_length / n, n, "questions"),
             ]
 
-        return Exam(passages, judge, {"protocol": protocol}, len(whole))
+        return PreparedTask(passages, judge, {"protocol": protocol}, len(whole))
 
     return prepare
 

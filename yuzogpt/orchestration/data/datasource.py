@@ -15,7 +15,7 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from yuzogpt.data.blocks import PLAN
-from yuzogpt.data.preparation.shards import Recipe, do_unit, tokenizer_of
+from yuzogpt.data.preparation.shards import ShardConfig, do_unit, tokenizer_of
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.causes import raised_as_ours
@@ -28,7 +28,7 @@ FAILURES = ("preparation", Exception)
 class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
     """Gives each unit its own read task."""
 
-    def __init__(self, units: Sequence[Unit], recipe: Recipe) -> None:
+    def __init__(self, units: Sequence[Unit], recipe: ShardConfig) -> None:
         """Nothing is read yet."""
         self.units = units
         self.recipe = recipe
@@ -50,7 +50,7 @@ class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
         ]
 
 
-def do(unit: Unit, recipe: Recipe) -> Iterator[pa.Table]:
+def do(unit: Unit, recipe: ShardConfig) -> Iterator[pa.Table]:
     """Read, tokenize and write a unit; yield its number."""
     if not (Path(recipe.staging) / PLAN).exists():
         raise UserError(

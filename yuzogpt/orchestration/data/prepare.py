@@ -13,15 +13,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
-from yuzogpt.config import LargeCorpusSettings, PrepareSettings
+from yuzogpt.config import DistributedPrepareSettings, PrepareSettings
 from yuzogpt.data.blocks import STAGE_STATS, PreparedCorpus
 from yuzogpt.data.preparation import readers, shards
 from yuzogpt.data.preparation.plan import Plan
 from yuzogpt.data.preparation.prepare import prepare
-from yuzogpt.data.preparation.shards import Recipe
+from yuzogpt.data.preparation.shards import ShardConfig
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.orchestration.causes import raised_as_ours
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.cluster import check_reachable, connected
 from yuzogpt.runtime.cores import available_cores
 
 # Set before ray is imported and starts; its workers inherit them.
@@ -46,7 +46,7 @@ class RayWorkers:
     A context manager: what it started ends with the block.
     """
 
-    def __init__(self, settings: LargeCorpusSettings) -> None:
+    def __init__(self, settings: DistributedPrepareSettings) -> None:
         """Ray starts when there is something to do."""
         wanted = settings.num_workers
         self.address = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
@@ -64,7 +64,7 @@ class RayWorkers:
 
     def check(self) -> None:
         """Raise UserError if the cluster does not answer."""
-        refuse_unreachable(self.address)
+        check_reachable(self.address)
 
     def count(self, listed: Sequence[Unit]) -> list[int]:
         """Count the documents of each unit."""
@@ -95,7 +95,7 @@ class RayWorkers:
             self.is_connected = True
 
 
-def warm_up(recipe: Recipe) -> None:
+def warm_up(recipe: ShardConfig) -> None:
     """Let idle workers import what they will need while this process imports Ray Data."""
     import ray
 

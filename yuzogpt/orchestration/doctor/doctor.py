@@ -21,8 +21,8 @@ def survey_cluster(wanted: SoundnessSettings) -> Survey:
         connected(wanted.ray_address, available_cores()),
     ):
         # Not before: ray learns when it is imported whether it asks for a token.
-        from yuzogpt.orchestration.doctor.node_probe import Examination
+        from yuzogpt.orchestration.doctor.node_probe import ClusterProbe
 
         survey = Survey(is_shared=bool(address) or SUBMITTED_JOB in os.environ)
-        Examination(survey, wanted.storage).run()
+        ClusterProbe(survey, wanted.storage).run()
         return survey

@@ -31,7 +31,7 @@ CLOCK_TRIES = 5
 STORED_BYTES = 2**24  # what each node writes to storage, to take the time
 
 
-class Examiner:
+class NodeProbe:
     """Runs on one node."""
 
     def __init__(self, address: str, secret: bytes, counted_gpus: int) -> None:
@@ -134,7 +134,7 @@ def meet(rank: int, size: int, meeting_place: str, address: str) -> Any:
         dist.destroy_process_group()
 
 
-class Examination:
+class ClusterProbe:
     """One after the other, what there is to find out."""
 
     def __init__(self, survey: Survey, storage: str) -> None:
@@ -151,7 +151,7 @@ class Examination:
             name = host if hosts.count(host) == 1 else f"{host}-{one['NodeID'][:6]}"
             place = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)
             # Several threads: a storage that hangs holds up one of them.
-            examiner = ray.remote(num_cpus=0, max_concurrency=4)(Examiner)
+            examiner = ray.remote(num_cpus=0, max_concurrency=4)(NodeProbe)
             gpus = int(one["Resources"].get("GPU", 0))
             started = examiner.options(scheduling_strategy=place).remote(address, secret, gpus)
             self.examiners[name] = started

@@ -17,7 +17,7 @@ from yuzogpt.config import ServeSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
-from yuzogpt.orchestration.cluster import connected, refuse_unreachable
+from yuzogpt.orchestration.cluster import check_reachable, connected
 from yuzogpt.orchestration.embedded import is_embedded
 from yuzogpt.orchestration.serve.proxy import environment
 from yuzogpt.runtime.cores import available_cores, threads_asked
@@ -40,7 +40,7 @@ def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     for name, value in {**ENVIRONMENT, **variables_of_a_proxy(settings)}.items():
         os.environ.setdefault(name, value)
     address = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS", "")
-    refuse_unreachable(address)
+    check_reachable(address)
     if not address:
         settings = with_free_port(settings)
     with stopped_by_sigterm("stopped (SIGTERM)"):

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yuzogpt.config import LimitSettings
 from yuzogpt.serving.access import COUNTED, check_length, too_large
 from yuzogpt.serving.connections import LimitedServer
-from yuzogpt.serving.errors import Refused
-from yuzogpt.serving.latency import Pace
+from yuzogpt.serving.errors import APIError
+from yuzogpt.serving.latency import LatencyAverage
 
 # Read by Serve when a proxy starts, and by this module there. Only the first is needed.
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -45,10 +45,10 @@ def middlewares() -> list[Middleware]:
     LimitedServer.limits = limits
     uvicorn.Server = LimitedServer  # type: ignore[misc]
     most = int(os.environ.get(MOST, 0)) or limits.max_connections
-    return [Middleware(Door, most=most, limits=limits)]
+    return [Middleware(AdmissionMiddleware, most=most, limits=limits)]
 
 
-class Door:
+class AdmissionMiddleware:
     """ASGI middleware: so many completions at a time, and JSON whatever happens."""
 
     def __init__(self, app: ASGIApp, most: int, limits: LimitSettings) -> None:
@@ -57,7 +57,7 @@ class Door:
         self.most = most
         self.most_of_a_body = limits.max_body_bytes
         self.inside = 0
-        self.pace = Pace()
+        self.pace = LatencyAverage()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -66,7 +66,7 @@ class Door:
             return
         try:
             check_length(Headers(scope=scope), self.most_of_a_body)
-        except Refused as refusal:
+        except APIError as refusal:
             await refusal.response()(scope, receive, send)
             return
         is_counted = scope["path"] == COUNTED and scope["method"] == "POST"
@@ -77,7 +77,7 @@ class Door:
             return
         if self.inside >= self.most:
             message = f"overloaded: {self.inside} requests are running or waiting; try again later"
-            refused = Refused(503, message, code="overloaded", retry_after=self.pace.seconds / 2)
+            refused = APIError(503, message, code="overloaded", retry_after=self.pace.seconds / 2)
             await refused.response()(scope, receive, send)
             return
         self.inside += 1
@@ -134,10 +134,10 @@ class Answer:
             await self._tell(self.reason[:MOST_OF_A_REASON].decode(errors="replace"))
 
     async def _tell(self, reason: str) -> None:
-        failed = Refused(max(500, self.status), f"the service failed: {reason}", retry_after=0)
+        failed = APIError(max(500, self.status), f"the service failed: {reason}", retry_after=0)
         await self._send_whole(failed.response())
 
-    async def refuse(self, refused: Refused) -> None:
+    async def refuse(self, refused: APIError) -> None:
         """Refuse, unless an answer has begun; nothing else is sent from now on."""
         if not self.status:
             self.status, self.is_refused = refused.status_code, True

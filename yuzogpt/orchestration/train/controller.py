@@ -23,7 +23,7 @@ def run_here(make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     Ctrl-C and SIGTERM come through, in the middle of whatever it does; its workers are ended then.
     """
     loop = asyncio.new_event_loop()  # asyncio.run would hold Ctrl-C back
-    with no_actor_here(), contextlib.closing(loop):
+    with hide_controller_actor(), contextlib.closing(loop):
         controller = make(**given)  # which turns Ray Train's log on
         with no_logging():
             running = loop.create_task(controller.run())
@@ -57,7 +57,7 @@ def no_logging() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_actor_here() -> Iterator[None]:
+def hide_controller_actor() -> Iterator[None]:
     """Have workers told of no controller in this context: they cannot call this process."""
     from ray.runtime_context import RuntimeContext
 

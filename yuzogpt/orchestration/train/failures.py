@@ -68,7 +68,7 @@ def was_just_told(metrics: Path) -> bool:
     return time.time() - float(last["time"]) < JUST_NOW
 
 
-class NoSnapshot(ControllerCallback):  # type: ignore[misc]
+class DisableRayCheckpointState(ControllerCallback):  # type: ignore[misc]
     """Keeps Ray Train from writing its own state into out_dir at each report: nobody reads it.
 
     On a full disk, or while a store is away, that would end the run.
@@ -84,7 +84,7 @@ class NoSnapshot(ControllerCallback):  # type: ignore[misc]
             CheckpointManager._write_state_to_storage = lambda _: None
 
 
-class NothingLeft(WorkerGroupCallback):  # type: ignore[misc]
+class KillOrphanedWorkers(WorkerGroupCallback):  # type: ignore[misc]
     """Ends workers that Ray forgets, so that the next ones find room.
 
     When one dies while the process group is made, Ray 2.60 tries again without ending the others:
@@ -113,7 +113,7 @@ class NothingLeft(WorkerGroupCallback):  # type: ignore[misc]
         self.group = None
 
 
-class NoPatience(WorkerGroupCallback):  # type: ignore[misc]
+class KillGroupOnFailure(WorkerGroupCallback):  # type: ignore[misc]
     """Ends all workers once one of them failed.
 
     The others only wait for it in a collective. Ray would ask each to leave, and wait 35 s for one

@@ -19,10 +19,10 @@ from yuzogpt import runs
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import Stopped, UserError
-from yuzogpt.evaluation.benchmarks.tasks import Exam
+from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
 from yuzogpt.evaluation.during_training import read_exams
 from yuzogpt.orchestration.causes import ours
-from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
+from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
 from yuzogpt.orchestration.train.worker import ENDS_IN, train_worker
 from yuzogpt.runs.event_log import Listener, Record
@@ -42,7 +42,7 @@ ENVIRONMENT = {
 }
 # Callbacks that come before Ray's own; the others are handed over below.
 FIRST_CALLBACKS = (
-    "yuzogpt.orchestration.train.failures.NothingLeft",
+    "yuzogpt.orchestration.train.failures.KillOrphanedWorkers",
     "yuzogpt.orchestration.train.network_interface.ChosenInterface",
 )
 # Seconds to find a place for all of an elastic run's workers: when a node is lost, Ray asks for the
@@ -62,7 +62,7 @@ def run_on_ray(settings: TrainSettings) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout))
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
-    refuse_unreachable(runs.ray_address(settings))
+    check_reachable(runs.ray_address(settings))
     exams = read_exams(settings)
     cores = max(available_cores(), most)
     with on_sigterm(leave), contextlib.ExitStack() as stack:
@@ -91,7 +91,7 @@ def leave() -> None:
 def train_connected(
     settings: TrainSettings,
     wandb_key: str | None = None,
-    exams: Mapping[str, Exam] | None = None,
+    exams: Mapping[str, PreparedTask] | None = None,
 ) -> None:
     """Train on the Ray that this process is connected to, in an out_dir that it holds."""
     from yuzogpt.runs.event_log import Follower
@@ -153,7 +153,7 @@ def fit(
     settings: TrainSettings,
     run: Path,
     cpus: float | None = None,
-    exams: Mapping[str, Exam] | None = None,
+    exams: Mapping[str, PreparedTask] | None = None,
 ) -> str | None:
     """Run the workers to their end; return why they stopped before it, if they were asked to.
 
@@ -170,11 +170,15 @@ def fit(
     )
     from ray.train.torch import TorchTrainer
 
-    from yuzogpt.orchestration.lean import lean_trainer, torch_config
+    from yuzogpt.orchestration.lean import single_node_trainer, torch_config
     from yuzogpt.orchestration.train.elastic import LOOK_EVERY, Elastic
-    from yuzogpt.orchestration.train.failures import FailureNotice, NoPatience, NoSnapshot
+    from yuzogpt.orchestration.train.failures import (
+        DisableRayCheckpointState,
+        FailureNotice,
+        KillGroupOnFailure,
+    )
     from yuzogpt.orchestration.train.validation import free_on_one, validation
-    from yuzogpt.orchestration.train.warm_workers import HOOK, Spares
+    from yuzogpt.orchestration.train.warm_workers import HOOK, WarmWorkers
     from yuzogpt.orchestration.tune.placement import PlacementNote
     from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
 
@@ -184,15 +188,19 @@ def fit(
     least, most = settings.workers.span(auto=max(1, gpus) if use_gpu else 1)
     what = "GPU" if use_gpu else "CPU"
     check_room(settings, least, what, int(resources.get(what, 0)))
-    callbacks: list[Any] = [FailureNotice(run, settings), NoPatience(), NoSnapshot()]
+    callbacks: list[Any] = [
+        FailureNotice(run, settings),
+        KillGroupOnFailure(),
+        DisableRayCheckpointState(),
+    ]
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
     if ray.get_runtime_context().get_actor_id():  # a trial's process
         callbacks.append(PlacementNote(run))
-    trainer_class, runtime_env = lean_trainer() if is_embedded() else TorchTrainer, {}
+    trainer_class, runtime_env = single_node_trainer() if is_embedded() else TorchTrainer, {}
     # Where Ray's names are others, its controller has a process of its own, which makes no spares.
     if settings.workers.spare_workers and trainer_class is not TorchTrainer:
-        callbacks.append(Spares())
+        callbacks.append(WarmWorkers())
         runtime_env = {"env_vars": HOOK}
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.

@@ -14,13 +14,13 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, ValidationConfig
 
 from yuzogpt.config import DeviceSettings, TrainSettings
-from yuzogpt.evaluation.benchmarks.tasks import Exam
+from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
 from yuzogpt.evaluation.during_training import evaluate_checkpoint, tell_of_failure
 from yuzogpt.orchestration.causes import cause_of
 
 
 def validation(
-    settings: TrainSettings, exams: Mapping[str, Exam], cores: int, gpus: int
+    settings: TrainSettings, exams: Mapping[str, PreparedTask], cores: int, gpus: int
 ) -> ValidationConfig | None:
     """Return how checkpoints are evaluated; None: not at all. `cores`, `gpus`: no worker's."""
     if not exams:
@@ -47,7 +47,7 @@ def validate(
     *,
     name: str,
     out_dir: str,
-    exams: Mapping[str, Exam],
+    exams: Mapping[str, PreparedTask],
     device: DeviceSettings,
     resources: Mapping[str, Any],
 ) -> dict[str, Any]:

@@ -29,7 +29,7 @@ HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.stand_ready"}
 LOCK = "spares.lock"  # in the private directory of an embedded Ray
 
 
-def stand_ready() -> None:
+def wait_until_needed() -> None:
     """Import what every training worker imports; wait while no worker is wanted."""
     for name in NEEDED:
         with contextlib.suppress(ImportError):
@@ -38,7 +38,7 @@ def stand_ready() -> None:
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 
-class Spares(WorkerGroupCallback):  # type: ignore[misc]
+class WarmWorkers(WorkerGroupCallback):  # type: ignore[misc]
     """Runs in the command's process, which holds the lock while no worker is wanted."""
 
     def __init__(self) -> None:

@@ -18,11 +18,11 @@ from yuzogpt.orchestration.tune.placement import give_back
 from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP, Source
 from yuzogpt.storage.lease import Lease
 from yuzogpt.tuning.sweep import Result
-from yuzogpt.tuning.table import Board, Row
+from yuzogpt.tuning.table import Row, TrialTable
 from yuzogpt.tuning.trials import State, Trial, conclude
 
 
-class NotWrittenDown:
+class SkipPickling:
     """Tune pickles all that it is given, for a reader that never comes."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class NotWrittenDown:
         return {}
 
 
-class Suggestions(NotWrittenDown, Searcher):  # type: ignore[misc]
+class TrialSearcher(SkipPickling, Searcher):  # type: ignore[misc]
     """Gives our trials to Tune."""
 
     def __init__(self, source: Source, *, scored: bool) -> None:
@@ -71,10 +71,10 @@ class Suggestions(NotWrittenDown, Searcher):  # type: ignore[misc]
         raise NotImplementedError
 
 
-class Watch(NotWrittenDown, Callback):  # type: ignore[misc]
+class Watch(SkipPickling, Callback):  # type: ignore[misc]
     """Tells the board of trials, and writes down the ends that they could not write themselves."""
 
-    def __init__(self, board: Board, kept: Collection[Path]) -> None:
+    def __init__(self, board: TrialTable, kept: Collection[Path]) -> None:
         """`board`: what a person sees; `kept`: trials that were over before this command."""
         self.board, self.kept = board, kept
         self.ended: dict[Path, tuple[State, str]] = {}

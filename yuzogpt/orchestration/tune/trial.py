@@ -16,7 +16,7 @@ from yuzogpt.errors import InUse, RunFailed, UserError
 from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.runs.event_log import Listener
 from yuzogpt.tuning.sweep import Sweep, workers_of
-from yuzogpt.tuning.trials import Trial, carry_out, refuse, score
+from yuzogpt.tuning.trials import Trial, refuse, run_trial, score
 
 HELD_WITHIN = 30.0  # seconds; a lease without a heartbeat expires after 10
 WORKER_CPUS = 0.9  # of each of several workers: the rest is left for the trial's own process
@@ -43,7 +43,7 @@ def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str
             return
         device = settings.device.model_copy(update={"threads": threads})
         settings = settings.model_copy(update={"device": device})
-        goes_on = carry_out(settings, trial, Reports(), train)
+        goes_on = run_trial(settings, trial, Reports(), train)
         if scored:
             score(settings, trial.directory, train)
         make_room()

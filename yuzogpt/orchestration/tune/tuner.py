@@ -19,7 +19,7 @@ from typing import Any
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.cluster import connected, cores_of_nodes, refuse_unreachable
+from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
 from yuzogpt.orchestration.train.trainer import HEAVY_IMPORTS, set_environment
 from yuzogpt.orchestration.tune.source import LOSS, STEP, Source
@@ -28,7 +28,7 @@ from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.training.progress import take_wandb_key
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
-from yuzogpt.tuning.table import Board
+from yuzogpt.tuning.table import TrialTable
 
 # Set before ray is imported.
 ENVIRONMENT = {
@@ -49,7 +49,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     set_environment()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    refuse_unreachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
+    check_reachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
     cores = max(available_cores(), workers_of(settings))
     print("starting Ray ...", flush=True)
     with (
@@ -67,10 +67,10 @@ def search(sweep: Sweep) -> Outcome:
         sweep.begin()
     trials = Search(sweep)
     try:
-        with Board(f"{trials.count} trials by {wanted.search_algorithm}", steps) as board:
+        with TrialTable(f"{trials.count} trials by {wanted.search_algorithm}", steps) as board:
             run_trials(sweep, trials, board, scheduled=wanted.scheduler == "asha")
         if finals := Finals.of(sweep, outcome(sweep)):
-            with Board("the settings' own values against the winner", steps) as board:
+            with TrialTable("the settings' own values against the winner", steps) as board:
                 run_trials(sweep, finals, board, scored=True)
     finally:
         found = write_outcome(sweep)
@@ -78,7 +78,12 @@ def search(sweep: Sweep) -> Outcome:
 
 
 def run_trials(
-    sweep: Sweep, source: Source, board: Board, *, scheduled: bool = False, scored: bool = False
+    sweep: Sweep,
+    source: Source,
+    board: TrialTable,
+    *,
+    scheduled: bool = False,
+    scored: bool = False,
 ) -> None:
     """Run all trials of a source to their ends.
 
@@ -86,13 +91,13 @@ def run_trials(
     """
     from ray import tune
 
-    from yuzogpt.orchestration.tune.callbacks import Suggestions, Watch
+    from yuzogpt.orchestration.tune.callbacks import TrialSearcher, Watch
     from yuzogpt.orchestration.tune.trial import trainable
 
     slots, resources = slots_for(sweep.base, sweep.settings.sweep.max_concurrent_trials)
     slots = min(slots, source.count)
     threads = threads_for(sweep.base, slots)
-    suggestions = Suggestions(source, scored=scored)
+    suggestions = TrialSearcher(source, scored=scored)
     watch = Watch(board, suggestions.kept)
     # Mode 0700, and where all nodes see it: Tune looks.
     with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=sweep.directory) as private:

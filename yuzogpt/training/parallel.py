@@ -2,6 +2,10 @@
 
 In: a shape, and whole weights one after the other. Out: a `ParallelModel`: the model with its
 weights on this rank, as it is trained. The model itself knows nothing of this.
+
+    ddp     every rank holds weights, gradients and optimizer state; gradients are averaged
+    fsdp    a rank holds some rows of each; a layer's weights are gathered when it is their turn
+            (Zhao et al., 2023), gradients are averaged and scattered
 """
 
 import contextlib

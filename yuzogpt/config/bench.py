@@ -34,7 +34,9 @@ class BenchmarkedSettings(Section):
     synthetic: bool = setting(
         True, "random tokens, as many kinds as the corpus has; False: the corpus of dataset"
     )
-    trace: str = setting("", "file for a trace of three bare steps (chrome://tracing)")
+    trace: str = setting(
+        "", "file for a trace of three bare steps (chrome://tracing)", path="local", if_empty=""
+    )
     output: Literal["table", "json"] = setting("table", "--json: the same for programs")
 
     @model_validator(mode="after")

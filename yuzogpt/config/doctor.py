@@ -10,7 +10,12 @@ class SoundnessSettings(Section):
 
     ray_address: str = setting("", "the cluster; empty: RAY_ADDRESS, else this machine")
     num_nodes: Count = setting(0, "nodes that must be there, the head included; 0: any number")
-    storage: str = setting("", "what all nodes share: a directory or URI; empty: not examined")
+    storage: str = setting(
+        "",
+        "what all nodes share: a directory or URI; empty: not examined",
+        path="remote",
+        if_empty="",
+    )
     least_bandwidth: NonNegative = setting(500.0, "between any two nodes", "Mbit/s")
     most_latency: NonNegative = setting(5.0, "between any two nodes, there and back", "ms")
     most_skew: NonNegative = setting(1.0, "of a node's clock", "s")

@@ -11,9 +11,13 @@ class EvaluatedModelSettings(Section):
     """What is evaluated, and where the results go."""
 
     model: str = setting(
-        "gpt2", "a run (its best checkpoint), a checkpoint or Hugging Face folder, gpt2 ... gpt2-xl"
+        "gpt2",
+        "a run (its best checkpoint), a checkpoint or Hugging Face folder, gpt2 ... gpt2-xl",
+        path="model",
     )
-    out_dir: str = setting("", "results.json, and what is done so far; empty: eval-<model>")
+    out_dir: str = setting(
+        "", "results.json, and what is done so far; empty: eval-<model>", path="local", if_empty=""
+    )
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
     overwrite: bool = setting(False, "evaluate anew what out_dir has results of")
 
@@ -30,7 +34,10 @@ class BenchmarkSettings(Section):
         "paper", "paper: the GPT-2 paper's; harness: lm-evaluation-harness's"
     )
     benchmark_dir: str = setting(
-        "", "where the benchmarks' files are; empty: the cache, filled from the web where it can be"
+        "",
+        "where the benchmarks' files are; empty: the cache, filled from the web where it can be",
+        path="local",
+        if_empty="",
     )
     context: Count = setting(
         0, "what the model sees at a time; 0: its block_size; more: rotary, alibi only", "tokens"
@@ -45,7 +52,9 @@ class BenchmarkSettings(Section):
         0, "only the first lines, passages or questions of each task, to try it; 0: all"
     )
     dataset: str = setting("openwebtext", "loss: name of the prepared corpus")
-    data_dir: str = setting("", "loss: its directory; empty: data/<dataset>")
+    data_dir: str = setting(
+        "", "loss: its directory; empty: data/<dataset>", path="remote", if_empty="data/{dataset}"
+    )
     loss_windows: Count = setting(
         2000, "loss: windows of each split, evenly spaced; 0: all (40 KB of memory each)", "windows"
     )

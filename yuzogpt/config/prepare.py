@@ -17,9 +17,13 @@ class CorpusSettings(Section):
         "",
         "text: a file, folder or glob, here or at s3://, gs://, hf:// (parquet, JSON lines, plain "
         "text; .gz, .zst); empty: the corpus's own, downloaded",
+        path="remote",
+        if_empty="",
     )
     tokenizer: Literal["", "char", "gpt2"] = setting("", "empty: the corpus's own")
-    data_dir: str = setting("", "where it goes; empty: data/<dataset>")
+    data_dir: str = setting(
+        "", "where it goes; empty: data/<dataset>", path="local", if_empty="data/{dataset}"
+    )
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
     overwrite: bool = setting(False, "replace what data_dir holds")
 
@@ -64,7 +68,7 @@ class PrepareSettings(Section):
 class InspectedCorpus(Section):
     """A prepared corpus, and what to do with it."""
 
-    data_dir: str = setting("", "the corpus's directory")
+    data_dir: str = setting("", "the corpus's directory", path="remote")
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
     examples: Count = setting(
         3, "documents to print the beginning of; with --verify or --export_bin only if given"

@@ -20,15 +20,20 @@ from yuzogpt.errors import UserError
 class SamplingSettings(Section):
     """What is sampled, and how."""
 
-    out_dir: str = setting("out", "the run to sample from: its best checkpoint")
+    out_dir: str = setting("out", "the run to sample from: its best checkpoint", path="store")
     init_from: str = setting(
-        "resume", "resume: out_dir; else gpt2, gpt2-medium, gpt2-large, gpt2-xl or a directory"
+        "resume",
+        "resume: out_dir; else gpt2, gpt2-medium, gpt2-large, gpt2-xl or a directory",
+        path="model",
     )
     start: str = setting(
         "\n", "the prompt, or FILE:path; <|endoftext|> is that token; empty: a document begins"
     )
     prompts: str = setting(
-        "", 'many prompts: a file with {"prompt": "..."} on each line, instead of start'
+        "",
+        'many prompts: a file with {"prompt": "..."} on each line, instead of start',
+        path="local",
+        if_empty="",
     )
     interactive: bool = setting(
         False, "each line of standard input is a prompt; one sample a line, as it comes"

@@ -17,12 +17,29 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_names(valu
 Part = Literal["whole", "first", "second", "one"]  # of a split: all, a half, a single window
 
 
-def setting(default: Any, meaning: str, unit: str = "", *, frozen: bool = False) -> Any:
+# What a path may be. local: a path on this machine or on storage that all nodes share. here: a file
+# that only this command reads. remote: local, or any URI. store: a directory, or a folder in a
+# supported object store. model: store, or a published name.
+PathKind = Literal["", "local", "here", "remote", "store", "model"]
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    unit: str = "",
+    *,
+    frozen: bool = False,
+    path: PathKind = "",
+    if_empty: str | None = None,
+) -> Any:
     """Declare one setting.
 
     `frozen` settings decide what a run computes: they may not change when the run is resumed.
+    `path`: the value is a path; checkpoints/locations.py makes it absolute. `if_empty`: the path
+    that an empty value stands for, `{name}` being another setting of the section; None: refused.
     """
-    return Field(default, description=meaning, json_schema_extra={"unit": unit, "frozen": frozen})
+    extra: dict[str, Any] = {"unit": unit, "frozen": frozen, "path": path, "if_empty": if_empty}
+    return Field(default, description=meaning, json_schema_extra=extra)
 
 
 def read_workers(value: Any) -> Any:

@@ -13,7 +13,9 @@ class ServedModelSettings(Section):
     """Which model is served."""
 
     model: str = setting(
-        "out", "a run (its best checkpoint), a checkpoint or Hugging Face folder, gpt2 ... gpt2-xl"
+        "out",
+        "a run (its best checkpoint), a checkpoint or Hugging Face folder, gpt2 ... gpt2-xl",
+        path="model",
     )
     model_name: str = setting("", "what requests call it; empty: the last part of model")
     follow: bool = setting(False, "serve the run's better checkpoints as they come, without a gap")
@@ -86,7 +88,10 @@ class LimitSettings(Section):
     """What a request may cost, and who may make one."""
 
     api_keys_file: str = setting(
-        "", "file (mode 0600) with one key a line; empty: no key is asked for, on loopback only"
+        "",
+        "file (mode 0600) with one key a line; empty: no key is asked for, on loopback only",
+        path="here",
+        if_empty="",
     )
     requests_per_minute: Count = setting(
         0,

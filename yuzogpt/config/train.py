@@ -28,7 +28,9 @@ class DataSettings(Section):
     """Which prepared corpus is read."""
 
     dataset: Name = setting("shakespeare_char", "name of the prepared corpus")
-    data_dir: str = setting("", "its directory; empty: data/<dataset>")
+    data_dir: str = setting(
+        "", "its directory; empty: data/<dataset>", path="remote", if_empty="data/{dataset}"
+    )
 
 
 class OptimizerSettings(Section):
@@ -162,7 +164,12 @@ class EvaluationSettings(Section):
     eval_tasks_limit: Count = setting(
         0, "only the first lines, passages or questions of each of them; 0: all"
     )
-    benchmark_dir: str = setting("", "where their files are; empty: the cache, filled from the web")
+    benchmark_dir: str = setting(
+        "",
+        "where their files are; empty: the cache, filled from the web",
+        path="local",
+        if_empty="",
+    )
 
 
 class CheckpointSettings(Section):
@@ -204,18 +211,23 @@ class LogSettings(Section):
     wandb_log: bool = setting(False, "log to Weights & Biases (WANDB_MODE=offline works)")
     wandb_project: str = setting("yuzogpt", "W&B project")
     wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir")
-    wandb_key_file: str = setting("", "file (mode 0600) with the W&B key; empty: wandb's own ways")
+    wandb_key_file: str = setting(
+        "", "file (mode 0600) with the W&B key; empty: wandb's own ways", path="here", if_empty=""
+    )
 
 
 class RunSettings(Section):
     """One run is one out_dir: the same command again resumes it."""
 
-    out_dir: str = setting("out", "everything that the run writes; s3://bucket/folder works, too")
+    out_dir: str = setting(
+        "out", "everything that the run writes; s3://bucket/folder works, too", path="store"
+    )
     init_from: str = setting(
         "scratch",
         "where weights start: scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a "
         "directory (run, checkpoint, Hugging Face folder)",
         frozen=True,
+        path="model",
     )
     storage: str = setting("", "base of relative paths; needed under `ray job submit`")
     overwrite: bool = setting(False, "delete the run in out_dir and start anew")

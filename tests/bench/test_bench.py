@@ -188,8 +188,9 @@ def marked(mark: str) -> list[int]:
 
 def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tmp_path):
     settings = resolve(BenchSettings, [], [
-        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear", "--start_rows=12",
-        "--ramp_iters=9", "--eval_tasks=lambada", "--dataset=shakespeare_char", "--steps=1",
+        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear",
+        "--batch_start_rows=12", "--batch_ramp_iters=9", "--eval_tasks=lambada",
+        "--dataset=shakespeare_char", "--steps=1",
     ])  # fmt: skip
     run = short_run(settings, tmp_path)
     assert (run.model.n_layer, run.model.n_embd, run.model.dropout) == (3, 48, 0.1)

@@ -152,7 +152,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
 def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
     """A trial whose loss is not finite fails, and the others go on; three times the same sweep."""
     flags = ["--num_samples=6", "--search_algorithm=random", "--scheduler=none", "--final_seeds=0"]
-    flags += ["--max_skipped=2", "--search.grad_clip={choice:[1.0]}", "--max_iters=100"]
+    flags += ["--max_nonfinite_steps=2", "--search.grad_clip={choice:[1.0]}", "--max_iters=100"]
     flags += ["--search.redecay={choice:[20..100,20..100@1e30]}"]  # some end badly
     undisturbed = yuzogpt(*sweep("undisturbed", *flags))
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr

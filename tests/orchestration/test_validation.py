@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 FLAGS = (
     "--num_workers=1", "--eval_tasks=lambada", "--eval_interval=20", "--max_iters=40",
-    "--eval_iters=1", "--spare_workers=False",
+    "--eval_iters=1", "--warm_spare_workers=False",
 )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def prepare(settings: Section) -> None:
 
     settings = with_absolute_paths(settings)
     directory = Path(settings.corpus.data_dir)
-    if settings.large.num_workers == 0:
+    if settings.preparation.num_workers == 0:
         corpus, is_new = prepare_corpus(settings, directory, LocalWorkers())
     else:
         from yuzogpt.orchestration.data.prepare import prepare_on_ray
@@ -211,7 +211,7 @@ def evaluate(settings: Section) -> None:
         name = f"eval-{Path(settings.evaluated.model).name}"
         out_dir = str(absolute(name, settings.evaluated.storage, "out_dir"))
     evaluation = check(settings, Path(out_dir), settings.benchmarks.data_dir)
-    if settings.work.num_workers == 0:
+    if settings.workers.num_workers == 0:
         run_evaluation(evaluation, here)
     else:
         from yuzogpt.orchestration.evaluate import on_ray

@@ -31,6 +31,7 @@ from yuzogpt.config import (
     TrainSettings,
     TuneSettings,
 )
+from yuzogpt.config.renamed import current_name
 from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
@@ -120,7 +121,8 @@ def main(arguments: Sequence[str]) -> None:
     if verb.schema is TuneSettings:
         flags = [flag for flag in flags if flag not in searched]
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
-    settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
+    flags = [flag for flag in flags if flag not in dry_run]
+    settings = resolve(verb.schema, files, flags, complain if is_first_of_node() else drop)
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
         more = space_of(settings, files, searched) if isinstance(settings, TuneSettings) else ""
         say(preview(settings) + more, end="")
@@ -129,6 +131,10 @@ def main(arguments: Sequence[str]) -> None:
         verb.run(settings, files, searched)
     else:
         verb.run(settings)
+
+
+def drop(_: str) -> None:
+    """Say nothing: another rank of this node does."""
 
 
 def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -175,7 +181,7 @@ def in_one_word(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
     while words:
         word = words.pop(0)
         is_key = word.startswith("--") and "=" not in word
-        if is_key and words and is_value(word[2:], words[0]):
+        if is_key and words and is_value(current_name(word[2:]), words[0]):
             word = f"{word}={words.pop(0)}"
         yield word
 

@@ -16,14 +16,14 @@ class SoundnessSettings(Section):
         path="remote",
         if_empty="",
     )
-    least_bandwidth: NonNegative = setting(500.0, "between any two nodes", "Mbit/s")
-    most_latency: NonNegative = setting(5.0, "between any two nodes, there and back", "ms")
-    most_skew: NonNegative = setting(1.0, "of a node's clock", "s")
-    least_storage_speed: NonNegative = setting(20.0, "writing to storage", "MB/s")
-    least_disk: NonNegative = setting(
+    min_bandwidth_mbit: NonNegative = setting(500.0, "between any two nodes", "Mbit/s")
+    max_latency_ms: NonNegative = setting(5.0, "between any two nodes, there and back", "ms")
+    max_clock_skew_s: NonNegative = setting(1.0, "of a node's clock", "s")
+    min_storage_mb_s: NonNegative = setting(20.0, "writing to storage", "MB/s")
+    min_disk_gb: NonNegative = setting(
         5.0, "free in storage, and on each node for Ray's files", "GB"
     )
-    least_memory: NonNegative = setting(2.0, "free on each node", "GB")
+    min_memory_gb: NonNegative = setting(2.0, "free on each node", "GB")
     output: Literal["table", "json"] = setting("table", "--json is short for --output=json")
 
 

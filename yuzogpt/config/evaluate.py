@@ -86,5 +86,5 @@ class EvaluateSettings(Section):
 
     evaluated: EvaluatedModelSettings = EvaluatedModelSettings()
     benchmarks: BenchmarkSettings = BenchmarkSettings()
-    work: EvaluationWorkSettings = EvaluationWorkSettings()
+    workers: EvaluationWorkSettings = EvaluationWorkSettings()
     device: EvaluationDeviceSettings = EvaluationDeviceSettings()

@@ -62,7 +62,7 @@ class PrepareSettings(Section):
     """`yuzogpt prepare`."""
 
     corpus: CorpusSettings = CorpusSettings()
-    large: DistributedPrepareSettings = DistributedPrepareSettings()
+    preparation: DistributedPrepareSettings = DistributedPrepareSettings()
 
 
 class InspectedCorpus(Section):

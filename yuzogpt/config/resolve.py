@@ -7,7 +7,7 @@ means the same in both: YAML decides the structure, the setting's type what a te
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from yuzogpt.config import Section
+from yuzogpt.config.renamed import RENAMED_SECTIONS, current_name
+from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError, nearest
 
 PRESETS = Path(__file__).parent / "presets"
@@ -32,19 +34,28 @@ class Override:
 
     key: str
     value: Any
-    origin: str
+    origin: str  # for messages
+    file: str = ""  # none: it is a flag
 
 
-def resolve(schema: type[S], files: Sequence[str], flags: Sequence[str]) -> S:
+def resolve(
+    schema: type[S],
+    files: Sequence[str],
+    flags: Sequence[str],
+    notify: Callable[[str], None] = complain,
+) -> S:
     """Return the settings that the defaults, `files` and `flags` add up to.
 
     Raises UserError for an unknown file or key, and for a value of the wrong type or range.
+    `notify` gets a line for each setting that is given by an old name.
     """
+    sections = (*schema.model_fields, *RENAMED_SECTIONS)
     overrides = [item for name in files for item in read_yaml(name)]
     # A section with nothing below it.
-    overrides = [one for one in overrides if one.value != "" or one.key not in schema.model_fields]
+    overrides = [item for item in overrides if item.value != "" or item.key not in sections]
     overrides += [parse_flag(flag) for flag in flags]
     known = dict(leaves(schema))
+    check_renamed(overrides, known, notify)
     nested: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     for override in overrides:
@@ -125,7 +136,7 @@ def flatten(content: Mapping[Any, Any], file: str, prefix: str = "") -> Iterator
         if isinstance(value, Mapping):
             yield from flatten(value, file, f"{dotted}.")
         else:
-            yield Override(dotted, value, f"{file}: {dotted}: {value}")
+            yield Override(dotted, value, f"{file}: {dotted}: {value}", file)
 
 
 def preset_names() -> list[str]:
@@ -134,15 +145,44 @@ def preset_names() -> list[str]:
 
 
 def find_key(override: Override, known: Mapping[str, FieldInfo]) -> str:
-    """Return the one `section.leaf` that a dotted or bare key means."""
-    if override.key in known:
-        return override.key
+    """Return the one `section.leaf` that a dotted or bare key means, by its old name, too."""
     by_leaf = {dotted.split(".")[1]: dotted for dotted in known}
-    if override.key in by_leaf:
-        return by_leaf[override.key]
+    for key in (override.key, current_name(override.key)):
+        if key in known:
+            return key
+        if key in by_leaf:
+            return by_leaf[key]
     names = [*by_leaf, *known] if "." in override.key else list(by_leaf)
     hint = nearest(override.key.replace("-", "_"), names) or "--help lists every setting"
     raise UserError(f"{override.origin}: unknown setting; {hint}")
+
+
+def check_renamed(
+    overrides: Sequence[Override],
+    known: Mapping[str, FieldInfo],
+    notify: Callable[[str], None] = complain,
+) -> None:
+    """Say which settings are given by an old name.
+
+    Raises UserError if the same file, or the flags, give one by its new name, too.
+    """
+    new: set[tuple[str, str]] = set()
+    old: list[tuple[Override, str]] = []
+    for override in overrides:
+        dotted = find_key(override, known)
+        if override.key in (dotted, dotted.split(".")[1]):
+            new.add((override.file, dotted))
+        else:
+            old.append((override, dotted))
+    for override, dotted in old:
+        if (override.file, dotted) in new:
+            raise UserError(
+                f"{override.origin}: {override.key} is now {current_name(override.key)}, which is "
+                "given, too; leave one out"
+            )
+    for file, key in dict.fromkeys((override.file, override.key) for override, _ in old):
+        where, dashes = (f"{file}: ", "") if file else ("", "--")
+        notify(f"yuzogpt: {where}{dashes}{key} is now {dashes}{current_name(key)}")
 
 
 def describe_invalid(

@@ -38,13 +38,13 @@ class OptimizerSettings(Section):
 
     optimizer: Literal["adamw", "muon"] = setting("adamw", "of the layers' matrices", frozen=True)
     learning_rate: NonNegative = setting(6e-4, "peak learning rate", frozen=True)
-    matrix_rate: NonNegative = setting(
+    matrix_lr_mult: NonNegative = setting(
         1.0, "learning rate of the layers' matrices, over the run's", frozen=True
     )
-    embedding_rate: NonNegative = setting(
+    embedding_lr_mult: NonNegative = setting(
         1.0, "that of the embeddings, over the run's", frozen=True
     )
-    head_rate: NonNegative = setting(
+    head_lr_mult: NonNegative = setting(
         1.0, "that of an untied output matrix, over the run's", frozen=True
     )
     weight_decay: NonNegative = setting(0.1, "on matrices only", frozen=True)
@@ -83,13 +83,13 @@ class BatchSettings(Section):
         "scale, measured on the way, asks for",
         frozen=True,
     )
-    start_rows: Count = setting(
+    batch_start_rows: Count = setting(
         0, "its first size, of which all are multiples; 0: the whole batch", "rows", frozen=True
     )
-    ramp_iters: Count = setting(
+    batch_ramp_iters: Count = setting(
         0, "linear, steps: the batch is whole from this step on", "steps", frozen=True
     )
-    batch_lr_power: NonNegative = setting(
+    lr_batch_exponent: NonNegative = setting(
         0.5,
         "a batch of a share s of the whole one learns with s^this of the learning rate",
         frozen=True,
@@ -103,42 +103,43 @@ class BatchSettings(Section):
     @property
     def least_rows(self) -> int:
         """Rows in the smallest step."""
-        return self.global_rows if self.batch_schedule == "constant" else self.start_rows
+        return self.global_rows if self.batch_schedule == "constant" else self.batch_start_rows
 
     def rows_at(self, step: int) -> int:
         """Return the rows of the global batch of `step`.
 
-        linear: start_rows * floor(1 + (n - 1) * step / ramp_iters), n times the first batch being
-        the whole. steps: log2(n) doublings, equally far apart, the last at ramp_iters. noise: the
-        first batch; what comes then is the run's own.
+        With start = batch_start_rows, end = batch_ramp_iters and n = global_rows / start:
+        linear: start * floor(1 + (n - 1) * step / end). steps: log2(n) doublings, evenly spaced,
+        the last at `end`. noise: start; later sizes depend on what the run measures.
         """
         if self.batch_schedule == "noise":
-            return self.start_rows
-        if self.batch_schedule == "constant" or step >= self.ramp_iters:
+            return self.batch_start_rows
+        if self.batch_schedule == "constant" or step >= self.batch_ramp_iters:
             return self.global_rows
-        times = self.global_rows // self.start_rows
+        times = self.global_rows // self.batch_start_rows
         if self.batch_schedule == "linear":
-            return self.start_rows * (1 + (times - 1) * step // self.ramp_iters)
+            return self.batch_start_rows * (1 + (times - 1) * step // self.batch_ramp_iters)
         doublings = times.bit_length() - 1
-        return self.start_rows << (doublings * step // self.ramp_iters)
+        return self.batch_start_rows << (doublings * step // self.batch_ramp_iters)
 
     @model_validator(mode="after")
     def ramp_ends_at_whole_batch(self) -> Self:
         """A schedule has a first size that its last is a multiple of."""
-        rows, first, kind = self.global_rows, self.start_rows, self.batch_schedule
+        rows, first, kind = self.global_rows, self.batch_start_rows, self.batch_schedule
         if kind == "constant":
             return self
         if not first or rows % first:
             raise ValueError(
-                f"batch_schedule={kind}: start_rows={first} must divide the whole batch, {rows}"
+                f"batch_schedule={kind}: batch_start_rows={first} must divide the whole batch, "
+                f"{rows}"
             )
         if kind == "steps" and (rows // first).bit_count() != 1:
             raise ValueError(
-                f"batch_schedule=steps doubles: {rows} rows are not start_rows={first} times 2, "
-                "4, 8, ..."
+                f"batch_schedule=steps doubles: {rows} rows are not batch_start_rows={first} "
+                "times 2, 4, 8, ..."
             )
-        if kind != "noise" and not self.ramp_iters:
-            raise ValueError(f"batch_schedule={kind}: ramp_iters says where it ends")
+        if kind != "noise" and not self.batch_ramp_iters:
+            raise ValueError(f"batch_schedule={kind}: batch_ramp_iters says where it ends")
         return self
 
 
@@ -185,7 +186,7 @@ class CheckpointSettings(Section):
 class GuardSettings(Section):
     """What happens to a step whose numbers are wrong."""
 
-    max_skipped: Positive = setting(
+    max_nonfinite_steps: Positive = setting(
         10, "a step whose loss or gradient is not finite is skipped; so many in a row end the run"
     )
     spike_sigmas: NonNegative = setting(
@@ -269,10 +270,10 @@ class WorkerSettings(Section):
     max_preemptions: Annotated[int, Field(ge=-1)] = setting(
         -1, "preempted nodes that a command survives, apart from crashes; -1: any", "restarts"
     )
-    spare_workers: bool = setting(
+    warm_spare_workers: bool = setting(
         True, "on embedded Ray, keep as many idle processes ready: a dead worker is replaced sooner"
     )
-    hang_timeout: Annotated[float, Field(gt=0)] = setting(
+    hang_timeout_s: Annotated[float, Field(gt=0)] = setting(
         100.0, "workers that stand still for so long are named and started again", "seconds"
     )
 

@@ -122,7 +122,7 @@ def work(
         telling.start()
         telling.join(TOLD_WITHIN)
 
-    watchdog = Watchdog(world, settings.workers.hang_timeout, tell)
+    watchdog = Watchdog(world, settings.workers.hang_timeout_s, tell)
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = LoopHooks(run, report, lambda: refuse_other(run, holder), stop, watchdog)

@@ -49,8 +49,8 @@ class StepLog:
         """Say what is about to happen, before it does."""
         shape, rows = model.settings, self.settings.batch.global_rows
         batch = self.settings.batch
-        is_constant = batch.batch_schedule == "constant"
-        grows = "" if is_constant else f", from {batch.start_rows} rows on ({batch.batch_schedule})"
+        kind = batch.batch_schedule
+        grows = "" if kind == "constant" else f", from {batch.batch_start_rows} rows on ({kind})"
         epoch, _ = data.locate(rows_seen)
         workers = f"{world.size} worker(s) x {hardware.threads} thread(s) on {hardware.device.type}"
         for line in (

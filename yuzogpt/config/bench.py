@@ -23,21 +23,26 @@ TRACED = 3  # steps
 class BenchmarkedSettings(Section):
     """What is measured, and against what."""
 
-    steps: Positive = setting(20, "measured, the median counts", "steps")
-    warmup_steps: Count = setting(5, "before them", "steps")
+    steps: Positive = setting(20, "steps to measure; their median is reported", "steps")
+    warmup_steps: Count = setting(5, "steps before the measured ones", "steps")
     launchers: Names = setting(
-        ("bare",), "with commas between: bare (a process, and no launcher), torchrun, ray"
+        ("bare",), "comma-separated: bare (one process, no launcher), torchrun, ray"
     )
     world_sizes: Numbers = setting(
-        (1,), "of torchrun and ray; with commas between: how they scale", "workers"
+        (1,),
+        "comma-separated numbers of workers for torchrun and ray, to see how they scale",
+        "workers",
     )
     synthetic: bool = setting(
-        True, "random tokens, as many kinds as the corpus has; False: the corpus of dataset"
+        True, "use random tokens, with the corpus's vocabulary; False: read the corpus"
     )
     trace: str = setting(
-        "", "file for a trace of three bare steps (chrome://tracing)", path="local", if_empty=""
+        "",
+        "file for a trace of three bare steps (open it in chrome://tracing)",
+        path="local",
+        if_empty="",
     )
-    output: Literal["table", "json"] = setting("table", "--json: the same for programs")
+    output: Literal["table", "json"] = setting("table", "--json is short for --output=json")
 
     @model_validator(mode="after")
     def launchers_are_known(self) -> Self:

@@ -7,6 +7,7 @@ means the same in both: YAML decides the structure, the setting's type what a te
 """
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from yuzogpt.errors import UserError, nearest
 PRESETS = Path(__file__).parent / "presets"
 MERGE = "tag:yaml.org,2002:merge"
 SEARCH = "search"  # a section of YAML files: what `yuzogpt tune` varies
+FLAG_WIDTH, HELP_WIDTH = 33, 64  # columns of --help
 
 S = TypeVar("S", bound=Section)
 
@@ -232,8 +234,9 @@ def help_text(schema: type[Section]) -> str:
             lines += ["", f"{section}: {title}"]
         extra = field.json_schema_extra
         unit = f" [{extra['unit']}]" if isinstance(extra, dict) and extra["unit"] else ""
-        flag = f"--{leaf}={field.default!r}"
-        lines.append(f"  {flag:<36} {field.description}{choices(field)}{unit}")
+        first, *more = textwrap.wrap(f"{field.description}{choices(field)}{unit}", HELP_WIDTH)
+        lines.append(f"  {f'--{leaf}={field.default!r}':<{FLAG_WIDTH}} {first}")
+        lines += [" " * (FLAG_WIDTH + 3) + line for line in more]
     return "\n".join(lines).lstrip("\n")
 
 

@@ -55,23 +55,25 @@ def check_redecay(text: str) -> str:
 
 
 class ScheduleSettings(Section):
-    """How long, and the learning rate on the way."""
+    """Number of steps, and the learning rate at each."""
 
-    max_iters: Positive = setting(600_000, "optimizer steps in all", "steps")
-    decay_lr: bool = setting(True, "decay to min_lr; False: constant", frozen=True)
+    max_iters: Positive = setting(600_000, "total optimizer steps", "steps")
+    decay_lr: bool = setting(
+        True, "decay the learning rate to min_lr; False: keep it constant", frozen=True
+    )
     lr_schedule: Literal["cosine", "linear", "wsd"] = setting(
-        "cosine", "way from the peak to min_lr; wsd: constant, then linear", frozen=True
+        "cosine", "shape of the decay; wsd: constant, then linear", frozen=True
     )
     warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
-    lr_decay_iters: Positive = setting(600_000, "where the decay ends", "steps", frozen=True)
-    cooldown_iters: Count = setting(
-        0, "wsd: the decay begins so long before its end", "steps", frozen=True
+    lr_decay_iters: Positive = setting(
+        600_000, "step at which the decay ends", "steps", frozen=True
     )
+    cooldown_iters: Count = setting(0, "wsd: length of the linear decay", "steps", frozen=True)
     min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
     redecay: Annotated[str, AfterValidator(check_redecay)] = setting(
         "",
-        "decay to min_lr again, to prolong a run: BEGIN..END@RATE, in steps, from the learning "
-        "rate RATE (without @RATE: from the one at BEGIN); several with commas",
+        "prolong a run by decaying to min_lr again: BEGIN..END@RATE, in steps, from learning rate "
+        "RATE (default: the rate at BEGIN); separate several with commas",
         frozen=True,
     )
 

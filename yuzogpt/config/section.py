@@ -17,6 +17,14 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_names(valu
 Part = Literal["whole", "first", "second", "one"]  # of a split: all, a half, a single window
 
 
+# The help of settings that several verbs have.
+STORAGE = "base directory or URI for relative paths; required under `ray job submit`"
+RAY_ADDRESS = (
+    "join the Ray cluster at this address; empty: RAY_ADDRESS if set, else start an embedded Ray"
+)
+MODEL = "run (its best checkpoint), checkpoint, Hugging Face folder, or gpt2 ... gpt2-xl"
+CONTEXT = "context length; 0: the model's block_size; longer needs rotary or alibi positions"
+
 # What a path may be. local: a path on this machine or on storage that all nodes share. here: a file
 # that only this command reads. remote: local, or any URI. store: a directory, or a folder in a
 # supported object store. model: store, or a published name.
@@ -105,8 +113,10 @@ def with_changes(settings: S, changes: Mapping[str, Any]) -> S:
 class DeviceSettings(Section):
     """What the arithmetic runs on."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto: cuda, mps, else cpu")
-    dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "of matrix products (autocast); auto: bfloat16 where the hardware has it"
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto", "auto: cuda or mps if available, else cpu"
     )
-    threads: Count = setting(0, "per worker; 0: the node's cores shared out", "threads")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "dtype of matrix products (autocast); auto: bfloat16 if the hardware supports it"
+    )
+    threads: Count = setting(0, "CPU threads per worker; 0: divide the node's cores", "threads")

@@ -109,7 +109,7 @@ def test_a_person_gets_a_table(here, capsys, monkeypatch):
         ("--n_head=3", "not a multiple of n_head"),
         ("--synthetic=False", "no prepared corpus here"),
         ("--trace=t.json --launchers=torchrun", "only launchers=bare"),
-        ("--trace=t.json --steps=2", "the last 3 of more steps"),
+        ("--trace=t.json --steps=2", "needs more than 3 steps in all"),
         ("--trace=no/such/t.json", "a directory that exists"),
         ("--launchers=torchrun --world_sizes=1,9", "too small for 9 workers"),
         ("--launchers=ray --ray_address=127.0.0.1:9", "say with --storage"),

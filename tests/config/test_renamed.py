@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import TINY, tiny_settings
 from tests.training.worlds import losses, train_here
 from yuzogpt import runs
-from yuzogpt.cli import VERBS, main, status_of
+from yuzogpt.cli import VERBS, exit_status, main
 from yuzogpt.cli.entry_point import read_arguments
 from yuzogpt.config import DoctorSettings, EvaluateSettings, TrainSettings, TuneSettings
 from yuzogpt.config.renamed import RENAMED_SECTIONS, RENAMED_SETTINGS, current_name
@@ -100,7 +100,7 @@ def test_an_old_flag_in_two_words(capsys):
 
 
 def test_an_old_name_of_another_verb_is_unknown(capsys):
-    assert status_of(["sample", "--matrix_rate=1"]) == 2
+    assert exit_status(["sample", "--matrix_rate=1"]) == 2
     assert "--matrix_rate=1: unknown setting" in capsys.readouterr().err
 
 

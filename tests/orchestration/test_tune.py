@@ -137,7 +137,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
     # The winner is an ordinary preset, the same sweep is finished, and a longer one goes on.
     again = yuzogpt(*sweep("sweep", *flags))
     assert again.returncode == 0
-    assert "finished; it goes on with a larger --num_samples" in again.stdout
+    assert "finished; a larger --num_samples continues it" in again.stdout
     assert "starting Ray" not in again.stdout
     out_dir = f"--out_dir={tmp_path / 'best'}"
     trained = yuzogpt("train", str(directory / "best.yaml"), out_dir, "--num_workers=0")
@@ -286,7 +286,7 @@ def test_a_sweep_that_is_asked_to_stop_says_so_in_a_line(sweep, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143, printed
-    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")
+    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command resumes")
     assert "Traceback" not in printed
 
 

@@ -79,7 +79,10 @@ def test_a_cooldown_longer_than_there_is_room_for_begins_after_the_warmup():
             ("--batch_schedule=steps", "--batch_start_rows=4", "--batch_ramp_iters=5"),
             "4 times 2, 4, 8",
         ),
-        (("--batch_schedule=linear", "--batch_start_rows=4"), "batch_ramp_iters says where"),
+        (
+            ("--batch_schedule=linear", "--batch_start_rows=4"),
+            "set batch_ramp_iters, where it ends",
+        ),
         (("--lr_schedule=wsd",), "cooldown_iters says how long"),
     ],
 )

@@ -85,7 +85,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
 
     with sweep.writing():
         if not sweep.replaces_another and is_over(sweep):
-            say(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
+            say(f"{settings.run.out_dir}: finished; a larger --num_samples continues it")
             found = write_outcome(sweep)
         else:
             from yuzogpt.orchestration.tune.tuner import on_ray, search

@@ -1,4 +1,4 @@
-"""`yuzogpt bench`: what a training step costs."""
+"""`yuzogpt bench`: how long a training step takes."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -9,7 +9,7 @@ from yuzogpt.config.train import TrainSettings
 
 
 def read_numbers(value: Any) -> Any:
-    """Read whole numbers with commas between, or a list of them."""
+    """Read comma-separated whole numbers, or a list of them."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return (value,) if isinstance(value, int) else value
@@ -17,7 +17,7 @@ def read_numbers(value: Any) -> Any:
 
 Numbers = Annotated[tuple[int, ...], BeforeValidator(read_numbers)]
 LAUNCHERS = ("bare", "torchrun", "ray")
-TRACED = 3  # steps
+TRACED_STEPS = 3
 
 
 class BenchmarkedSettings(Section):
@@ -46,20 +46,23 @@ class BenchmarkedSettings(Section):
 
     @model_validator(mode="after")
     def launchers_are_known(self) -> Self:
-        """Only what there is."""
+        """Launchers exist, and a trace has enough steps."""
         for name in self.launchers:
             if name not in LAUNCHERS:
-                raise ValueError(f"launchers={name}: not one of {', '.join(LAUNCHERS)}")
+                raise ValueError(f"launchers={name}: unknown; known: {', '.join(LAUNCHERS)}")
         if self.trace and "bare" not in self.launchers:
-            raise ValueError(f"trace={self.trace}: only launchers=bare is traced")
-        if self.trace and self.warmup_steps + self.steps <= TRACED:
-            raise ValueError(f"trace={self.trace}: the last {TRACED} of more steps")
+            raise ValueError(f"trace={self.trace}: needs bare among the launchers")
+        if self.trace and self.warmup_steps + self.steps <= TRACED_STEPS:
+            raise ValueError(
+                f"trace={self.trace}: needs more than {TRACED_STEPS} steps in all "
+                "(warmup_steps + steps)"
+            )
         if not self.launchers or not self.world_sizes or min(self.world_sizes) < 1:
-            raise ValueError("give at least one launcher, and worlds of at least one worker")
+            raise ValueError("give at least one launcher, and world_sizes of 1 or more")
         return self
 
 
 class BenchSettings(TrainSettings):
-    """`yuzogpt bench`: what of `yuzogpt train` decides how fast it is, and how that is measured."""
+    """`yuzogpt bench`: the settings of `yuzogpt train`, and how its speed is measured."""
 
     bench: BenchmarkedSettings = BenchmarkedSettings()

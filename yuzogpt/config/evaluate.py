@@ -1,4 +1,4 @@
-"""`yuzogpt evaluate`: which benchmarks, of which model, counted how."""
+"""`yuzogpt evaluate`: the model, the benchmarks, and how they are scored."""
 
 from typing import Annotated, Literal
 

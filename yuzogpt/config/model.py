@@ -1,4 +1,4 @@
-"""The GPT itself: its shape, its parts, and how its weights start."""
+"""The GPT: its shape, its parts, and its initial weights."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from yuzogpt.config.section import Count, Fraction, NonNegative, Positive, Section, setting
 
-# Shapes come from files of others, too: nobody's model is larger, and no product overflows.
+# Shapes also come from other people's files. No real model is larger, and no product overflows.
 Parts = Annotated[Positive, Field(le=2**14)]
 Width = Annotated[Positive, Field(le=2**18)]
 BaseWidth = Annotated[Count, Field(le=2**18)]
@@ -62,27 +62,27 @@ class ModelSettings(Section):
 
     @property
     def width_ratio(self) -> float:
-        """How many times as wide as muP's base: 1 without muP."""
+        """n_embd over muP's base width; 1 without muP."""
         return self.n_embd / (self.mup_base_width or self.n_embd)
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding."""
+        """Rows of the embedding matrix."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def hidden_width(self) -> int:
-        """Channels within a perceptron: 4 n_embd; of swiglu 8/3 n_embd, to a multiple of 8."""
+        """Width inside an MLP: 4 n_embd; swiglu: 8/3 n_embd, rounded up to a multiple of 8."""
         gated = -(-8 * self.n_embd // 24) * 8
         return gated if self.activation == "swiglu" else 4 * self.n_embd
 
     @property
     def is_extensible(self) -> bool:
-        """Tell whether the model can see more than block_size tokens."""
+        """Return whether the model can see more than block_size tokens."""
         return self.pos_emb != "learned"
 
     def count_weights(self) -> int:
-        """Count all weights, positions and padding included."""
+        """Count all weights, including positions and padding."""
         C = self.n_embd
         embeddings = self.padded_vocab * C * (1 if self.tie_embeddings else 2)
         embeddings += self.block_size * C if self.pos_emb == "learned" else 0
@@ -100,12 +100,12 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Self:
-        """Each head gets an equal share of the channels."""
+        """Heads share the channels equally; rotary rotates pairs of channels."""
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         width = self.n_embd // self.n_head
         if self.pos_emb == "rotary" and width % 2:
-            raise ValueError(f"pos_emb=rotary turns pairs of channels, a head has {width}")
+            raise ValueError(f"pos_emb=rotary needs an even head size; n_embd / n_head = {width}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""`yuzogpt prepare`, and `yuzogpt inspect`: corpora."""
+"""`yuzogpt prepare` and `yuzogpt inspect`: corpora."""
 
 from typing import Annotated, Literal, Self
 
@@ -55,9 +55,9 @@ class DistributedPrepareSettings(Section):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse what excludes each other."""
+        """Without Ray there is no cluster to join."""
         if self.num_workers == 0 and self.ray_address:
-            raise ValueError("--num_workers=0 is this process, without --ray_address; give one")
+            raise ValueError("--num_workers=0 runs without Ray; leave out it or --ray_address")
         return self
 
 

@@ -1,4 +1,4 @@
-"""`yuzogpt report` and `yuzogpt export`: what reads a run."""
+"""`yuzogpt report` and `yuzogpt export`."""
 
 from typing import Literal
 

@@ -1,9 +1,9 @@
-"""How values get into settings: defaults < YAML files, left to right < `--key=value`.
+"""How settings get their values: defaults < YAML files, left to right < `--key=value`.
 
 In: names of presets or YAML files, and flags. Out: one validated settings object, or a UserError
-that names the nearest thing that would work. A dotted key is exact (`--model.n_layer=4`); a bare
-key resolves by its leaf name (`--n_layer=4`). YAML files follow the same rule, and the same text
-means the same in both: YAML decides the structure, the setting's type what a text means.
+that suggests what would work. A dotted key is exact (`--model.n_layer=4`); a bare key is found by
+its leaf name (`--n_layer=4`). YAML files follow the same rule, and a text means the same in both:
+YAML decides the structure, the setting's type decides what the text means.
 """
 
 import re
@@ -32,7 +32,7 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Override:
-    """One value on its way into the settings, and where the user wrote it."""
+    """One value for a setting, and where the user wrote it."""
 
     key: str
     value: Any
@@ -46,14 +46,14 @@ def resolve(
     flags: Sequence[str],
     notify: Callable[[str], None] = complain,
 ) -> S:
-    """Return the settings that the defaults, `files` and `flags` add up to.
+    """Return the settings from the defaults, `files` and `flags`; later values win.
 
     Raises UserError for an unknown file or key, and for a value of the wrong type or range.
-    `notify` gets a line for each setting that is given by an old name.
+    `notify` is called with a line for each setting that is given by its old name.
     """
     sections = (*schema.model_fields, *RENAMED_SECTIONS)
     overrides = [item for name in files for item in read_yaml(name)]
-    # A section with nothing below it.
+    # An empty section sets nothing.
     overrides = [item for item in overrides if item.value != "" or item.key not in sections]
     overrides += [parse_flag(flag) for flag in flags]
     known = dict(leaves(schema))
@@ -62,7 +62,7 @@ def resolve(
     origins: dict[str, str] = {}
     for override in overrides:
         dotted = find_key(override, known)
-        # pydantic would take true for 1.
+        # pydantic would accept true as 1.
         if isinstance(override.value, bool) and "bool" not in str(known[dotted].annotation):
             raise UserError(f"{override.origin}: needs a value: --{dotted.split('.')[1]}=VALUE")
         section, leaf = dotted.split(".")
@@ -84,7 +84,7 @@ def leaves(schema: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def parse_flag(flag: str) -> Override:
-    """Split `--key=value`; a key alone means true."""
+    """Split `--key=value`; a flag without a value means true."""
     if not flag.startswith("--") or flag == "--":
         raise UserError(f"{flag}: not a flag; write --key=value")
     key, equals, value = flag[2:].partition("=")
@@ -111,7 +111,7 @@ def read_mapping(name: str) -> Mapping[Any, Any]:
 
 
 class TextLoader(yaml.SafeLoader):
-    """A safe loader that leaves each scalar the text that it is, as flags have it.
+    """A safe loader that leaves scalars as text, so that they are read as flags are.
 
     YAML 1.1 would read 012 as 10, 1e-3 as text, and yes as true.
     """
@@ -120,7 +120,7 @@ class TextLoader(yaml.SafeLoader):
 
 
 def load_yaml(content: bytes | str, origin: str, loader: type[yaml.SafeLoader]) -> Any:
-    """Return the value of YAML; UserError, which begins with `origin`, if it is none."""
+    """Parse YAML; for invalid YAML raise a UserError that begins with `origin`."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         return yaml.load(text, loader)
@@ -147,7 +147,7 @@ def preset_names() -> list[str]:
 
 
 def find_key(override: Override, known: Mapping[str, FieldInfo]) -> str:
-    """Return the one `section.leaf` that a dotted or bare key means, by its old name, too."""
+    """Return the `section.leaf` that a dotted or bare key means, also if it is an old name."""
     by_leaf = {dotted.split(".")[1]: dotted for dotted in known}
     for key in (override.key, current_name(override.key)):
         if key in known:
@@ -164,9 +164,9 @@ def check_renamed(
     known: Mapping[str, FieldInfo],
     notify: Callable[[str], None] = complain,
 ) -> None:
-    """Say which settings are given by an old name.
+    """Report settings that are given by an old name.
 
-    Raises UserError if the same file, or the flags, give one by its new name, too.
+    Raises UserError if the same file (or the command line) gives the new name, too.
     """
     new: set[tuple[str, str]] = set()
     old: list[tuple[Override, str]] = []
@@ -190,24 +190,24 @@ def check_renamed(
 def describe_invalid(
     error: ValidationError, origins: Mapping[str, str], known: Mapping[str, FieldInfo]
 ) -> str:
-    """Put the first of pydantic's complaints into one line with what the user wrote."""
+    """Return the first of pydantic's errors in one line, with what the user wrote."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     location = [str(part) for part in first["loc"]]
     if len(location) < 2:
         return f"{'.'.join(location)}: {message}"
     dotted = ".".join(location[:2])
-    # A union complains once for each member: the last is the general one ("auto" or a number).
-    same_place = [item for item in error.errors() if item["loc"][:2] == first["loc"][:2]]
-    messages = (item["msg"].removeprefix("Value error, ") for item in same_place)
+    # A union has one error for each of its members ("auto" or a number).
+    of_setting = [item for item in error.errors() if item["loc"][:2] == first["loc"][:2]]
+    messages = (item["msg"].removeprefix("Value error, ") for item in of_setting)
     message = " or ".join(dict.fromkeys(messages))
     return f"{origins[dotted]}: {message} (default: {known[dotted].default!r})"
 
 
 def changed_frozen(before: Mapping[str, Any], new: Section) -> list[str]:
-    """List the settings that decide what a run computes and differ, as `key: old -> new`.
+    """List the frozen settings that differ, as `key: old -> new`.
 
-    `before` may come from another version: a setting that it lacks had its default.
+    `before` may come from an earlier version: a setting that it lacks has its default.
     """
     after = new.model_dump()
     differences = []
@@ -222,7 +222,7 @@ def changed_frozen(before: Mapping[str, Any], new: Section) -> list[str]:
 
 
 def help_text(schema: type[Section]) -> str:
-    """Return every setting with its default, unit and meaning, one a line."""
+    """Return the help of every setting: flag, default, meaning, choices and unit."""
     lines: list[str] = []
     current = ""
     for dotted, field in leaves(schema):
@@ -241,12 +241,12 @@ def help_text(schema: type[Section]) -> str:
 
 
 def choices(field: FieldInfo) -> str:
-    """Return the values that a setting may have, if they are few words."""
+    """Return the values that a setting accepts, if it lists them."""
     if get_origin(field.annotation) is not Literal:
         return ""
     return f" ({' | '.join(value for value in get_args(field.annotation) if value)})"
 
 
 def to_yaml(settings: Section, without: dict[str, set[str]] | None = None) -> str:
-    """Return the resolved settings as YAML that `resolve` reads back; `without` some leaves."""
+    """Return settings as YAML that `resolve` reads back, `without` some leaves."""
     return yaml.safe_dump(settings.model_dump(exclude=without), sort_keys=False, allow_unicode=True)

@@ -83,14 +83,14 @@ class SamplingDeviceSettings(DeviceSettings):
 
     @model_validator(mode="after")
     def is_compiled_on_cuda(self) -> Self:
-        """What a device `auto` will be, shows where the model is loaded (sampling/load.py)."""
+        """Only CUDA compiles; for `auto` inference/load.py checks it once the device is known."""
         if self.compile and self.device != "auto":
             check_not_compiled(self.device)
         return self
 
 
 def check_not_compiled(device: str) -> None:
-    """Raise UserError for a device that decoding is not compiled on."""
+    """Raise UserError for a device on which decoding cannot be compiled."""
     if device != "cuda":
         raise UserError(
             f"--compile=True: decoding is compiled on CUDA only, not on {device}; leave it out"

@@ -1,4 +1,4 @@
-"""`yuzogpt serve`: which model, for whom, and how much of it."""
+"""`yuzogpt serve`: the model, its replicas, and limits on requests."""
 
 import re
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ from yuzogpt.config.section import (
     Section,
     read_workers,
     setting,
-    span_of,
+    worker_range,
 )
 
 
@@ -45,11 +45,11 @@ ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?")
 
 
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """Return origins; ValueError for what browsers send none like."""
+    """Return origins; ValueError for one in a form that browsers never send."""
     for origin in origins:
         if origin != "*" and not ORIGIN.fullmatch(origin):
             raise ValueError(
-                f"{origin}: write scheme, name and port in lower case and no path, such as "
+                f"{origin}: write scheme, host and port, in lower case and without a path, such as "
                 "http://localhost:3000, or *"
             )
     return origins
@@ -88,18 +88,18 @@ class ReplicaSettings(Section):
     )
     share_weights: Literal["auto"] | bool = setting(
         "auto",
-        "float32 on CPUs: replicas on a node share one copy of the weights, which can slow them "
-        "to 1/3; auto: if there can be several replicas",
+        "float32 on CPUs: replicas on a node share one copy of the weights, at a cost of "
+        "up to 1/3 of their speed; auto: if there can be several replicas",
     )
     ray_address: str = setting("", RAY_ADDRESS)
 
     def shares(self) -> bool:
-        """Tell whether replicas are to read the same weights in memory."""
+        """Return whether replicas share the weights in memory."""
         return self.span()[1] > 1 if self.share_weights == "auto" else self.share_weights
 
     def span(self) -> tuple[int, int]:
-        """Return the least and the most replicas."""
-        return span_of(self.num_replicas, auto=1)
+        """Return the smallest and largest number of replicas."""
+        return worker_range(self.num_replicas, auto=1)
 
 
 class LimitSettings(Section):

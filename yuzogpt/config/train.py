@@ -1,4 +1,4 @@
-"""`yuzogpt train`: a section for each part of a training run."""
+"""`yuzogpt train`: one section for each part of a training run."""
 
 from typing import Annotated, Literal, Self
 
@@ -22,7 +22,7 @@ from yuzogpt.config.section import (
     Seed,
     read_workers,
     setting,
-    span_of,
+    worker_range,
 )
 
 
@@ -109,12 +109,12 @@ class BatchSettings(Section):
 
     @property
     def global_rows(self) -> int:
-        """Rows in one optimizer step, over all workers; with a schedule, at its end."""
+        """Rows in one optimizer step, over all workers; with a schedule, at full size."""
         return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def least_rows(self) -> int:
-        """Rows in the smallest step."""
+        """Rows in the smallest optimizer step."""
         return self.global_rows if self.batch_schedule == "constant" else self.batch_start_rows
 
     def rows_at(self, step: int) -> int:
@@ -136,7 +136,7 @@ class BatchSettings(Section):
 
     @model_validator(mode="after")
     def ramp_ends_at_whole_batch(self) -> Self:
-        """A schedule has a first size that its last is a multiple of."""
+        """The full size is a multiple of the first."""
         rows, first, kind = self.global_rows, self.batch_start_rows, self.batch_schedule
         if kind == "constant":
             return self
@@ -151,7 +151,7 @@ class BatchSettings(Section):
                 "times 2, 4, 8, ..."
             )
         if kind != "noise" and not self.batch_ramp_iters:
-            raise ValueError(f"batch_schedule={kind}: batch_ramp_iters says where it ends")
+            raise ValueError(f"batch_schedule={kind}: set batch_ramp_iters, where it ends")
         return self
 
 
@@ -309,8 +309,8 @@ class WorkerSettings(Section):
     )
 
     def span(self, auto: int) -> tuple[int, int]:
-        """Return the least and the most workers; `auto`: how many that is."""
-        return span_of(self.num_workers, auto)
+        """Return the smallest and largest number of workers; `auto` stands for auto."""
+        return worker_range(self.num_workers, auto)
 
 
 class TrainSettings(Section):

@@ -1,4 +1,4 @@
-"""`yuzogpt tune`: a training run's settings, and the search."""
+"""`yuzogpt tune`: the settings of a training run, and of the search."""
 
 from typing import Annotated, Literal
 
@@ -38,6 +38,6 @@ class SweepSettings(Section):
 
 
 class TuneSettings(TrainSettings):
-    """`yuzogpt tune`: what all trials have in common, and the search."""
+    """`yuzogpt tune`: the settings that all trials share, and the search."""
 
     sweep: SweepSettings = SweepSettings()

@@ -103,12 +103,12 @@ def test_a_person_gets_a_table(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--launchers=mpi", "not one of bare, torchrun, ray"),
+        ("--launchers=mpi", "unknown; known: bare, torchrun, ray"),
         ("--world_sizes=0", "at least one worker"),
         ("--world_sizes=two", "valid integer"),
         ("--n_head=3", "not a multiple of n_head"),
         ("--synthetic=False", "no prepared corpus here"),
-        ("--trace=t.json --launchers=torchrun", "only launchers=bare"),
+        ("--trace=t.json --launchers=torchrun", "needs bare among the launchers"),
         ("--trace=t.json --steps=2", "needs more than 3 steps in all"),
         ("--trace=no/such/t.json", "a directory that exists"),
         ("--launchers=torchrun --world_sizes=1,9", "too small for 9 workers"),

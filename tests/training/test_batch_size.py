@@ -83,7 +83,7 @@ def test_a_cooldown_longer_than_there_is_room_for_begins_after_the_warmup():
             ("--batch_schedule=linear", "--batch_start_rows=4"),
             "set batch_ramp_iters, where it ends",
         ),
-        (("--lr_schedule=wsd",), "cooldown_iters says how long"),
+        (("--lr_schedule=wsd",), "set cooldown_iters, the length"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words):

@@ -1,7 +1,6 @@
-"""What each verb does with its settings: paths made absolute, then the work, wherever it runs.
+"""What each verb does with its settings: make paths absolute, check, then run it where it belongs.
 
-In: settings, as cli.py resolved them. Out: what the verb is for. Nothing heavy is imported before
-what can be checked is known to be right.
+Torch and Ray are imported only after everything that can be checked without them.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ T = TypeVar("T", bound=TrainSettings)
 
 
 def train(settings: Section) -> None:
-    """Train, on Ray, in this process, or as one of torchrun's ranks."""
+    """Train on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
     from yuzogpt import runs
     from yuzogpt.runtime import ranks
@@ -63,7 +62,7 @@ def train(settings: Section) -> None:
 
 
 def with_run_paths(settings: T, unused: Sequence[str] = ()) -> T:
-    """Make the paths of a run absolute, but for `unused` settings."""
+    """Make the paths of a training run absolute, except for `unused` settings."""
     from yuzogpt.checkpoints.locations import with_absolute_paths
 
     is_path = settings.run.init_from not in ("scratch", "resume")
@@ -71,7 +70,7 @@ def with_run_paths(settings: T, unused: Sequence[str] = ()) -> T:
 
 
 def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
-    """Search for the best settings: a sweep of trainings, on Ray Tune."""
+    """Search for the best settings with a sweep of training runs on Ray Tune."""
     assert isinstance(settings, TuneSettings)
     from yuzogpt.tuning.space import read_space
     from yuzogpt.tuning.sweep import Sweep
@@ -86,17 +85,17 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
     with sweep.writing():
         if not sweep.replaces_another and is_over(sweep):
             say(f"{settings.run.out_dir}: finished; a larger --num_samples continues it")
-            found = write_outcome(sweep)
+            outcome = write_outcome(sweep)
         else:
             from yuzogpt.orchestration.tune.tuner import on_ray, search
 
             with on_ray(sweep.base):
-                found = search(sweep)
-        show(sweep, found)
+                outcome = search(sweep)
+        show(sweep, outcome)
 
 
 def prepare(settings: Section) -> None:
-    """Turn text into Arrow blocks, on Ray where the corpus is large."""
+    """Turn text into Arrow blocks, on Ray if the corpus is large."""
     assert isinstance(settings, PrepareSettings)
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.data.preparation.prepare import LocalWorkers
@@ -113,9 +112,9 @@ def prepare(settings: Section) -> None:
         corpus, is_new = prepare_on_ray(settings, directory)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
-    made_from = source_of(corpus)
-    source = f"{made_from.name}, SHA-256 {made_from.sha256[:12]}"
-    say(f"{state}: {manifest.corpus} from {source} in {directory}")
+    source = source_of(corpus)
+    origin = f"{source.name}, SHA-256 {source.sha256[:12]}"
+    say(f"{state}: {manifest.corpus} from {origin} in {directory}")
     say(
         f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
         f"tokens, val {manifest.tokens('val'):,} tokens"
@@ -123,7 +122,7 @@ def prepare(settings: Section) -> None:
 
 
 def inspect(settings: Section) -> None:
-    """Print what a prepared corpus is; check it, or export it."""
+    """Print what is in a prepared corpus, check it, or export it."""
     assert isinstance(settings, InspectSettings)
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.data.inspect import export_bin, show, verify
@@ -140,7 +139,7 @@ def inspect(settings: Section) -> None:
 
 
 def report(settings: Section) -> None:
-    """Say what a run did: here, and in a page of its own."""
+    """Summarize a run in the terminal and in an HTML page."""
     assert isinstance(settings, ReportSettings)
     from yuzogpt import runs
     from yuzogpt.checkpoints.locations import with_absolute_paths
@@ -152,12 +151,12 @@ def report(settings: Section) -> None:
 
 
 def bench(settings: Section) -> None:
-    """Measure what a training step costs."""
+    """Measure how long a training step takes."""
     assert isinstance(settings, BenchSettings)
     from yuzogpt.bench.bench import bench as measure
     from yuzogpt.bench.bench import show
 
-    # Its runs are in a directory that is deleted.
+    # The measured runs write to a temporary directory.
     unused = ["run.out_dir", "evaluation.benchmark_dir", "log.wandb_key_file"]
     unused += ["data.data_dir"] if settings.bench.synthetic else []
     settings = with_run_paths(settings, unused)
@@ -165,7 +164,7 @@ def bench(settings: Section) -> None:
 
 
 def sample(settings: Section) -> None:
-    """Print samples, or answer line by line."""
+    """Print samples, or answer prompts from standard input line by line."""
     assert isinstance(settings, SampleSettings)
     from yuzogpt.inference.sample import converse
     from yuzogpt.inference.sample import sample as draw_samples
@@ -173,9 +172,9 @@ def sample(settings: Section) -> None:
     settings = with_sampling_paths(settings)
     if settings.sampling.interactive:
         if isinstance(sys.stdin, io.TextIOWrapper):
-            # The tokenizer refuses the line of a byte that is no text; the next one is answered.
+            # The tokenizer refuses a line with bytes that are no text; later lines still work.
             sys.stdin.reconfigure(errors="surrogateescape")
-        with contextlib.suppress(KeyboardInterrupt):  # as good an end as that of the input
+        with contextlib.suppress(KeyboardInterrupt):  # ends the session as end of input does
             converse(settings, sys.stdin, sys.stdout)
         return
     for text in draw_samples(settings):
@@ -184,7 +183,7 @@ def sample(settings: Section) -> None:
 
 
 def with_sampling_paths(settings: SampleSettings) -> SampleSettings:
-    """Make the paths absolute that are used."""
+    """Make the paths absolute that sampling reads."""
     from yuzogpt.checkpoints.locations import with_absolute_paths
 
     source = settings.sampling
@@ -198,7 +197,7 @@ def with_sampling_paths(settings: SampleSettings) -> SampleSettings:
 
 
 def evaluate(settings: Section) -> None:
-    """Hold a model against benchmarks, on Ray or in this process."""
+    """Score a model on benchmarks, on Ray or in this process."""
     assert isinstance(settings, EvaluateSettings)
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.evaluation.evaluate import check, here
@@ -220,7 +219,7 @@ def evaluate(settings: Section) -> None:
 
 
 def serve(settings: Section) -> None:
-    """Answer HTTP requests, until it is interrupted."""
+    """Answer HTTP requests until interrupted."""
     assert isinstance(settings, ServeSettings)
     from yuzogpt.serving.launch import check, serve_here
 
@@ -253,7 +252,7 @@ def export(settings: Section) -> None:
 
 
 def doctor(settings: Section) -> None:
-    """Examine a cluster; RunFailed if it is not sound."""
+    """Check a cluster; RunFailed if it has a fault."""
     assert isinstance(settings, DoctorSettings)
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.doctor.display import show, to_json, verdict

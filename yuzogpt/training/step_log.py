@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from yuzogpt.checkpoints.load import Start
 from yuzogpt.config import TrainSettings
-from yuzogpt.config.schedule import worth_saying
+from yuzogpt.config.schedule import schedule_notices
 from yuzogpt.data.batches import Rows
 from yuzogpt.model.gpt import GPT
 from yuzogpt.runs.event_log import MetricsLog
@@ -65,7 +65,7 @@ class StepLog:
             if self.step
             else f"weights: {start.reference.name if start else self.settings.run.init_from}",
             *self._what_learns(model),
-            *worth_saying(self.settings.schedule, self.settings.optimizer.learning_rate),
+            *schedule_notices(self.settings.schedule, self.settings.optimizer.learning_rate),
         ):
             self.write("notice", text=line)
 

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, prepare_char_corpus
 from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.config import TrainSettings
 from yuzogpt.console import terminal
 from yuzogpt.tuning.table import TrialTable
@@ -109,7 +109,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called(hostile_run, tmp_path, c
         ["serve", str(folder)],
         [f"{folder}"],
     ):
-        assert status_of(command) == 2
+        assert exit_status(command) == 2
         said = capfd.readouterr().err
         assert said.count("\n") == 1
         assert r"a\nb\x1b[2J\x9b2J" in said, command

@@ -103,7 +103,7 @@ class InPieces:
     def __call__(self, rank: int) -> None:
         from yuzogpt.model import gpt
 
-        gpt.LOGITS_AT_ONCE = 200
+        gpt.LOGITS_PER_PASS = 200
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

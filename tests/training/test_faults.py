@@ -1,4 +1,4 @@
-"""Ranks that die or stand still, for real: killed and stopped by signals, waiting for ever.
+"""Ranks that die or hang, for real: killed and stopped by signals, waiting for ever.
 
 Real ranks, connected by gloo.
 """
@@ -100,7 +100,7 @@ def test_killed_at_any_boundary_of_a_checkpoint(
         assert not list((tmp_path / "run" / "checkpoints").glob(".step-*"))
 
 
-# --- a rank stands still
+# --- a rank hangs
 
 
 def start_long_run(corpus_dir, run):

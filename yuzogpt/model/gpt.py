@@ -6,7 +6,7 @@ inference/engine.py decodes with it, through a cache of keys and values.
 Shapes: B rows, T tokens per row, C channels (n_embd), H heads, D channels per head (C / H),
 V vocabulary.
 
-Next: model/attention.py, model/layers.py; then training/loop.py.
+Next: model/attention.py.
 """
 
 import contextlib

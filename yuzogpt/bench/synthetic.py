@@ -13,7 +13,7 @@ from yuzogpt import tokenization
 from yuzogpt.checkpoints.resolve import GPT2_VOCABULARY
 from yuzogpt.data import blocks
 from yuzogpt.data.block_writer import BlockWriter, list_array
-from yuzogpt.data.blocks import Manifest
+from yuzogpt.data.manifest import Manifest
 from yuzogpt.data.preparation.corpora import CORPORA
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably

@@ -133,7 +133,7 @@ class GPT(nn.Module):
 
 
 def separate_rounding(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autocast rounds a matrix for each use of it.
+    """Return a context in which autocast rounds a matrix separately for each use.
 
     With one rounded copy for all uses, autograd would sum their gradients in bfloat16.
     """

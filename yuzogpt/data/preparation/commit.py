@@ -20,7 +20,8 @@ from yuzogpt import tokenization
 from yuzogpt.data import blocks
 from yuzogpt.data.block_files import map_documents
 from yuzogpt.data.block_writer import BlockWriter, from_offsets, joined, write_block
-from yuzogpt.data.blocks import Block, Manifest, PreparedCorpus
+from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.manifest import Block, Manifest
 from yuzogpt.data.preparation.plan import Plan
 from yuzogpt.data.preparation.shards import UnitRecord
 from yuzogpt.data.preparation.source_times import write_times

@@ -11,7 +11,8 @@ from yuzogpt import tokenization
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
 from yuzogpt.data.block_writer import BlockWriter, list_array
-from yuzogpt.data.blocks import Block, Manifest, PreparedCorpus, refuse_other
+from yuzogpt.data.blocks import PreparedCorpus, refuse_other
+from yuzogpt.data.manifest import Block, Manifest
 from yuzogpt.data.preparation.corpora import Corpus, Source, read_text_file
 from yuzogpt.data.preparation.plan import check_disk_space, cleared_bytes
 from yuzogpt.data.preparation.records import source_of

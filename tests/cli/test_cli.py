@@ -300,6 +300,6 @@ def test_a_killed_run_goes_on_and_ctrl_c_ends_in_one_line(corpus_dir, tmp_path):
     assert interrupted_by(signal.SIGKILL)[0] == -signal.SIGKILL
     status, errors = interrupted_by(signal.SIGINT)
     assert status == 130
-    assert errors.strip() == "yuzogpt: interrupted; the same command resumes"
+    assert errors.strip() == "yuzogpt: interrupted; the same command resumes it"
     steps = losses(tmp_path / "run")
     assert sorted(steps) == list(range(1, len(steps) + 1))

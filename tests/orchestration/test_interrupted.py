@@ -72,7 +72,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     for one in everyone:  # as Slurm does, and systemd
         one.terminate()
     line = ended_leaving_nothing(process, directory)
-    assert line == "yuzogpt: stopped (SIGTERM) with a checkpoint; the same command resumes"
+    assert line == "yuzogpt: stopped (SIGTERM) with a checkpoint; the same command resumes it"
     assert process.returncode == 143
 
     process = start(corpus_dir, out_dir)
@@ -84,7 +84,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     process.send_signal(signal.SIGINT)
     line = ended_leaving_nothing(process, directory)
     assert time.monotonic() - began < 15
-    assert line == "yuzogpt: interrupted; the same command resumes"
+    assert line == "yuzogpt: interrupted; the same command resumes it"
     assert process.returncode == 130
 
     process = start(corpus_dir, out_dir)
@@ -166,7 +166,7 @@ def test_a_command_is_ended_while_ray_starts(corpus_dir, tmp_path, sign, status,
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    assert errors.strip().splitlines()[-1] == f"yuzogpt: {says}; the same command resumes"
+    assert errors.strip().splitlines()[-1] == f"yuzogpt: {says}; the same command resumes it"
     assert rays_of(process) == []
 
 

@@ -286,7 +286,7 @@ def test_a_sweep_that_is_asked_to_stop_says_so_in_a_line(sweep, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143, printed
-    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command resumes")
+    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command resumes it")
     assert "Traceback" not in printed
 
 

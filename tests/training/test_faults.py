@@ -1,4 +1,4 @@
-"""Ranks that die or stand still, for real: killed and stopped by signals, waiting for ever.
+"""Ranks that die or hang, for real: killed and stopped by signals, waiting for ever.
 
 Real ranks, connected by gloo.
 """
@@ -100,7 +100,7 @@ def test_killed_at_any_boundary_of_a_checkpoint(
         assert not list((tmp_path / "run" / "checkpoints").glob(".step-*"))
 
 
-# --- a rank stands still
+# --- a rank hangs
 
 
 def start_long_run(corpus_dir, run):
@@ -123,7 +123,7 @@ def test_a_stopped_rank_is_named_and_the_others_end(corpus_dir, tmp_path, victim
     assert took < 3 + 5
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith(f"!!! worker {victim} on ")
-    assert "gives no sign of life" in failure["text"]
+    assert "sent no heartbeat for" in failure["text"]
 
 
 class HangAt:
@@ -152,7 +152,7 @@ def test_a_rank_that_waits_for_ever_is_named(corpus_dir, tmp_path):
     assert codes == [EXIT_STATUS] * 2
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith("!!! worker 1 on ")
-    assert "stands still for" in failure["text"]
+    assert "made no progress for" in failure["text"]
 
 
 def be_an_only_worker(settings, fault):
@@ -177,7 +177,7 @@ def test_an_only_worker_that_waits_for_ever_ends(corpus_dir, tmp_path):
     assert exit_code_of_only_worker(settings, HangAt(0, 40)) == EXIT_STATUS
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith("!!! worker 0 on ")
-    assert "stands still for" in failure["text"]
+    assert "made no progress for" in failure["text"]
 
 
 def test_a_slow_step_is_no_hang(corpus_dir, tmp_path):

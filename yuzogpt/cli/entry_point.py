@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,11 @@ from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, reso
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
 from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
-from yuzogpt.runtime.signals import hangup_as_sigterm, stopped_by_sigterm
+from yuzogpt.runtime.signals import (
+    exit_on_next_interrupt,
+    hangup_as_sigterm,
+    stopped_by_sigterm,
+)
 from yuzogpt.storage.atomic_files import expect_no_home
 
 COMMAND_FLAGS = ("dry_run", "json", "help")  # of the command itself
@@ -259,7 +262,7 @@ def exit_now(status: Sequence[int]) -> None:
 def exit_status(arguments: Sequence[str]) -> int:
     """Run the command line and return its status; print on stderr why it is not 0."""
     is_resumable = any(VERBS[name].is_resumable for name in arguments[:1] if name in VERBS)
-    hint = "; the same command resumes" if is_resumable else ""
+    hint = "; the same command resumes it" if is_resumable else ""
     try:
         with hangup_as_sigterm(), contextlib.ExitStack() as stack:
             # A rank that waits for others in compiled code would not notice: SIGTERM kills it.
@@ -285,8 +288,8 @@ def exit_status(arguments: Sequence[str]) -> int:
         complain(f"yuzogpt: {error.filename or 'I/O error'}: {reason}")
         return 1
     except KeyboardInterrupt:
-        # A second Ctrl-C exits at once: a thread may block the normal exit.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        # A second one would only spoil the end, unless a thread holds that up: then it is the end.
+        exit_on_next_interrupt()
         complain(f"yuzogpt: interrupted{hint}")
         return 130
     return 0

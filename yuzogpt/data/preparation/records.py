@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from yuzogpt.data.blocks import MANIFEST, PLAN, Block, PreparedCorpus
+from yuzogpt.data.blocks import MANIFEST, PLAN, PreparedCorpus
+from yuzogpt.data.manifest import Block
 from yuzogpt.data.preparation.shards import UnitRecord, record_path
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.storage.atomic_files import to_json

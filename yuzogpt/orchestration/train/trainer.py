@@ -85,7 +85,7 @@ def set_environment() -> None:
 
 def leave() -> None:
     """Leave what is not training yet, or not any more."""
-    raise Stopped("stopped (SIGTERM); the same command resumes")
+    raise Stopped("stopped (SIGTERM); the same command resumes it")
 
 
 def train_connected(

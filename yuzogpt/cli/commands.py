@@ -130,7 +130,7 @@ def prepare(settings: Section) -> None:
     assert isinstance(settings, PrepareSettings)
     from yuzogpt.data.preparation.prepare import LocalWorkers
     from yuzogpt.data.preparation.prepare import prepare as prepare_corpus
-    from yuzogpt.data.preparation.records import source_of
+    from yuzogpt.data.preparation.records import recorded_source
 
     wanted = settings.corpus
     if wanted.source:
@@ -146,7 +146,7 @@ def prepare(settings: Section) -> None:
         corpus, is_new = prepare_on_ray(settings, directory)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
-    made_from = source_of(corpus)
+    made_from = recorded_source(corpus)
     source = f"{made_from.name}, SHA-256 {made_from.sha256[:12]}"
     say(f"{state}: {manifest.corpus} from {source} in {directory}")
     say(

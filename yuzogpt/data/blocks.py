@@ -277,15 +277,6 @@ def parse_manifest(content: bytes, origin: str) -> Manifest:
         raise damaged(origin, f"not a manifest ({reason})") from None
 
 
-def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:
-    """Raise UserError if the directory was prepared from something else."""
-    if old != new:
-        raise UserError(
-            f"{found.directory}: holds a corpus with another {what}: {old}, not {new}; "
-            "--overwrite replaces it, --data_dir=DIR keeps both"
-        )
-
-
 def list_array(documents: Sequence[Ids], dtype: npt.DTypeLike) -> pa.ListArray:
     """Put documents' ids, one array each, into one Arrow array."""
     offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)

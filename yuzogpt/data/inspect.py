@@ -16,7 +16,7 @@ from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.data.block_files import check_ids
 from yuzogpt.data.blocks import PreparedCorpus
-from yuzogpt.data.preparation.records import source_of
+from yuzogpt.data.preparation.records import recorded_source
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import naming
 
@@ -29,7 +29,7 @@ def show(corpus: PreparedCorpus, examples: int) -> None:
     """Print what a corpus is."""
     corpus.check()
     manifest = corpus.manifest
-    source, tokenizer = source_of(corpus), manifest.tokenizer
+    source, tokenizer = recorded_source(corpus), manifest.tokenizer
     say(f"{manifest.corpus} in {corpus.directory}")
     say(f"source: {source.name}, {source.bytes:,} bytes, SHA-256 {source.sha256[:12]}")
     say(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")

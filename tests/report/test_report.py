@@ -287,7 +287,7 @@ def test_downsampling_keeps_a_spike_of_one_step(tmp_path):
     assert (found.low == 1).all()
     records = [train(1000 + step, step, loss=1.0) for step in range(1, 5001)]
     records[2500]["loss"] = 5.0
-    history = History.of(records)
+    history = History.from_records(records)
     loss, *others = plots(history, summarize(tmp_path, history))
     heights = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", loss.svg)]
     spiked, before = min(heights), sorted(heights)[len(heights) // 2]

@@ -322,7 +322,7 @@ def doctor(settings: Section) -> None:
     """Examine a cluster; RunFailed if it is not sound."""
     assert isinstance(settings, DoctorSettings)
     from yuzogpt.doctor.display import show, to_json, verdict
-    from yuzogpt.doctor.findings import judge
+    from yuzogpt.doctor.findings import diagnose
     from yuzogpt.orchestration.doctor.doctor import survey_cluster
 
     wanted = settings.doctor
@@ -332,7 +332,7 @@ def doctor(settings: Section) -> None:
             raise UserError(f"--storage={place}: give a directory, s3://bucket or gs://bucket")
         wanted = wanted.model_copy(update={"storage": place})
     survey = survey_cluster(wanted)
-    findings = judge(survey, wanted)
+    findings = diagnose(survey, wanted)
     if wanted.output == "json":
         say(to_json(survey, findings))
     else:

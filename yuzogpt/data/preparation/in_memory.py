@@ -65,7 +65,7 @@ def prepare_in_memory(
 def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:
     """Return the corpus's tokenizer; a char tokenizer has the characters of the whole source."""
     if corpus.tokenizer == "char":
-        return CharTokenizer.of_text("".join(source.documents))
+        return CharTokenizer.from_text("".join(source.documents))
     return gpt2_tokenizer()
 
 

@@ -54,7 +54,7 @@ def on_terminal(*arguments: str, answers: str = "") -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
     """A run whose alphabet has all of it, and which always repeats the last character."""
-    tokenizer = tokenization.CharTokenizer.of_text(HOSTILE + "\nabc")
+    tokenizer = tokenization.CharTokenizer.from_text(HOSTILE + "\nabc")
     model = small_model(1, vocab_size=tokenizer.vocab_size)
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(1, 1, settings.model_dump(), "none", "none", {})

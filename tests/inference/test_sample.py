@@ -84,7 +84,7 @@ def test_end_of_text_in_a_prompt_is_the_token():
         "<|endoftext": [*gpt2.encode("<|endoftext")],
     }.items():
         assert ids_of(prompt, gpt2) == ids
-    characters = tokenization.CharTokenizer.of_text("\n<|endoftxt>")
+    characters = tokenization.CharTokenizer.from_text("\n<|endoftxt>")
     assert ids_of("", characters) == [0]  # a line's end, as nanoGPT's --start
     assert characters.decode(ids_of("<|endoftext|>", characters)) == "<|endoftext|>"
 

@@ -100,7 +100,7 @@ def prepare(settings: Section) -> None:
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.data.preparation.prepare import LocalWorkers
     from yuzogpt.data.preparation.prepare import prepare as prepare_corpus
-    from yuzogpt.data.preparation.records import source_of
+    from yuzogpt.data.preparation.records import recorded_source
 
     settings = with_absolute_paths(settings)
     directory = Path(settings.corpus.data_dir)
@@ -112,9 +112,9 @@ def prepare(settings: Section) -> None:
         corpus, is_new = prepare_on_ray(settings, directory)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
-    source = source_of(corpus)
-    origin = f"{source.name}, SHA-256 {source.sha256[:12]}"
-    say(f"{state}: {manifest.corpus} from {origin} in {directory}")
+    made_from = recorded_source(corpus)
+    source = f"{made_from.name}, SHA-256 {made_from.sha256[:12]}"
+    say(f"{state}: {manifest.corpus} from {source} in {directory}")
     say(
         f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
         f"tokens, val {manifest.tokens('val'):,} tokens"
@@ -256,7 +256,7 @@ def doctor(settings: Section) -> None:
     assert isinstance(settings, DoctorSettings)
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.doctor.display import show, to_json, verdict
-    from yuzogpt.doctor.findings import judge
+    from yuzogpt.doctor.findings import diagnose
     from yuzogpt.orchestration.doctor.doctor import survey_cluster
 
     settings = with_absolute_paths(settings)
@@ -266,7 +266,7 @@ def doctor(settings: Section) -> None:
             raise UserError(f"--storage={storage}: give a directory, s3://bucket or gs://bucket")
         settings = with_changes(settings, {"doctor.storage": storage})
     survey = survey_cluster(settings.doctor)
-    findings = judge(survey, settings.doctor)
+    findings = diagnose(survey, settings.doctor)
     if settings.doctor.output == "json":
         say(to_json(survey, findings))
     else:

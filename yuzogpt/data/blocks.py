@@ -160,15 +160,6 @@ def open_corpus(directory: Path) -> PreparedCorpus:
     return PreparedCorpus(directory, parse_manifest(content, str(path)), fingerprint)
 
 
-def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:
-    """Raise UserError if the directory was prepared with another `what`."""
-    if old != new:
-        raise UserError(
-            f"{found.directory}: holds a corpus with another {what}: {old}, not {new}; "
-            "--overwrite replaces it, --data_dir=DIR keeps both"
-        )
-
-
 def tokens_of(documents: pa.ListArray) -> npt.NDArray[Any]:
     """Return the flat tokens of a block's documents, shape (tokens,), without a copy."""
     values = documents.values

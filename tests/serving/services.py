@@ -62,7 +62,7 @@ class Service:
         return sum(map(float, found))
 
     def wait_until(self, is_so, seconds: float = 30) -> float:
-        """Wait until something is so; return how long that took."""
+        """Wait until a condition holds; return how long that took."""
         begin = time.monotonic()
         wait = threading.Event()
         while not is_so():

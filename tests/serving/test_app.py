@@ -438,7 +438,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_called_corrupt
                 return verify(directory, **options)
 
             better = write_checkpoint(tmp_path / "elsewhere", 40, 1.5, seed=2, **SLOW)
-            monkeypatch.setattr(checkpoints.select, "verify", late)
+            monkeypatch.setattr(checkpoints, "verify", late)
             better.rename(mine / "checkpoints" / "step-40")
             await was_gone.wait()
             await next_whole_poll(polled)

@@ -1,22 +1,22 @@
-"""The app in this process: prefixes, peers, clients that do not read, counts, polls of a run."""
+"""The app in this process: prefixes, peers, clients that do not read, and counts."""
 
 import asyncio
-import contextlib
+import importlib.util
+import itertools
 import json
 import math
 import os
 import re
-import threading
-from hashlib import sha256
+import sys
 
 import httpx
 import pytest
+from starlette._utils import get_route_path
 
-from tests.serving.services import SLOW, write_checkpoint
-from yuzogpt import checkpoints
+from tests.serving.services import LOCAL, SLOW, at_work, client_of, write_checkpoint
 from yuzogpt.config import ServeSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.serving import answer, model_slot
+from yuzogpt.serving import access, answer
 from yuzogpt.serving.access import DISCONNECT_DISABLED_HEADER
 from yuzogpt.serving.app import build
 from yuzogpt.serving.errors import to_json
@@ -24,7 +24,6 @@ from yuzogpt.serving.loss_curve import LossCurve
 
 KEY = "sk-a-key-that-is-long-enough"
 BODY = {"model": "run", "prompt": "bead", "max_tokens": 1}
-LOCAL = ("127.0.0.1", 40000)
 POST = {
     "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
     "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
@@ -39,20 +38,6 @@ def run(tmp_path_factory):
     return directory
 
 
-@contextlib.asynccontextmanager
-async def at_work(run, *flags, key=None):
-    """Yield the app, its model loaded."""
-    flags = [f"--model={run}", "--device=cpu", "--threads=1", "--num_replicas=0", *flags]
-    app = build(resolve(ServeSettings, [], flags), [sha256(key.encode()).digest()] if key else [])
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-def client_of(app, root_path="", peer=LOCAL) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, root_path=root_path, client=peer)
-    return httpx.AsyncClient(transport=transport, base_url=f"http://localhost{root_path}")
-
-
 def counted(app) -> dict[str, float]:
     """Return how many requests ended with which status."""
     text = app.state.metrics_text()
@@ -60,8 +45,32 @@ def counted(app) -> dict[str, float]:
     return {status: float(number) for status, number in counts}
 
 
+@pytest.fixture
+def without_private_names(monkeypatch):
+    """Import the middleware as if starlette had no `_utils`, and use its way to find the path."""
+    monkeypatch.setitem(sys.modules, "starlette._utils", None)
+    spec = importlib.util.spec_from_file_location("access_without", access.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.get_route_path.__module__ == "access_without"
+    monkeypatch.setattr(access, "get_route_path", module.get_route_path)
+    return module
+
+
+def test_a_route_path_is_the_routers(without_private_names):
+    for path, root_path in itertools.product(("", "/", "/a", "/ab", "/a/", "/a/b"), repeat=2):
+        scope = {"type": "http", "path": path, "root_path": root_path}
+        assert without_private_names.get_route_path(scope) == get_route_path(scope), scope
+
+
+@pytest.mark.parametrize("is_private_name_there", [True, False])
 @pytest.mark.parametrize("root_path", ["", "/llm"])
-def test_only_the_page_health_and_metrics_need_no_key(run, root_path):
+def test_only_the_page_health_and_metrics_need_no_key(
+    run, root_path, is_private_name_there, request
+):
+    if not is_private_name_there:
+        request.getfixturevalue("without_private_names")
+
     async def check() -> None:
         async with (
             at_work(run, "--requests_per_minute=2", key=KEY) as app,
@@ -316,133 +325,3 @@ def test_a_client_that_does_not_read_holds_capacity_until_the_deadline(run, stre
             assert counted(app) == {"499": 1}
 
     asyncio.run(check())
-
-
-def test_if_the_run_deletes_a_checkpoint_while_it_loads_the_next_one_is_loaded(
-    run, tmp_path, monkeypatch
-):
-    """The step that is reported is the one that was loaded."""
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-    load = model_slot.load_engine
-
-    def slowly(reference, *arguments, **options):
-        if reference.checkpoint.state.step == 20:
-            write_checkpoint(mine, 40, 1.9, seed=2, **SLOW)
-            checkpoints.remove(mine / "checkpoints" / "step-20")
-        return load(reference, *arguments, **options)
-
-    monkeypatch.setattr(model_slot, "load_engine", slowly)
-
-    async def check() -> None:
-        async with at_work(mine) as app:
-            assert app.state.manager.current.step == 40
-
-    asyncio.run(check())
-    assert [path.name for path in checkpoints.candidates(mine)] == ["step-40"]
-
-
-def polls(manager) -> "asyncio.Queue[None]":
-    """Return a queue that grows with every finished poll of the run."""
-    finished = asyncio.Queue()
-    manager.after_poll = lambda: finished.put_nowait(None)
-    return finished
-
-
-async def next_whole_poll(finished) -> None:
-    """Wait until a poll that starts from now on has finished: the next one may have started."""
-    while not finished.empty():
-        finished.get_nowait()
-    await finished.get()
-    await finished.get()
-
-
-FOLLOWING = "--follow", "--follow_interval=0.05"
-
-
-def test_worse_weights_are_not_taken_even_when_the_best_are_deleted(tmp_path):
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-
-    async def check() -> None:
-        async with at_work(mine, *FOLLOWING) as app:
-            manager = app.state.manager
-            polled = polls(manager)
-            write_checkpoint(mine, 40, 2.5, seed=2, **SLOW)
-            checkpoints.remove(mine / "checkpoints" / "step-20")
-            await next_whole_poll(polled)
-            assert manager.current.step == 20
-            write_checkpoint(mine, 60, 1.8, seed=3, **SLOW)
-            while manager.current.step != 60:
-                await polled.get()
-            checkpoints.remove(mine / "checkpoints" / "step-60")
-            write_checkpoint(mine, 80, 1.85, seed=4, **SLOW)
-            await next_whole_poll(polled)
-            assert manager.current.step == 60
-
-    asyncio.run(asyncio.wait_for(check(), 60))
-
-
-def test_a_transient_error_is_reported_once_and_loading_is_tried_again(
-    tmp_path, monkeypatch, capfd
-):
-    """Out of memory for the best: the second best is served until there is enough."""
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-    load, is_out_of_memory = model_slot.load_engine, True
-
-    def load_engine(reference, *arguments, **options):
-        if is_out_of_memory and reference.checkpoint.state.step == 40:
-            raise MemoryError
-        return load(reference, *arguments, **options)
-
-    monkeypatch.setattr(model_slot, "load_engine", load_engine)
-
-    async def check() -> None:
-        nonlocal is_out_of_memory
-        async with at_work(mine, *FOLLOWING) as app:
-            manager = app.state.manager
-            polled = polls(manager)
-            write_checkpoint(mine, 40, 1.5, seed=2, **SLOW)
-            write_checkpoint(mine, 60, 1.9, seed=3, **SLOW)
-            while manager.current.step != 60:
-                await polled.get()
-            await next_whole_poll(polled)
-            is_out_of_memory = False
-            while manager.current.step != 40:
-                await polled.get()
-            # Failed and retired engines leave no thread behind.
-            while sum(thread.name.startswith("engine") for thread in threading.enumerate()) > 1:
-                await polled.get()
-
-    asyncio.run(asyncio.wait_for(check(), 60))
-    assert capfd.readouterr().err.count("step-40: MemoryError") == 1
-
-
-def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_called_corrupt(
-    tmp_path, monkeypatch, capfd
-):
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-
-    async def check() -> None:
-        async with at_work(mine, *FOLLOWING) as app:
-            polled, verify = polls(app.state.manager), checkpoints.verify
-            was_gone = asyncio.Event()
-            loop = asyncio.get_running_loop()
-
-            def late(directory, **options):
-                if directory.name == "step-40":
-                    checkpoints.remove(directory)
-                    loop.call_soon_threadsafe(was_gone.set)
-                return verify(directory, **options)
-
-            better = write_checkpoint(tmp_path / "elsewhere", 40, 1.5, seed=2, **SLOW)
-            monkeypatch.setattr(checkpoints, "verify", late)
-            better.rename(mine / "checkpoints" / "step-40")
-            await was_gone.wait()
-            await next_whole_poll(polled)
-            assert app.state.manager.current.step == 20
-
-    asyncio.run(asyncio.wait_for(check(), 60))
-    assert capfd.readouterr().err == ""

@@ -40,7 +40,7 @@ def test_mistakes_are_reported_before_anything_starts(run, tmp_path):
         taken.listen()
         mistakes = {
             (str(tmp_path / "nothing"),): "no model here",
-            (str(run), "--host=0.0.0.0"): "everybody who reaches it could use it",
+            (str(run), "--host=0.0.0.0"): "anyone who can reach it could use it",
             (str(run), f"--api_keys_file={keys}"): f"others may read it; chmod 600 {keys}",
             (str(run), f"--api_keys_file={tmp_path / 'none'}"): "not readable",
             (str(run), f"--api_keys_file={short}"): "line 1: the key is shorter than 16",

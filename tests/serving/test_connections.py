@@ -77,7 +77,7 @@ def connections_of(process: int) -> int:
 
 
 def flood(served: Service, process: int) -> None:
-    """Open silent connections and endless heads, and see that everybody else is answered."""
+    """Open silent connections and endless heads, and check that other clients are answered."""
     before = psutil.Process(process).memory_info().rss
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(served)) for _ in range(400)]
@@ -100,7 +100,7 @@ def flood(served: Service, process: int) -> None:
     assert served.post(max_tokens=2).status_code == 200
 
 
-def test_silent_connections_and_endless_heads_keep_nobody_out(run):
+def test_silent_connections_and_endless_heads_keep_no_client_out(run):
     command = [sys.executable, "-c", WITH_FEW_DESCRIPTORS]
     with service(run, "--num_replicas=0", "--threads=1", command=command) as served:
         assert served.post(max_tokens=2).status_code == 200
@@ -116,7 +116,7 @@ def test_nor_at_serves_proxy(run):
         assert served.post(max_tokens=2).status_code == 200
         proxy = proxy_of(served)
         flood(served, proxy)
-        with connect(served) as endless:  # a body that nobody asked for
+        with connect(served) as endless:  # a body that is not wanted
             endless.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n")
             assert endless.recv(100).startswith(b"HTTP/1.1 413")
         served.wait_until(lambda: connections_of(proxy) < 10)

@@ -274,8 +274,8 @@ def test_a_key_is_needed_and_has_a_rate(directory, tmp_path):
 
         for wrong in (None, "", "Bearer", "Basic " + KEY, KEY):
             is_refused(post(wrong), 401, "no API key")
-        is_refused(post("Bearer " + KEY[:-1]), 401, "not known here")
-        is_refused(post("Bearer # of the team"), 401, "not known here")
+        is_refused(post("Bearer " + KEY[:-1]), 401, "unknown API key")
+        is_refused(post("Bearer # of the team"), 401, "unknown API key")
         assert post("Bearer " + KEY).headers.get("WWW-Authenticate") is None
         assert [post(f"Bearer {KEY}").status_code for _ in range(3)] == [200, 200, 429]
         refused = post(f"bearer {KEY}")
@@ -287,7 +287,7 @@ def test_a_key_is_needed_and_has_a_rate(directory, tmp_path):
         assert httpx.get(f"{served.url}healthz").status_code == 200
         assert CANARY not in httpx.get(f"{served.url}metrics").text
         for _ in range(100):
-            is_refused(post("Bearer " + KEY[:-1]), 401, "not known here")
+            is_refused(post("Bearer " + KEY[:-1]), 401, "unknown API key")
     assert not any(CANARY in line or KEY[:-1] in line for line in served.printed)
     # Refused clients are logged, but not each of their requests.
     logged = [line for line in served.printed if line.startswith("401 for 127.0.0.1: ")]

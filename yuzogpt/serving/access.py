@@ -90,26 +90,24 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-@dataclass
 class TokenBucket:
     """The request rate of one key: a full bucket allows a burst of one minute's requests."""
 
-    per_minute: float
-    clock: Callable[[], float] = time.monotonic
-
-    def __post_init__(self) -> None:
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_second = per_minute / 60
         # A replica's share of the rate may be below 1; its bucket must still hold one request.
-        self.capacity = max(1.0, self.per_minute)
+        self.capacity = max(1.0, per_minute)
         self.tokens = self.capacity
-        self.updated = self.clock()
+        self.clock = clock
+        self.updated = clock()
 
     def take(self) -> float:
         """Take a token and return 0, or return the seconds until there is one."""
-        now, per_second = self.clock(), self.per_minute / 60
-        self.tokens = min(self.capacity, self.tokens + (now - self.updated) * per_second)
+        now = self.clock()
+        self.tokens = min(self.capacity, self.tokens + (now - self.updated) * self.per_second)
         self.updated = now
         if self.tokens < 1:
-            return (1 - self.tokens) / per_second
+            return (1 - self.tokens) / self.per_second
         self.tokens -= 1
         return 0.0
 
@@ -171,9 +169,10 @@ class AuthMiddleware:
 
     def _admit(self, path: str, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        is_local = is_loopback(requested_host(headers)) and is_loopback(client_address(scope))
-        if not self.keys and not is_local:
-            # DNS rebinding: a foreign page whose host name resolves to this machine; or a reverse
+        if not self.keys and not (
+            is_loopback(requested_host(headers)) and is_loopback(client_address(scope))
+        ):
+            # DNS rebinding: a foreign page whose host name resolves to this machine. Or a reverse
             # proxy that is open to other machines.
             raise APIError(403, "without keys, only requests to localhost are answered")
         if path not in PUBLIC_PATHS:
@@ -193,7 +192,7 @@ class AuthMiddleware:
             raise APIError(401, "no API key; send the header Authorization: Bearer YOUR_KEY")
         given = sha256(key.strip().encode()).digest()
         if not any([hmac.compare_digest(given, known) for known in self.keys]):  # noqa: C419
-            raise APIError(401, "this API key is not known here", code="invalid_api_key")
+            raise APIError(401, "unknown API key", code="invalid_api_key")
         return given
 
     def _check_rate(self, key: bytes) -> None:

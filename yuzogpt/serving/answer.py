@@ -70,7 +70,7 @@ class CompletionResponse(Response):
                     async with self._within_deadline():
                         async for _ in chunks:
                             pass
-        # From here on the request takes up no capacity: a slow reader delays nobody.
+        # From here on the request takes up no capacity: a slow reader does not delay others.
         try:
             async with asyncio.timeout(max(FINAL_SEND_TIMEOUT_S, self._time_left())):
                 if self.request.stream:

@@ -34,12 +34,12 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
     keys = read_keys(file)
     if not keys and not is_loopback(host):
         raise UserError(
-            f"--host={settings.http.host}: everybody who reaches it could use it; give "
+            f"--host={settings.http.host}: anyone who can reach it could use it; give "
             "--api_keys_file=FILE, or leave --host out"
         )
     if not keys and "*" in settings.http.allowed_origins:
         raise UserError(
-            "--allowed_origins=*: any page that you look at could use it; give "
+            "--allowed_origins=*: any page in your browser could use it; give "
             "--api_keys_file=FILE, or name the origins"
         )
     capacity = settings.replicas.max_batch + limits.max_waiting

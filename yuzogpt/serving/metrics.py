@@ -30,20 +30,22 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "yuzogpt_requests",
-            "Requests for completions, by the HTTP status of how they ended; 499: the client went",
+            "Completion requests by final HTTP status; 499: the client disconnected",
             ["status"],
             registry=self.registry,
         )
-        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
-        self.new_tokens = self._counter("new_tokens", "Tokens that were made")
-        self.first_token = self._histogram("first_token_seconds", "From request to first token")
-        self.request = self._histogram("request_seconds", "From request to last token")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens")
+        self.new_tokens = self._counter("new_tokens", "Generated tokens")
+        self.first_token = self._histogram(
+            "first_token_seconds", "Time from request to first token"
+        )
+        self.request = self._histogram("request_seconds", "Time from request to last token")
         self.token = self._histogram(
-            "token_seconds", "From a token to the next of its choice", TOKEN_BUCKETS_S
+            "token_seconds", "Time between tokens of a choice", TOKEN_BUCKETS_S
         )
         self.running = self._gauge("running_requests", "Requests that have a slot")
-        self.waiting = self._gauge("waiting_requests", "Requests that wait for one")
-        self.slots = self._gauge("slots", "Requests that are decoded at a time, at most")
+        self.waiting = self._gauge("waiting_requests", "Requests that wait for a slot")
+        self.slots = self._gauge("slots", "Maximum number of requests that run at a time")
         self.step = self._gauge("weights_step", "Training step of the weights")
         self.val_loss = self._gauge("weights_val_loss", "Estimate of their validation loss")
 

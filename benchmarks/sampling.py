@@ -34,7 +34,7 @@ from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.packed_linear import pack_weights
-from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
@@ -59,7 +59,7 @@ def ours(dtype: torch.dtype) -> Side:
 
     def generate(samples: int, tokens: int) -> float:
         for seed in range(samples):
-            sampling = Sampling(temperature=0.8, top_k=200, seed=seed)
+            sampling = SamplingParams(temperature=0.8, top_k=200, seed=seed)
             engine.submit(Request(PROMPT, tokens, sampling, stop_at_end_of_text=False))
         started, made = time.perf_counter(), 0
         while engine.busy:

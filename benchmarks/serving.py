@@ -46,7 +46,7 @@ from yuzogpt import checkpoints, tokenization
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.inference.load import load_engine
-from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 
@@ -141,7 +141,7 @@ def engine_alone(run: Path, wanted: argparse.Namespace) -> float:
     for _ in range(3):
         started = time.perf_counter()
         for number in range(2 * wanted.batch):
-            sampling = Sampling(temperature=0.8, seed=number)
+            sampling = SamplingParams(temperature=0.8, seed=number)
             engine.submit(Request(prompt(number), NEW_TOKENS, sampling, stop_at_end_of_text=False))
         with torch.inference_mode():
             while engine.busy:

@@ -27,7 +27,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.evaluation.passages import Passage, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.inference.load import load_engine
-from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.inference.sample import complete
 from yuzogpt.runtime.device import choose_hardware
 from yuzogpt.runtime.world import World
@@ -122,7 +122,7 @@ class YuzoGPT(TemplateLM):  # type: ignore[misc]
         new = wanted["max_gen_toks"]
         room = max(1, self.block_size - new)
         ids = self.tok_encode(context)[-room:] or [self.eot_token_id]
-        sampling = Sampling(
+        sampling = SamplingParams(
             temperature=float(wanted.get("temperature", 1.0)) if wanted["do_sample"] else 0.0,
             top_k=int(wanted.get("top_k") or 0),
             top_p=float(wanted.get("top_p") or 1.0),

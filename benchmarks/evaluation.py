@@ -6,7 +6,7 @@
 FILES: a folder with lambada_test.jsonl and wikitext2_test.txt; RUN, DIR: models of ours, or Hugging
 Face folders (a run is exported for the other side). `--passages` and `--pages`: how many of each
 are read, 0: all. Both sides, float32 and the same batch size, take turns in each round; loading a
-model is not timed, reading and encoding the texts are.
+model is not timed, options and encoding the texts are.
 
     YuzoGPT    evaluation/scoring.py, protocol `harness`
     lm_eval    its `hf` model: transformers' GPT2LMHeadModel
@@ -80,11 +80,11 @@ def ours(model: GPT, name: str, files: Path, task: str) -> tuple[Figures, float]
     reference = resolve_model(name)
     hardware = choose_hardware(DeviceSettings(device="cpu", dtype="float32"), World())
     began = time.perf_counter()
-    reading = TaskOptions(reference.tokenizer(), reference.shape.block_size, 1, False)
-    exam = TASKS[task].prepare["harness"](files / TASKS[task].file, reading)
-    figures = exam.judge(score(model, exam.passages, BATCH, hardware))
+    options = TaskOptions(reference.tokenizer(), reference.shape.block_size, 1, False)
+    prepared = TASKS[task].protocols["harness"](files / TASKS[task].file, options)
+    figures = prepared.compute_metrics(score(model, prepared.passages, BATCH, hardware))
     seconds = time.perf_counter() - began
-    return {figure.metric: figure.value for figure in figures}, seconds
+    return {figure.name: figure.value for figure in figures}, seconds
 
 
 def theirs(model: HFLM, manager: TaskManager, task: str) -> tuple[Figures, float]:

@@ -20,8 +20,8 @@ from yuzogpt.cli import main, status_of
 from yuzogpt.config import CorpusSettings
 from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.benchmarks import files as benchmark_files
-from yuzogpt.evaluation.benchmarks.tasks import Figure
-from yuzogpt.evaluation.results import Result, beside
+from yuzogpt.evaluation.benchmarks.tasks import Metric
+from yuzogpt.evaluation.results import Result, published_figures
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_
     for line in (
         r"lambada +paper +accuracy .* 0\.4599",
         r"wikitext2 +paper +token_perplexity .* 29\.41",
-        r"wikitext2, of the paper's figures: taken for per token of the model",
+        r"wikitext2, of the paper's figures: taken to be per model.s token",
     ):
         assert re.search(line, shown)
     assert not re.search(r"wikitext2 +paper +perplexity .* 29\.41", shown)
@@ -89,8 +89,8 @@ def test_mistakes(model, files, tmp_path):
     (tmp_path / "mine" / "results.json").write_text("[]")
     for arguments, message in {
         ("--tasks=lambda",): "did you mean lambada?",
-        ("--tasks=hellaswag",): "hellaswag has the protocol harness only",
-        ("--tasks=ptb", "--protocol=harness"): "ptb has the protocol paper only",
+        ("--tasks=hellaswag",): "hellaswag has only --protocol=harness",
+        ("--tasks=ptb", "--protocol=harness"): "ptb has only --protocol=paper",
         ("--tasks=",): "--tasks: none",
         (f"--benchmark_dir={tmp_path / 'empty'}",): "lambada_test.jsonl is missing; put",
         ("--tasks=loss", f"--data_dir={tmp_path / 'empty'}"): "no prepared corpus here",
@@ -171,10 +171,13 @@ def test_a_part_of_a_file_is_told(model, tmp_path, capsys):
 
 
 def test_losses_stand_beside_nanogpts():
-    figure = Figure("val_loss", 3.2, 10, "tokens")
+    figure = Metric("val_loss", 3.2, 10, "tokens")
     of_openwebtext = Result("loss", [figure], {"corpus": "openwebtext", "limit": 0})
-    assert beside(of_openwebtext, figure) == (3.12, 2.84, 2.67, 2.54)
-    assert beside(Result("loss", [figure], {"corpus": "shakespeare", "limit": 0}), figure) == ()
+    assert published_figures(of_openwebtext, figure) == (3.12, 2.84, 2.67, 2.54)
+    assert (
+        published_figures(Result("loss", [figure], {"corpus": "shakespeare", "limit": 0}), figure)
+        == ()
+    )
 
 
 def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, monkeypatch):
@@ -210,7 +213,7 @@ def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, mon
     path.write_text("")
     capsys.readouterr()
     assert status_of([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
-    assert "that it could be counted on" in capsys.readouterr().err
+    assert "has nothing to score" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     # Half a zip.
     (own / "enwik8.zip").write_bytes(b"PK\x03\x04" + bytes(50))

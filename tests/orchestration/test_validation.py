@@ -87,16 +87,17 @@ def test_a_disk_that_takes_nothing_of_rays_ends_no_run(gpt2_corpus_dir, folder, 
     assert [one["step"] for one in evaluations(run)] == [20, 40]
 
 
-# The command, with an exam that is the end of any process that sits it, as where memory is short.
+# The command, with a task that kills the process that computes it, as a lack of memory would.
 DEADLY = """
 import os, signal
 from dataclasses import replace
 from yuzogpt.evaluation.benchmarks.tasks import TASKS
 
-def deadly(path, reading, read=TASKS["lambada"].prepare["paper"]):
-    return replace(read(path, reading), judge=lambda scores: os.kill(os.getpid(), signal.SIGKILL))
+def deadly(path, options, read=TASKS["lambada"].protocols["paper"]):
+    die = lambda scores: os.kill(os.getpid(), signal.SIGKILL)
+    return replace(read(path, options), compute_metrics=die)
 
-TASKS["lambada"].prepare["paper"] = deadly
+TASKS["lambada"].protocols["paper"] = deadly
 """
 
 

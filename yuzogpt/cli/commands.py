@@ -251,13 +251,13 @@ def locate_sampling(wanted: SamplingSettings) -> SamplingSettings:
 def evaluate(settings: Section) -> None:
     """Hold a model against benchmarks, on Ray or in this process."""
     assert isinstance(settings, EvaluateSettings)
-    from yuzogpt.evaluation.evaluate import check, here
+    from yuzogpt.evaluation.evaluate import check, compute_here
     from yuzogpt.evaluation.evaluate import evaluate as run_evaluation
 
     settings, directory, corpus = locate_evaluation(settings)
     evaluation = check(settings, directory, corpus)
     if settings.work.num_workers == 0:
-        run_evaluation(evaluation, here)
+        run_evaluation(evaluation, compute_here)
     else:
         from yuzogpt.orchestration.evaluate import on_ray
 

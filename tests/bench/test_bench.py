@@ -29,7 +29,7 @@ from yuzogpt.bench.bench import (
 from yuzogpt.bench.hardware_rate import flops_per_token, spread
 from yuzogpt.bench.launchers import Timing, measure, what_went_wrong
 from yuzogpt.bench.synthetic import MOST, tokenizer_of
-from yuzogpt.config import BenchSettings, ModelSettings
+from yuzogpt.config import BenchSettings, ModelSettings, with_changes
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.model.gpt import GPT
@@ -200,9 +200,9 @@ def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tm
 
 def test_a_row_that_fails_says_why(tmp_path):
     run = in_directory(short_run(settings_of(), tmp_path), str(tmp_path), "torchrun-1")
-    changed = run.data.model_copy(update={"data_dir": str(tmp_path / "none")})
+    changed = with_changes(run, {"data.data_dir": str(tmp_path / "none")})
     with pytest.raises(RunFailed, match=r"torchrun, 1 worker.*no prepared corpus here"):
-        measure("torchrun", run.model_copy(update={"data": changed}), 1)
+        measure("torchrun", changed, 1)
 
 
 def test_of_a_log_the_line_that_says_it_is_shown():

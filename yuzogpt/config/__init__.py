@@ -26,7 +26,7 @@ from yuzogpt.config.prepare import (
 from yuzogpt.config.read import ExportSettings, ExportTarget, ReportedRun, ReportSettings
 from yuzogpt.config.sample import SampleSettings, SamplingDeviceSettings, SamplingSettings
 from yuzogpt.config.schedule import ScheduleSettings
-from yuzogpt.config.section import DeviceSettings, Part, Section
+from yuzogpt.config.section import DeviceSettings, Part, Section, with_changes
 from yuzogpt.config.serve import (
     HTTPSettings,
     LimitSettings,
@@ -99,4 +99,5 @@ __all__ = [
     "TrainingDeviceSettings",
     "TuneSettings",
     "WorkerSettings",
+    "with_changes",
 ]

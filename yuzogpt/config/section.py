@@ -1,7 +1,8 @@
 """What a setting is: a name, a default, a unit, a meaning. Knows no verb."""
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -61,6 +62,27 @@ class Section(BaseModel):
     """A group of settings: immutable, and without room for a misspelt one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def with_changes(settings: S, changes: Mapping[str, Any]) -> S:
+    """Return settings with other values: `{"run.out_dir": x, "data.data_dir": y}`.
+
+    As pydantic's model_copy: values are not validated, and what is changed counts as set.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in changes.items():
+        section, leaf = dotted.split(".")
+        assert leaf in type(getattr(settings, section)).model_fields, dotted
+        sections.setdefault(section, {})[leaf] = value
+    return settings.model_copy(
+        update={
+            name: getattr(settings, name).model_copy(update=leaves)
+            for name, leaves in sections.items()
+        }
+    )
 
 
 class DeviceSettings(Section):

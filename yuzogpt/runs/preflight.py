@@ -18,7 +18,7 @@ from yuzogpt.checkpoints.pretrained import (
     weight_files,
 )
 from yuzogpt.checkpoints.resolve import resolve_model, shape_of
-from yuzogpt.config import ModelSettings, Part, TrainSettings
+from yuzogpt.config import ModelSettings, Part, TrainSettings, with_changes
 from yuzogpt.config.resolve import changed_frozen
 from yuzogpt.config.schedule import check_learning_rates, decaying_again, first_change, way_on
 from yuzogpt.data.batches import check_split_length
@@ -141,10 +141,9 @@ def with_recorded_start(settings: TrainSettings, checkpoint: Checkpoint) -> Trai
     """
     first = checkpoint.setting("run", "init_from", str)
     wanted = first if settings.run.init_from == "resume" else settings.run.init_from
-    run = settings.run.model_copy(update={"init_from": wanted})
     if first != "scratch":
         settings = with_model_shape(settings, shape_of(checkpoint))
-    return settings.model_copy(update={"run": run})
+    return with_changes(settings, {"run.init_from": wanted})
 
 
 def with_model_shape(settings: TrainSettings, shape: ModelSettings) -> TrainSettings:
@@ -244,8 +243,7 @@ def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSe
             f"--vocab_size={settings.model.vocab_size}: the corpus {corpus.manifest.corpus} has "
             f"{size} tokens; leave vocab_size out to take the corpus's"
         )
-    model = settings.model.model_copy(update={"vocab_size": size})
-    return settings.model_copy(update={"model": model})
+    return with_changes(settings, {"model.vocab_size": size})
 
 
 def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:

@@ -12,7 +12,7 @@ from pathlib import Path
 from yuzogpt.checkpoints.format import MANIFEST
 from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED
 from yuzogpt.checkpoints.resolve import locate_model, resolve_model
-from yuzogpt.config import ServeSettings
+from yuzogpt.config import ServeSettings, with_changes
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.runtime.signals import on_sigterm
@@ -52,14 +52,8 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
             f"--max_choices={limits.max_choices}: there is room for {places} requests "
             "(max_batch + max_waiting)"
         )
-    changed = settings.model_copy(
-        update={
-            "served": served.model_copy(update={"model": model}),
-            "http": settings.http.model_copy(update={"host": host}),
-            "limits": limits.model_copy(update={"api_keys_file": file}),
-        }
-    )
-    return changed, keys
+    changes = {"served.model": model, "http.host": host, "limits.api_keys_file": file}
+    return with_changes(settings, changes), keys
 
 
 def is_run(model: str) -> bool:
@@ -84,7 +78,7 @@ def with_free_port(settings: ServeSettings) -> ServeSettings:
             f"--host={http.host} --port={http.port}: cannot listen there "
             f"({error.strerror or error}); --port=0 takes any port that is free"
         ) from None
-    return settings.model_copy(update={"http": http.model_copy(update={"port": port})})
+    return with_changes(settings, {"http.port": port})
 
 
 def announce(settings: ServeSettings) -> None:

@@ -16,7 +16,7 @@ from traceback import format_exception
 from typing import Any
 
 from yuzogpt import runs
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
@@ -258,8 +258,7 @@ def fit(
 def with_threads(settings: TrainSettings) -> TrainSettings:
     """Return the settings with the user's OMP_NUM_THREADS: Ray's workers have Ray's."""
     threads = settings.device.threads or threads_asked()
-    device = settings.device.model_copy(update={"threads": threads})
-    return settings.model_copy(update={"device": device})
+    return with_changes(settings, {"device.threads": threads})
 
 
 def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> None:

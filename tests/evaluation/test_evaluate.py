@@ -134,7 +134,7 @@ def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
     assert results(out_dir)["tasks"] == found
     main(command(other, files, out_dir, "--num_workers=0", "--tasks=lambada", "--overwrite"))
     assert list(results(out_dir)["tasks"]) == ["lambada"]
-    # The same run, trained on: its figures begin anew.
+    # The same run, trained on: its figures start over.
     random_model(other, 3)
     main(command(other, files, out_dir, "--num_workers=0", "--tasks=wikitext2"))
     assert list(results(out_dir)["tasks"]) == ["wikitext2"]

@@ -109,12 +109,12 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
     settings = locate_train(settings)
     sweep = Sweep(settings, read_space(settings, files, searched)).checked()
 
-    from yuzogpt.tuning.search import is_over
+    from yuzogpt.tuning.search import is_done
     from yuzogpt.tuning.summary import show
     from yuzogpt.tuning.sweep import write_outcome
 
-    with sweep.writing():
-        if not sweep.replaces_another and is_over(sweep):
+    with sweep.hold_directory():
+        if not sweep.replaces_another and is_done(sweep):
             say(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
             found = write_outcome(sweep)
         else:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from yuzogpt import runs
-from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
+from yuzogpt.bench.synthetic import make_tokenizer, write_random_corpus
 from yuzogpt.runs.event_log import read_records
 from yuzogpt.runtime.cores import SYSTEM, THREADS, groups
 
@@ -85,7 +85,7 @@ def main() -> None:
     rates: dict[tuple[float, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, group_with_quota() as file:
         directory = Path(folder)
-        write_random_corpus(directory / "corpus", tokenizer_of(DATASET, 0), 200_000, 2_000)
+        write_random_corpus(directory / "corpus", make_tokenizer(DATASET, 0), 200_000, 2_000)
         for turn in range(wanted.rounds):
             for quota in wanted.quotas:
                 set_quota(file, quota)

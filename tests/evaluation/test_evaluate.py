@@ -69,7 +69,7 @@ def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_
     first, before = results(tmp_path / "a"), shard.stat().st_mtime_ns
     capsys.readouterr()
     main(command(model, files, tmp_path / "a", "--num_workers=0"))
-    assert "shards are there already" in capsys.readouterr().out
+    assert "shards are already computed" in capsys.readouterr().out
     assert shard.stat().st_mtime_ns == before
     shard.write_bytes(shard.read_bytes()[:-20])
     main(command(model, files, tmp_path / "a", "--num_workers=0", "--batch_size=1"))
@@ -117,7 +117,7 @@ def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
     lambada = results(out_dir)["tasks"]["lambada"]
     assert lambada["figures"]["accuracy"]["counted"] == 40
     main(command(model, files, out_dir, "--num_workers=0", "--tasks=lambada", "--limit=9"))
-    assert "keeps those figures" in capsys.readouterr().out
+    assert "keeps the metrics computed without --limit" in capsys.readouterr().out
     assert results(out_dir)["tasks"]["lambada"] == lambada
     harness = ("--tasks=lambada,wikitext2", "--protocol=harness")
     main(command(model, files, out_dir, "--num_workers=0", *harness))
@@ -246,8 +246,8 @@ def test_the_loss_on_a_whole_corpus_is_not_replaced_by_that_on_a_part(
     capsys.readouterr()
     main([*asked, "--loss_windows=5"])
     assert results(out_dir)["tasks"]["loss"] == whole
-    said = f"loss: without --loss_windows=5 before; {out_dir}/results.json keeps those figures"
-    assert said in capsys.readouterr().out
+    kept = "keeps the metrics computed without --loss_windows=5"
+    assert f"loss: {out_dir}/results.json {kept}" in capsys.readouterr().out
     main([*asked, "--loss_windows=0", "--limit=2"])
     assert results(out_dir)["tasks"]["loss"] == whole
     main(asked)  # 2,000 windows: more than there are

@@ -158,7 +158,7 @@ def test_the_harness_command_runs_without_a_gpu(folder, files, tmp_path):
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "yuzogpt: no CUDA device here; the CPU computes" in result.stderr
+    assert "yuzogpt: no CUDA device; using the CPU" in result.stderr
     (found,) = (tmp_path / "found").rglob("results*.json")
     assert "acc,none" in json.loads(found.read_text())["results"]["lambada_here"]
 

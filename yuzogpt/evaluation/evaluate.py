@@ -110,7 +110,9 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = compute_here) -> 
         if not settings.evaluated.overwrite:
             missing = missing_shards(directory, all_shards)
         if len(missing) < len(all_shards):
-            say(f"{len(all_shards) - len(missing)} of {len(all_shards)} shards are there already")
+            say(
+                f"{len(all_shards) - len(missing)} of {len(all_shards)} shards are already computed"
+            )
         with tqdm(total=len(missing), unit="shard", disable=not missing) as bar:
             for shard, scores in compute_shards(missing):
                 shard.write(directory, scores)

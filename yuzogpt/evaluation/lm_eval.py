@@ -135,7 +135,7 @@ def available_device(device: str) -> str:
     The harness requests cuda:0 if the user names no device.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        complain("yuzogpt: no CUDA device here; the CPU computes")
+        complain("yuzogpt: no CUDA device; using the CPU")
         return "cpu"
     return device
 

@@ -86,7 +86,7 @@ def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) 
     for result in results:
         flag = partial_flag(result, kept.get(result.key))
         if flag:
-            say(f"{result.key}: without {flag} before; {path} keeps those figures")
+            say(f"{result.key}: {path} keeps the metrics computed without {flag}")
         else:
             tasks[result.key] = result.to_dict()
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))
@@ -127,7 +127,7 @@ def check_same_model(directory: Path, name: str) -> None:
     stored = read(directory)
     if stored and stored.model.get("name") != name:
         raise UserError(
-            f"{directory / RESULTS}: has the figures of {stored.model.get('name')}; choose another "
+            f"{directory / RESULTS}: has the results of {stored.model.get('name')}; choose another "
             "--out_dir, or give --overwrite"
         )
 
@@ -136,8 +136,8 @@ def show(results: Sequence[Result]) -> None:
     """Print a row for each metric, with the published figures if there are any."""
     console = terminal.console(TABLE_WIDTH)
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for name in ("task", "protocol", "figure", "here", "counted", *SIZES):
-        is_number = name in ("here", "counted", *SIZES)
+    for name in ("task", "protocol", "metric", "this model", "counted", *SIZES):
+        is_number = name in ("this model", "counted", *SIZES)
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for result in results:
         for metric in result.metrics:
@@ -145,7 +145,9 @@ def show(results: Sequence[Result]) -> None:
     console.print(table)
     for result in results:
         if result.notes.get("protocol") == "paper" and not result.notes.get("published", True):
-            console.print(f"{result.task}: not the published file, so nothing is beside it")
+            console.print(
+                f"{result.task}: not the published file, so no published figures are shown"
+            )
     compared = [r for r in results if any(published_figures(r, metric) for metric in r.metrics)]
     if compared:
         console.print(f"{', '.join(SIZES)}: {', '.join(dict.fromkeys(map(source, compared)))}")

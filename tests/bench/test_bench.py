@@ -1,4 +1,4 @@
-"""`yuzogpt bench` as its user calls it: real runs, a table, JSON, a trace."""
+"""`yuzogpt bench` as a user runs it: real runs, a table, JSON, a trace."""
 
 import json
 import os

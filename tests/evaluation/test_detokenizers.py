@@ -1,4 +1,4 @@
-"""De-tokenizers lose nothing: what they join can be had back, to the last space."""
+"""Detokenizers are lossless: joined lines can be restored, to the last space."""
 
 import random
 
@@ -34,7 +34,7 @@ PTB_LINES = [
     ("rules", "lines"),
     [(WIKITEXT, WIKITEXT_LINES), (ONE_BILLION, WIKITEXT_LINES), (PTB, PTB_LINES)],
 )
-def test_every_line_can_be_had_back(rules, lines):
+def test_every_line_can_be_restored(rules, lines):
     detokenizer = Detokenizer.for_lines(rules, lines)
     for line in lines:
         assert detokenizer.restore(detokenizer.join(line)) == line
@@ -61,8 +61,8 @@ def test_what_is_not_tokenized_is_refused():
 
 
 @pytest.mark.parametrize("rules", [WIKITEXT, PTB, ONE_BILLION], ids=["wikitext", "ptb", "1bw"])
-def test_any_tokens_can_be_had_back(rules):
-    """Whatever the tokens are, be they made of marks: they stay apart where they must."""
+def test_any_tokens_can_be_restored(rules):
+    """Also tokens that are made of marks: they stay apart where they must."""
     generator = random.Random(1)
     pieces = ["a", "St.", "U.S.", "1", "(", ")", ",", ".", "'s", "n't", '"', "@-@", "@,@", "-", "$"]
     pieces += ["''", "'", "...", "x-y", "1,000", "%", "<unk>", "can't", '"x', "x(", ":", "@", "é"]

@@ -1,4 +1,4 @@
-"""`yuzogpt evaluate` as its user meets it: mistakes, a second run, a kill, another batch."""
+"""`yuzogpt evaluate` as a user runs it: mistakes, a second run, a kill, another batch size."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import REPOSITORY, prepare_here, yuzogpt
-from tests.evaluation.models import random_model, some_lambada, some_wikitext
+from tests.evaluation.models import random_model, write_lambada, write_wikitext
 from yuzogpt.cli import main, status_of
 from yuzogpt.config import CorpusSettings
 from yuzogpt.evaluation import shards
@@ -32,8 +32,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    some_lambada(folder / "lambada_test.jsonl")
-    some_wikitext(folder / "wikitext2_test.txt")
+    write_lambada(folder / "lambada_test.jsonl")
+    write_wikitext(folder / "wikitext2_test.txt")
     return folder
 
 
@@ -141,7 +141,7 @@ def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
 
 
 def shards_in(out_dir):
-    """Return each shard's file, and when it was written."""
+    """Return the modification time of each shard's file."""
     return {path: path.stat().st_mtime_ns for path in out_dir.glob("shards/*/*.json")}
 
 

@@ -1,4 +1,4 @@
-"""Our figures beside lm-evaluation-harness's own, of the same weights and the same texts."""
+"""Our metrics equal lm-evaluation-harness's own, for the same weights and texts."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.evaluation.models import (
-    end_foreseen,
+    end_with_greedy_words,
     exported,
     random_model,
-    some_hellaswag,
-    some_lambada,
-    some_wikitext,
+    write_hellaswag,
+    write_lambada,
+    write_wikitext,
 )
 from yuzogpt.cli import main
 from yuzogpt.errors import UserError
@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(folder):
-    """The model, as the harness sees it."""
+    """Our model, in the harness's interface."""
     from yuzogpt.evaluation.lm_eval import YuzoGPT
 
     return YuzoGPT(str(folder), batch_size=4, device="cpu", threads=1)
@@ -53,18 +53,18 @@ def generate(adapter, *texts, **wanted):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, folder, adapter) -> Path:
-    """Small parts of the benchmarks in the tests' own words, and the harness's tasks for them."""
+    """Small benchmark files of random words, and the harness's tasks for them."""
     own = str(folder)
     folder = tmp_path_factory.mktemp("files")
-    some_lambada(folder / "lambada_test.jsonl")
-    end_foreseen(folder / "lambada_test.jsonl", own)
-    some_hellaswag(folder / "hellaswag_val.jsonl")
+    write_lambada(folder / "lambada_test.jsonl")
+    end_with_greedy_words(folder / "lambada_test.jsonl", own)
+    write_hellaswag(folder / "hellaswag_val.jsonl")
     lines = (folder / "lambada_test.jsonl").read_text().splitlines()
     said = generate(adapter, *(json.loads(line)["text"] for line in lines[:9]), max_gen_toks=NEW)
     stops = sorted({text[place : place + 2] for text in said for place in (9, 14)})
     stops = [stop for stop in stops if re.fullmatch("[A-Za-z]{2}", stop)][:5]
     assert len(stops) > 1, said
-    pages = some_wikitext(folder / "wikitext2_test.txt")
+    pages = write_wikitext(folder / "wikitext2_test.txt")
     rows = "".join(json.dumps({"page": page}) + "\n" for page in pages)
     (folder / "pages.jsonl").write_text(rows)
     for name in ("pages.py", "scenes.py"):
@@ -80,7 +80,7 @@ def files(tmp_path_factory, folder, adapter) -> Path:
 
 
 def theirs(model, files: Path) -> dict[str, dict]:
-    """Return what the harness finds."""
+    """Return the harness's results."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(files), include_defaults=False)
@@ -147,7 +147,7 @@ def test_requests_are_read_as_the_harness_own_model_reads_them(folder, adapter):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_the_harness_command_runs_without_a_gpu(folder, files, tmp_path):
-    """Where no device is named it asks for cuda:0."""
+    """It requests cuda:0 if no device is named."""
     command = [
         sys.executable, "-m", "yuzogpt.evaluation.lm_eval", "run", "--tasks", "lambada_here",
         "--include_path", str(files), "--model_args", f"model={folder},threads=1", "--limit", "2",

@@ -1,4 +1,4 @@
-"""Figures that can be computed by hand, and what they must not depend on."""
+"""Metrics that can be computed by hand, and what they must not depend on."""
 
 import json
 import math
@@ -29,7 +29,7 @@ HARDWARE = choose_hardware(DeviceSettings(device="cpu", dtype="float32", threads
 
 
 class Two:
-    """A tokenizer of two characters, and no end of text."""
+    """A tokenizer of two characters, without an end of text."""
 
     end_of_text = None
     encode = staticmethod(CharTokenizer("\na").encode)
@@ -44,7 +44,7 @@ def prepare(
 
 
 def uniform_model(vocab_size: int = 2) -> GPT:
-    """Return a model that finds all of its tokens equally likely, always."""
+    """Return a model for which all tokens are always equally probable."""
     model = small_model(1, vocab_size=vocab_size, n_embd=8, n_head=2, vocab_multiple=1)
     with torch.no_grad():
         model.wte.weight.zero_()
@@ -66,7 +66,7 @@ def test_windows_score_every_token_once_with_all_the_context_there_is(length, st
 
 
 def test_a_text_under_a_uniform_model_is_exact(tmp_path):
-    """Two equally likely tokens: perplexity 2 a token, one bit a byte, whatever the windows are."""
+    """Two equally probable tokens: perplexity 2 per token, 1 bit per byte, with any windows."""
     path = tmp_path / "enwik8.zip"
     path.with_suffix(".txt").write_bytes(b"a\na\na" * 20)
     prepared = prepare("enwik8", path.with_suffix(".txt"), Two(), stride=7)
@@ -92,7 +92,7 @@ def test_words_are_counted_as_in_the_original(tmp_path):
 
 @pytest.mark.parametrize("task", ["ptb", "1bw"])
 def test_an_end_of_line_is_scored_where_it_is_counted(task, tmp_path):
-    """Of ten tokens each is as likely: a word of one token and the end are ten each, in both."""
+    """Ten equally probable tokens: the perplexity of a word and of an end of line is 10 each."""
     path = tmp_path / "text.txt"
     path.write_text(" a \n b \n")
     prepared = prepare(task, path, CharTokenizer("\n abcdefgh"))
@@ -149,7 +149,7 @@ def test_continuations():
 
 
 def test_the_last_word_with_and_without_stop_words(tmp_path):
-    """A model that always says the stop word is right only where such words are no answers."""
+    """A banned token is not the greedy answer; log-likelihoods do not change."""
     path = tmp_path / "lambada_test.jsonl"
     path.write_text(json.dumps({"text": "bead game"}) + "\n" + json.dumps({"text": "a b c"}) + "\n")
     tokenizer = CharTokenizer(ALPHABET)
@@ -273,7 +273,7 @@ def test_a_line_that_is_not_tokenized_is_named(tmp_path):
 
 
 def test_float32_means_float32():
-    """On GPUs training may round inputs of matrix products to 10 bits; figures must not."""
+    """On GPUs training may round inputs of matrix products to 10 bits; evaluation must not."""
     torch.backends.cuda.matmul.allow_tf32 = True
     score(small_model(1), [Passage((1, 2, 3), 1)], 1, HARDWARE)
     assert not torch.backends.cuda.matmul.allow_tf32

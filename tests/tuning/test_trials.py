@@ -22,12 +22,12 @@ def train(settings, listener):
 
 @pytest.fixture
 def attempt(corpus_dir, tmp_path):
-    """Return how a trial is done, and what it reports."""
+    """Return a function that runs a trial."""
     trial = Trial(tmp_path / "0003", "0003", {"model.dropout": 0.1})
     trial.write()
 
     def do(train=train, most=math.inf, steps=30):
-        """Do the trial until it has made `most` steps; return its reports, and how it ended."""
+        """Run the trial for at most `most` steps; return its reports, and how it ended."""
         flags = (f"--max_iters={steps}", "--eval_interval=10", "--eval_iters=0")
         settings = tiny_settings(corpus_dir, trial.directory, *flags)
         reports = []

@@ -1,4 +1,4 @@
-"""Stateless random numbers: data order, dropout and sampling depend on nothing that came before."""
+"""Stateless random numbers, so that data order, dropout and sampling depend on no history."""
 
 import numpy as np
 import numpy.typing as npt

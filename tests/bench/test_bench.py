@@ -103,13 +103,13 @@ def test_a_person_gets_a_table(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--launchers=mpi", "not one of bare, torchrun, ray"),
+        ("--launchers=mpi", "unknown; known: bare, torchrun, ray"),
         ("--world_sizes=0", "at least one worker"),
         ("--world_sizes=two", "valid integer"),
         ("--n_head=3", "not a multiple of n_head"),
         ("--synthetic=False", "no prepared corpus here"),
-        ("--trace=t.json --launchers=torchrun", "only launchers=bare"),
-        ("--trace=t.json --steps=2", "the last 3 of more steps"),
+        ("--trace=t.json --launchers=torchrun", "needs bare among the launchers"),
+        ("--trace=t.json --steps=2", "needs more than 3 steps in all"),
         ("--trace=no/such/t.json", "a directory that exists"),
         ("--launchers=torchrun --world_sizes=1,9", "too small for 9 workers"),
         ("--launchers=ray --ray_address=127.0.0.1:9", "that all nodes share with --storage"),
@@ -188,8 +188,9 @@ def marked(mark: str) -> list[int]:
 
 def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tmp_path):
     settings = resolve(BenchSettings, [], [
-        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear", "--start_rows=12",
-        "--ramp_iters=9", "--eval_tasks=lambada", "--dataset=shakespeare_char", "--steps=1",
+        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear",
+        "--batch_start_rows=12", "--batch_ramp_iters=9", "--eval_tasks=lambada",
+        "--dataset=shakespeare_char", "--steps=1",
     ])  # fmt: skip
     run = short_run(settings, tmp_path)
     assert (run.model.n_layer, run.model.n_embd, run.model.dropout) == (3, 48, 0.1)

@@ -134,15 +134,18 @@ def test_a_run_beyond_its_decay_says_from_where_on_it_stays_at_min_lr(settings_o
 @pytest.mark.parametrize(
     ("flags", "advice"),
     [
-        (("--decay_lr=False",), "raise --max_iters to go on"),
-        (("--lr_decay_iters=8",), "raise --max_iters, to 8 at most for the same decay, to go on"),
+        (("--decay_lr=False",), "raise --max_iters to continue"),
+        (
+            ("--lr_decay_iters=8",),
+            "raise --max_iters, to 8 at most for the same decay, to continue",
+        ),
         (
             ("--lr_decay_iters=4", "--min_lr=1e-3"),
-            "raise --max_iters to N to go on at min_lr=0.001, with --redecay=4..N@RATE to decay",
+            "raise --max_iters to N to continue at min_lr=0.001, with --redecay=4..N@RATE to decay",
         ),
         (
             (*LINEAR, "--lr_decay_iters=4"),
-            "raise --max_iters to N, with --redecay=4..N@RATE to decay again, to go on",
+            "raise --max_iters to N, with --redecay=4..N@RATE to decay again, to continue",
         ),
     ],
 )

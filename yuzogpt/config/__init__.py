@@ -1,9 +1,8 @@
-"""Every setting, once: its name, default, unit and meaning. A file for each verb.
+"""Every setting, declared once: its name, default, unit and meaning. One file per verb.
 
-In: nothing. Out: one pydantic model for each verb (`TrainSettings`, `PrepareSettings`,
-`SampleSettings`), composed of sections. Leaf names are nanoGPT's where nanoGPT has one, and unique
-within a verb, so that `--n_layer=4` needs no section. How values get in (defaults, YAML files,
-`--key=value`) is in overrides.py.
+Each verb has one pydantic model (`TrainSettings`, `PrepareSettings`, ...), composed of sections.
+Leaf names are nanoGPT's where nanoGPT has one, and unique within a verb, so that `--n_layer=4`
+needs no section. Next on the line: resolve.py reads values from YAML files and flags.
 """
 
 from yuzogpt.config.bench import BenchmarkedSettings, BenchSettings

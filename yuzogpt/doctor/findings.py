@@ -93,8 +93,8 @@ def room(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     """Is there disk and memory?"""
     for name, node in survey.nodes.items():
         for part, what, free, least, remedy in (
-            ("memory", "memory", node.memory, wanted.least_memory, "end what uses it"),
-            ("disk", "disk for Ray's files", node.temporary, wanted.least_disk, "make room"),
+            ("memory", "memory", node.memory, wanted.min_memory_gb, "end what uses it"),
+            ("disk", "disk for Ray's files", node.temporary, wanted.min_disk_gb, "make room"),
         ):
             if part not in node.problems and free < least * GIGABYTE:
                 text = f"{what}: {free / GIGABYTE:.1f} GB free, {least:g} wanted"
@@ -110,12 +110,12 @@ def storage(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
             if scheme_of(place):
                 remedy = "see the bucket's name and region, and that node's credentials"
             yield Finding("fault", node, f"{place} cannot be written ({found.problem})", remedy)
-        elif found.written is not None and found.written < wanted.least_storage_speed * 1e6:
+        elif found.written is not None and found.written < wanted.min_storage_mb_s * 1e6:
             speed = f"{found.written / 1e6:.1f} MB/s"
-            what = f"{place} takes {speed}, {wanted.least_storage_speed:g} wanted"
+            what = f"{place} takes {speed}, {wanted.min_storage_mb_s:g} wanted"
             yield Finding("warning", node, what, "checkpoints will be slow; see the way to it")
-        if found.free is not None and found.free < wanted.least_disk * GIGABYTE:
-            what = f"{place}: {found.free / GIGABYTE:.1f} GB free, {wanted.least_disk:g} wanted"
+        if found.free is not None and found.free < wanted.min_disk_gb * GIGABYTE:
+            what = f"{place}: {found.free / GIGABYTE:.1f} GB free, {wanted.min_disk_gb:g} wanted"
             yield Finding("fault", node, what, "make room")
     for node, others in survey.unseen.items():
         if others:
@@ -130,7 +130,7 @@ def clocks(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
     middle = statistics.median_low(ahead for ahead, _ in survey.clocks.values())
     for node, (ahead, uncertain) in survey.clocks.items():
         skew = ahead - middle
-        if abs(skew) - uncertain <= wanted.most_skew:
+        if abs(skew) - uncertain <= wanted.max_clock_skew_s:
             continue
         if len(survey.clocks) == 2:
             what = f"the clocks of {' and '.join(survey.clocks)} are {abs(skew):.1f} s apart"
@@ -153,12 +153,14 @@ def links(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
         return
     # The upper quartile: of four nodes, one with a slow link spoils half of all links.
     usual = sorted(link.bandwidth for link in measured)[len(measured) * 3 // 4]
-    bar = max(wanted.least_bandwidth * MEGABIT, SLOW_LINK * usual)
+    bar = max(wanted.min_bandwidth_mbit * MEGABIT, SLOW_LINK * usual)
     slow = [link for link in measured if link.bandwidth < bar]
     if len(slow) == len(measured) > 2:
         worst = min(slow, key=lambda link: link.bandwidth)
         what = f"all links are slow: {worst.bandwidth / MEGABIT:,.0f} Mbit/s and more"
-        remedy = f"choose other interfaces, or lower --least_bandwidth={wanted.least_bandwidth:g}"
+        remedy = (
+            f"choose other interfaces, or lower --min_bandwidth_mbit={wanted.min_bandwidth_mbit:g}"
+        )
         yield Finding("fault", "cluster", what, remedy)
         slow = []
     for node, those in by_culprit(slow).items():
@@ -167,11 +169,11 @@ def links(survey: Survey, wanted: SoundnessSettings) -> Iterator[Finding]:
         what = f"slow link: {speed}; the others have {usual / MEGABIT:,.0f}"
         remedy = "see its cable, port and interface (ethtool); every step waits for the slowest"
         level: Literal["fault", "warning"] = (
-            "fault" if worst.bandwidth < wanted.least_bandwidth * MEGABIT else "warning"
+            "fault" if worst.bandwidth < wanted.min_bandwidth_mbit * MEGABIT else "warning"
         )
         yield Finding(level, node, what, remedy)
     for link in measured:
-        if link.latency > wanted.most_latency / 1000:
+        if link.latency > wanted.max_latency_ms / 1000:
             what = f"{1000 * link.latency:.1f} ms to {link.target} and back"
             yield Finding("warning", link.source, what, "place the nodes closer to each other")
     if survey.network_problem:

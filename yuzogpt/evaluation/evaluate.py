@@ -156,8 +156,8 @@ def scoring_job(evaluation: Evaluation, task: str, weights: str) -> ScoringJob:
         weights=weights,
         task=task,
         protocol=settings.benchmarks.protocol,
-        shard_size=settings.work.shard_size,
-        batch_size=settings.work.batch_size,
+        shard_size=settings.workers.shard_size,
+        batch_size=settings.workers.batch_size,
         device=settings.device,
     )
 

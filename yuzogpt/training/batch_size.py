@@ -75,7 +75,7 @@ class GlobalBatch:
         self.trace = decay * self.trace + (1 - decay) * trace
         self.measured += 1
         if self.measured >= WARM_AFTER:
-            first, most = self.settings.start_rows, self.settings.global_rows
+            first, most = self.settings.batch_start_rows, self.settings.global_rows
             wanted = min(self.noise_scale, most)
             self.rows = max(self.rows, int(wanted // first) * first)
 

@@ -158,7 +158,7 @@ class AsyncCheckpointer:
         if self.failures:
             raise RunFailed(
                 f"{mirrors.name_of(self.run)}: the last checkpoint could not be written; the same "
-                "command goes on from the one before"
+                "command resumes from the one before"
             )
 
     def _allocate(self) -> None:
@@ -222,7 +222,7 @@ class AsyncCheckpointer:
         if self.failures >= MOST_FAILURES:
             raise RunFailed(
                 f"{mirrors.name_of(self.run)}: {self.failures} checkpoints in a row could not be "
-                f"written ({text}); mend that, and the same command goes on from the newest one"
+                f"written ({text}); mend that, and the same command resumes from the newest one"
             )
 
     def _notice(self, step: int, what: str) -> None:

@@ -130,7 +130,7 @@ class Guard:
 
     def gives_up(self) -> bool:
         """Tell whether so many steps in a row were not finite that the run should end."""
-        return self.not_finite_in_a_row >= self.settings.max_skipped
+        return self.not_finite_in_a_row >= self.settings.max_nonfinite_steps
 
     @classmethod
     def remembering(cls, settings: GuardSettings, memory: dict[str, float]) -> "Guard":

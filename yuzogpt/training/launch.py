@@ -122,7 +122,7 @@ def work(
         telling.start()
         telling.join(TOLD_WITHIN)
 
-    watchdog = Watchdog(world, settings.workers.hang_timeout, tell)
+    watchdog = Watchdog(world, settings.workers.hang_timeout_s, tell)
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
             outside = LoopHooks(run, report, lambda: refuse_other(run, holder), stop, watchdog)
@@ -235,7 +235,7 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
         stops = [record for record in read_records(run / runs.METRICS) if record["kind"] == "stop"]
         has_none = settings.evaluation.eval_only or (stops and stops[-1]["step"] == 0)
         what = f"stopped ({reason}){'' if has_none else ' with a checkpoint'}"
-        raise Stopped(f"{what}; the same command goes on")
+        raise Stopped(f"{what}; the same command resumes")
     mirrors.pull(run / runs.METRICS, if_changed=True)
     records = read_records(run / runs.METRICS)
     part = settings.evaluation.val_part

@@ -124,9 +124,9 @@ def group_rate(kind: Kind, settings: OptimizerSettings, shape: ModelSettings) ->
     Muon's has the right size at every width.
     """
     rates = {
-        "matrix": settings.matrix_rate,
-        "embedding": settings.embedding_rate,
-        "head": settings.head_rate,
+        "matrix": settings.matrix_lr_mult,
+        "embedding": settings.embedding_lr_mult,
+        "head": settings.head_lr_mult,
         "vector": 1.0,
     }
     is_scaled = kind == "matrix" and settings.optimizer == "adamw"

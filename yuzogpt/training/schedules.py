@@ -17,4 +17,4 @@ def batch_factor(rows: int, batch: BatchSettings) -> float:
 
     With a power of 1/2, Adam's noise a token stays the same (Malladi et al., 2022).
     """
-    return float((rows / batch.global_rows) ** batch.batch_lr_power)
+    return float((rows / batch.global_rows) ** batch.lr_batch_exponent)

@@ -23,6 +23,7 @@ import yaml
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings, TuneSettings, with_changes
+from yuzogpt.config.renamed import with_current_names
 from yuzogpt.config.resolve import changed_frozen, load_yaml, to_yaml
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
@@ -90,7 +91,7 @@ class Sweep:
             "evaluation.val_part": "first",
             "checkpoint.keep_last": 1,
             "checkpoint.keep_best": 1,
-            "workers.spare_workers": False,
+            "workers.warm_spare_workers": False,
         }
         return with_changes(chosen, changes)
 
@@ -165,9 +166,8 @@ class Sweep:
     def differences(self, written: bytes, origin: str) -> list[str]:
         """Return how this sweep differs from the one that wrote a settings.yaml."""
         now = self.settings.model_dump()
-        before = checked(
-            load_yaml(written, origin, yaml.SafeLoader), dict[str, dict[str, Any]], origin
-        )
+        content = load_yaml(written, origin, yaml.SafeLoader)
+        before = with_current_names(checked(content, dict[str, dict[str, Any]], origin))
         changes = changed_frozen(before, self.settings)
         for section, leaf in COMPARABLE:
             then = before.get(section, {}).get(leaf, now[section][leaf])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from yuzogpt import checkpoints, runs
 from yuzogpt.config import TrainSettings, with_changes
+from yuzogpt.config.renamed import current_name
 from yuzogpt.errors import InUse, RunFailed, UserError, is_out_of_memory
 from yuzogpt.runs.event_log import Listener, Record, read_records
 from yuzogpt.runs.stop_request import ask_to_stop
@@ -94,7 +95,8 @@ class Trial:
             return None
         except DamagedFile as error:
             raise DamagedFile(f"{error}; delete it, and the trial runs again") from None
-        return cls(directory, **dict(content))
+        values = {current_name(key): value for key, value in content.values.items()}
+        return cls(directory, **{**dict(content), "values": values})
 
     def evaluations(self) -> list[tuple[int, float]]:
         """Return the steps and losses of its evaluations."""

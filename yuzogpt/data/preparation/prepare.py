@@ -78,8 +78,8 @@ def prepare(
         raise UserError(f"{directory / blocks.STAGING}: a symlink; delete it")
     chosen = settings.corpus
     corpus = find_corpus(chosen.dataset, chosen.tokenizer, bool(chosen.source))
-    if not is_large(corpus, chosen, settings.large):
-        check_ignored_settings(settings.large, corpus)
+    if not is_large(corpus, chosen, settings.preparation):
+        check_ignored_settings(settings.preparation, corpus)
         if chosen.source:
             check_is_text(chosen.source, corpus)
         if chosen.overwrite and chosen.source:
@@ -142,13 +142,13 @@ def prepare_large(
     if found:
         sweep(directory)
         refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
-        check_same_settings(found, plan.decisive(settings.large, corpus))
+        check_same_settings(found, plan.decisive(settings.preparation, corpus))
         if not settings.corpus.source:  # no need to look at the hub again
             return found, False
     if overwrite:
         check_not_nested(source, directory)
     try:
-        wanted = plan.make_plan(settings.large, corpus, source, directory)
+        wanted = plan.make_plan(settings.preparation, corpus, source, directory)
     except UserError as error:
         hint = "" if settings.corpus.source else "; or fetch it elsewhere and give --source=FOLDER"
         raise UserError(f"{error}{hint}") from None

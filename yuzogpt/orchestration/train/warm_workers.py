@@ -25,7 +25,7 @@ KEPT_FOR = 10**7  # seconds
 NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
 
 # Ray calls a function of this name in each new worker process, before it has work.
-HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.stand_ready"}
+HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.wait_until_needed"}
 LOCK = "spares.lock"  # in the private directory of an embedded Ray
 
 

@@ -33,9 +33,9 @@ from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.orchestration.lean import single_node_trainer
 from yuzogpt.orchestration.train import failures
 from yuzogpt.orchestration.train import trainer as orchestration_train
+from yuzogpt.orchestration.train.single_node import single_node_trainer
 from yuzogpt.orchestration.train.trainer import set_environment, train_connected
 from yuzogpt.runs.stop_request import ask_to_stop
 

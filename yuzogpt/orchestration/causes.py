@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 from yuzogpt.errors import RunFailed, UserError, first_line, reason_of
+from yuzogpt.orchestration.ray_internals import is_lost_worker
 
 OURS = (UserError, RunFailed)
 # Attributes in which exceptions of Ray, Ray Train and Ray Data hold the one that they wrap.
@@ -61,7 +62,7 @@ def inside(error: BaseException) -> BaseException | None:
 
 def first_to_fail(errors: Mapping[int, Exception]) -> tuple[int, Exception]:
     """Return the worker that is to blame: one that is gone, rather than those that missed it."""
-    gone = {rank: error for rank, error in errors.items() if "WorkerHealth" in type(error).__name__}
+    gone = {rank: error for rank, error in errors.items() if is_lost_worker(error)}
     return min((gone or errors).items(), key=lambda item: item[0])
 
 

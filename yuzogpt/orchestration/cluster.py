@@ -4,7 +4,6 @@ In: an address, or none. Out: a connection. A cluster that merely happens to run
 """
 
 import contextlib
-import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from importlib import import_module
 
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.embedded import connect, embedded, is_embedded, private_directory
-from yuzogpt.orchestration.environment import QUIET
+from yuzogpt.orchestration.environment import EVERYWHERE, cluster_address, set_defaults
 from yuzogpt.orchestration.stuck import obeyed
 from yuzogpt.runtime.signals import interruption_held_back, sigterm_held_back
 
@@ -29,9 +28,8 @@ def connected(
     two threads that import one package from two ends may each see the half of it. `library` is
     the one that the caller uses (ray.train, ray.data): it is imported here, for the caller.
     """
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    address = cluster_address(address)
+    set_defaults(EVERYWHERE)
     with contextlib.ExitStack() as stack:
         with (
             sigterm_held_back(),

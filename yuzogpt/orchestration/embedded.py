@@ -17,9 +17,19 @@ from typing import Any
 
 from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration.causes import cause_of
-from yuzogpt.orchestration.environment import NEVER_HERE, ONLY_HERE, environment
-from yuzogpt.orchestration.lean import kill_node_immediately, minimal_node_services
+from yuzogpt.orchestration.environment import (
+    AUTH_MODE,
+    EMBEDDED,
+    EMBEDDED_ALWAYS,
+    TOKEN_PATH,
+    environment,
+)
 from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
+from yuzogpt.orchestration.ray_internals import (
+    init_options,
+    kill_node_immediately,
+    minimal_node_services,
+)
 from yuzogpt.orchestration.stuck import workers_watched
 from yuzogpt.runtime.cores import free_memory
 from yuzogpt.runtime.signals import deaf_to_interruption, sigterm_held_back
@@ -37,9 +47,9 @@ def embedded(cores: int) -> Iterator[None]:
         token = directory / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        chosen = {name: os.environ.get(name, value) for name, value in ONLY_HERE.items()}
-        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with environment(chosen | access | importable_checkout() | NEVER_HERE):
+        chosen = {name: os.environ.get(name, value) for name, value in EMBEDDED.items()}
+        access = {AUTH_MODE: "token", TOKEN_PATH: str(token)}
+        with environment(chosen | access | importable_checkout() | EMBEDDED_ALWAYS):
             try:
                 with minimal_node_services(), sigterm_held_back():  # which Ray's processes inherit
                     start(cores, directory)
@@ -62,10 +72,12 @@ def start(cores: int, directory: Path) -> None:
             num_cpus=cores,
             runtime_env=runtime_environment(),
             include_dashboard=False,
-            _memory=free_memory(),
             object_store_memory=OBJECT_STORE_BYTES,
-            _plasma_directory=plasma_directory(directory),
-            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
+            **init_options(
+                _memory=free_memory(),
+                _plasma_directory=plasma_directory(directory),
+                _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
+            ),
         )
     except Exception as error:  # of many types, from a lack of memory to one of descriptors
         raise RunFailed(f"Ray cannot be started here: {cause_of(error)}") from None
@@ -95,7 +107,7 @@ def is_embedded() -> bool:
 
 def private_directory() -> Path:
     """Return where an embedded Ray has its token: its processes inherit the path."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).parent
+    return Path(os.environ.get(TOKEN_PATH, "")).parent
 
 
 def importable_checkout() -> dict[str, str]:

@@ -5,7 +5,6 @@ costs its shard's time: Ray gives that shard to another.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.shards import Shard
 from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
+from yuzogpt.orchestration.environment import cluster_address
 from yuzogpt.runtime.cores import available_cores, threads_asked
 
 RETRIES = 5  # of a shard whose worker died; a batch that is too large for memory kills each
@@ -26,7 +26,7 @@ AHEAD = 2  # shards that are handed out for each worker, so that none waits for 
 
 def on_ray(settings: EvaluateSettings) -> Compute:
     """Return what computes shards on Ray, which starts when there is something to compute."""
-    check_reachable(settings.work.ray_address or os.environ.get("RAY_ADDRESS", ""))
+    check_reachable(cluster_address(settings.work.ray_address))
 
     def compute(left: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
         if not left:

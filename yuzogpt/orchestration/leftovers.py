@@ -18,6 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from yuzogpt.errors import UserError
+from yuzogpt.orchestration.environment import TOKEN_PATH
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.lease import is_holder_alive, this_process
 from yuzogpt.storage.untrusted import Untrusted, read_json
@@ -106,7 +107,7 @@ def processes_of(directory: Path) -> list[int]:
 
     Ray's agents put a title over their command line, and over that. Their logs are open.
     """
-    mark, found = os.fsencode(f"RAY_AUTH_TOKEN_PATH={directory}/token"), []
+    mark, found = os.fsencode(f"{TOKEN_PATH}={directory}/token"), []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             is_marked = mark in (process / "environ").read_bytes()

@@ -7,7 +7,6 @@ done again.
 """
 
 import contextlib
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -22,16 +21,8 @@ from yuzogpt.data.preparation.shards import ShardConfig
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import check_reachable, connected
+from yuzogpt.orchestration.environment import DATA, cluster_address, set_defaults
 from yuzogpt.runtime.cores import available_cores
-
-# Set before ray is imported and starts; its workers inherit them.
-ENVIRONMENT = {
-    "RAY_DATA_LOG_LEVEL": "CRITICAL",  # what went wrong is told in a line; its files have it all
-    # Memory is kept and used again, not returned: page faults cost more than tokenizing a little.
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-}
 
 
 def prepare_on_ray(settings: PrepareSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
@@ -49,7 +40,7 @@ class RayWorkers:
     def __init__(self, settings: DistributedPrepareSettings) -> None:
         """Ray starts when there is something to do."""
         wanted = settings.num_workers
-        self.address = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
+        self.address = cluster_address(settings.ray_address)
         self.most = wanted if isinstance(wanted, int) else None
         self.stack = contextlib.ExitStack()
         self.is_connected = False
@@ -87,8 +78,7 @@ class RayWorkers:
         """Start or join Ray, once."""
         if not self.is_connected:
             print("starting Ray ...", flush=True)
-            for name, value in ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            set_defaults(DATA)
             cores = self.most or available_cores()
             heavy = ("pandas", "pyarrow.dataset", "numpy")
             self.stack.enter_context(connected(self.address, cores, heavy, "ray.data"))

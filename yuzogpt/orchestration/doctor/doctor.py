@@ -8,6 +8,7 @@ import os
 from yuzogpt.config import SoundnessSettings
 from yuzogpt.doctor.survey import Survey
 from yuzogpt.orchestration.cluster import connected
+from yuzogpt.orchestration.environment import cluster_address
 from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.storage.paths import SUBMITTED_JOB
@@ -15,7 +16,7 @@ from yuzogpt.storage.paths import SUBMITTED_JOB
 
 def survey_cluster(wanted: SoundnessSettings) -> Survey:
     """Examine the cluster that `wanted` names, or an embedded one: this machine."""
-    address = wanted.ray_address or os.environ.get("RAY_ADDRESS", "")
+    address = cluster_address(wanted.ray_address)
     with (
         stopped_by_sigterm("stopped (SIGTERM)"),
         connected(wanted.ray_address, available_cores()),

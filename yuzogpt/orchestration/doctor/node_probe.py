@@ -21,6 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from yuzogpt.doctor import links, node
 from yuzogpt.doctor.survey import Head, Survey
 from yuzogpt.orchestration.causes import cause_of
+from yuzogpt.orchestration.environment import AUTH_MODE, JOB_STOP_WAIT_S
+from yuzogpt.orchestration.ray_internals import dashboard_address, node_temp_dir
 
 STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
 ANSWERED_WITHIN = 30.0  # seconds
@@ -41,8 +43,7 @@ class NodeProbe:
 
     def examine(self) -> node.Node:
         """Return the facts of this node."""
-        directory = ray._private.worker._global_node.get_temp_dir_path()
-        return node.examine(self.address, directory, self.counted_gpus)
+        return node.examine(self.address, node_temp_dir(), self.counted_gpus)
 
     def clock(self) -> float:
         """Return what time it is here."""
@@ -85,10 +86,10 @@ class NodeProbe:
 
     def head(self, dashboard: str) -> Head:
         """Return what the head knows; call it there. `dashboard`: HOST:PORT, or nothing."""
-        wait = node.number(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", ""))
+        wait = node.number(os.environ.get(JOB_STOP_WAIT_S, ""))
         return Head(
             jobs_status=status_without_token(dashboard) if dashboard else None,
-            token_mode=os.environ.get("RAY_AUTH_MODE") == "token",
+            token_mode=os.environ.get(AUTH_MODE) == "token",
             stop_wait=wait,
             is_pod="KUBERNETES_SERVICE_HOST" in os.environ,
         )
@@ -246,7 +247,7 @@ class ClusterProbe:
         name = self.survey.head.name
         if name not in self.examiners:
             return
-        dashboard = ray._private.worker.get_dashboard_url() or ""
+        dashboard = dashboard_address()
         head: Head | None = self.ask_one(name, lambda one: one.head.remote(dashboard))
         if head is None:
             return

@@ -8,7 +8,6 @@ In: settings, already checked. Out: a service behind Serve's HTTP proxy, until i
 import contextlib
 import logging
 import math
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,8 @@ from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.cluster import check_reachable, connected
 from yuzogpt.orchestration.embedded import is_embedded
+from yuzogpt.orchestration.environment import SERVE, cluster_address, set_defaults
+from yuzogpt.orchestration.ray_internals import FEATURES, has, is_left_out, serve_address
 from yuzogpt.orchestration.serve.proxy import environment
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import stopped_by_sigterm
@@ -30,16 +31,13 @@ APPLICATION = "yuzogpt"
 MOST_AT_ONCE = 10_000
 LOOK_EVERY = 5.0  # seconds
 SHUT_DOWN_WITHIN = 3.0  # seconds, from an application's end to that of Serve
-# Set before ray is imported.
-ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
 
 
 def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     """Serve on an embedded Ray, or on the cluster that the settings name, until interrupted."""
-    for name, value in {**ENVIRONMENT, **variables_of_a_proxy(settings)}.items():
-        os.environ.setdefault(name, value)
-    address = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS", "")
+    set_defaults(SERVE, variables_of_a_proxy(settings))
+    address = cluster_address(settings.replicas.ray_address)
     check_reachable(address)
     if not address:
         settings = with_free_port(settings)
@@ -59,7 +57,8 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
             f"this cluster serves an application named {APPLICATION} already; end that first"
         )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it did is said below
-    running = address_of_serve()
+    has("proxy_callback")  # else reports what is lost
+    running = serve_address()
     if running:
         settings = at_address(settings, *running)
     elif joined:
@@ -105,14 +104,6 @@ def mistake_of_a_replica() -> str | None:
     return None
 
 
-def address_of_serve() -> tuple[str, int] | None:
-    """Return where a Serve that runs already listens: nothing that it is told later moves it."""
-    from ray.serve.context import _get_global_client  # it tells this nowhere else
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return client and (str(client.http_config.host), int(client.http_config.port))
-
-
 def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
     """Return the settings with the port of a Serve that runs; UserError if they want another."""
     http = settings.http
@@ -126,6 +117,8 @@ def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
 
 def variables_of_a_proxy(settings: ServeSettings) -> dict[str, str]:
     """Return the environment of Serve's proxies."""
+    if is_left_out(FEATURES["proxy_callback"].names[0]):
+        return {}
     return environment(most_requests(settings), settings.limits)
 
 

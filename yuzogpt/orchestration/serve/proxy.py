@@ -21,13 +21,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yuzogpt.config import LimitSettings
+from yuzogpt.orchestration.environment import PROXY_CALLBACK
 from yuzogpt.serving.access import COUNTED, check_length, too_large
 from yuzogpt.serving.connections import LimitedServer
 from yuzogpt.serving.errors import APIError
 from yuzogpt.serving.latency import LatencyAverage
 
-# Read by Serve when a proxy starts, and by this module there. Only the first is needed.
-CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+# Read by this module in a proxy; neither is needed.
 MOST = "YUZOGPT_MOST_REQUESTS"
 LIMITS = "YUZOGPT_LIMITS"  # JSON: those of the settings that are not the defaults
 MOST_OF_A_REASON = 300  # bytes
@@ -36,7 +36,7 @@ MOST_OF_A_REASON = 300  # bytes
 def environment(most: int, limits: LimitSettings) -> dict[str, str]:
     """Return what makes a proxy refuse what is more than so many requests at a time."""
     changed = limits.model_dump_json(exclude_defaults=True, exclude={"api_keys_file"})
-    return {CALLBACK: f"{__name__}:middlewares", MOST: str(most), LIMITS: changed}
+    return {PROXY_CALLBACK: f"{__name__}:middlewares", MOST: str(most), LIMITS: changed}
 
 
 def middlewares() -> list[Middleware]:

@@ -14,10 +14,11 @@ import ray
 from ray.exceptions import RayActorError
 
 from yuzogpt import runs
-from yuzogpt.orchestration.callbacks import (
-    ControllerCallback,
-    WorkerGroupCallback,
-    actors_of,
+from yuzogpt.orchestration.ray_internals import (
+    callback_base,
+    is_node_preempted,
+    refresh_node_count,
+    worker_actors,
 )
 from yuzogpt.runs.event_log import append_record
 from yuzogpt.runs.stop_request import ASK_EVERY, ask_to_stop
@@ -30,24 +31,23 @@ RESIZE, PREEMPTION = "other workers", "preemption of a node"
 PAUSES = (RESIZE, PREEMPTION)
 ENDED_WITHIN = 600.0  # seconds, after which a waiting worker gives up waiting
 
-LOOK_EVERY = 2.0  # seconds, for nodes that came or went; Ray by itself looks every 20
-COORDINATOR = "AutoscalingCoordinator"  # Ray's actor that knows which nodes there are
+NODE_POLL_INTERVAL_S = 2.0  # for nodes that came or went; Ray by itself looks every 20 s
 
 
-class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+class Elastic(callback_base("ControllerCallback"), callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Runs in the controller's process; Ray calls it by keyword."""
 
     def __init__(self, run: Path, patience: float) -> None:
         """`run`: the out_dir; `patience`: seconds for a worker that gives no sign of life."""
         self.run, self.patience = run, patience
-        self.requester = ""
+        self.run_id = ""
         self.workers: list[Any] = []  # those that train
         self.looked = 0.0
         self.heard = 0.0  # when all workers answered last
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Remember under which name the controller asks for resources."""
-        self.requester = f"train-{getattr(train_run_context, 'run_id', '')}"
+        """Remember for which run the controller asks for resources."""
+        self.run_id = getattr(train_run_context, "run_id", "")
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Forget a wish that the workers before did not answer: these would wait in vain."""
@@ -56,7 +56,7 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """There are workers that train."""
-        self.workers = actors_of(worker_group)
+        self.workers = worker_actors(worker_group)
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """There are none any more."""
@@ -66,19 +66,14 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         """Look for nodes now and then."""
         if worker_group_status.errors:
             self.workers = []
-        if time.monotonic() - self.looked >= LOOK_EVERY:
+        if time.monotonic() - self.looked >= NODE_POLL_INTERVAL_S:
             self.looked = time.monotonic()
-            self._look()
+            refresh_node_count(self.run_id)
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
         """Look for nodes before it is decided how many workers there can be."""
         with contextlib.suppress(Exception):  # the old count will do, after some futile attempts
-            ray.get(self._look(), timeout=5)
-
-    def _look(self) -> Any:
-        with contextlib.suppress(Exception):
-            coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
-            return coordinator.get_reserved_resources.remote(self.requester, True)
+            ray.get(refresh_node_count(self.run_id), timeout=5)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Let workers that train write a checkpoint before they end."""
@@ -134,16 +129,8 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
 
 def preemption() -> str | None:
-    """Tell whether a node of this run's workers is about to go; for a StopRequest.
-
-    Ray's public way to ask waits until all workers do.
-    """
-    try:
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        return PREEMPTION if get_train_context().preemption_context.preemption_info else None
-    except (ImportError, AttributeError):  # where Ray's names are others
-        return None
+    """Return why to stop if a node of this run's workers is about to go; for a StopRequest."""
+    return PREEMPTION if is_node_preempted() else None
 
 
 def answer_pause(run: Path, rank: int) -> None:

@@ -15,12 +15,12 @@ from ray.train import UserCallback
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.orchestration.callbacks import (
-    ControllerCallback,
-    WorkerGroupCallback,
-    actors_of,
-)
 from yuzogpt.orchestration.causes import cause_of, first_to_fail
+from yuzogpt.orchestration.ray_internals import (
+    callback_base,
+    disable_checkpoint_state,
+    worker_actors,
+)
 from yuzogpt.runs.event_log import append_record, parse
 from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
@@ -68,7 +68,7 @@ def was_just_told(metrics: Path) -> bool:
     return time.time() - float(last["time"]) < JUST_NOW
 
 
-class DisableRayCheckpointState(ControllerCallback):  # type: ignore[misc]
+class DisableRayCheckpointState(callback_base("ControllerCallback")):  # type: ignore[misc]
     """Keeps Ray Train from writing its own state into out_dir at each report: nobody reads it.
 
     On a full disk, or while a store is away, that would end the run.
@@ -76,15 +76,10 @@ class DisableRayCheckpointState(ControllerCallback):  # type: ignore[misc]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Of all runs in this process."""
-        with contextlib.suppress(ImportError):
-            from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
-                CheckpointManager,
-            )
-
-            CheckpointManager._write_state_to_storage = lambda _: None
+        disable_checkpoint_state()
 
 
-class KillOrphanedWorkers(WorkerGroupCallback):  # type: ignore[misc]
+class KillOrphanedWorkers(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Ends workers that Ray forgets, so that the next ones find room.
 
     When one dies while the process group is made, Ray 2.60 tries again without ending the others:
@@ -107,13 +102,13 @@ class KillOrphanedWorkers(WorkerGroupCallback):  # type: ignore[misc]
         """End them before others start."""
         if self.group:
             with contextlib.suppress(Exception):
-                for worker in self.group.get_workers():
-                    ray.kill(worker.actor)
+                for worker in worker_actors(self.group):
+                    ray.kill(worker)
                 self.group.abort()
         self.group = None
 
 
-class KillGroupOnFailure(WorkerGroupCallback):  # type: ignore[misc]
+class KillGroupOnFailure(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Ends all workers once one of them failed.
 
     The others only wait for it in a collective. Ray would ask each to leave, and wait 35 s for one
@@ -126,7 +121,7 @@ class KillGroupOnFailure(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Remember the workers."""
-        self.workers = actors_of(worker_group)
+        self.workers = worker_actors(worker_group)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Look at what the controller heard of the workers."""

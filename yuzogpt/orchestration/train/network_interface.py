@@ -5,23 +5,21 @@ the user did not set them. Left alone, gloo takes the address that the host's na
 the loopback (Debian's 127.0.1.1), and NCCL whatever it finds first, often Docker's.
 """
 
-import contextlib
 from typing import Any
 
 import ray
 
-from yuzogpt.orchestration.callbacks import WorkerGroupCallback
+from yuzogpt.orchestration.ray_internals import callback_base, worker_nodes
 from yuzogpt.runtime.network import choose_interface
 
 
-class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]
+class ChosenInterface(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Comes before Ray's own callbacks, of which one makes the process group."""
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Let every worker choose, if they are on several nodes."""
-        with contextlib.suppress(AttributeError):  # where Ray's names are others
-            if len({worker.metadata.node_id for worker in worker_group.get_workers()}) > 1:
-                worker_group.execute(choose)
+        if len(set(worker_nodes(worker_group))) > 1:
+            worker_group.execute(choose)
 
 
 def choose() -> None:

@@ -16,17 +16,25 @@ from typing import Any
 
 import ray
 
-from yuzogpt.orchestration.callbacks import WorkerGroupCallback
 from yuzogpt.orchestration.embedded import private_directory
+from yuzogpt.orchestration.ray_internals import (
+    callback_base,
+    prestart_workers,
+    process_setup_hook,
+    worker_nodes,
+)
 
 READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down
 ANSWERED_WITHIN = 0.5  # seconds; the first worker was asked READY_AFTER seconds before
 KEPT_FOR = 10**7  # seconds
 NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
 
-# Ray calls a function of this name in each new worker process, before it has work.
-HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.wait_until_needed"}
 LOCK = "spares.lock"  # in the private directory of an embedded Ray
+
+
+def setup_hook() -> dict[str, str]:
+    """Return the variables with which worker processes wait until they are needed."""
+    return process_setup_hook(f"{__name__}.{wait_until_needed.__name__}")
 
 
 def wait_until_needed() -> None:
@@ -38,7 +46,7 @@ def wait_until_needed() -> None:
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 
-class WarmWorkers(WorkerGroupCallback):  # type: ignore[misc]
+class WarmWorkers(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Runs in the command's process, which holds the lock while no worker is wanted."""
 
     def __init__(self) -> None:
@@ -87,25 +95,9 @@ def runtime_environment() -> str:
 
 def start_spares(group: Any, made_for: str) -> None:
     """Ask each node for as many processes as it has workers, made like them."""
-    for node_id, count in Counter(w.metadata.node_id for w in group.get_workers()).items():
-        start_processes(node_id, count, made_for)
-
-
-def start_processes(node_id: str, count: int, made_for: str) -> None:
-    """Ask a node for so many worker processes; what work they are for, says the environment."""
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
-
-    node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
-    request = node_manager_pb2.PrestartWorkersRequest(
-        language=common_pb2.PYTHON,
-        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-        keep_alive_duration_secs=KEPT_FOR,
-        num_workers=count,
-    )
-    request.runtime_env_info.serialized_runtime_env = made_for
-    request.runtime_env_info.runtime_env_config.setup_timeout_seconds = 600
-    request.runtime_env_info.runtime_env_config.eager_install = True
-    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
-        stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
-        stub.PrestartWorkers(request, timeout=10)
+    nodes = {node["NodeID"]: node for node in ray.nodes()}
+    job_id = ray.get_runtime_context().get_job_id()
+    for node_id, count in Counter(worker_nodes(group)).items():
+        node = nodes[node_id]
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        prestart_workers(address, job_id, count, made_for, KEPT_FOR)

@@ -14,14 +14,14 @@ from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.callbacks import WorkerGroupCallback
+from yuzogpt.orchestration.ray_internals import callback_base, placement_group_id
 from yuzogpt.storage.untrusted import read_file
 
 NOTE = ".placement_group"
 MAX_NOTE_BYTES = 1000
 
 
-class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
+class PlacementNote(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Keeps the note, in the trial's process."""
 
     def __init__(self, run: Path) -> None:
@@ -30,9 +30,8 @@ class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Note where the workers are."""
-        with contextlib.suppress(AttributeError):  # where Ray's names are others
-            state = worker_group.get_worker_group_state()
-            self.note.write_text(state.placement_group_handle.placement_group.id.hex())
+        if group_id := placement_group_id(worker_group):
+            self.note.write_text(group_id)
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
         """Ray Train has removed it."""

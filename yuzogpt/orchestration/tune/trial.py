@@ -13,6 +13,7 @@ from typing import Any
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import InUse, RunFailed, UserError
+from yuzogpt.orchestration.environment import TUNE_STOP_TIMEOUT_S
 from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.runs.event_log import Listener
 from yuzogpt.tuning.sweep import Sweep, workers_of
@@ -35,7 +36,7 @@ def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str
                 f"{config['directory']} is not there on {os.uname().nodename}: choose an --out_dir "
                 "on storage that all nodes share"
             )
-        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN)
+        os.environ[TUNE_STOP_TIMEOUT_S] = str(ENDS_WITHIN)
         try:
             settings = sweep.settings_of(trial)
         except UserError as error:

@@ -12,7 +12,6 @@ imported, and no Ray Train started, between two. A trial of several workers star
 import contextlib
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
+from yuzogpt.orchestration.environment import TUNE, cluster_address, set_defaults
 from yuzogpt.orchestration.train.trainer import HEAVY_IMPORTS, set_environment
 from yuzogpt.orchestration.tune.source import LOSS, STEP, Source
 from yuzogpt.runtime.cores import available_cores, threads_asked
@@ -30,15 +30,6 @@ from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
 from yuzogpt.tuning.table import TrialTable
 
-# Set before ray is imported.
-ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl has it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which goes on when repeated
-    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # nobody reads Tune's own state
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the board shows what there is to see
-}
 TRACE = 0.01  # of a CPU: what a trial takes whose workers are other processes; Tune takes no 0
 
 
@@ -47,9 +38,8 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     """Connect to Ray, for a sweep."""
     take_wandb_key(settings.log)  # no process of Ray's inherits it
     set_environment()
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    check_reachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
+    set_defaults(TUNE)
+    check_reachable(cluster_address(settings.workers.ray_address))
     cores = max(available_cores(), workers_of(settings))
     print("starting Ray ...", flush=True)
     with (

@@ -18,7 +18,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.orchestration.causes import cause_of, ours, raised_as_ours, way_on
+from yuzogpt.orchestration.causes import as_our_error, cause_of, how_to_resume, raised_as_ours
 from yuzogpt.storage.untrusted import DamagedFile
 
 
@@ -120,15 +120,15 @@ def test_the_file_that_an_error_is_about_is_told():
     ("error", "end"),
     [
         (in_task(ValueError("bad row")), ""),
-        (in_task(OSError(28, "full")), "; mend that, and the same command goes on"),
-        (in_task(ConnectionResetError(104, "reset")), "; the same command goes on"),
-        (WorkerCrashedError(), "; the same command goes on"),
-        (RuntimeError("gloo/transport/tcp/pair.cc: closed"), "; the same command goes on"),
+        (in_task(OSError(28, "full")), "; fix that, and the same command resumes it"),
+        (in_task(ConnectionResetError(104, "reset")), "; the same command resumes it"),
+        (WorkerCrashedError(), "; the same command resumes it"),
+        (RuntimeError("gloo/transport/tcp/pair.cc: closed"), "; the same command resumes it"),
         (LOST, ""),
     ],
 )
 def test_only_what_would_not_fail_again_is_to_be_repeated(error, end):
-    assert way_on(error) == end
+    assert how_to_resume(error) == end
 
 
 @pytest.mark.parametrize("kind", [UserError, RunFailed])
@@ -138,6 +138,6 @@ def test_errors_of_ours_come_through_as_themselves(kind):
 
 
 def test_others_are_told_with_what_failed():
-    error = ours(in_ray_data(TypeError("no text")), "preparation")
+    error = as_our_error(in_ray_data(TypeError("no text")), "preparation")
     assert type(error) is RunFailed
     assert str(error) == "the preparation failed: TypeError: no text"

@@ -111,7 +111,7 @@ def hang(**_):
     threading.Event().wait()
 
 embedded.connect = hang
-stuck.OBEYED_WITHIN = 0.1
+stuck.SIGNAL_TIMEOUT_S = 0.1
 with cluster.connected("", 1):
     pass
 """
@@ -145,7 +145,7 @@ from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration import cluster, embedded, stuck
 
 embedded.runtime_environment = lambda: {"py_executable": "/no/such/python"}
-stuck.WORKERS_WITHIN = 1
+stuck.WORKER_START_TIMEOUT_S = 1
 try:
     with cluster.connected("", 1):
         import ray

@@ -22,9 +22,8 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import Check
 from yuzogpt import orchestration
 from yuzogpt.orchestration import ray_internals
 
-ray_worker._global_node = SimpleNamespace(
-    get_temp_dir_path=lambda: "Ray's files", is_head=lambda: False
-)
+# Imported before: what no name is taken from, and what takes long.
+BEFORE = ("ray.data", "ray.serve", "ray.tune", "yuzogpt.serving.launch", "yuzogpt.training.launch")
 
 
 def take(name):
@@ -68,6 +67,8 @@ def features_without():
     from yuzogpt.orchestration.train import single_node
     from yuzogpt.orchestration.train.warm_workers import setup_hook
 
+    if hasattr(ray_worker, "_global_node"):
+        ray_worker._global_node = SimpleNamespace(get_temp_dir_path=lambda: "Ray's files")
     with ray_internals.minimal_node_services():
         names = (name.rpartition(".")[2] for name in ray_internals.NODE_SERVICES)
         starts = [getattr(Node, name, None) is not ray_internals.do_nothing for name in names]
@@ -112,6 +113,8 @@ def features_without():
 
 def main():
     """Print what each name costs."""
+    for name in BEFORE:
+        importlib.import_module(name)
     for name in sys.argv[1:]:
         child = os.fork()
         if child:

@@ -1,7 +1,4 @@
-"""A Ray of one command: started by it, private to it, and ended with it.
-
-In: a number of cores. Out: a connection, and afterwards no process and no file.
-"""
+"""A Ray of one command: it starts with it, is private to it, and leaves no process and no file."""
 
 import contextlib
 import os
@@ -30,7 +27,7 @@ from yuzogpt.orchestration.ray_internals import (
     kill_node_immediately,
     minimal_node_services,
 )
-from yuzogpt.orchestration.stuck import workers_watched
+from yuzogpt.orchestration.stuck import watch_for_workers
 from yuzogpt.runtime.cores import free_memory
 from yuzogpt.runtime.signals import deaf_to_interruption, sigterm_held_back
 
@@ -53,7 +50,7 @@ def embedded(cores: int) -> Iterator[None]:
             try:
                 with minimal_node_services(), sigterm_held_back():  # which Ray's processes inherit
                     start(cores, directory)
-                with workers_watched(directory):
+                with watch_for_workers(directory):
                     yield
             finally:
                 if "ray" in sys.modules:  # else it was interrupted before
@@ -84,7 +81,7 @@ def start(cores: int, directory: Path) -> None:
 
 
 def runtime_environment() -> dict[str, str] | None:
-    """Return what Ray must know of this Python: it is put into a shell's line as it is given."""
+    """Return how Ray finds this Python: it puts the path into a shell command as it is."""
     quoted = shlex.quote(sys.executable)
     return None if quoted == sys.executable else {"py_executable": quoted}
 
@@ -92,7 +89,7 @@ def runtime_environment() -> dict[str, str] | None:
 def plasma_directory(directory: Path) -> str | None:
     """Return where the object store is, if it does not fit where Ray puts it by itself.
 
-    Ray would do the same, and write a paragraph on a performance that does not depend on it here.
+    Ray would do the same, and warn at length of a slowness that does not matter here.
     """
     with contextlib.suppress(OSError):
         if shutil.disk_usage(SHARED_MEMORY).free >= OBJECT_STORE_BYTES:
@@ -101,19 +98,19 @@ def plasma_directory(directory: Path) -> str | None:
 
 
 def is_embedded() -> bool:
-    """Tell whether the Ray of this process was started by one command, for itself."""
+    """Return whether the Ray of this process was started by one command, for itself."""
     return private_directory().name.startswith(PREFIX)
 
 
 def private_directory() -> Path:
-    """Return where an embedded Ray has its token: its processes inherit the path."""
+    """Return the directory of an embedded Ray's token, whose path its processes inherit."""
     return Path(os.environ.get(TOKEN_PATH, "")).parent
 
 
 def importable_checkout() -> dict[str, str]:
     """Return what lets Ray's processes import this package where it runs without installation.
 
-    They begin elsewhere: `python -m yuzogpt` in a clone finds it in its own directory only.
+    They start in other directories; `python -m yuzogpt` in a clone finds it in its own alone.
     """
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file():

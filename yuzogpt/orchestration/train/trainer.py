@@ -20,7 +20,7 @@ from yuzogpt.console.terminal import say
 from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
 from yuzogpt.evaluation.during_training import read_exams
-from yuzogpt.orchestration.causes import ours
+from yuzogpt.orchestration.causes import as_our_error
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
 from yuzogpt.orchestration.environment import (
@@ -283,7 +283,7 @@ def recorded(error: Exception, run: Path) -> Exception:
         with contextlib.suppress(OSError):
             mirrors.append(run / runs.ERRORS, "".join(format_exception(cause)).encode())
     see = mirrors.name_of(run / runs.ERRORS)
-    return ours(error, "run", f"; see {see}")
+    return as_our_error(error, "run", f"; see {see}")
 
 
 def with_threads(settings: TrainSettings) -> TrainSettings:

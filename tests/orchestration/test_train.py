@@ -143,7 +143,7 @@ def test_a_worker_that_dies_is_replaced_by_the_spare_which_slept(
 ):
     from yuzogpt.orchestration.train import warm_workers
 
-    monkeypatch.setattr(warm_workers, "READY_AFTER", 0.0)
+    monkeypatch.setattr(warm_workers, "WARM_UP_AFTER_S", 0.0)
     run, spare, newest = tmp_path / "run", [], []
 
     def disturb() -> None:
@@ -175,7 +175,7 @@ def asleep() -> int:
 
 def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
     """The controller calls this, and must not be held up by it."""
-    from yuzogpt.orchestration.train.warm_workers import READY_AFTER, WarmWorkers
+    from yuzogpt.orchestration.train.warm_workers import WARM_UP_AFTER_S, WarmWorkers
 
     worker, _ = worker_that_stands_still
 
@@ -188,7 +188,7 @@ def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
 
     warm_workers = WarmWorkers()
     warm_workers.after_worker_group_training_start(Group())
-    warm_workers.trains_since -= READY_AFTER + 1
+    warm_workers.trains_since -= WARM_UP_AFTER_S + 1
     poll = threading.Thread(
         target=warm_workers.after_worker_group_poll_status, args=(Status(),), daemon=True
     )

@@ -1,8 +1,7 @@
 """Ray Train: the training loop on any number of workers.
 
-In: settings with absolute paths, already checked. Out: a finished run in out_dir. Ray starts the
-workers, connects them, and starts them again when one dies; which checkpoint they go on from is
-read off out_dir by the workers themselves.
+Settings are checked, and their paths absolute. Ray starts the workers, connects them, and starts
+them again when one dies. The workers themselves find in out_dir the checkpoint to resume from.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from yuzogpt.orchestration.environment import (
     prepend_train_callbacks,
     set_defaults,
 )
-from yuzogpt.orchestration.train.worker import ENDS_IN, train_worker
+from yuzogpt.orchestration.train.worker import RETURNED_ERRORS, train_worker
 from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.runs.stop_request import keep_asking
 from yuzogpt.runtime.cores import available_cores, threads_asked
@@ -46,7 +45,7 @@ FIRST_CALLBACKS = (
 )
 HANG_MARGIN_S = 10.0  # that Ray waits longer than our own watchdog for a worker that hangs
 HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset")
-NEEDED_AT_THE_END = "matplotlib.pyplot"
+IMPORT_FOR_THE_END = "matplotlib.pyplot"
 
 
 def run_on_ray(settings: TrainSettings) -> None:
@@ -70,14 +69,14 @@ def run_on_ray(settings: TrainSettings) -> None:
 
 
 def set_environment() -> None:
-    """Tell Ray what it reads when it is imported; what the user set stays."""
+    """Set what Ray reads when it is imported; what the user set stays."""
     set_defaults(TRAIN)
     prepend_train_callbacks(FIRST_CALLBACKS)
 
 
 def leave() -> None:
-    """Leave what is not training yet, or not any more."""
-    raise Stopped("stopped (SIGTERM); the same command goes on")
+    """Raise Stopped: no worker trains yet, or any more."""
+    raise Stopped("stopped (SIGTERM); the same command resumes it")
 
 
 def train_connected(
@@ -89,20 +88,24 @@ def train_connected(
     from yuzogpt.runs.event_log import Follower
     from yuzogpt.training.launch import conclude
 
-    run, is_training, is_left = runs.directory_of(settings), threading.Event(), threading.Event()
+    run, is_training, never_trained = (
+        runs.directory_of(settings),
+        threading.Event(),
+        threading.Event(),
+    )
 
     def stop() -> None:
         follower.catch_up()  # the workers may train for a moment already
-        if is_training.is_set():  # in other processes: rank 0 looks for the request in out_dir
+        if is_training.is_set():  # in other processes: rank 0 finds the request in out_dir
             keep_asking(run, "SIGTERM")
-        else:  # nobody would look
-            is_left.set()
-            raise SystemExit  # what Ray's calls hand on, and a controller in this process
+        else:  # no worker would see the request
+            never_trained.set()
+            raise SystemExit  # which passes through Ray's calls and a controller in this process
 
     with (
         Display(settings, wandb_key) as display,
         Follower(
-            run / runs.METRICS, noting_training(is_training, importing_at_first_step(display))
+            run / runs.METRICS, track_training(is_training, import_at_first_step(display))
         ) as follower,
         Follower(run / runs.EVALUATIONS, display),
         on_sigterm(stop),
@@ -110,13 +113,13 @@ def train_connected(
         try:
             reason = fit(settings, run, exams=exams)
         except (KeyboardInterrupt, SystemExit):
-            if is_left.is_set():
+            if never_trained.is_set():
                 leave()
             raise
     conclude(settings, reason)
 
 
-def noting_training(is_training: threading.Event, listener: Listener) -> Listener:
+def track_training(is_training: threading.Event, listener: Listener) -> Listener:
     """Return the listener; `is_training` is set while there are workers in the loop."""
 
     def listen(record: Record) -> None:
@@ -129,9 +132,9 @@ def noting_training(is_training: threading.Event, listener: Listener) -> Listene
     return listen
 
 
-def importing_at_first_step(listener: Listener) -> Listener:
-    """Return the listener; while the first steps are made, what only the end needs is imported."""
-    importing = threading.Thread(target=import_module, args=(NEEDED_AT_THE_END,), daemon=True)
+def import_at_first_step(listener: Listener) -> Listener:
+    """Return the listener; during the first steps, it imports what only the end needs."""
+    importing = threading.Thread(target=import_module, args=(IMPORT_FOR_THE_END,), daemon=True)
 
     def listen(record: Record) -> None:
         if record["kind"] == "train" and importing.ident is None:
@@ -178,8 +181,8 @@ def fit(
     finally:
         forget(run)
     kind, text = result.return_value
-    if kind in ENDS_IN:
-        raise ENDS_IN[kind](text)
+    if kind in RETURNED_ERRORS:
+        raise RETURNED_ERRORS[kind](text)
     return str(text) if text else None
 
 
@@ -206,7 +209,7 @@ def make_trainer(
     from yuzogpt.orchestration.train.elastic import NODE_POLL_INTERVAL_S
     from yuzogpt.orchestration.train.loopback import OnLoopback
     from yuzogpt.orchestration.train.single_node import single_node_trainer, torch_config
-    from yuzogpt.orchestration.train.validation import free_on_one, validation
+    from yuzogpt.orchestration.train.validation import free_cores_on_a_node, validation
     from yuzogpt.orchestration.train.warm_workers import WarmWorkers, setup_hook
     from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
 
@@ -248,7 +251,7 @@ def make_trainer(
         validation_config=validation(
             settings,
             exams,
-            cores=free_on_one(cores_of_nodes(), math.ceil(most * (cpus or 1))),
+            cores=free_cores_on_a_node(cores_of_nodes(), math.ceil(most * (cpus or 1))),
             gpus=free_gpus,
         ),
     )
@@ -294,7 +297,7 @@ def with_threads(settings: TrainSettings) -> TrainSettings:
 
 
 def check_room(settings: TrainSettings, workers: int, resource: str, have: int) -> None:
-    """Say so if not all workers find a place: Ray would wait for one without a word."""
+    """Report that not all workers find a place: Ray would wait for it in silence."""
     if workers <= have:
         return
     if not is_embedded():

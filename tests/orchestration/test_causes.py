@@ -67,7 +67,7 @@ help: none
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "cause"),
     [
         (in_task(ValueError("bad row\nmore")), "ValueError: bad row"),
         (in_ray_data(ValueError("bad row\nmore")), "ValueError: bad row"),
@@ -106,8 +106,8 @@ help: none
         ),
     ],
 )
-def test_the_innermost_cause_is_told_in_a_line(error, told):
-    assert cause_of(error) == told
+def test_the_innermost_cause_is_one_line(error, cause):
+    assert cause_of(error) == cause
 
 
 def test_the_file_that_an_error_is_about_is_told():

@@ -1,6 +1,6 @@
 """Prints docs/settings.md: every setting of every verb, from the settings' own help.
 
-    python docs/generate.py > docs/settings.md
+python docs/generate.py > docs/settings.md
 """
 
 from collections.abc import Iterator

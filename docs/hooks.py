@@ -34,12 +34,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn a page's links from paths in the repository into pages of the site."""
     path = PATHS.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    root = Path(config.config_file_path).parent
 
     def replace(link: re.Match[str]) -> str:
         text, target, anchor = link.groups()
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
-        target = PAGES.get(target, target.removeprefix("docs/") if target != "docs" else target)
-        is_page = files.get_file_from_path(target) is not None
-        return f"[{text}]({target}{anchor or ''})" if is_page else text
+        name = PAGES.get(target, target.removeprefix("docs/"))
+        is_source = files.get_file_from_path(name) is None and (root / target).exists()
+        return str(text) if is_source else f"[{text}]({name}{anchor or ''})"
 
     return LINK.sub(replace, markdown)

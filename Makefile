@@ -47,4 +47,4 @@ $(DOCS_READY):
 	touch $@
 
 docs: $(DOCS_READY)
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict

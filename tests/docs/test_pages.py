@@ -15,6 +15,9 @@ from yuzogpt.config.resolve import help_text
 
 # Words that a reader of English stumbles over here.
 ODD = re.compile(r"\b(anew|goes on|whoever|in vain|foretells?|likeliest)\b", re.IGNORECASE)
+PATH = re.compile(r"`([a-z][\w-]*/[\w./-]*\w\.(?:py|sh|yaml|txt|toml|md))`")
+# What writes a record: MetricsLog.write, StepLog.write, append_record.
+RECORD = re.compile(r"""(?:\b(?:log|records|self)\.write\(|append_record\([^"()]*)\s*"(\w+)",""")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -43,6 +46,31 @@ def test_the_page_of_settings_is_fresh():
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert page == GENERATED.read_text(), "python docs/generate.py > docs/settings.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_that_is_named_exists(page):
+    """Paths in code font: from the project's root, or below the package's."""
+    missing = [
+        path
+        for path in set(PATH.findall(page.read_text()))
+        if not any((root / path).exists() for root in (REPOSITORY, REPOSITORY / "yuzogpt"))
+    ]
+    assert missing == []
+
+
+def test_the_architecture_has_every_room():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    rooms = [path.parent.name for path in (REPOSITORY / "yuzogpt").glob("*/__init__.py")]
+    assert [room for room in rooms if f"| `{room}/` |" not in text] == []
+
+
+def test_the_formats_have_every_kind_of_record():
+    text = (REPOSITORY / "docs" / "formats.md").read_text()
+    sources = [path.read_text() for path in (REPOSITORY / "yuzogpt").rglob("*.py")]
+    kinds = {kind for source in sources for kind in RECORD.findall(source)}
+    assert {"train", "checkpoint", "failure", "tasks"} <= kinds
+    assert {kind for kind in kinds if f"`{kind}`" not in text} == set()
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)

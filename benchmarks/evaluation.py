@@ -133,7 +133,7 @@ def random_gpt2(folder: Path) -> str:
     initialize(model, 1)
     tokenizer = gpt2_tokenizer()
     huggingface.save(model, folder, tokenizer.end_of_text)
-    for name, content in tokenizer_files.files_of(tokenizer, model.settings.block_size).items():
+    for name, content in tokenizer_files.to_files(tokenizer, model.settings.block_size).items():
         (folder / name).write_bytes(content)
     return str(folder)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from yuzogpt.runs.event_log import seconds_of_step
 
-ADAMW = ("--optimizer=adamw", "--matrix_rate=1", "--learning_rate=0.004", "--warmup_iters=20")
+ADAMW = ("--optimizer=adamw", "--matrix_lr_mult=1", "--learning_rate=0.004", "--warmup_iters=20")
 PARTS = {
     "as it is": (),
     "learned positions": ("--pos_emb=learned",),
@@ -44,7 +44,7 @@ PARTS = {
     "cosine": ("--lr_schedule=cosine",),
     "wsd, 60 steps of decay": ("--lr_schedule=wsd", "--cooldown_iters=60"),
     "batch from 4 to 12 in 60 steps": (
-        "--batch_schedule=linear", "--start_rows=4", "--ramp_iters=60",
+        "--batch_schedule=linear", "--batch_start_rows=4", "--batch_ramp_iters=60",
     ),
 }  # fmt: skip
 FIRST_500 = ("--max_iters=500", "--eval_interval=500", "--log_interval=1", "--health_interval=0")

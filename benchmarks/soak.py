@@ -7,7 +7,7 @@ on. At random moments, each kind once and then at random, more of those that are
 
     worker killed      SIGKILL for one of the two training workers
     killed twice       the same, and again within 15 seconds, while the workers start
-    worker stopped     SIGSTOP for one of them; --hang_timeout is to notice
+    worker stopped     SIGSTOP for one of them; --hang_timeout_s is to notice
     command killed     SIGKILL for the command; then the same command again
     command stopped    SIGTERM for it; then the same command again
 
@@ -311,14 +311,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=20, help="mean seconds between faults")
     parser.add_argument("--checkpoint_interval", type=int, default=50, help="steps")
-    parser.add_argument("--hang_timeout", type=float, default=10, help="seconds")
+    parser.add_argument("--hang_timeout_s", type=float, default=10, help="seconds")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
     work: Path = arguments.directory.resolve()
     work.mkdir(parents=True)
     prepare(work)
     flags = [f"--checkpoint_interval={arguments.checkpoint_interval}"]
-    flags += [f"--hang_timeout={arguments.hang_timeout}"]
+    flags += [f"--hang_timeout_s={arguments.hang_timeout_s}"]
     try:
         with Run(work, "disturbed", [*flags, f"--max_iters={ENDLESS}"]) as run:
             chance = random.Random(arguments.seed)

@@ -29,7 +29,7 @@ from yuzogpt.bench.bench import (
 from yuzogpt.bench.hardware_rate import flops_per_token, spread
 from yuzogpt.bench.launchers import Timing, measure, what_went_wrong
 from yuzogpt.bench.synthetic import MOST, tokenizer_of
-from yuzogpt.config import BenchSettings, ModelSettings
+from yuzogpt.config import BenchSettings, ModelSettings, with_changes
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.model.gpt import GPT
@@ -103,13 +103,13 @@ def test_a_person_gets_a_table(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--launchers=mpi", "not one of bare, torchrun, ray"),
+        ("--launchers=mpi", "unknown; known: bare, torchrun, ray"),
         ("--world_sizes=0", "at least one worker"),
         ("--world_sizes=two", "valid integer"),
         ("--n_head=3", "not a multiple of n_head"),
         ("--synthetic=False", "no prepared corpus here"),
-        ("--trace=t.json --launchers=torchrun", "only launchers=bare"),
-        ("--trace=t.json --steps=2", "the last 3 of more steps"),
+        ("--trace=t.json --launchers=torchrun", "needs bare among the launchers"),
+        ("--trace=t.json --steps=2", "needs more than 3 steps in all"),
         ("--trace=no/such/t.json", "a directory that exists"),
         ("--launchers=torchrun --world_sizes=1,9", "too small for 9 workers"),
         ("--launchers=ray --ray_address=127.0.0.1:9", "say with --storage"),
@@ -188,8 +188,9 @@ def marked(mark: str) -> list[int]:
 
 def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tmp_path):
     settings = resolve(BenchSettings, [], [
-        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear", "--start_rows=12",
-        "--ramp_iters=9", "--eval_tasks=lambada", "--dataset=shakespeare_char", "--steps=1",
+        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear",
+        "--batch_start_rows=12", "--batch_ramp_iters=9", "--eval_tasks=lambada",
+        "--dataset=shakespeare_char", "--steps=1",
     ])  # fmt: skip
     run = short_run(settings, tmp_path)
     assert (run.model.n_layer, run.model.n_embd, run.model.dropout) == (3, 48, 0.1)
@@ -200,9 +201,9 @@ def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tm
 
 def test_a_row_that_fails_says_why(tmp_path):
     run = in_directory(short_run(settings_of(), tmp_path), str(tmp_path), "torchrun-1")
-    changed = run.data.model_copy(update={"data_dir": str(tmp_path / "none")})
+    changed = with_changes(run, {"data.data_dir": str(tmp_path / "none")})
     with pytest.raises(RunFailed, match=r"torchrun, 1 worker.*no prepared corpus here"):
-        measure("torchrun", run.model_copy(update={"data": changed}), 1)
+        measure("torchrun", changed, 1)
 
 
 def test_of_a_log_the_line_that_says_it_is_shown():

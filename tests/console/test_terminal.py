@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, prepare_char_corpus
 from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.config import TrainSettings
 from yuzogpt.console import terminal
 from yuzogpt.tuning.table import TrialTable
@@ -54,7 +54,7 @@ def on_terminal(*arguments: str, answers: str = "") -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
     """A run whose alphabet has all of it, and which always repeats the last character."""
-    tokenizer = tokenization.CharTokenizer.of_text(HOSTILE + "\nabc")
+    tokenizer = tokenization.CharTokenizer.from_text(HOSTILE + "\nabc")
     model = small_model(1, vocab_size=tokenizer.vocab_size)
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(1, 1, settings.model_dump(), "none", "none", {})
@@ -109,7 +109,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called(hostile_run, tmp_path, c
         ["serve", str(folder)],
         [f"{folder}"],
     ):
-        assert status_of(command) == 2
+        assert exit_status(command) == 2
         said = capfd.readouterr().err
         assert said.count("\n") == 1
         assert r"a\nb\x1b[2J\x9b2J" in said, command
@@ -165,7 +165,7 @@ def test_everything_that_is_printed_is_cleaned_in_one_place():
     """Only constants may be printed without it, and nothing by a console of its own."""
     guilty = []
     for path in (REPOSITORY / "yuzogpt").rglob("*.py"):
-        if path == REPOSITORY / "yuzogpt" / "terminal.py":
+        if path == REPOSITORY / "yuzogpt/console/terminal.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             called = isinstance(node, ast.Call) and ast.unparse(node.func)

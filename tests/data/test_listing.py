@@ -138,11 +138,11 @@ def test_overwrite_deletes_nothing_before_the_work_can_start(tmp_path, monkeypat
     before = snapshot(tmp_path / "1")
     write_jsonl(tmp_path / "new.jsonl", make_documents(20))
     (tmp_path / "bad.jsonl").write_text("nonsense")
-    monkeypatch.setattr("tests.data.test_prepare.ThisProcess", NotStarting)
+    monkeypatch.setattr("tests.data.test_prepare.LocalWorkers", NotStarting)
     with pytest.raises(UserError):
         run(tmp_path / source, tmp_path / "1", "--overwrite")
     assert snapshot(tmp_path / "1") == before
-    open_corpus(tmp_path / "1").verify(anew=True)
+    open_corpus(tmp_path / "1").verify(reread=True)
 
 
 def test_a_text_that_cannot_be_written_costs_no_old_corpus(tmp_path, monkeypatch):

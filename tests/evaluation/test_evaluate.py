@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, prepare_here, yuzogpt
 from tests.evaluation.models import random_model, some_lambada, some_wikitext
-from yuzogpt.cli import main, status_of
+from yuzogpt.cli import exit_status, main
 from yuzogpt.config import CorpusSettings
 from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.benchmarks import files as benchmark_files
@@ -166,7 +166,7 @@ def test_a_part_of_a_file_is_told(model, tmp_path, capsys):
     assert "1.16" not in capsys.readouterr().out.split("bits_per_byte")[1].splitlines()[0]
     with zipfile.ZipFile(tmp_path / "enwik8.zip", "a") as archive:
         archive.writestr("README", b"about it")
-    assert status_of(asked) == 2
+    assert exit_status(asked) == 2
     assert "not a whole zip of one file: it has 2" in capsys.readouterr().err
 
 
@@ -209,12 +209,12 @@ def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, mon
     # Nothing in it.
     path.write_text("")
     capsys.readouterr()
-    assert status_of([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
+    assert exit_status([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
     assert "that it could be counted on" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     # Half a zip.
     (own / "enwik8.zip").write_bytes(b"PK\x03\x04" + bytes(50))
-    assert status_of([*asked, "--tasks=enwik8"]) == 2
+    assert exit_status([*asked, "--tasks=enwik8"]) == 2
     assert "not a whole zip of one file" in capsys.readouterr().err
 
 
@@ -281,13 +281,13 @@ def test_results_that_are_none_are_refused_in_one_line(content, model, files, tm
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     asked = command(model, files, tmp_path, "--num_workers=0", "--tasks=lambada", "--limit=3")
-    assert status_of(asked) == 2
+    assert exit_status(asked) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"yuzogpt: {path}: ")
     assert said.endswith(": not the results of an evaluation; choose another --out_dir\n")
     assert said.count("\n") == 1
     assert not (tmp_path / "shards").exists()
-    assert status_of([*asked, "--overwrite"]) == 2  # it may be the user's own
+    assert exit_status([*asked, "--overwrite"]) == 2  # it may be the user's own
 
 
 def test_scores_that_are_none_are_computed_again(model, files, tmp_path):
@@ -307,7 +307,7 @@ def test_scores_that_are_none_are_computed_again(model, files, tmp_path):
     ):
         path.write_text(bad)
         (tmp_path / "results.json").unlink()
-        assert status_of(asked) == 0
+        assert exit_status(asked) == 0
         assert json.loads(path.read_text()) == whole
         assert results(tmp_path) == before
 

@@ -84,7 +84,7 @@ def test_end_of_text_in_a_prompt_is_the_token():
         "<|endoftext": [*gpt2.encode("<|endoftext")],
     }.items():
         assert ids_of(prompt, gpt2) == ids
-    characters = tokenization.CharTokenizer.of_text("\n<|endoftxt>")
+    characters = tokenization.CharTokenizer.from_text("\n<|endoftxt>")
     assert ids_of("", characters) == [0]  # a line's end, as nanoGPT's --start
     assert characters.decode(ids_of("<|endoftext|>", characters)) == "<|endoftext|>"
 
@@ -147,8 +147,8 @@ def test_a_submitted_job_says_which_relative_path_it_would_lose(run_dir, flag):
 def test_a_submitted_job_names_no_run_that_it_does_not_read(run_dir, capsys):
     main(["sample", f"--init_from={run_dir}", "--start=thou", *SHORT])
     assert capsys.readouterr().out.startswith("thou")
-    published = resolve(SampleSettings, [], ["--init_from=gpt2"]).sampling
-    assert commands.locate_sampling(published) == published
+    published = resolve(SampleSettings, [], ["--init_from=gpt2"])
+    assert commands.with_sampling_paths(published) == published
 
 
 def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):

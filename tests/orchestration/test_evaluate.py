@@ -74,7 +74,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
 )
 def test_what_a_worker_asks_for_is_what_every_node_has(monkeypatch, wanted, gpus, cores, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    settings = EvaluateSettings.model_validate({"work": {"num_workers": wanted}})
+    settings = EvaluateSettings.model_validate({"workers": {"num_workers": wanted}})
     assert share_out(settings, gpus, cores) == expected
 
 

@@ -137,7 +137,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
     # The winner is an ordinary preset, the same sweep is finished, and a longer one goes on.
     again = yuzogpt(*sweep("sweep", *flags))
     assert again.returncode == 0
-    assert "finished; it goes on with a larger --num_samples" in again.stdout
+    assert "finished; a larger --num_samples continues it" in again.stdout
     assert "starting Ray" not in again.stdout
     out_dir = f"--out_dir={tmp_path / 'best'}"
     trained = yuzogpt("train", str(directory / "best.yaml"), out_dir, "--num_workers=0")
@@ -152,7 +152,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
 def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
     """A trial whose loss is not finite fails, and the others go on; three times the same sweep."""
     flags = ["--num_samples=6", "--search_algorithm=random", "--scheduler=none", "--final_seeds=0"]
-    flags += ["--max_skipped=2", "--search.grad_clip={choice:[1.0]}", "--max_iters=100"]
+    flags += ["--max_nonfinite_steps=2", "--search.grad_clip={choice:[1.0]}", "--max_iters=100"]
     flags += ["--search.redecay={choice:[20..100,20..100@1e30]}"]  # some end badly
     undisturbed = yuzogpt(*sweep("undisturbed", *flags))
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
@@ -286,7 +286,7 @@ def test_a_sweep_that_is_asked_to_stop_says_so_in_a_line(sweep, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143, printed
-    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")
+    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command resumes it")
     assert "Traceback" not in printed
 
 

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.evaluation.models import some_lambada
 from tests.orchestration.clusters import started
 from tests.training.worlds import records, wait_for_start
-from yuzogpt.cli.commands import locate_train
+from yuzogpt.checkpoints.locations import with_absolute_paths
 from yuzogpt.config import TrainSettings
 from yuzogpt.orchestration.train.validation import free_on_one
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 FLAGS = (
     "--num_workers=1", "--eval_tasks=lambada", "--eval_interval=20", "--max_iters=40",
-    "--eval_iters=1", "--spare_workers=False",
+    "--eval_iters=1", "--warm_spare_workers=False",
 )  # fmt: skip
 
 
@@ -144,7 +144,8 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tm
 
 def test_where_the_files_are_is_known_from_anywhere():
     settings = TrainSettings.model_validate({"evaluation": {"benchmark_dir": "~/files"}})
-    assert locate_train(settings).evaluation.benchmark_dir == str(Path.home() / "files")
+    located = with_absolute_paths(settings)
+    assert located.evaluation.benchmark_dir == str(Path.home() / "files")
 
 
 def test_mistakes_before_ray_starts(corpus_dir, gpt2_corpus_dir, folder, tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.config.bench import TRACED
+from yuzogpt.config.bench import TRACED_STEPS
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.runs.event_log import Listener, Record
@@ -48,7 +48,7 @@ def tracer(last: int, path: Path) -> Iterator[Listener]:
     profiler = torch.profiler.profile(activities=activities, profile_memory=True)
 
     def listen(record: Record) -> None:
-        if record["kind"] == "train" and record["step"] == last - TRACED:
+        if record["kind"] == "train" and record["step"] == last - TRACED_STEPS:
             profiler.start()
         elif record["kind"] == "train" and record["step"] == last:
             profiler.stop()

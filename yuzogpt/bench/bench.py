@@ -17,16 +17,17 @@ from rich.table import Table
 
 from yuzogpt import runs
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
-from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
+from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.checkpoints.resolve import resolve_model
-from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
+from yuzogpt.config import BenchSettings, ModelSettings, TrainSettings, with_changes
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
 from yuzogpt.runs import requirements
 from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware, choose_hardware
+from yuzogpt.runtime.signals import raising_on_signals
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.paths import absolute
 
@@ -66,8 +67,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
             run = in_directory(base, directory, "bare")
             timings.append(("bare", 1, measure("bare", run, 1, wanted.trace)))
             if hardware.compile:
-                device = base.device.model_copy(update={"compile": False})
-                eager = base.model_copy(update={"device": device})
+                eager = with_changes(base, {"device.compile": False})
                 run = in_directory(eager, directory, "eager")
                 timings.append(("bare, eager", 1, measure("bare", run, 1)))
         for workers in wanted.world_sizes:
@@ -125,28 +125,31 @@ def short_run(settings: BenchSettings, directory: Path) -> TrainSettings:
         length = settings.model.block_size
         tokenizer = tokenizer_of(settings.data.dataset, settings.model.vocab_size)
         write_random_corpus(Path(data_dir), tokenizer, train=rows * length, val=2 * length + 1)
-    changes: dict[str, dict[str, Any]] = {
-        "data": {"data_dir": data_dir},
-        "schedule": {"max_iters": steps},
-        "batch": {"batch_schedule": "constant"},
-        "evaluation": {
-            "eval_interval": NEVER, "val_part": "one", "eval_only": False, "eval_tasks": ()
-        },
-        "checkpoint": {"checkpoint_interval": 0},
-        "log": {"log_interval": 1, "health_interval": 0, "network_interval": 0, "wandb_log": False},
-        "run": {"init_from": "scratch", "overwrite": False},
-        "workers": {"num_workers": 0},
-    }  # fmt: skip
-    sections: dict[str, Section] = {name: getattr(settings, name) for name in changes}
-    updated = {name: part.model_copy(update=changes[name]) for name, part in sections.items()}
-    kept = {name: getattr(settings, name) for name in TrainSettings.model_fields}
-    return TrainSettings(**{**kept, **updated})
+    changes = {
+        "data.data_dir": data_dir,
+        "schedule.max_iters": steps,
+        "batch.batch_schedule": "constant",
+        "evaluation.eval_interval": NEVER,
+        "evaluation.val_part": "one",
+        "evaluation.eval_only": False,
+        "evaluation.eval_tasks": (),
+        "checkpoint.checkpoint_interval": 0,
+        "log.log_interval": 1,
+        "log.health_interval": 0,
+        "log.network_interval": 0,
+        "log.wandb_log": False,
+        "run.init_from": "scratch",
+        "run.overwrite": False,
+        "workers.num_workers": 0,
+    }
+    changed = with_changes(settings, changes)
+    return TrainSettings(**{name: getattr(changed, name) for name in TrainSettings.model_fields})
 
 
 def in_directory(settings: TrainSettings, directory: str, name: str) -> TrainSettings:
     """Return the settings of a run of that name."""
     out_dir = str(Path(directory) / name)
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"out_dir": out_dir})})
+    return with_changes(settings, {"run.out_dir": out_dir})
 
 
 def devices_of(workers: int, hardware: Hardware) -> float:

@@ -137,7 +137,7 @@ def exam_of(evaluation: Evaluation, task: str) -> PreparedTask:
 
 def sitting_of(evaluation: Evaluation, task: str, weights: str) -> ScoringJob:
     """Return what a worker must know of a task."""
-    wanted, work = evaluation.settings.benchmarks, evaluation.settings.work
+    wanted, work = evaluation.settings.benchmarks, evaluation.settings.workers
     reference = evaluation.reference
     checkpoint = reference.checkpoint
     return ScoringJob(

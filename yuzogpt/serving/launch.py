@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yuzogpt.checkpoints.format import MANIFEST
+from yuzogpt.checkpoints.locations import with_absolute_paths
 from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED
-from yuzogpt.checkpoints.resolve import locate_model, resolve_model
-from yuzogpt.config import ServeSettings
+from yuzogpt.checkpoints.resolve import resolve_model
+from yuzogpt.config import ServeSettings, with_changes
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.runtime.signals import on_sigterm
 from yuzogpt.serving.access import is_loopback, read_keys
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.paths import expanded
 
 LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
 
@@ -27,15 +27,15 @@ Keys = Sequence[bytes]
 
 def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
     """Return the settings made absolute, and the keys; UserError for what could not be served."""
-    served, limits = settings.served, settings.limits
     host = settings.http.host.strip("[]")  # which an IPv6 address has in a URL alone
-    model = locate_model(served.model, served.storage, "model")
-    if served.follow and not is_run(model):
-        raise UserError(f"--follow {served.model}: not a run; only runs get better checkpoints")
-    resolve_model(model, served.context).tokenizer()
-    file = limits.api_keys_file
-    file = file and str(expanded(file, "api_keys_file").absolute())
-    keys = read_keys(file)
+    located = with_absolute_paths(settings)
+    served, limits = located.served, located.limits
+    if served.follow and not is_run(served.model):
+        raise UserError(
+            f"--follow {settings.served.model}: not a run; only runs get better checkpoints"
+        )
+    resolve_model(served.model, served.context).tokenizer()
+    keys = read_keys(limits.api_keys_file)
     if not keys and not is_loopback(host):
         raise UserError(
             f"--host={settings.http.host}: everybody who reaches it could use it; give "
@@ -52,14 +52,7 @@ def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
             f"--max_choices={limits.max_choices}: there is room for {places} requests "
             "(max_batch + max_waiting)"
         )
-    changed = settings.model_copy(
-        update={
-            "served": served.model_copy(update={"model": model}),
-            "http": settings.http.model_copy(update={"host": host}),
-            "limits": limits.model_copy(update={"api_keys_file": file}),
-        }
-    )
-    return changed, keys
+    return with_changes(located, {"http.host": host}), keys
 
 
 def is_run(model: str) -> bool:
@@ -84,7 +77,7 @@ def with_free_port(settings: ServeSettings) -> ServeSettings:
             f"--host={http.host} --port={http.port}: cannot listen there "
             f"({error.strerror or error}); --port=0 takes any port that is free"
         ) from None
-    return settings.model_copy(update={"http": http.model_copy(update={"port": port})})
+    return with_changes(settings, {"http.port": port})
 
 
 def announce(settings: ServeSettings) -> None:

@@ -26,6 +26,7 @@ from yuzogpt.config.resolve import (
     SEARCH,
     Override,
     TextLoader,
+    check_renamed,
     find_key,
     leaves,
     load_yaml,
@@ -159,8 +160,10 @@ def read_space(settings: TrainSettings, files: Sequence[str], flags: Sequence[st
     A flag `--search.KEY=` with nothing behind it takes a setting out of the search.
     """
     found: dict[str, tuple[Parameter, str]] = {}
-    for override in written(files, flags):
-        key = find_key(override, dict(leaves(TrainSettings)))
+    overrides, known = list(written(files, flags)), dict(leaves(TrainSettings))
+    check_renamed(overrides, known)
+    for override in overrides:
+        key = find_key(override, known)
         if override.value in (None, ""):
             found.pop(key, None)
         else:
@@ -181,7 +184,7 @@ def written(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
         if not isinstance(content, Mapping):
             raise UserError(f"{name}: {SEARCH}: expected `setting: {{kind: [...]}}` lines")
         for key, value in content.items():
-            yield Override(str(key), value, f"{name}: {SEARCH}.{key}: {value}")
+            yield Override(str(key), value, f"{name}: {SEARCH}.{key}: {value}", name)
     for flag in flags:
         key, _, text = flag.removeprefix(f"--{SEARCH}.").partition("=")
         try:

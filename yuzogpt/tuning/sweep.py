@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 
 from yuzogpt import runs
-from yuzogpt.config import TrainSettings, TuneSettings
+from yuzogpt.config import TrainSettings, TuneSettings, with_changes
+from yuzogpt.config.renamed import with_current_names
 from yuzogpt.config.resolve import changed_frozen, load_yaml, to_yaml
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
@@ -83,15 +84,16 @@ class Sweep:
             chosen = with_values(self.base, trial.values)
         except UserError as error:
             raise UserError(f"{format_values(trial.values)}: {error}") from None
-        run = chosen.run.model_copy(
-            update={"out_dir": str(trial.directory), "overwrite": False, "storage": ""}
-        )
-        look = chosen.evaluation.model_copy(update={"val_part": "first"})
-        kept = chosen.checkpoint.model_copy(update={"keep_last": 1, "keep_best": 1})
-        workers = chosen.workers.model_copy(update={"spare_workers": False})
-        return chosen.model_copy(
-            update={"run": run, "evaluation": look, "checkpoint": kept, "workers": workers}
-        )
+        changes = {
+            "run.out_dir": str(trial.directory),
+            "run.overwrite": False,
+            "run.storage": "",
+            "evaluation.val_part": "first",
+            "checkpoint.keep_last": 1,
+            "checkpoint.keep_best": 1,
+            "workers.warm_spare_workers": False,
+        }
+        return with_changes(chosen, changes)
 
     def checked(self) -> "Sweep":
         """Find every mistake that can be found before Ray starts.
@@ -159,9 +161,8 @@ class Sweep:
     def differences(self, written: bytes, origin: str) -> list[str]:
         """Return what makes this another sweep than the one of a settings.yaml."""
         now = self.settings.model_dump()
-        before = checked(
-            load_yaml(written, origin, yaml.SafeLoader), dict[str, dict[str, Any]], origin
-        )
+        content = load_yaml(written, origin, yaml.SafeLoader)
+        before = with_current_names(checked(content, dict[str, dict[str, Any]], origin))
         found = changed_frozen(before, self.settings)
         for section, leaf in COMPARED:
             then = before.get(section, {}).get(leaf, now[section][leaf])
@@ -199,8 +200,7 @@ class Sweep:
         self._write_settings()
 
     def _write_settings(self, state: str = "") -> None:
-        kept = self.settings.run.model_copy(update={"overwrite": False})
-        settings = to_yaml(self.settings.model_copy(update={"run": kept}))
+        settings = to_yaml(with_changes(self.settings, {"run.overwrite": False}))
         content = SIGNATURE + state + self._of_corpus() + settings + self.space.to_yaml()
         write_durably(self.directory / runs.SETTINGS, content.encode())
 
@@ -266,12 +266,10 @@ def winner(results: list[Result]) -> Result | None:
 def best_yaml(sweep: Sweep, values: Values) -> str:
     """Return the winner as a preset."""
     chosen = with_values(sweep.base, values)
-    run = chosen.run.model_copy(
-        update={"out_dir": f"{sweep.directory.name}-best", "overwrite": False, "storage": ""}
-    )
-    return "# The winner of a sweep: `yuzogpt train best.yaml`.\n" + to_yaml(
-        chosen.model_copy(update={"run": run})
-    )
+    out_dir = f"{sweep.directory.name}-best"
+    changes = {"run.out_dir": out_dir, "run.overwrite": False, "run.storage": ""}
+    head = "# The winner of a sweep: `yuzogpt train best.yaml`.\n"
+    return head + to_yaml(with_changes(chosen, changes))
 
 
 def comparison(finals: list[Trial], best: str) -> dict[str, dict[str, float]]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
+from yuzogpt.config.renamed import current_name
 from yuzogpt.errors import InUse, RunFailed, UserError, is_out_of_memory
 from yuzogpt.runs.event_log import Listener, Record, read_records
 from yuzogpt.runs.stop_request import ask_to_stop
@@ -95,7 +96,8 @@ class Trial:
             return None
         except DamagedFile as error:
             raise DamagedFile(f"{error}; delete it, and the trial is done again") from None
-        return cls(directory, **dict(found))
+        values = {current_name(key): value for key, value in found.values.items()}
+        return cls(directory, **{**dict(found), "values": values})
 
     def evaluations(self) -> list[tuple[int, float]]:
         """Return the steps and losses of its evaluations."""
@@ -184,11 +186,14 @@ def score(settings: TrainSettings, directory: Path, train: Train) -> None:
     if not trial or trial.state != "finished" or trial.score is not None:
         return
     place = directory / "score"
-    run = settings.run.model_copy(
-        update={"init_from": str(directory), "out_dir": str(place), "overwrite": True}
-    )
-    look = settings.evaluation.model_copy(update={"val_part": "second", "eval_only": True})
-    train(settings.model_copy(update={"run": run, "evaluation": look}), lambda _: None)
+    changes = {
+        "run.init_from": str(directory),
+        "run.out_dir": str(place),
+        "run.overwrite": True,
+        "evaluation.val_part": "second",
+        "evaluation.eval_only": True,
+    }
+    train(with_changes(settings, changes), lambda _: None)
     found = [r["val_loss"] for r in read_records(place / runs.METRICS) if r["kind"] == "eval_only"]
     replace(trial, score=found[-1]).write()
 

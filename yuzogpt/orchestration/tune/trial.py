@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.errors import InUse, RunFailed, UserError
 from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.runs.event_log import Listener
@@ -41,8 +41,7 @@ def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str
         except UserError as error:
             refuse(trial, str(error), Reports())
             return
-        device = settings.device.model_copy(update={"threads": threads})
-        settings = settings.model_copy(update={"device": device})
+        settings = with_changes(settings, {"device.threads": threads})
         goes_on = run_trial(settings, trial, Reports(), train)
         if scored:
             score(settings, trial.directory, train)

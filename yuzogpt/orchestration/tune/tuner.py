@@ -53,7 +53,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     cores = max(available_cores(), workers_of(settings))
     print("starting Ray ...", flush=True)
     with (
-        stopped_by_sigterm("stopped (SIGTERM); the same command goes on"),
+        stopped_by_sigterm("stopped (SIGTERM); the same command resumes it"),
         connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.tune"),
     ):
         yield

@@ -6,6 +6,7 @@ python docs/generate.py > docs/settings.md
 from collections.abc import Iterator
 
 from yuzogpt.cli import VERBS
+from yuzogpt.config.renamed import RENAMED_SECTIONS, RENAMED_SETTINGS
 from yuzogpt.config.resolve import choices, leaves, preset_names
 
 HEAD = """\
@@ -34,7 +35,7 @@ stopped on request (SIGTERM, a closed terminal).
 
 def main() -> None:
     """Print the page."""
-    print("\n".join([HEAD, *presets(), *verbs()]).rstrip())
+    print("\n".join([HEAD, *presets(), *verbs(), *renamed()]).rstrip())
 
 
 def presets() -> Iterator[str]:
@@ -78,6 +79,15 @@ def verbs() -> Iterator[str]:
             yield f"Sections of `yuzogpt {owner}` that it takes, too: {listed}.\n"
         for lines in sections.values():
             yield from [*lines, ""]
+
+
+def renamed() -> Iterator[str]:
+    """Yield the lines about settings that had other names."""
+    yield "## Renamed settings\n"
+    yield "The old names still work, as flags and in YAML. Sections:"
+    yield ", ".join(f"`{old}` is `{new}`" for old, new in RENAMED_SECTIONS.items()) + ".\n"
+    yield "| Old name | Name |\n|---|---|"
+    yield from (f"| `{old}` | `--{new}` |" for old, new in RENAMED_SETTINGS.items())
 
 
 def default(value: object) -> str:

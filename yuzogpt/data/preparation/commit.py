@@ -21,8 +21,8 @@ from yuzogpt.data import blocks
 from yuzogpt.data.block_files import map_documents
 from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
 from yuzogpt.data.preparation.plan import Plan
+from yuzogpt.data.preparation.records import write_times
 from yuzogpt.data.preparation.shards import UnitRecord
-from yuzogpt.data.preparation.source_times import write_times
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.data.preparation.splits import nanogpt_val_rows
 from yuzogpt.storage.atomic_files import sync_directory, write_durably

@@ -45,9 +45,9 @@ def run_yuzogpt(files: list[Path], workers: int, work: Path) -> Result:
 
     settings = PrepareSettings(
         corpus=CorpusSettings(dataset="openwebtext", source=str(files[0].parent)),
-        large=DistributedPrepareSettings(num_workers=workers),
+        preparation=DistributedPrepareSettings(num_workers=workers),
     )
-    with RayWorkers(settings.large) as ray_workers, Memory() as memory:
+    with RayWorkers(settings.preparation) as ray_workers, Memory() as memory:
         ray_workers.start()
         started = time.perf_counter()
         prepared, _ = prepare(settings, work / "corpus", ray_workers)

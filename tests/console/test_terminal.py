@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, prepare_char_corpus
 from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.config import TrainSettings
 from yuzogpt.console import terminal
 from yuzogpt.tuning.table import TrialTable
@@ -109,7 +109,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called(hostile_run, tmp_path, c
         ["serve", str(folder)],
         [f"{folder}"],
     ):
-        assert status_of(command) == 2
+        assert exit_status(command) == 2
         said = capfd.readouterr().err
         assert said.count("\n") == 1
         assert r"a\nb\x1b[2J\x9b2J" in said, command
@@ -144,8 +144,8 @@ class Terminal:
 def test_a_table_that_changes_is_clean_too(monkeypatch):
     here = Terminal(monkeypatch)
     with TrialTable(HOSTILE, 10) as board:
-        board.starts("0000", {"data.dataset": HOSTILE})
-        board.ends("0000", "failed", HOSTILE)
+        board.mark_started("0000", {"data.dataset": HOSTILE})
+        board.mark_ended("0000", "failed", HOSTILE)
     terminal.console().print(HOSTILE, markup=False)
     terminal.say(HOSTILE)
     shown = here.shown()
@@ -165,7 +165,7 @@ def test_everything_that_is_printed_is_cleaned_in_one_place():
     """Only constants may be printed without it, and nothing by a console of its own."""
     guilty = []
     for path in (REPOSITORY / "yuzogpt").rglob("*.py"):
-        if path == REPOSITORY / "yuzogpt" / "terminal.py":
+        if path == REPOSITORY / "yuzogpt/console/terminal.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             called = isinstance(node, ast.Call) and ast.unparse(node.func)

@@ -69,7 +69,7 @@ def test_the_token_is_private(embedded_ray):
 def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     embedded_ray, corpus_dir, tmp_path, capfd
 ):
-    flags = ("--max_iters=300", "--eval_interval=25", "--num_workers=2", "--hang_timeout=5")
+    flags = ("--max_iters=300", "--eval_interval=25", "--num_workers=2", "--hang_timeout_s=5")
     on_ray = settings_for(corpus_dir, tmp_path / "ray", *flags)
     seconds: dict[str, float] = {}
     victims: dict[str, int] = {}
@@ -100,7 +100,7 @@ def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     dead = re.search(r"rank (\d): A worker health check failed.*?pid=(\d+)", errors, re.DOTALL)
     assert dead
     assert dead.groups() == (str(killed["rank"]), str(victims["SIGKILL"]))
-    assert re.match(r"!!! worker [01] on .* gives no sign of life", stopped["text"])
+    assert re.match(r"!!! worker [01] on .* sent no heartbeat", stopped["text"])
     assert len(records(tmp_path / "ray", "start")) == 3
 
 

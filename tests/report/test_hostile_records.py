@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from tests.report.test_report import RESTARTED, layers, other, start, steps, train, write
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.report import page, tables
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import plots
@@ -126,7 +126,7 @@ def test_settings_may_hold_anything(tmp_path):
         assert len(str(said)) < 2000, content
     settings.unlink()
     os.mkfifo(settings)
-    assert status_of(["report", str(tmp_path)]) == 0
+    assert exit_status(["report", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("back", [1, 3600, 10**8])

@@ -490,7 +490,7 @@ def test_a_checkpoint_of_others_names_no_file_of_mine(
             else:
                 put(store, f"checkpoints/step-5/{head}", content)
         before = {path for path in home.rglob("*") if path.is_file()}
-        assert cli.status_of([verb, *flags[verb]]) == 2
+        assert cli.exit_status([verb, *flags[verb]]) == 2
         assert victim.read_text() == "mine"
         assert {path for path in home.rglob("*") if path.is_file()} == before
         told = capfd.readouterr().err.splitlines()

@@ -10,13 +10,13 @@ from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.runs import requirements
 from yuzogpt.runtime.world import World
-from yuzogpt.training.batch_size import MEASURED_EVERY, WARM_AFTER, GlobalBatch
-from yuzogpt.training.schedules import batch_factor, lr_at
+from yuzogpt.training.batch_size import MEASURE_INTERVAL_STEPS, WARMUP_MEASUREMENTS, GlobalBatch
+from yuzogpt.training.schedules import batch_lr_scale, lr_at
 
 RAMPS = {
-    "linear": ("--batch_schedule=linear", "--start_rows=2", "--ramp_iters=20"),
-    "steps": ("--batch_schedule=steps", "--start_rows=3", "--ramp_iters=20"),
-    "noise": ("--batch_schedule=noise", "--start_rows=4"),
+    "linear": ("--batch_schedule=linear", "--batch_start_rows=2", "--batch_ramp_iters=20"),
+    "steps": ("--batch_schedule=steps", "--batch_start_rows=3", "--batch_ramp_iters=20"),
+    "noise": ("--batch_schedule=noise", "--batch_start_rows=4"),
 }
 LAST = {"linear": 30, "steps": 30, "noise": 120}
 
@@ -24,7 +24,7 @@ LAST = {"linear": 30, "steps": 30, "noise": 120}
 def batch(kind: str, start: int, ramp: int, micro: int = 4, times: int = 4) -> BatchSettings:
     return BatchSettings(
         batch_size=micro, gradient_accumulation_steps=times, batch_schedule=kind,
-        start_rows=start, ramp_iters=ramp,
+        batch_start_rows=start, batch_ramp_iters=ramp,
     )  # fmt: skip
 
 
@@ -40,9 +40,9 @@ def test_doublings_are_equally_far_apart():
 
 def test_the_learning_rate_follows_the_root_of_the_batch():
     ramp = batch("linear", 4, 12)
-    assert batch_factor(16, ramp) == 1
-    assert batch_factor(4, ramp) == pytest.approx(0.5)
-    assert batch_factor(4, ramp.model_copy(update={"batch_lr_power": 0.0})) == 1
+    assert batch_lr_scale(16, ramp) == 1
+    assert batch_lr_scale(4, ramp) == pytest.approx(0.5)
+    assert batch_lr_scale(4, ramp.model_copy(update={"batch_lr_power": 0.0})) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,17 @@ def test_a_cooldown_longer_than_there_is_room_for_begins_after_the_warmup():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--batch_schedule=linear", "--ramp_iters=5"), "start_rows=0 must divide"),
-        (("--batch_schedule=noise", "--start_rows=5"), "start_rows=5 must divide"),
-        (("--batch_schedule=steps", "--start_rows=4", "--ramp_iters=5"), "4 times 2, 4, 8"),
-        (("--batch_schedule=linear", "--start_rows=4"), "ramp_iters says where"),
-        (("--lr_schedule=wsd",), "cooldown_iters says how long"),
+        (("--batch_schedule=linear", "--batch_ramp_iters=5"), "batch_start_rows=0 must divide"),
+        (("--batch_schedule=noise", "--batch_start_rows=5"), "batch_start_rows=5 must divide"),
+        (
+            ("--batch_schedule=steps", "--batch_start_rows=4", "--batch_ramp_iters=5"),
+            "4 times 2, 4, 8",
+        ),
+        (
+            ("--batch_schedule=linear", "--batch_start_rows=4"),
+            "set batch_ramp_iters, where it ends",
+        ),
+        (("--lr_schedule=wsd",), "set cooldown_iters, the length"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words):
@@ -87,18 +93,22 @@ def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words
 
 def test_a_schedule_by_noise_needs_two_rows_a_worker(corpus_dir, tmp_path):
     """Fewer are one gradient, and nothing to hold it against: the batch would never grow."""
-    settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=4")
+    settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--batch_start_rows=4")
     requirements.check_world(settings, 2, None)
-    with pytest.raises(UserError, match="3 workers need 6 rows to measure it; raise --start_rows"):
+    with pytest.raises(
+        UserError, match="3 workers need 6 rows to measure it; raise --batch_start_rows"
+    ):
         requirements.check_world(settings, 3, None)
-    whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=12")
+    whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--batch_start_rows=12")
     requirements.check_world(whole, 12, None)  # has nowhere to grow
 
 
 def test_more_workers_may_go_on_with_a_batch_that_has_grown(root, corpus_dir):
     wider = (*RAMPS["linear"], "--max_iters=40", "--num_workers=8")
     runs.check(tiny_settings(corpus_dir, root / "linear", *wider))
-    with pytest.raises(UserError, match="2 rows is too small for 8 workers; raise --start_rows"):
+    with pytest.raises(
+        UserError, match="2 rows is too small for 8 workers; raise --batch_start_rows"
+    ):
         runs.check(tiny_settings(corpus_dir, root / "another", *wider))
 
 
@@ -109,7 +119,7 @@ def root(corpus_dir, tmp_path_factory):
     for name, flags in RAMPS.items():
         all_of_it, seam = f"--max_iters={LAST[name]}", "--max_iters=11"
         if name == "noise":
-            seam = f"--max_iters={MEASURED_EVERY * WARM_AFTER + 5}"
+            seam = f"--max_iters={MEASURE_INTERVAL_STEPS * WARMUP_MEASUREMENTS + 5}"
         run_world(2, tiny_settings(corpus_dir, root / name, *flags, all_of_it))
         run_world(2, tiny_settings(corpus_dir, root / f"{name}-parts", *flags, seam))
         run_world(2, tiny_settings(corpus_dir, root / f"{name}-parts", *flags, all_of_it))
@@ -138,7 +148,7 @@ def rows_before(step: int, name: str) -> int:
 def test_tokens_seen_at_a_step_match_the_formula(root, name):
     settings = BatchSettings(
         batch_size=4, gradient_accumulation_steps=3, batch_schedule=name,
-        start_rows=2 if name == "linear" else 3, ramp_iters=20,
+        batch_start_rows=2 if name == "linear" else 3, batch_ramp_iters=20,
     )  # fmt: skip
     for record in records(root / name, "train"):
         assert record["rows_seen"] == rows_before(record["step"], name)
@@ -155,7 +165,9 @@ def test_a_ramp_is_the_same_on_any_world(root):
 
 def test_the_noise_scale_makes_the_batch_grow(root):
     rows = [record["tokens_per_step"] // 16 for record in records(root / "noise", "train")]
-    first = MEASURED_EVERY * (WARM_AFTER - 1) + 1  # steps with too few measurements
+    first = (
+        MEASURE_INTERVAL_STEPS * (WARMUP_MEASUREMENTS - 1) + 1
+    )  # steps with too few measurements
     assert rows == sorted(rows)
     assert set(rows[:first]) == {4}
     assert rows[-1] > 4
@@ -164,14 +176,14 @@ def test_the_noise_scale_makes_the_batch_grow(root):
     grown = [r["text"] for r in records(root / "noise", "notice") if "noise scale" in r["text"]]
     assert grown
     assert grown[0].endswith(f"grows from 4 to {rows[first]}")
-    assert state.batch["measured"] == sum(step % MEASURED_EVERY == 0 for step in growing)
+    assert state.batch["measured"] == sum(step % MEASURE_INTERVAL_STEPS == 0 for step in growing)
 
 
 def test_the_noise_scale_of_gradients_that_are_known():
     """Gradients are drawn around G with a known covariance; the estimate finds trace / |G|^2."""
     generator = torch.Generator().manual_seed(1)
     mean, deviation = torch.full((50,), 0.1), 0.5  # |G|^2 = 0.5, trace = 12.5: 25 rows
-    found = GlobalBatch.remembering(batch("noise", 8, 0, micro=8, times=16), {})
+    found = GlobalBatch.from_state(batch("noise", 8, 0, micro=8, times=16), {})
     for _ in range(400):
         rows = mean + deviation * torch.randn(found.rows, 50, generator=generator)
         part = found.rows // 2
@@ -181,8 +193,8 @@ def test_the_noise_scale_of_gradients_that_are_known():
 
 
 def test_a_measured_step_has_two_passes_on_every_rank():
-    growing = GlobalBatch.remembering(batch("noise", 4, 0), {})
-    assert growing.most_in_pass(0, World()) == 2
-    assert growing.most_in_pass(1, World()) == 4
-    assert growing.most_in_pass(0, World(size=2)) == 1
-    assert growing.most_in_pass(0, World(size=3)) == 4  # not a row for each of two: not measured
+    growing = GlobalBatch.from_state(batch("noise", 4, 0), {})
+    assert growing.max_rows_per_pass(0, World()) == 2
+    assert growing.max_rows_per_pass(1, World()) == 4
+    assert growing.max_rows_per_pass(0, World(size=2)) == 1
+    assert growing.max_rows_per_pass(0, World(size=3)) == 4  # too few rows to measure

@@ -16,8 +16,8 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
-from yuzogpt.training.guards import layer_of
 from yuzogpt.training.launch import work
+from yuzogpt.training.layer_stats import layer_name
 
 # The shape is the pretrained model's.
 SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")
@@ -50,7 +50,7 @@ def test_the_shape_is_the_pretrained_models(corpus_dir, pretrained, tmp_path):
     again = resolve(TrainSettings, [str(tmp_path / "run" / "settings.yaml")], [])
     assert again.model == settings.model.model_copy(update={"block_size": 8})
     assert load_model(resolve_model(str(tmp_path / "run"))).settings == again.model
-    # The run goes on with its shape, and with no other.
+    # The run resumes with its shape, and with no other.
     train(*places, "--max_iters=3", "--dropout=0.1")
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
     for flags, difference in (
@@ -72,7 +72,7 @@ def test_the_first_weights_are_the_pretrained_models(corpus_dir, pretrained, tmp
 
 
 # How a run of 12 steps is made: by how many ranks, to which step, and with which flags. "mixed"
-# goes on from what "fsdp, resumed" has made by step 6.
+# resumes from what "fsdp, resumed" has made by step 6.
 FSDP = "--parallel=fsdp"
 WAYS = {
     "one": [(1, 12)],
@@ -147,7 +147,7 @@ def test_a_layers_rate_is_that_of_the_one_above_times_the_decay(corpus_dir, pret
     steps = {}
     for name, after in tensors(tmp_path / "run", "model", step=1).items():
         step = (after - before[name]).abs().max().item()
-        steps[layer_of(name)] = max(step, steps.get(layer_of(name), 0.0))
+        steps[layer_name(name)] = max(step, steps.get(layer_name(name), 0.0))
     rates = {"ln_f": 1, "h.2": 0.5, "h.1": 0.25, "h.0": 0.125, "wte": 0.0625, "wpe": 0.0625}
     assert steps == {layer: pytest.approx(1e-3 * rate, rel=0.01) for layer, rate in rates.items()}
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from yuzogpt.console.terminal import say
-from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus, parse_manifest
+from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus
+from yuzogpt.data.manifest import parse_manifest
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.storage.atomic_files import cache_directory, write_durably
 from yuzogpt.storage.filesystems import open_filesystem, scheme_of

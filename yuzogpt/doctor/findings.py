@@ -96,8 +96,8 @@ def room(survey: Survey, settings: SoundnessSettings) -> Iterator[Finding]:
     """Is there enough disk and memory?"""
     for name, node in survey.nodes.items():
         for part, what, free, least, remedy in (
-            ("memory", "memory", node.memory, settings.least_memory, "end what uses it"),
-            ("disk", "disk for Ray's files", node.temporary, settings.least_disk, "make room"),
+            ("memory", "memory", node.memory, settings.min_memory_gb, "end what uses it"),
+            ("disk", "disk for Ray's files", node.temporary, settings.min_disk_gb, "make room"),
         ):
             if part not in node.problems and free < least * GIGABYTE:
                 text = f"{what}: {free / GIGABYTE:.1f} GB free, {least:g} wanted"
@@ -113,13 +113,13 @@ def storage(survey: Survey, settings: SoundnessSettings) -> Iterator[Finding]:
             if scheme_of(storage):
                 remedy = "see the bucket's name and region, and that node's credentials"
             yield Finding("fault", node, f"{storage} cannot be written ({result.problem})", remedy)
-        elif result.written is not None and result.written < settings.least_storage_speed * 1e6:
+        elif result.written is not None and result.written < settings.min_storage_mb_s * 1e6:
             speed = f"{result.written / 1e6:.1f} MB/s"
-            what = f"{storage} takes {speed}, {settings.least_storage_speed:g} wanted"
+            what = f"{storage} takes {speed}, {settings.min_storage_mb_s:g} wanted"
             yield Finding("warning", node, what, "checkpoints will be slow; see the network to it")
-        if result.free is not None and result.free < settings.least_disk * GIGABYTE:
+        if result.free is not None and result.free < settings.min_disk_gb * GIGABYTE:
             what = (
-                f"{storage}: {result.free / GIGABYTE:.1f} GB free, {settings.least_disk:g} wanted"
+                f"{storage}: {result.free / GIGABYTE:.1f} GB free, {settings.min_disk_gb:g} wanted"
             )
             yield Finding("fault", node, what, "make room")
     for node, others in survey.unseen.items():
@@ -135,7 +135,7 @@ def clocks(survey: Survey, settings: SoundnessSettings) -> Iterator[Finding]:
     middle = statistics.median_low(ahead for ahead, _ in survey.clocks.values())
     for node, (ahead, uncertain) in survey.clocks.items():
         skew = ahead - middle
-        if abs(skew) - uncertain <= settings.most_skew:
+        if abs(skew) - uncertain <= settings.max_clock_skew_s:
             continue
         if len(survey.clocks) == 2:
             what = f"the clocks of {' and '.join(survey.clocks)} are {abs(skew):.1f} s apart"
@@ -158,12 +158,13 @@ def links(survey: Survey, settings: SoundnessSettings) -> Iterator[Finding]:
         return
     # The upper quartile: one slow node of four makes half of all links slow.
     usual = sorted(link.bandwidth for link in measured)[len(measured) * 3 // 4]
-    least = max(settings.least_bandwidth * MEGABIT, SLOW_LINK_SHARE * usual)
+    least = max(settings.min_bandwidth_mbit * MEGABIT, SLOW_LINK_SHARE * usual)
     slow = [link for link in measured if link.bandwidth < least]
     if len(slow) == len(measured) > 2:
         worst = min(slow, key=lambda link: link.bandwidth)
         what = f"all links are slow: {worst.bandwidth / MEGABIT:,.0f} Mbit/s and more"
-        remedy = f"choose other interfaces, or lower --least_bandwidth={settings.least_bandwidth:g}"
+        lowest = f"--min_bandwidth_mbit={settings.min_bandwidth_mbit:g}"
+        remedy = f"choose other interfaces, or lower {lowest}"
         yield Finding("fault", "cluster", what, remedy)
         slow = []
     for node, slow_links in by_culprit(slow).items():
@@ -172,11 +173,11 @@ def links(survey: Survey, settings: SoundnessSettings) -> Iterator[Finding]:
         what = f"slow link: {speed}; the others have {usual / MEGABIT:,.0f}"
         remedy = "see its cable, port and interface (ethtool); every step waits for the slowest"
         level: Literal["fault", "warning"] = (
-            "fault" if worst.bandwidth < settings.least_bandwidth * MEGABIT else "warning"
+            "fault" if worst.bandwidth < settings.min_bandwidth_mbit * MEGABIT else "warning"
         )
         yield Finding(level, node, what, remedy)
     for link in measured:
-        if link.latency > settings.most_latency / 1000:
+        if link.latency > settings.max_latency_ms / 1000:
             what = f"{1000 * link.latency:.1f} ms to {link.target} and back"
             yield Finding("warning", link.source, what, "place the nodes closer to each other")
     if survey.network_problem:

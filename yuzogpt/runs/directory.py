@@ -10,7 +10,7 @@ from pathlib import Path
 
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import remote
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.config.resolve import to_yaml
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.runs.event_log import append_record
@@ -147,8 +147,7 @@ def write_settings(settings: TrainSettings, run: Path, state: str) -> None:
 
 def without_overwriting(settings: TrainSettings) -> TrainSettings:
     """Return the settings of a command that goes on with what it finds."""
-    run = settings.run.model_copy(update={"overwrite": False})
-    return settings.model_copy(update={"run": run})
+    return with_changes(settings, {"run.overwrite": False})
 
 
 def clear(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What connects the loop to whoever started it: a launcher, in this process or another."""
+"""Callbacks and handles that a launcher passes to the training loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +7,23 @@ from pathlib import Path
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.watchdog import Watchdog
 
-# Called by every rank, equally often, for each checkpoint that was evaluated, with its metrics and
+# Called by every rank, equally often, for each checkpoint that was evaluated: with its metrics and
 # its directory.
 Report = Callable[[dict[str, float], Path], None]
 
 
 @dataclass(frozen=True)
 class LoopHooks:
-    """What the loop knows of the world around it."""
+    """The loop's connections to the process that runs it."""
 
-    run: Path  # where this process finds out_dir
+    run_dir: Path  # out_dir, as this process finds it
     report: Report
-    # Raises RunFailed if out_dir is another command's by now, OSError if that cannot be told.
-    refuse_to_write: Callable[[], None]
+    # Raises RunFailed if another command writes to out_dir by now, OSError if that is unknown.
+    check_still_holder: Callable[[], None]
     stop: StopRequest
     watchdog: Watchdog
+
+    def heartbeat(self, phase: str) -> None:
+        """Record progress, and notice requests to stop; only the loop's own thread calls this."""
+        self.watchdog.heartbeat(phase)
+        self.stop.look()

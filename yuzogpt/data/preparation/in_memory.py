@@ -9,7 +9,9 @@ from pathlib import Path
 from yuzogpt import tokenization
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
-from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
+from yuzogpt.data.block_writer import BlockWriter, list_array
+from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.manifest import Block, Manifest
 from yuzogpt.data.preparation.corpora import Corpus, Source, read_text_file
 from yuzogpt.data.preparation.finished import (
     check_same,
@@ -88,7 +90,7 @@ def write_corpus(
     for split, documents in encoded.items():
         name = functools.partial(blocks.block_name, split)
         writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, name)
-        writer.add(blocks.list_array(documents, dtype))
+        writer.add(list_array(documents, dtype))
         written += writer.finish()
     write_durably(directory / blocks.TOKENIZER, tokenization.to_bytes(tokenizer))
     manifest = Manifest(

@@ -81,8 +81,8 @@ def prepare(
         raise UserError(f"{directory / blocks.STAGING}: a symlink; delete it")
     options = settings.corpus
     corpus = find_corpus(options.dataset, options.tokenizer, bool(options.source))
-    if not is_by_units(corpus, options, settings.large):
-        check_one_text_settings(settings.large, corpus)
+    if not is_by_units(corpus, options, settings.preparation):
+        check_one_text_settings(settings.preparation, corpus)
         if options.source:
             check_is_text(options.source, corpus)
         if options.overwrite and options.source:
@@ -143,13 +143,13 @@ def prepare_by_units(
     finished = open_finished(corpus, directory, overwrite=overwrite)
     if finished:
         sweep(directory)
-        check_same_settings(finished, plan.identity_settings(settings.large, corpus))
+        check_same_settings(finished, plan.identity_settings(settings.preparation, corpus))
         if not settings.corpus.source:  # do not list the hub's files again
             return finished, False
     if overwrite:
         check_not_nested(source, directory)
     try:
-        planned = plan.make_plan(settings.large, corpus, source, directory)
+        planned = plan.make_plan(settings.preparation, corpus, source, directory)
     except UserError as error:
         hint = "" if settings.corpus.source else "; or fetch it elsewhere and give --source=FOLDER"
         raise UserError(f"{error}{hint}") from None

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from yuzogpt.data.blocks import MANIFEST, PLAN, SOURCE_TIMES, Block, PreparedCorpus
+from yuzogpt.data.blocks import MANIFEST, PLAN, SOURCE_TIMES, PreparedCorpus
+from yuzogpt.data.manifest import Block
 from yuzogpt.data.preparation.shards import UnitRecord, record_path
 from yuzogpt.data.preparation.sources import SourceFile, Unit
 from yuzogpt.storage.atomic_files import to_json, write_durably

@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from yuzogpt import tokenization
-from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
+from yuzogpt.data.block_writer import BlockWriter, from_offsets
+from yuzogpt.data.blocks import TOKENIZER
+from yuzogpt.data.manifest import Block
 from yuzogpt.data.preparation.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.data.preparation.splits import Split

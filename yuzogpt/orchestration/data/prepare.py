@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 def prepare_on_ray(settings: PrepareSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
     """Prepare a corpus on Ray, which starts only if there is something to do."""
-    with RayWorkers(settings.large) as workers:
+    with RayWorkers(settings.preparation) as workers:
         return prepare(settings, directory, workers)
 
 

@@ -26,8 +26,8 @@ PROMPT = "bead"
 def served(tmp_path_factory) -> Service:
     directory = tmp_path_factory.mktemp("served") / "run"
     write_checkpoint(directory, 20, 2.0)
-    with service(directory, "--num_replicas=0", "--max_batch=4", "--threads=1") as found:
-        yield found
+    with service(directory, "--num_replicas=0", "--max_batch=4", "--threads=1") as running:
+        yield running
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,8 +41,8 @@ def as_many_threads_as_the_service():
 
 @pytest.fixture(scope="module")
 def client(served):
-    with openai.OpenAI(base_url=f"{served.url}v1", api_key="none", max_retries=0) as found:
-        yield found
+    with openai.OpenAI(base_url=f"{served.url}v1", api_key="none", max_retries=0) as running:
+        yield running
 
 
 def expected(tokens: int, n: int = 1, prompt: str = PROMPT, seed: int = 7, **changes):

@@ -23,8 +23,8 @@ def run(tmp_path):
 @pytest.fixture
 def served(run) -> Service:
     flags = ["--num_replicas=0", "--follow", "--follow_interval=0.1", "--max_new_tokens=100000"]
-    with service(run, *flags, "--threads=1") as found:
-        yield found
+    with service(run, *flags, "--threads=1") as running:
+        yield running
 
 
 def test_better_weights_are_served_without_a_gap(run, served):

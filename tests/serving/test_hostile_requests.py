@@ -170,8 +170,8 @@ def served(tmp_path_factory) -> Service:
     directory = tmp_path_factory.mktemp("hostile") / "run"
     write_checkpoint(directory, 20, 2.0)
     flags = ("--num_replicas=0", "--threads=1", "--head_timeout=1", "--deadline=2")
-    with service(directory, *flags) as found:
-        yield found
+    with service(directory, *flags) as running:
+        yield running
 
 
 def test_nothing_that_is_sent_breaks_anything(served):

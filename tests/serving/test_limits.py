@@ -33,8 +33,8 @@ def slow(directory) -> Service:
     """Two slots, room for two waiting requests, and requests that take long."""
     flags = ["--max_batch=2", "--max_waiting=2", "--max_choices=4", "--max_new_tokens=100000"]
     flags += ["--max_body_bytes=10000", "--max_prompt_tokens=300", "--threads=1"]
-    with service(directory, "--num_replicas=0", *flags) as found:
-        yield found
+    with service(directory, "--num_replicas=0", *flags) as running:
+        yield running
 
 
 def is_refused(answer: httpx.Response, status: int, message: str) -> None:

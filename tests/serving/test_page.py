@@ -28,8 +28,8 @@ def served(corpus_dir, tmp_path_factory):
     places = [f"--data_dir={corpus_dir}", f"--out_dir={run}", "--eval_interval=20"]
     main(["train", *TINY, *places, "--num_workers=0", "--max_iters=100"])
     flags = ["--num_replicas=0", "--follow", "--threads=1", "--max_new_tokens=100000"]
-    with service(run, *flags) as found:
-        yield found
+    with service(run, *flags) as running:
+        yield running
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ TopLogprobs = tuple[tuple[int, float], ...]  # (token, log-probability), most pr
 class SamplingParams:
     """How tokens are drawn. Filters apply in the order of these fields."""
 
-    repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the text get less probable
+    repetition_penalty: float = 1.0  # above 1: tokens that have occurred are less probable
     temperature: float = 1.0  # 0: greedy
     top_k: int = 0  # keep the k most probable tokens; 0: all
     top_p: float = 1.0  # keep the most probable tokens that hold this share of what top_k left

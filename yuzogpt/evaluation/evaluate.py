@@ -13,7 +13,7 @@ from tqdm import tqdm
 from yuzogpt import __version__
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note, say
 from yuzogpt.errors import UserError, nearest
 from yuzogpt.evaluation import results
 from yuzogpt.evaluation.benchmarks import files
@@ -110,7 +110,7 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = compute_here) -> 
         if not settings.evaluated.overwrite:
             missing = missing_shards(directory, all_shards)
         if len(missing) < len(all_shards):
-            say(
+            note(
                 f"{len(all_shards) - len(missing)} of {len(all_shards)} shards are already computed"
             )
         with tqdm(total=len(missing), unit="shard", disable=not missing) as bar:

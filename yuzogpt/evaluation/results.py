@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from yuzogpt.console import terminal
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, NANOGPT
 from yuzogpt.evaluation.benchmarks.tasks import TASKS, Metric
@@ -86,7 +86,7 @@ def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) 
     for result in results:
         flag = partial_flag(result, kept.get(result.key))
         if flag:
-            say(f"{result.key}: {path} keeps the metrics computed without {flag}")
+            note(f"{result.key}: {path} keeps the metrics computed without {flag}")
         else:
             tasks[result.key] = result.to_dict()
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))

@@ -19,7 +19,7 @@ from yuzogpt.checkpoints import remote
 from yuzogpt.checkpoints.format import CorruptCheckpoint
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model, shape_of, with_context
 from yuzogpt.config import ServeSettings
-from yuzogpt.console.terminal import complain, say
+from yuzogpt.console.terminal import complain, note
 from yuzogpt.errors import reason_of
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.load import load_engine
@@ -188,7 +188,7 @@ class ModelManager:
         task = asyncio.create_task(self._retire(previous))
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
-        say(f"{self.name}: now serving step {self.current.step}")
+        note(f"{self.name}: now serving step {self.current.step}")
 
     async def _retire(self, model: LoadedModel) -> None:
         await model.retire()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from yuzogpt import runs
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import time_left
-from yuzogpt.console.terminal import say, visible
+from yuzogpt.console.terminal import note, visible
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.runs.event_log import Record, seconds_of_step
 from yuzogpt.runs.requirements import OFFLINE
@@ -79,7 +79,7 @@ class Display:
         if self.on_terminal:
             tqdm.write(visible(text))
         else:
-            say(text)
+            note(text)
 
     def _progress(self, record: Record) -> None:
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"

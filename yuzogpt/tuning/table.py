@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yuzogpt.console import terminal
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 
 OTHERS_WIDTH, MIN_VALUE_WIDTH = 44, 9  # columns of text: of all but the values, of each value
 STYLES = {"running": "bold", "failed": "red", "stopped": "dim", "finished": "green"}
@@ -84,7 +84,7 @@ class TrialTable:
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
-            say(text)
+            note(text)
 
     def table(self) -> Table:
         """Return one row per trial, the best one marked."""

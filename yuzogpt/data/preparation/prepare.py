@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from yuzogpt.config import CorpusSettings, DistributedPrepareSettings, PrepareSettings
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note, say
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.preparation import plan, readers, sources
@@ -159,7 +159,7 @@ def prepare_by_units(
     if overwrite and planned.listing.own:
         raise nested(source, directory)
     workers.check()
-    say(plan.describe(planned, source, overwrite))
+    note(plan.describe(planned, source, overwrite))
     with write_lease(directory, overwrite=overwrite):
         plan.begin(planned, overwrite, workers.start)
         planned = plan.with_counts(planned, workers.count)
@@ -190,7 +190,7 @@ def run_units(planned: Plan, workers: Workers) -> None:
     units = planned.listing.units
     remaining = [unit for unit in units if not planned.record(unit)]
     if done := len(units) - len(remaining):
-        say(f"resuming: {done} of {len(units)} units are done")
+        note(f"resuming: {done} of {len(units)} units are done")
     if remaining:
         workers.start()
         with Progress(planned):
@@ -200,7 +200,7 @@ def run_units(planned: Plan, workers: Workers) -> None:
             by_node[record.node] += record.documents
         for node, documents in sorted(by_node.items()):
             if node:
-                say(f"node {node[:8]}: {documents:,} documents")
+                note(f"node {node[:8]}: {documents:,} documents")
 
 
 def sweep(directory: Path) -> None:
@@ -221,14 +221,14 @@ def report(prepared: PreparedCorpus, corpus: Corpus) -> None:
         f"{sum(manifest.rejected.values()):,} rejected" + (f" ({rejected})" if rejected else "")
     )
     if not written:
-        say("warning: no document was kept: look at --text_column and the source")
+        note("warning: no document was kept: look at --text_column and the source")
     elif not manifest.tokens("val"):
         is_hash = manifest.split_rule.startswith("hash")  # holds out one of two that differ
         why = "no two documents differ" if is_hash or written == 1 else "raise --val_fraction"
-        say(f"the val split is empty: {why}; training needs one")
+        note(f"the val split is empty: {why}; training needs one")
     for what, expected, count in (
         ("documents", corpus.documents, documents),
         ("val tokens", corpus.val_tokens, manifest.tokens("val")),
     ):
         if expected and expected != count:
-            say(f"warning: {corpus.name} has {expected:,} {what}, this source {count:,}")
+            note(f"warning: {corpus.name} has {expected:,} {what}, this source {count:,}")

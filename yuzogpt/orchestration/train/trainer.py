@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings, with_changes
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
 from yuzogpt.evaluation.during_training import prepare_tasks
@@ -62,7 +62,7 @@ def run_on_ray(settings: TrainSettings) -> None:
     with on_sigterm(leave), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
             stack.enter_context(runs.writing(settings))
-            print("starting Ray ...", flush=True)
+            note("starting Ray ...")
             ray = connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch")
             stack.enter_context(ray)
         train_connected(settings, key, exams)
@@ -300,7 +300,7 @@ def check_room(settings: TrainSettings, workers: int, resource: str, have: int) 
     if workers <= have:
         return
     if not is_embedded():
-        say(f"{workers} workers want a {resource} each, the cluster has {have}: waiting")
+        note(f"{workers} workers want a {resource} each, the cluster has {have}: waiting")
     else:
         raise UserError(f"--num_workers={workers}: this machine has {have} {resource}(s), one each")
 

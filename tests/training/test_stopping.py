@@ -9,6 +9,7 @@ import pytest
 
 from yuzogpt.runs import stop_request
 from yuzogpt.runs.stop_request import StopRequest, ask_to_stop, keep_asking, read_request
+from yuzogpt.runtime import signals
 from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
 
 
@@ -47,7 +48,7 @@ def test_where_nobody_looks_it_is_raised_at_once(no_pause, monkeypatch):
         ctrl_c()
     with DeferredKeyboardInterrupt() as interruption:
         StopRequest(interruption).look()
-        monkeypatch.setattr(stop_request, "LOOKED_WITHIN", 0)
+        monkeypatch.setattr(signals, "POLLED_WITHIN_S", 0)
         with pytest.raises(KeyboardInterrupt):
             ctrl_c()
 

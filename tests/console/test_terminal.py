@@ -144,8 +144,8 @@ class Terminal:
 def test_a_table_that_changes_is_clean_too(monkeypatch):
     here = Terminal(monkeypatch)
     with TrialTable(HOSTILE, 10) as board:
-        board.starts("0000", {"data.dataset": HOSTILE})
-        board.ends("0000", "failed", HOSTILE)
+        board.mark_started("0000", {"data.dataset": HOSTILE})
+        board.mark_ended("0000", "failed", HOSTILE)
     terminal.console().print(HOSTILE, markup=False)
     terminal.say(HOSTILE)
     shown = here.shown()

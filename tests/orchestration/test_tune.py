@@ -304,17 +304,17 @@ def test_a_sweep_is_not_deleted_for_one_that_cannot_start(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "says"),
     [
-        ("--num_workers=1..2", "a trial wants one number"),
+        ("--num_workers=1..2", "a sweep needs one number"),
         ("--num_workers=0", "a sweep needs Ray"),
         ("--wandb_log", "a sweep's trials are not sent"),
-        ("--search_algorithm=grid", "loguniform has no end"),
+        ("--search_algorithm=grid", "loguniform is a range"),
         ("--init_from=gpt2", "vocabulary"),
         ("--block_size=64", "it has positions for 32 tokens"),
-        ("--init_from=resume", "trials begin anew"),
+        ("--init_from=resume", "every trial starts at step 0"),
         ("--eval_only", "a sweep trains"),
         ("--eval_tasks=lambada", "not evaluated on benchmarks"),
         ("--search.freeze_layers={choice:[0,9]}", "freeze_layers"),
-        ("--search.block_size={choice:[8,16]}", "not to be searched"),
+        ("--search.block_size={choice:[8,16]}", "cannot be searched"),
     ],
 )
 def test_mistakes_are_one_line_before_ray_starts(sweep, tmp_path, flag, says):

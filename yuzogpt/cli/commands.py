@@ -78,12 +78,12 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
     settings = with_run_paths(settings)
     sweep = Sweep(settings, read_space(settings, files, searched)).checked()
 
-    from yuzogpt.tuning.search import is_over
+    from yuzogpt.tuning.search import is_done
     from yuzogpt.tuning.summary import show
     from yuzogpt.tuning.sweep import write_outcome
 
-    with sweep.writing():
-        if not sweep.replaces_another and is_over(sweep):
+    with sweep.hold_directory():
+        if not sweep.replaces_another and is_done(sweep):
             say(f"{settings.run.out_dir}: finished; a larger --num_samples continues it")
             outcome = write_outcome(sweep)
         else:
@@ -200,7 +200,7 @@ def evaluate(settings: Section) -> None:
     """Score a model on benchmarks, on Ray or in this process."""
     assert isinstance(settings, EvaluateSettings)
     from yuzogpt.checkpoints.locations import with_absolute_paths
-    from yuzogpt.evaluation.evaluate import check, here
+    from yuzogpt.evaluation.evaluate import check, compute_here
     from yuzogpt.evaluation.evaluate import evaluate as run_evaluation
 
     reads_corpus = "loss" in settings.benchmarks.tasks
@@ -211,7 +211,7 @@ def evaluate(settings: Section) -> None:
         out_dir = str(absolute(name, settings.evaluated.storage, "out_dir"))
     evaluation = check(settings, Path(out_dir), settings.benchmarks.data_dir)
     if settings.workers.num_workers == 0:
-        run_evaluation(evaluation, here)
+        run_evaluation(evaluation, compute_here)
     else:
         from yuzogpt.orchestration.evaluate import on_ray
 

@@ -50,13 +50,13 @@ def in_tasks(
 
     workers, resources, threads = places(settings)
     device = settings.device.model_copy(update={"threads": threads})
-    task = ray.remote(**resources, max_retries=RETRIES)(shards.compute)
+    task = ray.remote(**resources, max_retries=RETRIES)(shards.score_shard)
     waiting, running = list(left)[::-1], dict[Any, Shard]()
     while waiting or running:
         while waiting and len(running) < AHEAD * workers:
             shard = waiting.pop()
-            sitting = replace(shard.sitting, device=device)
-            running[task.remote(replace(shard, sitting=sitting))] = shard
+            job = replace(shard.job, device=device)
+            running[task.remote(replace(shard, job=job))] = shard
         (done,), _ = ray.wait(list(running), num_returns=1)
         yield running.pop(done), ray.get(done)
 

@@ -20,7 +20,7 @@ from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
-from yuzogpt.evaluation.during_training import read_exams
+from yuzogpt.evaluation.during_training import prepare_tasks
 from yuzogpt.orchestration.causes import ours
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
@@ -63,7 +63,7 @@ def run_on_ray(settings: TrainSettings) -> None:
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
     check_reachable(runs.ray_address(settings))
-    exams = read_exams(settings)
+    exams = prepare_tasks(settings)
     cores = max(available_cores(), most)
     with on_sigterm(leave), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too

@@ -76,7 +76,8 @@ def use(wanted):
     of_others = types.SimpleNamespace()
     for callback in (
         failures.NoSnapshot(), failures.NothingLeft(), failures.NoPatience(),
-        interfaces.ChosenInterface(), elastic.Elastic(Path(), 1), placement.PlacementNote(Path()),
+        interfaces.ChosenInterface(), elastic.Elastic(LocalStorage(Path()), 1),
+        placement.PlacementNote(Path()),
     ):
         for event in ("after_controller_start", "after_worker_group_start"):
             getattr(callback, event, lambda _: None)(of_others)

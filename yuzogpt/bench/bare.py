@@ -28,9 +28,9 @@ def main(file: str, trace: str = "") -> None:
     """Be the run."""
     settings, _ = runs.check(resolve(TrainSettings, [file], []))
     tracing = tracer(settings.schedule.max_iters, Path(trace)) if trace else do_not_trace()
-    with runs.writing(settings) as run, tracing as listener:
+    with runs.hold_run_dir(settings) as run, tracing as listener:
         work_here(settings, run, listener)
-    (run / MEMORY).write_text(str(peak_memory()))
+    (run.local / MEMORY).write_text(str(peak_memory()))
 
 
 @contextlib.contextmanager

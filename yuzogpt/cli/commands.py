@@ -29,8 +29,8 @@ from yuzogpt.config import (
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.mirrors import SCHEMES
 from yuzogpt.storage.paths import absolute, absolute_or_remote, directory_or_store, expanded
+from yuzogpt.storage.run_storage import SCHEMES
 
 T = TypeVar("T", bound=TrainSettings)
 
@@ -180,7 +180,7 @@ def report(settings: Section) -> None:
     wanted = settings.report
     run = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
     html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
-    say(f"\npage: {write(runs.directory_of_reader(run), html)}")
+    say(f"\npage: {write(runs.open_for_reading(run), html)}")
 
 
 def bench(settings: Section) -> None:

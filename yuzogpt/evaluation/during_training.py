@@ -6,7 +6,6 @@ it beside metrics.jsonl.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, TrainSettings
@@ -17,7 +16,7 @@ from yuzogpt.evaluation.benchmarks.tasks import TASKS, PreparedTask, TaskOptions
 from yuzogpt.evaluation.evaluate import check_task
 from yuzogpt.runs.directory import EVALUATIONS, STOP
 from yuzogpt.runs.event_log import append_record
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import WORKER, RunStorage, open_storage
 
 AT_A_TIME = 8  # passages, between two looks whether the run was asked to stop
 
@@ -51,7 +50,7 @@ def evaluate_checkpoint(
 
     No figures if the checkpoint is gone by now, or the run was asked to stop: that is told.
     """
-    run = mirrors.directory_of(out_dir, mirrors.WORKER)
+    run = open_storage(out_dir, WORKER)
     step = step_of(name)
     try:
         figures = figures_of(name, run, exams, device)
@@ -65,7 +64,7 @@ def evaluate_checkpoint(
 
 def tell_of_failure(name: str, out_dir: str, tasks: Iterable[str], reason: str) -> None:
     """Write the record of a checkpoint that has no figures."""
-    run, step = mirrors.directory_of(out_dir, mirrors.WORKER), step_of(name)
+    run, step = open_storage(out_dir, WORKER), step_of(name)
     text = f"!!! step {step} was not evaluated on {', '.join(tasks)} ({reason})"
     append_record(run / EVALUATIONS, "notice", text, step=step)
 
@@ -76,7 +75,7 @@ def step_of(name: str) -> int:
 
 
 def figures_of(
-    name: str, run: Path, exams: Mapping[str, PreparedTask], device: DeviceSettings
+    name: str, run: RunStorage, exams: Mapping[str, PreparedTask], device: DeviceSettings
 ) -> dict[str, float]:
     """Return the figures of a checkpoint; InterruptedError if the run is asked to stop."""
     from yuzogpt.checkpoints.load import load_model
@@ -98,7 +97,7 @@ def figures_of(
     return found
 
 
-def check_no_early_stop(run: Path) -> None:
+def check_no_early_stop(run: RunStorage) -> None:
     """Raise InterruptedError if the run was asked to stop: it ends within 30 seconds."""
-    if mirrors.exists(run / STOP):
+    if (run / STOP).exists():
         raise InterruptedError("the run is asked to stop")

@@ -23,8 +23,8 @@ from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import ScoringJob, Shard, compute, shards_of, undone, weights_hash
 from yuzogpt.runs.requirements import check_writable
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 
 # Computes shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]
@@ -98,7 +98,7 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = here) -> list[Res
     }
     everything = [shard for of_task in shards.values() for shard in of_task]
     directory.mkdir(parents=True, exist_ok=True)
-    with Lease(directory):
+    with Lease(LocalStorage(directory)):
         left = everything
         if not settings.evaluated.overwrite:
             left = list(undone(directory, everything))
@@ -142,7 +142,7 @@ def sitting_of(evaluation: Evaluation, task: str, weights: str) -> ScoringJob:
     checkpoint = reference.checkpoint
     return ScoringJob(
         # The checkpoint, not the run: its best one may be another, soon.
-        model=mirrors.name_of(checkpoint.directory) if checkpoint else reference.name,
+        model=checkpoint.storage.display_name if checkpoint else reference.name,
         weights=weights,
         task=task,
         protocol=wanted.protocol,

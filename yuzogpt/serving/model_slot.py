@@ -25,8 +25,7 @@ from yuzogpt.errors import reason_of
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.load import load_engine
 from yuzogpt.serving.driver import EngineLoop
-from yuzogpt.storage import mirrors
-from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.run_storage import RunStorage
 
 Identity = tuple[str, int]  # of a checkpoint: its name, and when its state was written
 
@@ -162,10 +161,11 @@ class ModelManager:
     async def _improve(self, troubles: set[str]) -> None:
         """Serve the best checkpoint that can be loaded, if it is better; note what may pass."""
         passed_over: set[Identity] = set()
-        while directory := await asyncio.to_thread(self._look, passed_over):
-            identity, name = identify(directory), mirrors.name_of(directory)
+        while storage := await asyncio.to_thread(self._look, passed_over):
+            directory, name = storage.local, storage.display_name
+            identity = identify(directory)
             try:
-                found = await asyncio.to_thread(checkpoints.verify, directory, optimizer=False)
+                found = await asyncio.to_thread(checkpoints.verify, storage, optimizer=False)
                 served = self.settings.served
                 reference = ModelReference(served.model, shape_of(found), found)
                 return await self._replace(with_context(reference, served.context))
@@ -193,18 +193,17 @@ class ModelManager:
         await served.retire()
         self.working.remove(served)
 
-    def _look(self, passed_over: set[Identity]) -> Path | None:
+    def _look(self, passed_over: set[Identity]) -> RunStorage | None:
         """Return the best checkpoint that is better than what is served, if there is one."""
-        run = self.settings.served.model
-        place = remote.pull_reference(run) if scheme_of(run) else Path(run)
+        run = remote.open_reference(self.settings.served.model)
         served = self.now.reference.checkpoint
         assert served is not None
-        for directory in checkpoints.by_validation_loss(place):
+        for directory in checkpoints.by_validation_loss(run.local):
             identity = identify(directory)
             if identity is None or identity in self.refused | passed_over:
                 continue
             is_new = is_better(checkpoints.read_metrics(directory), served.state.metrics)
-            return directory if is_new else None
+            return run / "checkpoints" / directory.name if is_new else None
         return None
 
 

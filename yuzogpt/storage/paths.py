@@ -9,7 +9,7 @@ from pathlib import Path
 
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.mirrors import SCHEMES
+from yuzogpt.storage.run_storage import SCHEMES
 
 # Set by Ray for the entrypoint of `ray job submit`.
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -23,8 +23,6 @@ from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.shards import weights_hash
 from yuzogpt.runtime.world import World
-from yuzogpt.storage import mirrors
-from yuzogpt.storage.filesystems import scheme_of
 
 # What may differ: places, of which the content is compared, and what is a node's own.
 OF_NODE = {
@@ -138,9 +136,8 @@ def inside(name: str, reference: ModelReference) -> str:
     """Return where in a directory the checkpoint is that it stands for; empty: itself."""
     if reference.checkpoint is None:
         return ""
-    directory = reference.checkpoint.directory
-    is_itself = mirrors.name_of(directory) == name if scheme_of(name) else str(directory) == name
-    return "" if is_itself else f"/checkpoints/{directory.name}"
+    storage = reference.checkpoint.storage
+    return "" if storage.display_name == name else f"/checkpoints/{storage.name}"
 
 
 def host() -> str:

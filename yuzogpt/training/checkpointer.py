@@ -7,7 +7,7 @@ threads talk over a group of their own, so that their collectives do not mix wit
     ddp     rank 0 holds everything, and writes it
     fsdp    each rank writes one file of whole tensors, gathered from all ranks one by one
 
-Where out_dir is in a store, each rank then sends what it wrote (remote.py).
+Where out_dir is in a store, each rank then uploads its files (checkpoints/remote.py).
 """
 
 import concurrent.futures
@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -36,7 +35,7 @@ from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.runs.event_log import MetricsLog
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.training.hooks import LoopHooks
 from yuzogpt.training.optimizers import Optimizer, state_tensors
 from yuzogpt.training.parallel import ParallelModel, local, rows_of_rank
@@ -122,23 +121,23 @@ class AsyncCheckpointer:
             before.result()
             if step != self.step or self.newest is None:  # it could not be written
                 return
-            directory = self.newest.directory
+            storage = self.newest.storage
             is_spoilt = not all(map(math.isfinite, metrics.values()))
             if self.world.rank == 0:
                 try:
                     with contextlib.nullcontext() if is_spoilt else contextlib.suppress(OSError):
                         self.outside.refuse_to_write()
                     if is_spoilt:
-                        checkpoints.discard(directory)
+                        checkpoints.discard(storage)
                     else:
-                        checkpoints.add_metrics(directory, metrics)
+                        checkpoints.add_metrics(storage, metrics)
                 except Exception as error:  # the next checkpoint says if the run cannot go on
                     self._notice(step, f"metrics not kept ({reason_of(error)})")
             if is_spoilt:
                 self.step = self.newest = None
             else:
                 self._prune()
-                self.outside.report(metrics, directory)
+                self.outside.report(metrics, storage)
 
         self.writing = run_in_daemon_thread(add)
 
@@ -157,7 +156,7 @@ class AsyncCheckpointer:
         self.wait()
         if self.failures:
             raise RunFailed(
-                f"{mirrors.name_of(self.run)}: the last checkpoint could not be written; the same "
+                f"{self.run.display_name}: the last checkpoint could not be written; the same "
                 "command goes on from the one before"
             )
 
@@ -184,14 +183,13 @@ class AsyncCheckpointer:
         if is_first:
             try:
                 self.outside.refuse_to_write()
-                mirrors.delete_folder(self._directory(state), first=checkpoints.MANIFEST)
                 place = checkpoints.begin(self.run, state.step).name
             except Exception as error:  # whatever it is, the other ranks wait for an answer
                 problem = error
         place = self.world.broadcast(place)
         if place is not None:
             temporary = self.run / "checkpoints" / place
-            hashes, failed = self._write_tensors(temporary, self._directory(state))
+            hashes, failed = self._write_tensors(temporary, self._storage(state))
             found = self.world.gather((hashes, failed))
             if is_first:
                 problem = self._commit(temporary, state, found)
@@ -209,9 +207,9 @@ class AsyncCheckpointer:
                 write_seconds=round(time.perf_counter() - started, 3),
                 bytes=self.bytes,
             )
-        self.newest = Checkpoint(self._directory(state), state)
+        self.newest = Checkpoint(self._storage(state), state)
 
-    def _directory(self, state: State) -> Path:
+    def _storage(self, state: State) -> RunStorage:
         return self.run / "checkpoints" / f"step-{state.step}"
 
     def _note_failure(self, state: State, text: str, is_fatal: bool) -> None:
@@ -221,7 +219,7 @@ class AsyncCheckpointer:
         self._notice(state.step, f"could not be written ({text}); training goes on")
         if self.failures >= MOST_FAILURES:
             raise RunFailed(
-                f"{mirrors.name_of(self.run)}: {self.failures} checkpoints in a row could not be "
+                f"{self.run.display_name}: {self.failures} checkpoints in a row could not be "
                 f"written ({text}); mend that, and the same command goes on from the newest one"
             )
 
@@ -229,11 +227,13 @@ class AsyncCheckpointer:
         if self.log:
             self.log.write("notice", step, text=f"!!! checkpoint step-{step} {what}")
 
-    def _write_tensors(self, temporary: Path, directory: Path) -> tuple[dict[str, str], str | None]:
+    def _write_tensors(
+        self, temporary: RunStorage, checkpoint: RunStorage
+    ) -> tuple[dict[str, str], str | None]:
         """Write this rank's files; return their hashes, and what went wrong."""
         hashes: dict[str, str] = {}
         failed = None
-        room = remote.room_of(temporary, self.world.rank)
+        staging = remote.staging_dir(temporary, self.world.rank)
         for kind in (MODEL, OPTIMIZER):
             tensors = self._gathered_tensors(kind)
             try:
@@ -241,14 +241,14 @@ class AsyncCheckpointer:
                     file = tensor_file(kind, self.world.rank, len(self.parts))
                     names = self._names(kind, self.world.rank)
                     shapes = {name: self.live[kind][name] for name in names}
-                    room.mkdir(parents=True, exist_ok=True)
-                    hashes[file] = write_tensors(room / file, shapes, tensors)
+                    staging.mkdir(parents=True, exist_ok=True)
+                    hashes[file] = write_tensors(staging / file, shapes, tensors)
             except Exception as error:  # whatever it is, the other ranks wait for an answer
                 failed = reason_of(error)
             for _ in tensors:  # the other ranks count on this one's part
                 pass
         try:
-            remote.send(room, directory, {} if failed else hashes)
+            remote.upload(staging, checkpoint, {} if failed else hashes)
         except Exception as error:
             failed = reason_of(error)
         return hashes, failed
@@ -292,7 +292,7 @@ class AsyncCheckpointer:
         return torch.cat(parts)[: shape[0]] if parts else None
 
     def _commit(
-        self, temporary: Path, state: State, found: list[tuple[dict[str, str], str | None]]
+        self, temporary: RunStorage, state: State, found: list[tuple[dict[str, str], str | None]]
     ) -> Exception | None:
         """Make a checkpoint of what the ranks wrote; return what went wrong, if anything."""
         try:
@@ -307,14 +307,14 @@ class AsyncCheckpointer:
             }
             self.outside.refuse_to_write()
             if self.log:
-                self.log.push()  # a run that goes on from this checkpoint has its records, too
+                self.log.upload()  # a run that goes on from this checkpoint has its records, too
             written = checkpoints.commit(temporary, state, self.tokenizer, hashes, places)
-            remote.publish(written.directory)
+            remote.publish(written.storage)
         except Exception as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary.local, ignore_errors=True)
             return error
         with contextlib.suppress(OSError):
-            self.bytes = remote.size_of(written.directory)
+            self.bytes = remote.size_of(written.storage)
         return None
 
     def _prune(self) -> None:

@@ -11,9 +11,8 @@ import hashlib
 import shlex
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
-from yuzogpt import runs
+from yuzogpt import checkpoints, runs
 from yuzogpt.checkpoints import remote
 from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import PUBLISHED, download
@@ -23,13 +22,13 @@ from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.report import loss_curve
 from yuzogpt.runs import requirements
 from yuzogpt.runs.event_log import Listener, MetricsLog, append_record, read_records
-from yuzogpt.runs.stop_request import StopRequest, request_in
+from yuzogpt.runs.stop_request import StopRequest, stop_source
 from yuzogpt.runtime.device import choose_device
 from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
+from yuzogpt.storage.run_storage import WORKER, RunStorage, open_storage
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.hooks import LoopHooks, Report
 from yuzogpt.training.loop import train
@@ -52,11 +51,11 @@ def work(
 ) -> str | None:
     """Do one worker's part: open and verify the corpus, find the checkpoint, train.
 
-    `command`: as in `runs.writing`. `is_restarted`: whether an only worker is started again when it
-    ends because it stands still. Returns why the run stopped before its end, if it was asked to. A
-    UserError of any rank is raised on all.
+    `command`: as in `runs.hold_run_dir`. `is_restarted`: whether an only worker is started again
+    when it ends because it stands still. Returns why the run stopped before its end, if it was
+    asked to. A UserError of any rank is raised on all.
     """
-    run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
+    run = open_storage(settings.run.out_dir, WORKER)
     corpus = open_same_corpus(settings, world)
     with world.raise_on_all_ranks():
         if world.local_rank == 0:  # hashed once a node
@@ -65,9 +64,9 @@ def work(
     fail_if_a_rank_failed(world, run)
     broken: list[str] = []
 
-    def set_aside(directory: Path, reason: str) -> None:
-        now = remote.set_aside(directory)
-        broken.append(f"!!! checkpoint {directory.name} is corrupt ({reason}): now {now}")
+    def quarantine(checkpoint: RunStorage, reason: str) -> None:
+        now = checkpoints.quarantine(checkpoint)
+        broken.append(f"!!! checkpoint {checkpoint.name} is corrupt ({reason}): now {now}")
 
     resume: Checkpoint | None = None
     holder = None
@@ -75,13 +74,13 @@ def work(
         if world.rank == 0:  # it alone commits checkpoints
             holder = holder_of(run)
             command = command or holder or ""
-            runs.pull(run)
-            remote.sweep(run)
+            runs.download_run(run)
+            checkpoints.sweep(run)
             if not runs.gives_way(settings, run, command):
-                resume = runs.find_resume(settings, corpus, run, set_aside)
+                resume = runs.find_resume(settings, corpus, run, quarantine)
     newest = world.broadcast(resume.directory.name if resume else None)
     if newest:
-        resume = remote.on_every_node(run / "checkpoints" / newest, world)
+        resume = remote.read_on_all_ranks(run / "checkpoints" / newest, world)
         settings = runs.with_recorded_start(settings, resume)
     elif settings.run.init_from in PUBLISHED:
         with world.raise_on_all_ranks():  # once a node, before the watchdog counts the seconds
@@ -130,11 +129,11 @@ def work(
                 return train(settings, world, corpus, resume, start, begin, outside)
         finally:
             if world.local_rank == 0:
-                remote.keep_heads(run)
+                remote.drop_local_tensors(run)
             ending.close()
 
 
-def tell_of_stall(run: Path | None, line: str) -> None:
+def tell_of_stall(run: RunStorage | None, line: str) -> None:
     """Say which rank stands still, and write it down in a run that has begun, if that goes."""
     complain(f"!!! {line}")
     if run:
@@ -142,19 +141,19 @@ def tell_of_stall(run: Path | None, line: str) -> None:
             append_record(run / runs.METRICS, "failure", f"!!! {line}")
 
 
-def refuse_other(run: Path, holder: str | None) -> None:
+def refuse_other(run: RunStorage, holder: str | None) -> None:
     """Raise RunFailed if out_dir has another writer now: this one's command was killed.
 
     OSError if that cannot be told: the command makes a lease that was removed anew.
     """
     found = holder_of(run)
     if found is None and holder:
-        raise OSError(f"{mirrors.name_of(run)}: nobody holds it, its lease is gone")
+        raise OSError(f"{run.display_name}: nobody holds it, its lease is gone")
     if found != holder:
-        raise RunFailed(f"{mirrors.name_of(run)}: another command has taken over")
+        raise RunFailed(f"{run.display_name}: another command has taken over")
 
 
-def check_directory_is_shared(run: Path, world: World) -> None:
+def check_directory_is_shared(run: RunStorage, world: World) -> None:
     """Raise UserError on all ranks unless all see the out_dir that the launcher wrote to.
 
     They will read checkpoints there, and the launcher the metrics.
@@ -162,12 +161,12 @@ def check_directory_is_shared(run: Path, world: World) -> None:
     seen = holder_of(run)
     if seen is None:
         with contextlib.suppress(FileNotFoundError):
-            seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
+            seen = hashlib.sha256((run / runs.SETTINGS).read()).hexdigest()
     expected = world.broadcast(seen)
     with world.raise_on_all_ranks():
         if seen is None or seen != expected:
             raise UserError(
-                f"--out_dir={mirrors.name_of(run)}: not the same directory on every node; choose "
+                f"--out_dir={run.display_name}: not the same directory on every node; choose "
                 "one on storage that all nodes share"
             )
 
@@ -176,12 +175,12 @@ def run_here(settings: TrainSettings) -> None:
     """Train in this process."""
     key = take_wandb_key(settings.log)
     choose_device(settings.device.device, World())  # a mistake here shows before a file is written
-    with runs.writing(settings) as run, Display(settings, key) as display:
+    with runs.hold_run_dir(settings) as run, Display(settings, key) as display:
         reason = work_here(settings, run, display)
     conclude(settings, reason)
 
 
-def work_here(settings: TrainSettings, run: Path, listener: Listener) -> str | None:
+def work_here(settings: TrainSettings, run: RunStorage, listener: Listener) -> str | None:
     """Be the only worker, in this process; return why the run stopped before its end, if so."""
     with stopping(run, World()) as stop:
         return work(settings, World(), lambda *_: None, listener, stop)
@@ -204,20 +203,20 @@ def run_as_rank(settings: TrainSettings) -> None:
         listener, key = None, take_wandb_key(settings.log)
         with world.raise_on_all_ranks():
             if world.rank == 0:
-                run = stack.enter_context(runs.writing(settings, command))
+                run = stack.enter_context(runs.hold_run_dir(settings, command))
                 is_new = runs.gives_way(settings, run, command)
                 listener = stack.enter_context(Display(settings, key, is_new=is_new))
-        stop = stack.enter_context(stopping(runs.directory_of(settings), world))
+        stop = stack.enter_context(stopping(runs.open_run(settings), world))
         reason = work(settings, world, lambda *_: None, listener, stop, command=command)
     if world.rank == 0:
         conclude(settings, reason)
 
 
 @contextlib.contextmanager
-def stopping(run: Path, world: World) -> Iterator[StopRequest]:
+def stopping(run: RunStorage, world: World) -> Iterator[StopRequest]:
     """Yield what asks this rank's loop to stop: SIGTERM, and on rank 0 a file in out_dir."""
     with DeferredKeyboardInterrupt() as interruption:
-        stop = StopRequest(interruption, *([request_in(run)] if world.rank == 0 else []))
+        stop = StopRequest(interruption, *([stop_source(run)] if world.rank == 0 else []))
         try:
             with on_sigterm(lambda: stop.set("SIGTERM")):
                 yield stop
@@ -230,14 +229,15 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
 
     Stopped if the run was asked to stop, for `reason`.
     """
-    run, name = runs.directory_of(settings), settings.run.out_dir
+    run, name = runs.open_run(settings), settings.run.out_dir
+    metrics = run / runs.METRICS
     if reason:
-        stops = [record for record in read_records(run / runs.METRICS) if record["kind"] == "stop"]
+        stops = [record for record in read_records(metrics.local) if record["kind"] == "stop"]
         has_none = settings.evaluation.eval_only or (stops and stops[-1]["step"] == 0)
         what = f"stopped ({reason}){'' if has_none else ' with a checkpoint'}"
         raise Stopped(f"{what}; the same command goes on")
-    mirrors.pull(run / runs.METRICS, if_changed=True)
-    records = read_records(run / runs.METRICS)
+    metrics.download(if_changed=True)
+    records = read_records(metrics.local)
     part = settings.evaluation.val_part
     over = "over the whole split" if part == "whole" else f"of val_part={part}"
     if settings.evaluation.eval_only:
@@ -247,8 +247,9 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     if not finals:
         raise RunFailed(f"{name}: trained to its end, but {runs.METRICS} was removed meanwhile")
     final = finals[-1]
-    loss_curve.draw(records, run / runs.CURVE)
-    mirrors.push(run / runs.CURVE)
+    curve = run / runs.CURVE
+    loss_curve.draw(records, curve.local)
+    curve.upload()
     say(f"step {final['step']}: val loss {number(final['val_loss'])} {over}")
     say(f"curves: {name}/{runs.CURVE}")
     best = f"{name}/checkpoints/step-{final['best_step']}"

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.network import measure
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.training.batch_size import GlobalBatch
 from yuzogpt.training.checkpointer import AsyncCheckpointer
 from yuzogpt.training.guards import (
@@ -333,7 +333,7 @@ def divergence_message(
 
 
 def finish(
-    run: Path, world: World, trainee: ParallelModel, validation: Validation, records: StepLog
+    run: RunStorage, world: World, trainee: ParallelModel, validation: Validation, records: StepLog
 ) -> None:
     """Evaluate the last and the best checkpoint over the whole split, and say so."""
     step, last_loss = records.step, validation.whole(trainee.model)
@@ -348,8 +348,7 @@ def finish(
         found = checkpoints.best(run, lambda *_: None) if world.rank == 0 else None
     name = world.broadcast(found.directory.name if found else None)
     if name and name != f"step-{step}":
-        directory = run / "checkpoints" / name
-        best = remote.on_every_node(directory, world, optimizer=False)
+        best = remote.read_on_all_ranks(run / "checkpoints" / name, world, optimizer=False)
         trainee.load(best.tensors(MODEL))
         best_step, best_loss = best.state.step, validation.whole(trainee.model)
     losses = {"val_loss": finite(last_loss), "best_val_loss": finite(best_loss)}

@@ -20,7 +20,6 @@ from yuzogpt.console.terminal import say, visible
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.runs.event_log import Record, seconds_of_step
 from yuzogpt.runs.requirements import OFFLINE
-from yuzogpt.storage import mirrors
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, where there is no terminal
 INIT_WITHIN = 30.0  # seconds
@@ -116,17 +115,17 @@ class WandbSink:
         """Start a W&B run; go on with that of this out_dir, unless the run there `is_new`."""
         import wandb
 
-        run = runs.directory_of(settings)
+        run = runs.open_run(settings)
         self.memory, self.is_remembered = run / runs.WANDB_ID, False
-        is_known = self.memory.exists() and not is_new
-        known = self.memory.read_text().strip() if is_known else None
+        is_known = self.memory.local.exists() and not is_new
+        known = self.memory.local.read_text().strip() if is_known else None
         try:
             self.run = wandb.init(
                 project=settings.log.wandb_project,
                 name=settings.log.wandb_run_name or run.name,
                 id=known,
                 resume="allow",
-                dir=str(run),
+                dir=str(run.local),
                 config=settings.model_dump(),
                 settings=wandb.Settings(silent=True, api_key=key, init_timeout=INIT_WITHIN),
             )
@@ -140,8 +139,8 @@ class WandbSink:
         """Keep the id in out_dir, now that the run there has begun."""
         if not self.is_remembered:
             self.is_remembered = True
-            self.memory.write_text(self.run.id)
-            mirrors.push(self.memory)
+            self.memory.local.write_text(self.run.id)
+            self.memory.upload()
 
     def send(self, record: Record) -> None:
         """Log one record at its step; W&B takes none of an earlier step than the last one."""

@@ -30,6 +30,7 @@ from yuzogpt.runs import requirements
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import LEASE, Lease
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.storage.untrusted import checked, read_file
 from yuzogpt.tuning.space import Space, Values, with_values
 from yuzogpt.tuning.table import format_values
@@ -145,7 +146,7 @@ class Sweep:
                 )
             return
         written = read_file(path)
-        if runs.header(self.directory)[:1] != [SIGNATURE]:
+        if runs.header(LocalStorage(self.directory))[:1] != [SIGNATURE]:
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
         if self.replaces_another:
             return
@@ -179,7 +180,7 @@ class Sweep:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the directory for this command alone; a sweep that it replaces is still whole."""
-        with Lease(self.directory):
+        with Lease(LocalStorage(self.directory)):
             for leftover in self.directory.glob(f"{PRIVATE}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if not self.replaces_another:
@@ -189,7 +190,8 @@ class Sweep:
     @property
     def replaces_another(self) -> bool:
         """Whether `begin` is to delete what is here: as asked, or as a killed command began to."""
-        return self.settings.run.overwrite or runs.DELETING in runs.header(self.directory)
+        head = runs.header(LocalStorage(self.directory))
+        return self.settings.run.overwrite or runs.DELETING in head
 
     def begin(self) -> None:
         """Make the directory this sweep's; once trials can start, if that deletes another's."""

@@ -18,6 +18,7 @@ from yuzogpt.data.preparation.splits import split_tail
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.tokenization.tokenizer import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
 
 TOKENS_PER_BLOCK = 2**27
@@ -53,7 +54,7 @@ def prepare_in_memory(
     encoded = encode(source, tokenizer)
     size = sum(ids.nbytes for documents in encoded.values() for ids in documents)
     check_disk_space(directory, size - cleared_bytes(directory, settings.overwrite))
-    with Lease(directory):
+    with Lease(LocalStorage(directory)):
         if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
         if (directory / blocks.STAGING / blocks.PLAN).exists() and not settings.overwrite:

@@ -30,6 +30,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import is_pattern, scheme_of
 from yuzogpt.storage.lease import Lease
 from yuzogpt.storage.paths import is_within
+from yuzogpt.storage.run_storage import LocalStorage
 
 
 class Workers(Protocol):
@@ -159,7 +160,7 @@ def prepare_large(
         raise nested(source, directory)
     workers.check()
     say(plan.describe(wanted, source, overwrite))
-    with Lease(directory):
+    with Lease(LocalStorage(directory)):
         if (directory / blocks.MANIFEST).exists() and not overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
         plan.begin(wanted, overwrite, workers.start)
@@ -207,7 +208,7 @@ def do_units(wanted: Plan, workers: Workers) -> None:
 def sweep(directory: Path) -> None:
     """Delete what a command left that was killed between its commit and its end."""
     if (directory / blocks.STAGING).exists():
-        with Lease(directory):
+        with Lease(LocalStorage(directory)):
             blocks.clear_staging(directory)
 
 

@@ -7,7 +7,6 @@ away, so that no step is done twice, and a controller that knows at once which n
 import contextlib
 import threading
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
@@ -20,9 +19,9 @@ from yuzogpt.orchestration.callbacks import (
     actors_of,
 )
 from yuzogpt.runs.event_log import append_record
-from yuzogpt.runs.stop_request import ASK_EVERY, ask_to_stop
+from yuzogpt.runs.stop_request import RETRY_INTERVAL_S, ask_to_stop
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import RunStorage
 
 # Why workers stop for a while: they wait for their end then, where others would return, because a
 # worker that returns has finished the run.
@@ -37,7 +36,7 @@ COORDINATOR = "AutoscalingCoordinator"  # Ray's actor that knows which nodes the
 class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Runs in the controller's process; Ray calls it by keyword."""
 
-    def __init__(self, run: Path, patience: float) -> None:
+    def __init__(self, run: RunStorage, patience: float) -> None:
         """`run`: the out_dir; `patience`: seconds for a worker that gives no sign of life."""
         self.run, self.patience = run, patience
         self.requester = ""
@@ -52,7 +51,7 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Forget a wish that the workers before did not answer: these would wait in vain."""
         with contextlib.suppress(OSError):
-            mirrors.delete(self.run / runs.PAUSE)
+            (self.run / runs.PAUSE).delete()
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """There are workers that train."""
@@ -94,16 +93,16 @@ class Elastic(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             if not self._end_silent_workers():
                 break
             if not is_asked:
-                time.sleep(ASK_EVERY)
+                time.sleep(RETRY_INTERVAL_S)
         with contextlib.suppress(OSError):
-            mirrors.delete(self.run / runs.PAUSE)
+            (self.run / runs.PAUSE).delete()
 
     def _wait_for_answer(self) -> bool:
         """Wait half a second at most; tell whether workers answered. Storage may fail once."""
-        pause = 0.5 if mirrors.uri_of(self.run) else 0.05
+        pause = 0.5 if self.run.is_remote else 0.05
         for _ in range(int(0.5 / pause)):
             with contextlib.suppress(OSError):
-                if not mirrors.exists(self.run / runs.PAUSE):
+                if not (self.run / runs.PAUSE).exists():
                     return True
             time.sleep(pause)
         return False
@@ -146,14 +145,14 @@ def preemption() -> str | None:
         return None
 
 
-def answer_pause(run: Path, rank: int) -> None:
+def answer_pause(run: RunStorage, rank: int) -> None:
     """Tell a controller that waits for it that the checkpoint is written."""
     if rank == 0:
         with contextlib.suppress(OSError):
-            mirrors.delete(run / runs.PAUSE)
+            (run / runs.PAUSE).delete()
 
 
-def wait_for_the_end(run: Path, reason: str, rank: int) -> NoReturn:
+def wait_for_the_end(run: RunStorage, reason: str, rank: int) -> NoReturn:
     """Wait, the checkpoint being written, until the controller ends this worker."""
     answer_pause(run, rank)
     if reason == PREEMPTION:

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
@@ -29,8 +28,8 @@ from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.runs.stop_request import keep_asking
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import on_sigterm, sigterm_held_back
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import open_filesystem
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.training.progress import Display, take_wandb_key
 
 # Set before ray is imported.
@@ -67,7 +66,7 @@ def run_on_ray(settings: TrainSettings) -> None:
     cores = max(available_cores(), most)
     with on_sigterm(leave), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
-            stack.enter_context(runs.writing(settings))
+            stack.enter_context(runs.hold_run_dir(settings))
             print("starting Ray ...", flush=True)
             ray = connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch")
             stack.enter_context(ray)
@@ -97,7 +96,7 @@ def train_connected(
     from yuzogpt.runs.event_log import Follower
     from yuzogpt.training.launch import conclude
 
-    run, is_training, is_left = runs.directory_of(settings), threading.Event(), threading.Event()
+    run, is_training, is_left = runs.open_run(settings), threading.Event(), threading.Event()
 
     def stop() -> None:
         follower.catch_up()  # the workers may train for a moment already
@@ -151,7 +150,7 @@ def importing_at_first_step(listener: Listener) -> Listener:
 
 def fit(
     settings: TrainSettings,
-    run: Path,
+    run: RunStorage,
     cpus: float | None = None,
     exams: Mapping[str, PreparedTask] | None = None,
 ) -> str | None:
@@ -196,7 +195,7 @@ def fit(
     if least < most:
         callbacks.append(Elastic(run, settings.workers.hang_timeout))
     if ray.get_runtime_context().get_actor_id():  # a trial's process
-        callbacks.append(PlacementNote(run))
+        callbacks.append(PlacementNote(run.local))
     trainer_class, runtime_env = single_node_trainer() if is_embedded() else TorchTrainer, {}
     # Where Ray's names are others, its controller has a process of its own, which makes no spares.
     if settings.workers.spare_workers and trainer_class is not TorchTrainer:
@@ -205,7 +204,7 @@ def fit(
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
     # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
     forget(run)
-    filesystem, storage = open_filesystem(mirrors.name_of(run))
+    filesystem, storage = open_filesystem(run.display_name)
     trainer = trainer_class(
         train_worker,
         train_loop_config={"settings": with_threads(settings).model_dump()},
@@ -244,8 +243,8 @@ def fit(
         if not isinstance(error, WorkerGroupError):  # which FailureNotice has written down
             cause = getattr(error, "controller_failure", error)
             with contextlib.suppress(OSError):
-                mirrors.append(run / runs.ERRORS, "".join(format_exception(cause)).encode())
-        see = mirrors.name_of(run / runs.ERRORS)
+                (run / runs.ERRORS).append("".join(format_exception(cause)).encode())
+        see = (run / runs.ERRORS).display_name
         raise ours(error, "run", f"; see {see}") from None
     finally:
         forget(run)
@@ -272,8 +271,8 @@ def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> N
         raise UserError(f"--num_workers={workers}: this machine has {have} {what}(s), one each")
 
 
-def forget(run: Path) -> None:
+def forget(run: RunStorage) -> None:
     """Delete what Ray Train wrote into out_dir for itself."""
     for name in (".validate_storage_marker", "checkpoint_manager_snapshot.json"):
         with contextlib.suppress(OSError):
-            mirrors.delete(run / name)
+            (run / name).delete()

@@ -17,6 +17,7 @@ from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.tune.placement import give_back
 from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP, Source
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.tuning.sweep import Result
 from yuzogpt.tuning.table import Row, TrialTable
 from yuzogpt.tuning.trials import State, Trial, conclude
@@ -127,7 +128,7 @@ class Watch(SkipPickling, Callback):  # type: ignore[misc]
         for directory, (state, error) in self.ended.items():
             while time.monotonic() < deadline and not read_ours(directory).is_over:
                 try:
-                    with Lease(directory):
+                    with Lease(LocalStorage(directory)):
                         conclude(read_ours(directory), state, error)
                 except UserError:  # its process lives
                     time.sleep(0.2)

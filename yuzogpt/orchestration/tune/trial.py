@@ -15,6 +15,7 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.errors import InUse, RunFailed, UserError
 from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.runs.event_log import Listener
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.tuning.sweep import Sweep, workers_of
 from yuzogpt.tuning.trials import Trial, refuse, run_trial, score
 
@@ -83,7 +84,7 @@ def train(settings: TrainSettings, listener: Listener) -> str | None:
 
 
 @contextlib.contextmanager
-def held(settings: TrainSettings) -> Iterator[Path]:
+def held(settings: TrainSettings) -> Iterator[RunStorage]:
     """Hold the trial's directory; wait for a process of an earlier attempt that is about to go."""
     from yuzogpt import runs
 
@@ -91,7 +92,7 @@ def held(settings: TrainSettings) -> Iterator[Path]:
         deadline = time.monotonic() + HELD_WITHIN
         while True:
             try:
-                run = stack.enter_context(runs.writing(settings))
+                run = stack.enter_context(runs.hold_run_dir(settings))
                 break
             except InUse:
                 if time.monotonic() > deadline:

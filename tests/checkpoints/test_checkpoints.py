@@ -55,10 +55,10 @@ def empty(path):
 def test_damage_falls_back_to_the_one_before(tmp_path, damage, file):
     older, newer = write(tmp_path, 5), write(tmp_path, 10)
     damage(newer.directory / file)
-    told = []
+    corrupt = []
     run = LocalStorage(tmp_path)
-    assert checkpoints.newest(run, lambda path, why: told.append((path, why))) == older
-    assert told[0][0] == newer.storage
+    assert checkpoints.newest(run, lambda *arguments: corrupt.append(arguments)) == older
+    assert corrupt[0][0] == newer.storage
     assert checkpoints.quarantine(newer.storage) == "broken-step-10-0"
     assert (tmp_path / "checkpoints" / "broken-step-10-0").is_dir()
     assert checkpoints.candidates(tmp_path) == [older.directory]

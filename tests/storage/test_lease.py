@@ -88,7 +88,7 @@ def test_a_living_holder_whose_heart_is_slow_keeps_its_lease(holder, tmp_path):
     holder.send_signal(signal.SIGCONT)
 
 
-def test_a_lease_that_was_removed_is_made_anew(tmp_path, monkeypatch):
+def test_a_lease_that_was_removed_is_created_again(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
     with Lease(LocalStorage(tmp_path)) as mine:
         (tmp_path / LEASE).unlink()

@@ -35,7 +35,7 @@ OF_AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS
 
 
 class Environment:
-    """Makes each rank a node of its own, that knows nothing yet, and how to reach the store."""
+    """Gives each rank a cache of its own, as on separate nodes, and the address of the store."""
 
     def __init__(self, caches):
         self.caches = caches
@@ -49,25 +49,25 @@ class Environment:
 class KillAt(Environment):
     """Kills a rank when it is about to upload a file of a checkpoint."""
 
-    def __init__(self, caches, place):
+    def __init__(self, caches, file):
         super().__init__(caches)
-        self.place = place
+        self.file = file
 
     def __call__(self, rank):
         super().__call__(rank)
         real = ObjectStorage.upload
 
-        def upload(file, source=None):
-            if file.uri.endswith(self.place):
+        def upload(storage, source=None):
+            if storage.uri.endswith(self.file):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(file, source)
+            return real(storage, source)
 
         ObjectStorage.upload = upload
 
 
 @pytest.fixture
 def store(s3, tmp_path, monkeypatch):
-    """A bucket named `runs`, seen from a machine that knows nothing yet."""
+    """A bucket named `runs`, and an empty cache."""
     s3.create_bucket(Bucket="runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(run_storage, "STORE_SETTLE_S", 0.05)
@@ -117,7 +117,7 @@ def test_a_run_in_a_store_leaves_what_a_local_one_leaves(store, corpus_dir, tmp_
         assert weights(copy, checkpoints.step_of(directory)) == weights(
             tmp_path / "local", checkpoints.step_of(directory)
         )
-        checkpoints.verify(copy / "checkpoints" / directory.name)
+        checkpoints.verify(LocalStorage(copy / "checkpoints" / directory.name))
     here = {path.name for path in (tmp_path / "cache" / "yuzogpt" / "runs").rglob("*.safetensors")}
     assert not here  # a copy in the cache keeps metadata alone
 
@@ -173,7 +173,7 @@ def test_killed_while_it_sends_a_checkpoint(store, corpus_dir, tmp_path, name):
     left = download(store, tmp_path / "left")
     assert (left / "checkpoints" / "step-10" / "state.json").exists() == (name == "manifest.json")
     assert not (left / "checkpoints" / "step-10" / "manifest.json").exists()
-    assert checkpoints.newest(left, lambda *_: None).state.step == 5
+    assert checkpoints.newest(LocalStorage(left), lambda *_: None).state.step == 5
     assert exit_codes(start_world(1, settings, Environment(tmp_path / "others"))) == [0]
     run_world(1, tiny_settings(corpus_dir, tmp_path / "local", *flags))
     copy = download(store, tmp_path / "copy")
@@ -252,7 +252,7 @@ def test_a_checkpoint_whose_records_are_not_in_the_store_replaces_none(
     left = names(store)
     committed = {name.split("/")[1] for name in left if name.endswith("/manifest.json")}
     assert committed == {"step-5", "step-15"}
-    assert "checkpoints/step-5/optimizer.safetensors" in left  # a run could go on from it
+    assert "checkpoints/step-5/optimizer.safetensors" in left  # a run could resume from it
     kept = checkpoints.candidates(open_storage(URI, WORKER).local)
     assert [checkpoints.step_of(directory) for directory in kept] == [5, 15]
 
@@ -319,11 +319,11 @@ def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, t
     assert f"page: {URI}/report.html" in capsys.readouterr().out
     assert b"<html" in get(store, "report.html")
     flags = ["--num_samples=1", "--max_new_tokens=5", "--device=cpu"]
-    for place in (
+    for where in (
         ["--out_dir=team/run", "--storage=s3://runs"],
         [f"--out_dir={URI}/checkpoints/step-10"],
     ):
-        cli.main(["sample", *place, *flags])
+        cli.main(["sample", *where, *flags])
         assert capsys.readouterr().out.strip()
     reader = tmp_path / "cache" / "yuzogpt" / "runs" / "s3%3A%2F%2Fruns%2Fteam" / "reader" / "run"
     assert {path.name for path in reader.rglob("*.safetensors")} == {"model.safetensors"}
@@ -343,11 +343,11 @@ def test_a_checkpoint_deleted_since_a_reader_listed_it_is_not_corrupt(store, cor
     assert "corrupt" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["s3://nobucket/run", "s3://runs/no/run"])
-def test_nothing_to_read_is_one_line(store, place):
+@pytest.mark.parametrize("uri", ["s3://nobucket/run", "s3://runs/no/run"])
+def test_nothing_to_read_is_one_line(store, uri):
     for verb, why in (("report", "no run here"), ("sample", "no model here")):
-        with pytest.raises(UserError, match=f"{place}: {why}"):
-            cli.main([verb, f"--out_dir={place}"])
+        with pytest.raises(UserError, match=f"{uri}: {why}"):
+            cli.main([verb, f"--out_dir={uri}"])
 
 
 # --- who may write
@@ -535,8 +535,8 @@ def test_a_checkpoint_of_others_names_no_file_of_mine(
         assert cli.status_of([verb, *flags[verb]]) == 2
         assert victim.read_text() == "mine"
         assert {path for path in home.rglob("*") if path.is_file()} == before
-        told = capfd.readouterr().err.splitlines()
-        errors = [line for line in told if "!!! checkpoint" not in line]
+        printed = capfd.readouterr().err.splitlines()
+        errors = [line for line in printed if "!!! checkpoint" not in line]
         assert len(errors) == 1, errors
 
 

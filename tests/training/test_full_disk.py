@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be written, or are not whole any more: said, survived, tried again."""
+"""Checkpoints that cannot be written, or were damaged: the run reports them, and continues."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if nothing had happened: evaluations, best checkpoint too."""
+"""A stopped run resumes as if nothing had happened: evaluations and best checkpoint, too."""
 
 import pytest
 

@@ -145,11 +145,11 @@ def has_netrc(host: str) -> bool:
     files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
     for file in files:
         try:
-            found = netrc.netrc(file)
+            entries = netrc.netrc(file)
         except FileNotFoundError:
             continue
         except (OSError, netrc.NetrcParseError):
             return True  # wandb may know more
-        if any(found.authenticators(name) for name in (host, "api.wandb.ai")):
+        if any(entries.authenticators(name) for name in (host, "api.wandb.ai")):
             return True
     return False

@@ -46,7 +46,7 @@ def map_documents(
     first, last = (column.offsets[place].as_py() for place in (0, -1))
     if first != 0 or last != len(values):
         raise damaged(path, "its documents are not all of its tokens")
-    if len(values) and not is_within(values.buffers()[1], content):
+    if len(values) and not is_slice_of(values.buffers()[1], content):
         raise damaged(path, "it is compressed")
     for what, found, expected in (
         ("documents", len(column), documents),
@@ -80,7 +80,7 @@ def only_column(reader: pa.ipc.RecordBatchFileReader, path: Path) -> pa.ListArra
     return reader.get_batch(0).column(0)
 
 
-def is_within(buffer: pa.Buffer, content: pa.Buffer) -> bool:
+def is_slice_of(buffer: pa.Buffer, content: pa.Buffer) -> bool:
     """Return whether a buffer is a part of a mapped file."""
     start = int(buffer.address) - int(content.address)
     return 0 <= start <= int(content.size) - int(buffer.size)

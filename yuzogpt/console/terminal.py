@@ -1,9 +1,13 @@
-"""Text for a terminal: what other people wrote cannot steer it.
+"""What the package prints, and its log. Text that other people wrote cannot steer a terminal.
 
-In: text that may come from a file, a corpus, a model or another machine. Out: the same text with
-its control characters made visible. Everything that the package prints goes through here.
+Everything that is printed goes through here: an answer of a command by `say`, what a command is
+doing by `note`, a warning by `complain`. The last two are records of the logger `yuzogpt`, which
+prints notes to stdout and the rest to stderr, without a prefix. A program that uses the package
+silences it by `logging.getLogger("yuzogpt").setLevel("ERROR")`, a command by `--log_level=error`.
 """
 
+import logging
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -31,13 +35,48 @@ def shown_on(stream: TextIO | None, text: str) -> str:
 
 
 def say(text: str = "", end: str = "\n") -> None:
-    """Print to stdout at once, visibly if that is a terminal."""
+    """Print an answer to stdout at once, visibly if that is a terminal."""
     print(shown_on(sys.stdout, text), end=end, flush=True)
 
 
+def note(text: str) -> None:
+    """Log what a command is doing: a line on stdout."""
+    LOGGER.info("%s", text)
+
+
 def complain(text: str) -> None:
-    """Print one line to stderr at once."""
-    print(in_one_line(text), file=sys.stderr, flush=True)
+    """Log a warning: one line on stderr."""
+    LOGGER.warning("%s", in_one_line(text))
+
+
+def report_error(text: str) -> None:
+    """Log why a command ends with an error: one line on stderr, at every level."""
+    LOGGER.error("%s", in_one_line(text))
+
+
+class TerminalHandler(logging.Handler):
+    """Prints records to the stdout and stderr that there are at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record at once."""
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        print(shown_on(stream, record.getMessage()), file=stream, flush=True)
+
+
+def set_log_level(level: str) -> None:
+    """Set the level of this process and of those that it starts: one of LEVELS."""
+    os.environ[LEVEL_VARIABLE] = level
+    LOGGER.setLevel(level.upper())
+
+
+LEVELS = ("debug", "info", "warning", "error")
+LEVEL_VARIABLE = "YUZOGPT_LOG_LEVEL"
+LOGGER = logging.getLogger("yuzogpt")
+if not LOGGER.handlers:
+    LOGGER.addHandler(TerminalHandler())
+    LOGGER.propagate = False  # a root logger's handlers would print each line again
+    given = os.environ.get(LEVEL_VARIABLE, "info").lower()
+    LOGGER.setLevel(given.upper() if given in LEVELS else "INFO")
 
 
 def console(width: int | None = None) -> "Console":

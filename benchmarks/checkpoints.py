@@ -59,31 +59,30 @@ class Training:
         hardware = Hardware(torch.device("cpu"), None, False, available_cores(), ())
         torch.set_num_threads(hardware.threads)
         weights = initial_weights(self.shape, seed=1)
-        self.trainee: ParallelModel = parallelize(
+        self.model: ParallelModel = parallelize(
             self.shape, weights, "none", ParallelSettings(), hardware
         )
-        self.model = self.trainee.model
-        self.optimizer = build_optimizer(self.model, OptimizerSettings(), FinetuningSettings())
+        self.optimizer = build_optimizer(self.model.gpt, OptimizerSettings(), FinetuningSettings())
         self.ids = torch.randint(self.shape.vocab_size, (1, tokens + 1))
 
     def step(self) -> None:
         """Forward, backward, AdamW."""
-        self.trainee.trained(self.ids[:, :-1], self.ids[:, 1:]).mean().backward()
+        self.model.wrapped(self.ids[:, :-1], self.ids[:, 1:]).mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def tensors(self) -> list[torch.Tensor]:
         """Return what a checkpoint holds."""
-        weights = [parameter.detach() for parameter in self.model.parameters()]
-        return [*weights, *state_tensors(self.model, self.optimizer).values()]
+        weights = [parameter.detach() for parameter in self.model.gpt.parameters()]
+        return [*weights, *state_tensors(self.model.gpt, self.optimizer).values()]
 
     def saver(self, run: Path, log: MetricsLog | None) -> AsyncCheckpointer:
         """Return a saver as the loop makes it, before its first step."""
         idle = Watchdog(World(), 100, lambda _: None)
-        outside = LoopHooks(LocalStorage(run), lambda *_: None, lambda: None, StopRequest(), idle)
+        hooks = LoopHooks(LocalStorage(run), lambda *_: None, lambda: None, StopRequest(), idle)
         settings = CheckpointSettings()
         return AsyncCheckpointer(
-            settings, World(), self.trainee, self.optimizer, b"{}", log, outside, None
+            settings, World(), self.model, self.optimizer, b"{}", log, hooks, None
         )
 
 
@@ -167,7 +166,7 @@ class Rounds:
 def torch_save(training: Training, path: Path, *, nanogpt: bool) -> float:
     """Save the blocking way; return the seconds."""
     content: dict[str, Any] = {
-        "model": training.model.state_dict(),
+        "model": training.model.gpt.state_dict(),
         "optimizer": training.optimizer.each[0].state_dict(),
     }
     if nanogpt:

@@ -27,10 +27,11 @@ import psutil
 
 from yuzogpt import runs
 from yuzogpt.bench.bench import in_directory, short_run
-from yuzogpt.bench.launchers import LAUNCHERS, arguments, environment, raising_on_signals
+from yuzogpt.bench.launchers import LAUNCHERS, arguments, environment
 from yuzogpt.config import BenchSettings, TrainSettings
 from yuzogpt.config.resolve import resolve, to_yaml
 from yuzogpt.runs.event_log import Record, read_records, seconds_of_step
+from yuzogpt.runtime.signals import raising_on_signals
 
 FLAGS = (
     "--n_layer=6 --n_head=4 --n_embd=256 --block_size=128 --batch_size=8 "

@@ -41,9 +41,9 @@ from yuzogpt.config import (
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.training.guards import clip, reduce_step_stats
+from yuzogpt.training.guards import clip_grad_norm, reduce_step_stats
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
-from yuzogpt.training.parallel import local, parallelize, warm_up_ddp_buckets
+from yuzogpt.training.parallel import parallelize, to_local, warm_up_ddp_buckets
 from yuzogpt.training.rendezvous import process_group
 
 RANKS = 2
@@ -99,24 +99,24 @@ def train(size: Size, way: ParallelSettings, world: World, steps: int) -> dict[s
     shape, settings = size.shape, OptimizerSettings()
     hardware = Hardware(torch.device("cpu"), None, False, 1, ())
     assert way.parallel != "auto"
-    trainee = parallelize(shape, initial_weights(shape, 1), way.parallel, way, hardware)
-    optimizer = build_optimizer(trainee.model, settings, FinetuningSettings())
+    model = parallelize(shape, initial_weights(shape, 1), way.parallel, way, hardware)
+    optimizer = build_optimizer(model.gpt, settings, FinetuningSettings())
     generator = torch.Generator().manual_seed(world.rank)
     rows = torch.randint(shape.vocab_size, (size.rows, shape.block_size + 1), generator=generator)
     ids, targets, keys = rows[:, :-1], rows[:, 1:], torch.zeros(size.rows, dtype=torch.long)
-    warm_up_ddp_buckets(trainee.trained, hardware, ids, targets, keys)
+    warm_up_ddp_buckets(model.wrapped, hardware, ids, targets, keys)
     tokens = world.size * targets.numel()
     held, seconds, loss = 0, [], 0.0
     for _ in range(steps):
         started = time.perf_counter()
-        losses = trainee.trained(ids, targets, keys)
+        losses = model.wrapped(ids, targets, keys)
         (losses.sum() * (world.size / tokens)).backward()
-        totals = reduce_step_stats(trainee, losses.detach().sum(), tokens, False, 0.0, world)
-        states = [local(s) for s in state_tensors(trainee.model, optimizer).values()]
-        tensors = [*trainee.weights(), *trainee.gradients(), *states]
-        held, loss = sum(tensor.nbytes for tensor in tensors), totals.loss
+        stats = reduce_step_stats(model, losses.detach().sum(), tokens, False, 0.0, world)
+        states = [to_local(s) for s in state_tensors(model.gpt, optimizer).values()]
+        tensors = [*model.weights(), *model.gradients(), *states]
+        held, loss = sum(tensor.nbytes for tensor in tensors), stats.loss
         del losses, states, tensors
-        clip(trainee, totals.gradient_norm, settings.grad_clip)
+        clip_grad_norm(model, stats.grad_norm, settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)

@@ -26,7 +26,7 @@ from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings,
 from yuzogpt.model.initialization import initial_weights
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.world import World
-from yuzogpt.training.guards import clip, reduce_step_stats
+from yuzogpt.training.guards import clip_grad_norm, reduce_step_stats
 from yuzogpt.training.optimizers import build_optimizer
 from yuzogpt.training.parallel import parallelize
 
@@ -42,17 +42,17 @@ KINDS: dict[str, tuple[torch.dtype | None, bool]] = {
 def our_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) -> Step:
     """Return a step as training/loop.py takes it."""
     hardware = Hardware(torch.device("cpu"), dtype, compiled, torch.get_num_threads(), ())
-    trainee = parallelize(shape, initial_weights(shape, 1), "none", ParallelSettings(), hardware)
-    optimizer = build_optimizer(trainee.model, OptimizerSettings(), FinetuningSettings())
+    model = parallelize(shape, initial_weights(shape, 1), "none", ParallelSettings(), hardware)
+    optimizer = build_optimizer(model.gpt, OptimizerSettings(), FinetuningSettings())
     keys = torch.zeros(0, dtype=torch.int32)
 
     def step(rows: Tensor) -> None:
         ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        with hardware.autocasting():
-            losses = trainee.trained(ids, targets, keys)
+        with hardware.autocast():
+            losses = model.wrapped(ids, targets, keys)
             (losses.sum() / ids.numel()).backward()
-        totals = reduce_step_stats(trainee, losses.detach().sum(), ids.numel(), False, 0.0, World())
-        clip(trainee, totals.gradient_norm, 1.0)
+        stats = reduce_step_stats(model, losses.detach().sum(), ids.numel(), False, 0.0, World())
+        clip_grad_norm(model, stats.grad_norm, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

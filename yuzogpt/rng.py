@@ -1,4 +1,8 @@
-"""Stateless random numbers: data order, dropout and sampling depend on nothing that came before."""
+"""Stateless random numbers for data order, dropout and sampling.
+
+There is no generator whose state a checkpoint would have to hold: each number is a hash of its
+inputs. Next: model/gpt.py.
+"""
 
 import numpy as np
 import numpy.typing as npt

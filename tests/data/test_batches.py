@@ -79,7 +79,7 @@ def test_worlds_of_1_2_and_4_draw_the_same_global_batches(global_rows):
         first = step * global_rows
         expected = data.rows(first, global_rows)
         for size in (1, 2, 4):
-            shares = [World(rank, size).share(global_rows) for rank in range(size)]
+            shares = [World(rank, size).rows_for_rank(global_rows) for rank in range(size)]
             drawn = [data.rows(first + share.start, len(share)) for share in shares]
             assert (np.concatenate(drawn) == expected).all()
 

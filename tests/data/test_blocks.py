@@ -1,5 +1,6 @@
 """The Arrow block format: what any Arrow reader sees, and what verification catches."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -7,16 +8,15 @@ import pyarrow as pa
 import pytest
 
 from tests.conftest import prepare_char_corpus
-from yuzogpt.data import blocks
+from yuzogpt.data import blocks, verified_blocks
 from yuzogpt.data.block_files import map_documents
+from yuzogpt.data.block_writer import list_array, write_block
 from yuzogpt.errors import UserError
 
 
 def test_a_block_is_arrow_ipc_with_one_batch_of_documents(tmp_path):
     documents = [np.array([1, 2, 3], np.uint16), np.array([], np.uint16), np.array([9], np.uint16)]
-    entry = blocks.write_block(
-        tmp_path / "train-00000.arrow", "train", blocks.list_array(documents, np.uint16)
-    )
+    entry = write_block(tmp_path / "train-00000.arrow", "train", list_array(documents, np.uint16))
     assert (entry.documents, entry.tokens) == (3, 4)
     reader = pa.ipc.open_file(str(tmp_path / "train-00000.arrow"))
     assert reader.num_record_batches == 1
@@ -27,9 +27,7 @@ def test_a_block_is_arrow_ipc_with_one_batch_of_documents(tmp_path):
 
 def test_mapping_copies_nothing(tmp_path):
     path = tmp_path / "train-00000.arrow"
-    blocks.write_block(
-        path, "train", blocks.list_array([np.arange(1_000_000, dtype=np.uint16)], np.uint16)
-    )
+    write_block(path, "train", list_array([np.arange(1_000_000, dtype=np.uint16)], np.uint16))
     before = pa.total_allocated_bytes()
     tokens = blocks.tokens_of(map_documents(path))
     assert pa.total_allocated_bytes() - before < 100_000
@@ -39,7 +37,7 @@ def test_mapping_copies_nothing(tmp_path):
 
 def test_large_vocabularies_take_uint32(tmp_path):
     path = tmp_path / "train-00000.arrow"
-    blocks.write_block(path, "train", blocks.list_array([np.array([70_000], np.uint32)], np.uint32))
+    write_block(path, "train", list_array([np.array([70_000], np.uint32)], np.uint32))
     assert blocks.tokens_of(map_documents(path)).tolist() == [70_000]
 
 
@@ -75,9 +73,13 @@ def test_hashes_are_remembered(text_file, tmp_path, monkeypatch):
     directory = prepare_char_corpus(text_file, tmp_path / "corpus")
     blocks.open_corpus(directory).verify()
     read = []
-    monkeypatch.setattr(
-        blocks, "sha256", lambda path: read.append(path.name) or blocks.hashlib.sha256().hexdigest()
-    )
+
+    def sha256(path):
+        read.append(path.name)
+        return hashlib.sha256().hexdigest()
+
+    monkeypatch.setattr(blocks, "sha256", sha256)
+    monkeypatch.setattr(verified_blocks, "sha256", sha256)
     with pytest.raises(UserError, match="tokenizer"):  # small, so it is read each time
         blocks.open_corpus(directory).verify()
     assert read == ["tokenizer.json"]

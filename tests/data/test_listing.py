@@ -142,7 +142,7 @@ def test_overwrite_deletes_nothing_before_the_work_can_start(tmp_path, monkeypat
     with pytest.raises(UserError):
         run(tmp_path / source, tmp_path / "1", "--overwrite")
     assert snapshot(tmp_path / "1") == before
-    open_corpus(tmp_path / "1").verify(anew=True)
+    open_corpus(tmp_path / "1").verify(reread=True)
 
 
 def test_a_text_that_cannot_be_written_costs_no_old_corpus(tmp_path, monkeypatch):

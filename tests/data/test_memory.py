@@ -29,10 +29,10 @@ finally:
 """
 WRITE = """
 import numpy as np
-from yuzogpt.data import blocks
+from yuzogpt.data.block_writer import BlockWriter, list_array
 
-documents = blocks.list_array([np.full(1000, 7, np.uint16)] * 250, np.uint16)
-writer = blocks.BlockWriter(Path(sys.argv[1]), "train", 2**23, lambda n: f"train-{n:05d}.arrow")
+documents = list_array([np.full(1000, 7, np.uint16)] * 250, np.uint16)
+writer = BlockWriter(Path(sys.argv[1]), "train", 2**23, lambda n: f"train-{n:05d}.arrow")
 before = peak()
 for _ in range(100):
     writer.add(documents)

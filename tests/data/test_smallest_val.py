@@ -21,7 +21,7 @@ def test_the_smallest_hash_is_held_out_if_no_other_is(tmp_path, monkeypatch, cou
     corpus, _ = run(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "1")
     assert texts_of(corpus, "val") == [least(texts)]
     assert texts_of(corpus, "train") == [text for text in texts if text != least(texts)]
-    corpus.verify(anew=True)
+    corpus.verify(reread=True)
     assert sum(block.documents for block in corpus.manifest.blocks) == count
 
     monkeypatch.setattr(sources, "UNIT_BYTES", 10_000)  # another cut, the same split

@@ -243,7 +243,7 @@ def test_gradients_of_losses_in_pieces_are_added_up_in_float32(monkeypatch):
     ids = torch.randint(0, 500, (16, 33), generator=torch.Generator().manual_seed(1))
 
     def gradient(tokens_at_once, *, rounded):
-        monkeypatch.setattr(gpt, "LOGITS_AT_ONCE", 500 * tokens_at_once)
+        monkeypatch.setattr(gpt, "LOGITS_PER_PASS", 500 * tokens_at_once)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
             losses = model(ids[:, :-1], ids[:, 1:])

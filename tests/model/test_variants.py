@@ -18,7 +18,13 @@ from yuzogpt.model.attention import Attention
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights, initialize
-from yuzogpt.model.positions import KINDS, AlibiPositions, Place, RotaryPositions, causal_mask
+from yuzogpt.model.positions import (
+    POSITION_KINDS,
+    AlibiPositions,
+    AttentionContext,
+    RotaryPositions,
+    causal_mask,
+)
 
 SHAPE = ModelSettings(n_layer=2, n_head=4, n_embd=64, block_size=32, vocab_size=65)
 KINDS_OF = {
@@ -56,8 +62,10 @@ def test_rotary_positions_are_those_of_gpt_neox():
     cos, sin = GPTNeoXRotaryEmbedding(config)(q, at[None])
     expected = apply_rotary_pos_emb(q, k, cos, sin)
     positions = RotaryPositions(SHAPE)
-    place = Place(positions, positions.rotation(at), None)
-    for found, wanted in zip((place.turn(q), place.turn(k)), expected, strict=True):
+    context = AttentionContext(positions, positions.rotation(at), None)
+    for found, wanted in zip(
+        (context.apply_rotary(q), context.apply_rotary(k)), expected, strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -65,8 +73,10 @@ def test_rotary_scores_depend_on_the_distance_alone():
     positions, (q, k, _) = RotaryPositions(SHAPE), heads(1, 20)
     scores = []
     for first in (0, 1000):
-        place = Place(positions, positions.rotation(torch.arange(first, first + 20)), None)
-        scores.append(place.turn(q) @ place.turn(k).mT)
+        context = AttentionContext(
+            positions, positions.rotation(torch.arange(first, first + 20)), None
+        )
+        scores.append(context.apply_rotary(q) @ context.apply_rotary(k).mT)
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-3, atol=1e-3)
 
 
@@ -84,10 +94,10 @@ def test_alibi_slopes_are_the_papers(n_head):
 
 def test_alibi_attention_is_that_of_its_equation():
     shape = shaped(pos_emb="alibi")
-    attention, positions = Attention(shape, 0), KINDS["alibi"](shape)
+    attention, positions = Attention(shape, 0), POSITION_KINDS["alibi"](shape)
     x, at = torch.randn(2, 24, 64, generator=torch.manual_seed(2)), torch.arange(24)
     mask = causal_mask(at, at, positions.bias(at, at))
-    found = attention(x, None, Place(positions, None, mask))
+    found = attention(x, None, AttentionContext(positions, None, mask))
     q, k, v = attention.c_attn(x).split(64, dim=-1)
     expected = torch.empty(2, 24, 64)
     for head, t in itertools.product(range(4), range(24)):  # one token of one head at a time
@@ -122,9 +132,13 @@ def test_models_without_learned_positions_read_past_block_size(pos_emb):
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
 def test_attention_spelled_out_is_that_of_the_kernels(monkeypatch, pos_emb, scores_at_once):
     """All rows at once, and one by one."""
-    monkeypatch.setattr("yuzogpt.model.attention.SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr("yuzogpt.model.attention.CPU_SCORES_PER_PASS", scores_at_once)
     shape = shaped(pos_emb=pos_emb)
-    attention, positions, at = Attention(shape, 0).eval(), KINDS[pos_emb](shape), torch.arange(24)
+    attention, positions, at = (
+        Attention(shape, 0).eval(),
+        POSITION_KINDS[pos_emb](shape),
+        torch.arange(24),
+    )
     mask = causal_mask(at, at, positions.bias(at, at))
     q, k, v = heads(4, 24)
     given = mask if pos_emb == "alibi" else None  # which is what a model gives
@@ -165,7 +179,7 @@ def test_dropout_knows_every_kind_of_positions(pos_emb):
     ids = torch.randint(0, 65, (1, 32), generator=torch.manual_seed(4))
     later = ids.clone()
     later[0, 20] = (later[0, 20] + 1) % 65
-    before, after = (model(x, rows=row_keys(1, 0, 1)) for x in (ids, later))
+    before, after = (model(x, row_keys=row_keys(1, 0, 1)) for x in (ids, later))
     torch.testing.assert_close(before[:, :20], after[:, :20])
     assert not torch.allclose(before[:, 20:], after[:, 20:])
 
@@ -249,7 +263,7 @@ def test_losses_in_pieces_are_those_at_once(changes, monkeypatch):
     ids = torch.randint(0, 65, (3, 33), generator=torch.manual_seed(9))
     found = []
     for at_once in (2**26, 7 * 65):  # 96 tokens: 13 pieces of 7, and one of 5
-        monkeypatch.setattr("yuzogpt.model.gpt.LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr("yuzogpt.model.gpt.LOGITS_PER_PASS", at_once)
         losses = model(ids[:, :-1], ids[:, 1:])
         losses.mean().backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}

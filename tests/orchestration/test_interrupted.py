@@ -67,7 +67,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     for one in everyone:  # as Slurm does, and systemd
         one.terminate()
     line = ended_leaving_nothing(process, directory)
-    assert line == "yuzogpt: stopped (SIGTERM) with a checkpoint; the same command goes on"
+    assert line == "yuzogpt: stopped (SIGTERM) with a checkpoint; the same command resumes it"
     assert process.returncode == 143
 
     process = start(corpus_dir, out_dir)

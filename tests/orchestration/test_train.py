@@ -101,7 +101,7 @@ def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     dead = re.search(r"rank (\d): A worker health check failed.*?pid=(\d+)", errors, re.DOTALL)
     assert dead
     assert dead.groups() == (str(killed["rank"]), str(victims["SIGKILL"]))
-    assert re.match(r"!!! worker [01] on .* gives no sign of life", stopped["text"])
+    assert re.match(r"!!! worker [01] on .* sent no heartbeat", stopped["text"])
     assert len(records(tmp_path / "ray", "start")) == 3
 
 

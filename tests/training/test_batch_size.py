@@ -11,8 +11,8 @@ from yuzogpt.errors import UserError
 from yuzogpt.runs import requirements
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.run_storage import LocalStorage
-from yuzogpt.training.batch_size import MEASURED_EVERY, WARM_AFTER, GlobalBatch
-from yuzogpt.training.schedules import batch_factor, lr_at
+from yuzogpt.training.batch_size import MEASURE_INTERVAL_STEPS, WARMUP_MEASUREMENTS, GlobalBatch
+from yuzogpt.training.schedules import batch_lr_scale, lr_at
 
 RAMPS = {
     "linear": ("--batch_schedule=linear", "--start_rows=2", "--ramp_iters=20"),
@@ -41,9 +41,9 @@ def test_doublings_are_equally_far_apart():
 
 def test_the_learning_rate_follows_the_root_of_the_batch():
     ramp = batch("linear", 4, 12)
-    assert batch_factor(16, ramp) == 1
-    assert batch_factor(4, ramp) == pytest.approx(0.5)
-    assert batch_factor(4, ramp.model_copy(update={"batch_lr_power": 0.0})) == 1
+    assert batch_lr_scale(16, ramp) == 1
+    assert batch_lr_scale(4, ramp) == pytest.approx(0.5)
+    assert batch_lr_scale(4, ramp.model_copy(update={"batch_lr_power": 0.0})) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def root(corpus_dir, tmp_path_factory):
     for name, flags in RAMPS.items():
         all_of_it, seam = f"--max_iters={LAST[name]}", "--max_iters=11"
         if name == "noise":
-            seam = f"--max_iters={MEASURED_EVERY * WARM_AFTER + 5}"
+            seam = f"--max_iters={MEASURE_INTERVAL_STEPS * WARMUP_MEASUREMENTS + 5}"
         run_world(2, tiny_settings(corpus_dir, root / name, *flags, all_of_it))
         run_world(2, tiny_settings(corpus_dir, root / f"{name}-parts", *flags, seam))
         run_world(2, tiny_settings(corpus_dir, root / f"{name}-parts", *flags, all_of_it))
@@ -156,7 +156,9 @@ def test_a_ramp_is_the_same_on_any_world(root):
 
 def test_the_noise_scale_makes_the_batch_grow(root):
     rows = [record["tokens_per_step"] // 16 for record in records(root / "noise", "train")]
-    first = MEASURED_EVERY * (WARM_AFTER - 1) + 1  # steps with too few measurements
+    first = (
+        MEASURE_INTERVAL_STEPS * (WARMUP_MEASUREMENTS - 1) + 1
+    )  # steps with too few measurements
     assert rows == sorted(rows)
     assert set(rows[:first]) == {4}
     assert rows[-1] > 4
@@ -165,14 +167,14 @@ def test_the_noise_scale_makes_the_batch_grow(root):
     grown = [r["text"] for r in records(root / "noise", "notice") if "noise scale" in r["text"]]
     assert grown
     assert grown[0].endswith(f"grows from 4 to {rows[first]}")
-    assert state.batch["measured"] == sum(step % MEASURED_EVERY == 0 for step in growing)
+    assert state.batch["measured"] == sum(step % MEASURE_INTERVAL_STEPS == 0 for step in growing)
 
 
 def test_the_noise_scale_of_gradients_that_are_known():
     """Gradients are drawn around G with a known covariance; the estimate finds trace / |G|^2."""
     generator = torch.Generator().manual_seed(1)
     mean, deviation = torch.full((50,), 0.1), 0.5  # |G|^2 = 0.5, trace = 12.5: 25 rows
-    found = GlobalBatch.remembering(batch("noise", 8, 0, micro=8, times=16), {})
+    found = GlobalBatch.from_state(batch("noise", 8, 0, micro=8, times=16), {})
     for _ in range(400):
         rows = mean + deviation * torch.randn(found.rows, 50, generator=generator)
         part = found.rows // 2
@@ -182,8 +184,8 @@ def test_the_noise_scale_of_gradients_that_are_known():
 
 
 def test_a_measured_step_has_two_passes_on_every_rank():
-    growing = GlobalBatch.remembering(batch("noise", 4, 0), {})
-    assert growing.most_in_pass(0, World()) == 2
-    assert growing.most_in_pass(1, World()) == 4
-    assert growing.most_in_pass(0, World(size=2)) == 1
-    assert growing.most_in_pass(0, World(size=3)) == 4  # not a row for each of two: not measured
+    growing = GlobalBatch.from_state(batch("noise", 4, 0), {})
+    assert growing.max_rows_per_pass(0, World()) == 2
+    assert growing.max_rows_per_pass(1, World()) == 4
+    assert growing.max_rows_per_pass(0, World(size=2)) == 1
+    assert growing.max_rows_per_pass(0, World(size=3)) == 4  # too few rows to measure

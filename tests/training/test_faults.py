@@ -124,7 +124,7 @@ def test_a_stopped_rank_is_named_and_the_others_end(corpus_dir, tmp_path, victim
     assert took < 3 + 5
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith(f"!!! worker {victim} on ")
-    assert "gives no sign of life" in failure["text"]
+    assert "sent no heartbeat for" in failure["text"]
 
 
 class HangAt:
@@ -153,7 +153,7 @@ def test_a_rank_that_waits_for_ever_is_named(corpus_dir, tmp_path):
     assert codes == [EXIT_STATUS] * 2
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith("!!! worker 1 on ")
-    assert "stands still for" in failure["text"]
+    assert "made no progress for" in failure["text"]
 
 
 def be_an_only_worker(settings, fault):
@@ -178,7 +178,7 @@ def test_an_only_worker_that_waits_for_ever_ends(corpus_dir, tmp_path):
     assert exit_code_of_only_worker(settings, HangAt(0, 40)) == EXIT_STATUS
     (failure,) = records(tmp_path / "run", "failure")
     assert failure["text"].startswith("!!! worker 0 on ")
-    assert "stands still for" in failure["text"]
+    assert "made no progress for" in failure["text"]
 
 
 def test_a_slow_step_is_no_hang(corpus_dir, tmp_path):

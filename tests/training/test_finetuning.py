@@ -17,8 +17,8 @@ from yuzogpt.errors import UserError
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.run_storage import LocalStorage
-from yuzogpt.training.guards import layer_of
 from yuzogpt.training.launch import work
+from yuzogpt.training.layer_stats import layer_name
 
 # The shape is the pretrained model's.
 SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")
@@ -148,7 +148,7 @@ def test_a_layers_rate_is_that_of_the_one_above_times_the_decay(corpus_dir, pret
     steps = {}
     for name, after in tensors(tmp_path / "run", "model", step=1).items():
         step = (after - before[name]).abs().max().item()
-        steps[layer_of(name)] = max(step, steps.get(layer_of(name), 0.0))
+        steps[layer_name(name)] = max(step, steps.get(layer_name(name), 0.0))
     rates = {"ln_f": 1, "h.2": 0.5, "h.1": 0.25, "h.0": 0.125, "wte": 0.0625, "wpe": 0.0625}
     assert steps == {layer: pytest.approx(1e-3 * rate, rel=0.01) for layer, rate in rates.items()}
 

@@ -57,7 +57,7 @@ def test_weights_that_a_step_spoilt_become_no_checkpoint_and_the_run_fails(
 ):
     """The loss before that step was a number, as was the gradient."""
     flags = [f"--learning_rate={rate}", "--warmup_iters=0", "--eval_interval=1", "--max_iters=3"]
-    with pytest.raises(RunFailed, match="weights are spoilt after the last step, 3: val loss nan"):
+    with pytest.raises(RunFailed, match="the weights diverged by the last step, 3: val loss nan"):
         train_here(tiny_settings(corpus_dir, tmp_path / "run", *flags))
     assert math.isfinite(losses(tmp_path / "run")[1])
     estimates = [r["val_loss_estimate"] for r in records(tmp_path / "run", "evaluation")]
@@ -102,7 +102,7 @@ def test_a_weight_that_is_nan_fails_the_run_though_no_loss_shows_it(
 
     at_estimate(monkeypatch, 3, spoil)
     settings = tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5", "--eval_interval=2")
-    with pytest.raises(RunFailed, match=r"weights are spoilt after the last step, 5: val loss \d"):
+    with pytest.raises(RunFailed, match=r"the weights diverged by the last step, 5: val loss \d"):
         train_here(settings)
     assert checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail).state.step == 4
 
@@ -128,8 +128,8 @@ def judged(losses_of_steps, **settings):
     guard = Guard(GuardSettings(**settings))
     found = []
     for loss in losses_of_steps:
-        verdict = guard.judge(StepStats(loss, False, 0.0, [1.0]))
-        found.append((verdict, guard.takes(verdict), guard.gives_up()))
+        verdict = guard.check(StepStats(loss, False, 0.0, [1.0]))
+        found.append((verdict, guard.should_apply(verdict), guard.should_abort()))
     return found
 
 
@@ -155,10 +155,10 @@ def test_a_loss_that_stays_high_stops_being_a_spike_and_ends_nothing():
 def test_a_guard_remembers_finite_numbers_only():
     guard = Guard(GuardSettings())
     for loss in (3.0, math.nan, math.inf, 2.0):
-        guard.takes(guard.judge(StepStats(loss, False, 0.0, [1.0])))
+        guard.should_apply(guard.check(StepStats(loss, False, 0.0, [1.0])))
     assert guard.mean == 2.5
-    assert Guard.remembering(guard.settings, guard.memory()) == guard
-    assert guard.judge(StepStats(2.0, False, 0.0, [math.nan])) == "not finite"
+    assert Guard.from_state(guard.settings, guard.state_dict()) == guard
+    assert guard.check(StepStats(2.0, False, 0.0, [math.nan])) == "not finite"
 
 
 def test_the_last_steps_are_in_the_metrics(corpus_dir, tmp_path):

@@ -12,7 +12,7 @@ from yuzogpt.model.initialization import initial_weights, initialize
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalize
 from yuzogpt.training.optimizers import build_optimizer
-from yuzogpt.training.parallel import local, parallelize, part_of
+from yuzogpt.training.parallel import parallelize, shard_like, to_local
 
 SHAPE = ModelSettings(n_layer=2, n_head=2, n_embd=34, block_size=16, vocab_size=50)
 WITH_MUON = OptimizerSettings(optimizer="muon", learning_rate=0.02)
@@ -143,18 +143,18 @@ class OneStep:
         def step(settings):
             hardware = Hardware(torch.device("cpu"), None, False, 1, ())
             with process_group(World.of_torchrun(), settings):
-                trainee = parallelize(
+                model = parallelize(
                     SHAPE, initial_weights(SHAPE, 1), "fsdp", settings.parallel, hardware
                 )
-                optimizer = build_optimizer(trainee.model, WITH_MUON, FinetuningSettings())
+                optimizer = build_optimizer(model.gpt, WITH_MUON, FinetuningSettings())
                 ids = torch.zeros(1, 16, dtype=torch.long)
                 for seed in (5, 6):
-                    trainee.trained(ids, ids).sum().backward()  # so that there are gradients
-                    for name, p in trainee.learning().items():
-                        local(p.grad).copy_(part_of(given_gradient(name, p.shape, seed), p))
+                    model.wrapped(ids, ids).sum().backward()  # so that there are gradients
+                    for name, p in model.trainable_parameters().items():
+                        to_local(p.grad).copy_(shard_like(given_gradient(name, p.shape, seed), p))
                     optimizer.step()
                     optimizer.zero_grad()
-                whole = {n: p.full_tensor() for n, p in trainee.learning().items()}
+                whole = {n: p.full_tensor() for n, p in model.trainable_parameters().items()}
                 if rank == 0:
                     torch.save(whole, self.directory / "after.pt")
 
@@ -215,7 +215,7 @@ def coordinates(width: int, base: int, optimizer: str, rate: float) -> float:
     initialize(model, 1)
     settings = OptimizerSettings(optimizer=optimizer, learning_rate=rate, weight_decay=0.0)
     steps = build_optimizer(model, settings, FinetuningSettings())
-    steps.set_learning_rate(rate)
+    steps.set_lr(rate)
     ids = torch.randint(0, 50, (8, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = model(ids[:, :-1])

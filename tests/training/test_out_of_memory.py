@@ -66,7 +66,7 @@ def test_a_world_ends_when_one_of_it_is_out_of_memory(corpus_dir, tmp_path):
     assert 0 not in exit_codes(start_world(2, settings, NoMemory(1, tmp_path / "said")))
     said = (tmp_path / "said").read_text()
     assert "WorkerFailed: " in said
-    assert "worker 1 is out of memory (2.50 GiB more were wanted); it takes less with" in said
+    assert "worker 1 is out of memory (2.50 GiB more were requested); it takes less with" in said
     assert "--batch_size=2 --gradient_accumulation_steps=6 (the same 12 rows a step)" in said
     assert not (tmp_path / "run" / runs.FAILED).exists()  # for the next command
 

@@ -24,7 +24,7 @@ from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights, initialize
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
-from yuzogpt.training.parallel import local, parallelize, rows_of_rank
+from yuzogpt.training.parallel import parallelize, shard_rows, to_local
 
 # An odd batch: the ranks' shares differ, and one rank ends with an empty micro-batch.
 FLAGS = ("--dropout=0.1", "--batch_size=1", "--gradient_accumulation_steps=13")
@@ -103,7 +103,7 @@ class InPieces:
     def __call__(self, rank: int) -> None:
         from yuzogpt.model import gpt
 
-        gpt.LOGITS_AT_ONCE = 200
+        gpt.LOGITS_PER_PASS = 200
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -167,17 +167,17 @@ class Measure:
             shape = ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50)
             hardware = Hardware(torch.device("cpu"), None, False, 1, ())
             with process_group(World.of_torchrun(), settings):
-                trainee = parallelize(
+                model = parallelize(
                     shape, initial_weights(shape, 1), "fsdp", settings.parallel, hardware
                 )
-                optimizer = build_optimizer(trainee.model, settings.optimizer, settings.finetuning)
+                optimizer = build_optimizer(model.gpt, settings.optimizer, settings.finetuning)
                 ids = torch.zeros(1, 16, dtype=torch.long)
-                trainee.trained(ids, ids).sum().backward()
-                states = state_tensors(trainee.model, optimizer).values()
+                model.wrapped(ids, ids).sum().backward()
+                states = state_tensors(model.gpt, optimizer).values()
                 held = {
-                    "weights": sum(tensor.nbytes for tensor in trainee.weights()),
-                    "gradients": sum(tensor.nbytes for tensor in trainee.gradients()),
-                    "optimizer": sum(local(state).nbytes for state in states),
+                    "weights": sum(tensor.nbytes for tensor in model.weights()),
+                    "gradients": sum(tensor.nbytes for tensor in model.gradients()),
+                    "optimizer": sum(to_local(state).nbytes for state in states),
                 }
             (self.directory / f"{rank}.json").write_text(json.dumps(held))
 
@@ -195,7 +195,7 @@ def test_rows_are_shared_out_as_fsdp_does():
         whole = torch.arange(rows)
         chunks = [chunk.tolist() for chunk in torch.chunk(whole, size)]
         chunks += [[]] * (size - len(chunks))
-        assert [list(rows_of_rank(rows, rank, size)) for rank in range(size)] == chunks
+        assert [list(shard_rows(rows, rank, size)) for rank in range(size)] == chunks
 
 
 def test_first_weights_come_one_by_one_as_all_at_once():

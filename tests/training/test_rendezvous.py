@@ -11,27 +11,27 @@ from tests.training.worlds import exit_codes, start_world
 from tests.waiting import wait_until
 from yuzogpt.runtime.network import LOOPBACK, interface_of
 from yuzogpt.training import launch
-from yuzogpt.training.rendezvous import NEWEST, attempt, command_of
+from yuzogpt.training.rendezvous import ATTEMPT_KEY, agree_on_attempt, command_id
 
 
 def test_ranks_agree_on_a_name_that_no_earlier_attempt_had():
     """Also those that begin before rank 0 does, and find the last attempt's name."""
     store = HashStore()
-    command = command_of(store)
+    command = command_id(store)
     with ThreadPoolExecutor(3) as ranks:
-        first = set(ranks.map(lambda rank: attempt(store, rank, 3), range(3)))
+        first = set(ranks.map(lambda rank: agree_on_attempt(store, rank, 3), range(3)))
         assert len(first) == 1
-        before = store.get(NEWEST)
+        before = store.get(ATTEMPT_KEY)
         assert {before.decode()} == first
         asked = store.get(f"{before.decode()}/2")
-        others = [ranks.submit(attempt, store, rank, 3) for rank in (1, 2)]
+        others = [ranks.submit(agree_on_attempt, store, rank, 3) for rank in (1, 2)]
         wait_until(lambda: store.get(f"{before.decode()}/2") != asked)
-        second = {attempt(store, 0, 3), *(other.result(60) for other in others)}
+        second = {agree_on_attempt(store, 0, 3), *(other.result(60) for other in others)}
     assert len(second) == 1
     assert second != first
     # What the first attempt wrote is not to be deleted by the second: the command is the same.
-    assert command_of(store) == command
-    assert command_of(HashStore()) != command
+    assert command_id(store) == command
+    assert command_id(HashStore()) != command
 
 
 class NotesInterface:

@@ -59,7 +59,7 @@ def test_an_evaluation_that_a_stop_came_before_is_made_up_for(corpus_dir, tmp_pa
 def test_a_checkpoint_is_not_written_again_when_the_step_after_it_is_given_up(
     corpus_dir, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop, "LONG_STEP", 0)  # so no step is waited for
+    monkeypatch.setattr(loop, "LONG_STEP_S", 0)  # so no step is waited for
     flags = ("--max_iters=40", "--eval_interval=10")
     assert train(corpus_dir, tmp_path / "run", *flags, stop_at=("evaluation", 10)) == "enough"
     newest = checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail)

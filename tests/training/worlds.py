@@ -88,7 +88,7 @@ class Slow:
         from yuzogpt.model.gpt import GPT
         from yuzogpt.training import loop
 
-        loop.LONG_STEP = self.seconds
+        loop.LONG_STEP_S = self.seconds
         real = GPT.forward
 
         def forward(model: GPT, *arguments: Any) -> Any:

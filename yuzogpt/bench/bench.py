@@ -17,7 +17,7 @@ from rich.table import Table
 
 from yuzogpt import runs
 from yuzogpt.bench.hardware_rate import flops_per_token, matrix_rate, spread
-from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure, raising_on_signals
+from yuzogpt.bench.launchers import LAUNCHERS, Timing, measure
 from yuzogpt.bench.synthetic import tokenizer_of, write_random_corpus
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import BenchSettings, ModelSettings, Section, TrainSettings
@@ -27,6 +27,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.runs import requirements
 from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware, choose_hardware
+from yuzogpt.runtime.signals import raising_on_signals
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.paths import absolute
 

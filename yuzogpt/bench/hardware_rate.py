@@ -27,7 +27,7 @@ def flops_per_token(shape: ModelSettings) -> float:
 
 def matrix_rate(hardware: Hardware) -> float:
     """Return how many operations a second the device makes in large products; the best round."""
-    device, dtype = hardware.device, hardware.autocast or torch.float32
+    device, dtype = hardware.device, hardware.autocast_dtype or torch.float32
     width = WIDTHS.get(device.type, 2048)
     left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     seconds = []

@@ -14,10 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from yuzogpt import runs
 from yuzogpt.bench.bare import MEMORY
@@ -92,25 +91,6 @@ def wait_for(child: "subprocess.Popen[bytes]") -> int:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def raising_on_signals() -> Iterator[None]:
-    """Raise Stopped where this process is on SIGTERM, and KeyboardInterrupt on Ctrl-C.
-
-    The latter also where a shell's background job was told to ignore it.
-    """
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise Stopped("stopped (SIGTERM)")
-
-    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def what_went_wrong(lines: Sequence[str]) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from yuzogpt import tokenization
 from yuzogpt.checkpoints.resolve import GPT2_VOCABULARY
 from yuzogpt.data import blocks
-from yuzogpt.data.blocks import BlockWriter, Manifest
+from yuzogpt.data.block_writer import BlockWriter, list_array
+from yuzogpt.data.blocks import Manifest
 from yuzogpt.data.preparation.corpora import CORPORA
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably
@@ -45,7 +46,7 @@ def write_random_corpus(directory: Path, tokenizer: Tokenizer, train: int, val: 
         ids = generator.integers(0, tokenizer.vocab_size, count).astype(dtype)
         name = functools.partial(blocks.block_name, split)
         writer = BlockWriter(directory, split, count, name)
-        writer.add(blocks.list_array([ids], dtype))
+        writer.add(list_array([ids], dtype))
         written += writer.finish()
     write_durably(directory / blocks.TOKENIZER, tokenization.to_bytes(tokenizer))
     manifest = Manifest(

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,11 @@ from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, reso
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
 from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
-from yuzogpt.runtime.signals import hangup_as_sigterm, stopped_by_sigterm
+from yuzogpt.runtime.signals import (
+    exit_on_next_interrupt,
+    hangup_as_sigterm,
+    stopped_by_sigterm,
+)
 from yuzogpt.storage.atomic_files import expect_no_home
 
 OWN = ("dry_run", "json", "help")  # flags of the command itself
@@ -270,7 +273,7 @@ def status_of(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         # A second one would only spoil the end, unless a thread holds that up: then it is the end.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        exit_on_next_interrupt()
         complain(f"yuzogpt: interrupted{more}")
         return 130
     return 0

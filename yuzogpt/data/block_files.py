@@ -1,8 +1,7 @@
-"""A block file, mapped into memory: only if it is what its manifest says, and what Arrow can trust.
+"""Memory-maps a block file after checking that it matches its manifest and is safe for Arrow.
 
-In: a path, and what the manifest records of the block. Out: its documents, an Arrow array whose
-buffers are the file's own bytes. Arrow itself follows any offset that a file holds, also out of its
-buffers; so a block is validated each time it is mapped, and all its ids once per node.
+Arrow follows any offset in a file, even one that leads out of its buffers. So a block is validated
+each time it is mapped; its ids are checked once per node.
 """
 
 import mmap
@@ -18,42 +17,43 @@ from yuzogpt.storage.untrusted import DamagedFile, open_regular
 
 COLUMN = "tokens"
 TYPES = (pa.list_(pa.uint16()), pa.list_(pa.uint32()))
-# What pyarrow raises for a file that is no Arrow, or one that leads out of itself.
-NOT_ARROW = (pa.ArrowException, ValueError, IndexError, OSError, OverflowError, MemoryError)
+# What pyarrow raises for a file that is not Arrow, or whose offsets lead out of it.
+ARROW_ERRORS = (pa.ArrowException, ValueError, IndexError, OSError, OverflowError, MemoryError)
 
 
 def damaged(path: Path | str, reason: str) -> DamagedFile:
-    """Return the error for a corpus that is not what its manifest says."""
+    """Return the error for a file of a corpus that does not match its manifest."""
     return DamagedFile(f"{path}: damaged: {reason}; prepare the corpus again with --overwrite")
 
 
 def map_documents(
     path: Path, documents: int | None = None, tokens: int | None = None
 ) -> pa.ListArray:
-    """Return the documents of a block, memory-mapped; how many there must be, if that is known.
+    """Return the documents of a block, memory-mapped.
 
-    Raises UserError for a file that cannot be read, DamagedFile for one that is not such a block.
+    `documents`, `tokens`: the expected counts, if known. UserError if the file cannot be read,
+    DamagedFile if it is not such a block.
     """
     content = map_file(path)
     try:
         column = only_column(pa.ipc.open_file(pa.BufferReader(content)), path)
         column.validate(full=True)  # offsets: within the values, ascending
-    except NOT_ARROW as error:
+    except ARROW_ERRORS as error:
         raise damaged(path, first_line(error)) from None
     values = column.values
     if column.null_count or values.null_count:
         raise damaged(path, "it has nulls")
-    first, last = (column.offsets[place].as_py() for place in (0, -1))
+    first, last = (column.offsets[index].as_py() for index in (0, -1))
     if first != 0 or last != len(values):
-        raise damaged(path, "its documents are not all of its tokens")
-    if len(values) and not is_slice_of(values.buffers()[1], content):
+        raise damaged(path, "its documents do not cover all of its tokens")
+    if len(values) and not is_within(values.buffers()[1], content):
         raise damaged(path, "it is compressed")
-    for what, found, expected in (
+    for what, actual, expected in (
         ("documents", len(column), documents),
         ("tokens", len(values), tokens),
     ):
-        if expected not in (None, found):
-            raise damaged(path, f"it has {found:,} {what}, the manifest says {expected:,}")
+        if expected not in (None, actual):
+            raise damaged(path, f"it has {actual:,} {what}, the manifest says {expected:,}")
     return column
 
 
@@ -71,7 +71,7 @@ def map_file(path: Path) -> pa.Buffer:
 
 
 def only_column(reader: pa.ipc.RecordBatchFileReader, path: Path) -> pa.ListArray:
-    """Return the column of a block, not yet validated."""
+    """Return the column of a block, before it is validated."""
     if reader.schema.names != [COLUMN] or reader.schema.types[0] not in TYPES:
         columns = ", ".join(f"{field.name}: {field.type}" for field in reader.schema)
         raise damaged(path, f"its columns are {columns[:200] or 'none'}, not {COLUMN}: {TYPES[0]}")
@@ -80,14 +80,14 @@ def only_column(reader: pa.ipc.RecordBatchFileReader, path: Path) -> pa.ListArra
     return reader.get_batch(0).column(0)
 
 
-def is_slice_of(buffer: pa.Buffer, content: pa.Buffer) -> bool:
-    """Return whether a buffer is a part of a mapped file."""
+def is_within(buffer: pa.Buffer, content: pa.Buffer) -> bool:
+    """Return whether a buffer lies within a mapped file."""
     start = int(buffer.address) - int(content.address)
     return 0 <= start <= int(content.size) - int(buffer.size)
 
 
 def check_ids(path: Path, ids: npt.NDArray[Any], vocab_size: int) -> None:
-    """Raise DamagedFile if the vocabulary has no such ids."""
-    most = int(np.max(ids, initial=0))
-    if most >= vocab_size:
-        raise damaged(path, f"it has the id {most:,}, of a vocabulary of {vocab_size:,}")
+    """Raise DamagedFile if an id is not below `vocab_size`."""
+    largest = int(np.max(ids, initial=0))
+    if largest >= vocab_size:
+        raise damaged(path, f"it has the id {largest:,}; the vocabulary has {vocab_size:,}")

@@ -47,19 +47,19 @@ def mean_loss(
     for number, batch in enumerate(batches, start=1):
         tokens = torch.from_numpy(windows.read(indices[batch.start : batch.stop]))
         tokens = tokens.to(hardware.device)
-        with hardware.autocasting():
+        with hardware.autocast():
             losses = model(tokens[:, :-1], tokens[:, 1:])
         total[0] += losses.to(place).sum(dtype=torch.float64)
         total[1] += losses.numel()
         on_progress()
         if number == asks_after < len(batches):
             told = [is_asked_to_stop(), time.perf_counter() - began]
-            asked, seconds = world.sum(torch.tensor(told, device=place)).tolist()
+            asked, seconds = world.all_reduce_(torch.tensor(told, device=place)).tolist()
             if asked:
                 model.train(was_training)
                 raise Interrupted
             in_time = int(ASK_EVERY * number * world.size / seconds)
             asks_after += min(max(1, in_time), number)  # later batches may take longer
     model.train(was_training)
-    world.sum(total)
+    world.all_reduce_(total)
     return float(total[0] / total[1])

@@ -49,7 +49,7 @@ def score_batch(model: GPT, passages: Sequence[Passage], hardware: Hardware) -> 
         places += range(read - passage.scored, read)
         targets += passage.tokens[read + 1 - passage.scored :]
     device = hardware.device
-    with hardware.autocasting():
+    with hardware.autocast():
         x = model.hidden(ids.to(device), torch.arange(T, device=device))  # (B, T, C)
         x = x[torch.tensor(rows, device=device), torch.tensor(places, device=device)]  # (N, C)
         logprobs, greedy = score_targets(model, x, torch.tensor(targets, device=device), never)

@@ -12,7 +12,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.kv_cache import bytes_per_slot
 from yuzogpt.inference.packed_linear import activations, choose_dtype
-from yuzogpt.runtime.device import choose_hardware, memory_of
+from yuzogpt.runtime.device import choose_hardware, device_memory
 from yuzogpt.runtime.world import World
 from yuzogpt.tokenization.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def load_engine(
         check_not_compiled(device.type)
     dtype = choose_dtype(settings.dtype, device)
     need = bytes_per_slot(reference.shape, activations(dtype, device))
-    there = memory_of(device)
+    there = device_memory(device)
     if need > there:
         raise UserError(
             f"--context={reference.shape.block_size}: keys and values of so many tokens take "

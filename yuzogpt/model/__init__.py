@@ -1,1 +1,1 @@
-"""The GPT: its architecture, how its weights start, and GPT-2's checkpoints in and out."""
+"""The GPT: its architecture, and the initial distribution of its weights."""

@@ -1,8 +1,7 @@
-"""Dropout whose masks derive from (seed, row number), not from a random state.
+"""Dropout whose masks are a function of (seed, row number), without a random state.
 
-In: activations, and a key for each row. Out: activations with some channels zeroed. A row gets the
-same masks in whichever batch, rank or attempt it is computed, so resuming needs no random state,
-and a run may change its number of workers in the middle. Recomputed activations get theirs again.
+A row gets the same masks in any batch, on any rank and after any restart. So a checkpoint needs no
+random state, a run may change its number of workers, and recomputed activations get equal masks.
 """
 
 import math
@@ -18,30 +17,30 @@ LOW_16 = 0xFFFF
 
 def row_keys(seed: int, first_row: int, count: int) -> Tensor:
     """Return the keys of rows `first_row` to `first_row + count`, int32, shape (count,)."""
-    start = scramble(np.array([seed], np.uint64))
-    keys = scramble(start ^ np.arange(first_row, first_row + count, dtype=np.uint64))
+    seed_hash = scramble(np.array([seed], np.uint64))
+    keys = scramble(seed_hash ^ np.arange(first_row, first_row + count, dtype=np.uint64))
     return torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.int32))
 
 
 class Dropout(nn.Module):
-    """Zero each element with probability p and scale the others up; nothing in eval mode."""
+    """Zeroes each element with probability p and scales up the others; no-op in eval mode."""
 
     def __init__(self, p: float, site: int) -> None:
-        """`site` numbers the dropouts of a model, so that no two share masks."""
+        """`site` numbers the dropouts of a model, so that no two use the same masks."""
         super().__init__()
         self.threshold = min(round(p * 2**16), 2**16 - 1)
         self.offset = (site * 0x3504F333 + 2**31) % 2**32 - 2**31  # wrapped to int32
 
     def is_on(self) -> bool:
-        """Tell whether forward changes anything."""
+        """Return whether forward changes anything."""
         return self.training and self.threshold > 0
 
-    def forward(self, x: Tensor, rows: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, row_keys: Tensor | None) -> Tensor:
         """(B, ...) -> the same shape."""
         if not self.is_on():
             return x
-        assert rows is not None, "dropout in training mode needs the keys of the rows"
-        bits = random_16_bits(rows + self.offset, math.prod(x.shape[1:]))
+        assert row_keys is not None, "dropout in training mode needs the keys of the rows"
+        bits = random_16_bits(row_keys + self.offset, math.prod(x.shape[1:]))
         keep = (bits >= self.threshold).view_as(x)
         return x * keep * (2**16 / (2**16 - self.threshold))
 
@@ -49,9 +48,8 @@ class Dropout(nn.Module):
 def random_16_bits(keys: Tensor, count: int) -> Tensor:
     """Return `count` numbers below 2^16 for each key, shape (len(keys), count).
 
-    A counter is hashed, 16 bits from each half of a 32-bit result (the mixing function is
-    lowbias32, Wellons, 2018). int32 arithmetic wraps; its right shift drags the sign along, hence
-    the masks.
+    A counter is hashed to 32 bits, and each half gives 16 bits (the hash is lowbias32, Wellons,
+    2018). int32 arithmetic wraps around; its right shift copies the sign bit, hence the masks.
     """
     counter = torch.arange((count + 1) // 2, device=keys.device, dtype=torch.int32)
     x = counter[None, :] ^ mix(keys)[:, None]
@@ -60,7 +58,7 @@ def random_16_bits(keys: Tensor, count: int) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """Scramble int32 numbers, one to one."""
+    """Hash int32 numbers, one to one."""
     x = (x ^ ((x >> 16) & LOW_16)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
     return x ^ ((x >> 16) & LOW_16)

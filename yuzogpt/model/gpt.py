@@ -1,12 +1,12 @@
-"""GPT-2's architecture (Radford et al., 2019), and its younger variants, in plain PyTorch.
+"""GPT-2's architecture (Radford et al., 2019) and newer variants, in plain PyTorch.
 
-In: token ids. Out: logits, or with targets the loss of each token. Pre-norm blocks; as GPT-2 has
-it, learned positions and one matrix for embedding and output. The parts: positions.py,
-attention.py, layers.py. Next on the line: training/loop.py; for decoding, with a cache of keys and
-values, sampling/engine.py.
+Pre-norm blocks. By default as GPT-2: learned positions, and one matrix for embedding and output.
+inference/engine.py decodes with it, through a cache of keys and values.
 
-Shapes: B rows, T tokens in a row, C channels (n_embd), H heads, D channels of a head (C / H),
+Shapes: B rows, T tokens per row, C channels (n_embd), H heads, D channels per head (C / H),
 V vocabulary.
+
+Next: model/attention.py, model/layers.py; then training/loop.py.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from yuzogpt.config import ModelSettings
 from yuzogpt.model.attention import Attention
 from yuzogpt.model.dropout import Dropout
 from yuzogpt.model.layers import MLP, norm
-from yuzogpt.model.positions import KINDS, Cache, Place, causal_mask
+from yuzogpt.model.positions import POSITION_KINDS, AttentionContext, Cache, causal_mask
 
-LOGITS_AT_ONCE = 2**26  # numbers: 256 MB in float32
-LOGITS_IN_CACHE = 2**22  # what a CPU need not write to memory: 1.5 times as fast
+LOGITS_PER_PASS = 2**26  # numbers: 256 MB in float32
+CPU_LOGITS_PER_PASS = 2**22  # they stay in the CPU's cache: 1.5 times as fast
 
 
 class GPT(nn.Module):
@@ -35,7 +35,7 @@ class GPT(nn.Module):
         assert settings.vocab_size, "the vocabulary's size comes from the corpus or the checkpoint"
         self.settings = settings
         self.wte = TokenEmbedding(settings.padded_vocab, settings.n_embd)
-        self.wpe = KINDS[settings.pos_emb](settings)
+        self.wpe = POSITION_KINDS[settings.pos_emb](settings)
         self.drop = Dropout(settings.dropout, site=0)
         self.h = nn.ModuleList(Block(settings, layer) for layer in range(settings.n_layer))
         self.ln_f = norm(settings)
@@ -44,42 +44,46 @@ class GPT(nn.Module):
             self.lm_head = nn.Linear(settings.n_embd, settings.padded_vocab, bias=False)
 
     def forward(
-        self, ids: Tensor, targets: Tensor | None = None, rows: Tensor | None = None
+        self, ids: Tensor, targets: Tensor | None = None, row_keys: Tensor | None = None
     ) -> Tensor:
         """Return logits, (B, T, V); with targets, (B, T), the loss of each token in nats, (B, T).
 
-        `rows`, (B,), are the keys of dropout (see dropout.row_keys): needed in training mode if
-        dropout is on, so that a row's masks do not depend on which batch or rank it is in.
+        `row_keys`, (B,), seed dropout (see dropout.row_keys): required in training mode if dropout
+        is on, so that a row's masks do not depend on its batch or rank.
         """
-        T, most = ids.shape[1], self.settings.block_size
-        assert most >= T or self.settings.is_extensible, f"{T} tokens, block_size {most}"
-        at = torch.arange(T, device=ids.device)
-        x = self.hidden(ids, at, rows)
+        T, block_size = ids.shape[1], self.settings.block_size
+        assert block_size >= T or self.settings.is_extensible, f"{T} tokens, {block_size=}"
+        x = self.hidden(ids, torch.arange(T, device=ids.device), row_keys)
         return self.logits(x) if targets is None else self.losses(x, targets)
 
     def hidden(
-        self, ids: Tensor, at: Tensor, rows: Tensor | None = None, cache: Cache | None = None
+        self,
+        ids: Tensor,
+        token_positions: Tensor,
+        row_keys: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Return what the output matrix is applied to, (B, T, C).
+        """Return the final activations, (B, T, C), to which the output matrix is applied.
 
-        `at`: positions, (T,), or (B, T) with a cache, which then holds what stands before.
+        `token_positions`: (T,), or (B, T) with a cache, which then holds the earlier tokens.
         """
-        x = self.wpe.add(self.wte(ids), at)  # (B, T, C)
-        x = self.drop(x, rows)
-        mask = None if cache is not None else self._mask(at)
-        place = Place(self.wpe, self.wpe.rotation(at), mask, cache)
+        x = self.wpe.embed_positions(self.wte(ids), token_positions)  # (B, T, C)
+        x = self.drop(x, row_keys)
+        mask = None if cache is not None else self._mask(token_positions)
+        rotation = self.wpe.rotation(token_positions)
+        context = AttentionContext(self.wpe, rotation, mask, cache)
         for block in self.h:
-            x = block(x, rows, place)
+            x = block(x, row_keys, context)
         normed: Tensor = self.ln_f(x)
         return normed
 
-    def _mask(self, at: Tensor) -> Tensor | None:
-        """Return what is added to scores; None where they are causal and no more."""
-        bias = self.wpe.bias(at, at)
-        return None if bias is None else causal_mask(at, at, bias)
+    def _mask(self, token_positions: Tensor) -> Tensor | None:
+        """Return the mask to add to scores; None if they are only causal."""
+        bias = self.wpe.bias(token_positions, token_positions)
+        return None if bias is None else causal_mask(token_positions, token_positions, bias)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Project (..., C) to (..., V); the matrix's padding rows are cut off."""
+        """Project (..., C) to (..., V), without the matrix's padding rows."""
         ratio, cap = self.settings.width_ratio, self.settings.logit_softcap
         x = x / ratio if ratio != 1 else x  # muP
         logits = self.wte.project(x) if self.lm_head is None else self.lm_head(x)
@@ -87,35 +91,35 @@ class GPT(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits  # Gemma 2 (2024)
 
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each token, (B, T), of (B, T, C).
+        """Return the loss of each token, (B, T), from the final activations, (B, T, C).
 
-        Of a large vocabulary the logits of all tokens would be the largest tensors of a step: they
-        are computed for some tokens at a time, and again in the backward pass.
+        With a large vocabulary, the logits of all tokens would be the largest tensors of a step.
+        So they are computed for some tokens at a time, and recomputed in the backward pass.
         """
-        vectors, wanted = x.flatten(0, 1), targets.flatten()
-        at_once = self.tokens_at_once(x)
-        if len(vectors) <= at_once:
-            return self._losses_of(vectors, wanted).view_as(targets)
-        pairs = zip(torch.split(vectors, at_once), torch.split(wanted, at_once), strict=True)
+        vectors, labels = x.flatten(0, 1), targets.flatten()  # (B * T, C), (B * T,)
+        tokens = self.tokens_at_once(x)
+        if len(vectors) <= tokens:
+            return self._token_losses(vectors, labels).view_as(targets)
+        pairs = zip(torch.split(vectors, tokens), torch.split(labels, tokens), strict=True)
         if torch.is_grad_enabled():
-            with rounding_apart(x.device):
+            with separate_rounding(x.device):
                 losses = [
                     checkpoint(
-                        self._losses_of, *pair, use_reentrant=False, preserve_rng_state=False
+                        self._token_losses, *pair, use_reentrant=False, preserve_rng_state=False
                     )
                     for pair in pairs
                 ]
         else:
-            losses = [self._losses_of(*pair) for pair in pairs]
+            losses = [self._token_losses(*pair) for pair in pairs]
         return torch.cat(losses).view_as(targets)
 
     def tokens_at_once(self, x: Tensor) -> int:
-        """Return for how many vectors logits are computed at a time, where few are kept of them."""
-        is_in_cache = x.device.type == "cpu" and not torch.is_grad_enabled()
-        most = LOGITS_IN_CACHE if is_in_cache else LOGITS_AT_ONCE
-        return max(1, most // self.settings.vocab_size)
+        """Return for how many tokens logits are computed at a time."""
+        is_discarded = x.device.type == "cpu" and not torch.is_grad_enabled()
+        logits = CPU_LOGITS_PER_PASS if is_discarded else LOGITS_PER_PASS
+        return max(1, logits // self.settings.vocab_size)
 
-    def _losses_of(self, vectors: Tensor, targets: Tensor) -> Tensor:
+    def _token_losses(self, vectors: Tensor, targets: Tensor) -> Tensor:
         """(N, C), (N,) -> (N,)."""
         return F.cross_entropy(self.logits(vectors), targets, reduction="none")
 
@@ -128,10 +132,10 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters()) - positions - padding
 
 
-def rounding_apart(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def separate_rounding(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Return a context in which autocast rounds a matrix for each use of it.
 
-    With one rounded copy for all uses, autograd would add up their gradients in bfloat16.
+    With one rounded copy for all uses, autograd would sum their gradients in bfloat16.
     """
     kind = device.type
     if torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):
@@ -140,7 +144,7 @@ def rounding_apart(device: torch.device) -> contextlib.AbstractContextManager[ob
 
 
 class TokenEmbedding(nn.Embedding):
-    """A vector for each token; the same matrix, at the end, gives each token's logit."""
+    """A vector for each token; the same matrix projects the final activations to logits."""
 
     def project(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, rows of the matrix)."""
@@ -148,18 +152,18 @@ class TokenEmbedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron, each added to the residual stream."""
+    """Attention, then an MLP, each added to the residual stream."""
 
     def __init__(self, settings: ModelSettings, layer: int) -> None:
-        """`layer` counts from 0; it keeps the dropout masks of layers apart."""
+        """`layer`, from 0, numbers its dropouts."""
         super().__init__()
         self.ln_1 = norm(settings)
         self.attn = Attention(settings, layer)
         self.ln_2 = norm(settings)
         self.mlp = MLP(settings, site=3 + 3 * layer)
 
-    def forward(self, x: Tensor, rows: Tensor | None, place: Place) -> Tensor:
+    def forward(self, x: Tensor, row_keys: Tensor | None, context: AttentionContext) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), rows, place)
-        x = x + self.mlp(self.ln_2(x), rows)
+        x = x + self.attn(self.ln_1(x), row_keys, context)
+        x = x + self.mlp(self.ln_2(x), row_keys)
         return x

@@ -1,19 +1,19 @@
-"""How every weight starts.
+"""The initial distribution of every weight; a function of shape, settings and seed alone.
 
-In: the shape of a GPT, and settings. Out: its first weights, in a way that depends on these and the
-seed alone. As GPT-2 has it (init_std 0.02, residual_init scaled):
+By default as GPT-2 (init_std 0.02, residual_init scaled):
 
     matrices and embeddings     normal, standard deviation init_std
-    attn.c_proj, mlp.c_proj     they end in the residual stream. scaled: init_std / sqrt(2 n_layer),
-                                so that 2 n_layer additions keep its variance (GPT-2, section 2.3);
+    attn.c_proj, mlp.c_proj     their outputs enter the residual stream.
+                                scaled: init_std / sqrt(2 n_layer), so that 2 n_layer additions keep
+                                its variance (GPT-2, section 2.3);
                                 plain: init_std; zero: 0, so that a new block changes nothing
     biases; padding of the vocabulary    0
     norms                       weight 1, bias 0
 
-muP (Yang et al., 2022; Adam's column of table 8): a model m times as wide as the base starts with
-the matrices of its blocks smaller by sqrt(m). Its other halves are in gpt.py (logits by 1 / m) and
-in training/optimizers.py (learning rate of those matrices by 1 / m). Heads are to become more, not
-wider: their scores are scaled by 1 / sqrt(D), as in GPT-2.
+muP (Yang et al., 2022; Adam's column of table 8): in a model m times as wide as the base, the
+matrices of the blocks start smaller by sqrt(m). The rest of muP is in gpt.py (logits times 1 / m)
+and training/optimizers.py (learning rate of these matrices times 1 / m). Wider models should have
+more heads, not wider ones: scores are scaled by 1 / sqrt(D), as in GPT-2.
 """
 
 import math
@@ -33,7 +33,7 @@ def initial_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each weight's name and value, one after the other, on the CPU.
 
-    So a rank that keeps only a part of each never holds more than one of them whole.
+    So a rank that keeps a shard of each never holds more than one whole weight.
     """
     with torch.device("meta"):
         sizes = {name: p.shape for name, p in GPT(shape).named_parameters()}
@@ -50,7 +50,7 @@ def initial_weights(
 
 
 def standard_deviation(name: str, shape: ModelSettings, settings: InitializationSettings) -> float:
-    """Return the spread with which a matrix starts."""
+    """Return the standard deviation of a matrix's initial values."""
     std = settings.init_std
     if not name.startswith("h."):
         return std
@@ -63,6 +63,6 @@ def standard_deviation(name: str, shape: ModelSettings, settings: Initialization
 
 @torch.no_grad()
 def initialize(model: GPT, seed: int) -> None:
-    """Fill the weights of a whole model, for tests and benchmarks; a run's come by loading.py."""
+    """Fill the weights of a whole model, for tests and benchmarks; runs use checkpoints/load.py."""
     for name, value in initial_weights(model.settings, seed):
         model.get_parameter(name).copy_(value)

@@ -1,6 +1,6 @@
-"""What a block is made of, besides attention: the perceptron and the norms, each in its variants.
+"""The parts of a block besides attention: the MLP and the norms, with their variants.
 
-In and out: (B, T, C). Shapes: see gpt.py.
+All map (B, T, C) to (B, T, C); see gpt.py for shapes. Next: training/loop.py.
 """
 
 import torch
@@ -14,24 +14,24 @@ EPSILON = 1e-5  # GPT-2's
 
 
 class MLP(nn.Module):
-    """Linear layers with a nonlinearity between.
+    """Two linear layers with a nonlinearity between.
 
     gelu     GPT-2's: the tanh approximation (Hendrycks and Gimpel, 2016)
     relu2    relu(x)^2 (Primer; So et al., 2021)
-    swiglu   one half, through SiLU, opens and closes the other (Shazeer, 2020)
+    swiglu   one half, through SiLU, gates the other half (Shazeer, 2020)
     """
 
     def __init__(self, settings: ModelSettings, site: int) -> None:
         """`site`: number of its dropout."""
         super().__init__()
         self.activation = settings.activation
-        width = settings.hidden_width
-        into = 2 * width if self.activation == "swiglu" else width
-        self.c_fc = nn.Linear(settings.n_embd, into, bias=settings.bias)
-        self.c_proj = nn.Linear(width, settings.n_embd, bias=settings.bias)
+        hidden = settings.hidden_width
+        width = 2 * hidden if self.activation == "swiglu" else hidden
+        self.c_fc = nn.Linear(settings.n_embd, width, bias=settings.bias)
+        self.c_proj = nn.Linear(hidden, settings.n_embd, bias=settings.bias)
         self.drop = Dropout(settings.dropout, site)
 
-    def forward(self, x: Tensor, rows: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, row_keys: Tensor | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = self.c_fc(x)
         if self.activation == "gelu":
@@ -41,42 +41,25 @@ class MLP(nn.Module):
         else:
             gate, value = x.chunk(2, dim=-1)
             x = F.silu(gate) * value
-        out: Tensor = self.drop(self.c_proj(x), rows)
+        out: Tensor = self.drop(self.c_proj(x), row_keys)
         return out
 
 
-class LayerNorm(nn.Module):
-    """Layer norm whose bias can be left out (Ba et al., 2016)."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        """Normalizes over the C channels."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(settings.n_embd))
-        self.bias = nn.Parameter(torch.zeros(settings.n_embd)) if settings.bias else None
+class LayerNorm(nn.LayerNorm):
+    """torch's layer norm (Ba et al., 2016), for float32 activations with bfloat16 weights, too."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        # A CPU's kernel takes no rounded weights (fsdp's, with bfloat16) for an x that is not.
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
+        # FSDP gathers weights as bfloat16, which a CPU's kernel does not take with a float32 x.
         if x.dtype == torch.float32:
             weight, bias = weight.float(), None if bias is None else bias.float()
-        return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
-
-
-class RMSNorm(nn.Module):
-    """Layer norm without its mean and bias (Zhang and Sennrich, 2019)."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        """Normalizes over the C channels."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(settings.n_embd))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 def norm(settings: ModelSettings) -> nn.Module:
-    """Return the norm that the settings name."""
-    return LayerNorm(settings) if settings.norm == "layer" else RMSNorm(settings)
+    """Return the norm that the settings name, over the C channels."""
+    if settings.norm == "layer":
+        return LayerNorm(settings.n_embd, EPSILON, bias=settings.bias)
+    return nn.RMSNorm(settings.n_embd, EPSILON)  # Zhang and Sennrich, 2019

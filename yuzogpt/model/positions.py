@@ -1,14 +1,12 @@
-"""Where tokens stand: the one way in which positions enter the model, its attention and its cache.
+"""Position encodings: the one interface through which positions enter the model and its cache.
 
-In: activations, and the position of each token in its context, counted from 0. Out: activations
-that know them. A kind of positions acts in one or more of three places: on what enters the first
-layer (`add`), on queries and keys (`rotation`), on the scores of attention (`bias`). Keys are
-cached after they are turned.
+An encoding acts on the embeddings (`embed_positions`), on queries and keys (`rotation`), or on the
+scores of attention (`bias`). Positions count from 0. Keys are cached after they are rotated.
 
-    learned   a vector for each position, added to the tokens' own (GPT-2); none past block_size
-    rotary    queries and keys are turned by angles that grow with the position, so that their
+    learned   a vector per position, added to the token's embedding (GPT-2); none past block_size
+    rotary    queries and keys are rotated by angles that grow with the position, so that their
               product depends on the distance (RoFormer; Su et al., 2021)
-    alibi     the further back a key, the lower its score, in each head at another rate
+    alibi     scores fall with the distance of the key, at a different rate in each head
               (Press et al., 2022)
 """
 
@@ -22,74 +20,71 @@ from torch.nn import functional as F
 
 from yuzogpt.config import ModelSettings
 
-ROTARY_BASE = 10_000.0  # the slowest pair of channels turns once in 2 pi times this many tokens
+ROTARY_BASE = 10_000.0  # the slowest pair of channels rotates once in 2 pi times this many tokens
 
 
 class Positions(nn.Module):
-    """One kind of positions; each overrides what it acts on."""
+    """A position encoding; subclasses override what they act on."""
 
-    def add(self, x: Tensor, at: Tensor) -> Tensor:
-        """(B, T, C) -> the same; `at`: (T,) or (B, T)."""
+    def embed_positions(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        """(B, T, C) -> the same; `token_positions`: (T,) or (B, T)."""
         return x
 
-    def rotation(self, at: Tensor) -> Tensor | None:
-        """Return cosine and sine of each pair of channels, (2, T, D / 2) or (2, B, 1, T, D / 2)."""
+    def rotation(self, token_positions: Tensor) -> Tensor | None:
+        """Return cosine and sine per pair of channels, (2, T, D / 2) or (2, B, 1, T, D / 2)."""
         return None
 
-    def bias(self, queries_at: Tensor, keys_at: Tensor) -> Tensor | None:
-        """Return what is added to scores, (1, H, Tq, Tk), for positions (Tq,) and (Tk,)."""
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor | None:
+        """Return the bias of the scores, (1, H, Tq, Tk), for positions (Tq,) and (Tk,)."""
         return None
 
 
 class LearnedPositions(Positions):
-    """A vector for each position, added to the tokens' own."""
+    """A learned vector per position, added to the token's embedding."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        """Room for block_size positions."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(settings.block_size, settings.n_embd))
 
-    def add(self, x: Tensor, at: Tensor) -> Tensor:
+    def embed_positions(self, x: Tensor, token_positions: Tensor) -> Tensor:
         """(B, T, C) -> the same."""
-        return x + F.embedding(at, self.weight)
+        return x + F.embedding(token_positions, self.weight)
 
 
 class RotaryPositions(Positions):
-    """Queries and keys are turned; channels i and i + D / 2 are a pair, as in GPT-NeoX."""
+    """Rotated queries and keys; channels i and i + D / 2 are a pair, as in GPT-NeoX."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        """No weights: angles are computed where they are needed."""
         super().__init__()
         self.pairs = settings.n_embd // settings.n_head // 2
 
-    def rotation(self, at: Tensor) -> Tensor:
-        """Return cosine and sine of `at` * base^(-pair / pairs)."""
-        pair = torch.arange(self.pairs, device=at.device, dtype=torch.float32)
+    def rotation(self, token_positions: Tensor) -> Tensor:
+        """Return cosine and sine of position * base^(-pair / pairs)."""
+        pair = torch.arange(self.pairs, device=token_positions.device, dtype=torch.float32)
         frequencies = torch.exp(pair * (-math.log(ROTARY_BASE) / self.pairs))
-        angles = at[..., None].float() * frequencies  # (T, D / 2), or (B, T, D / 2)
-        if at.dim() == 2:
+        angles = token_positions[..., None].float() * frequencies  # (T, D / 2) or (B, T, D / 2)
+        if token_positions.dim() == 2:
             angles = angles[:, None]  # for all heads
         return torch.stack((angles.cos(), angles.sin()))
 
 
 class AlibiPositions(Positions):
-    """Scores fall with the distance, in each head at another rate."""
+    """Scores that fall with the distance, at a different rate in each head."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        """No weights: slopes are computed where they are needed."""
         super().__init__()
         self.heads = settings.n_head
 
-    def bias(self, queries_at: Tensor, keys_at: Tensor) -> Tensor:
-        """Return -slope * distance, (1, H, Tq, Tk): with three dimensions, CPUs have no kernel."""
-        distance = (queries_at[:, None] - keys_at).float()
-        return -self.slopes(queries_at.device)[None, :, None, None] * distance
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Return -slope * distance, (1, H, Tq, Tk): a CPU has no kernel for three dimensions."""
+        distance = (query_positions[:, None] - key_positions).float()
+        return -self.slopes(query_positions.device)[None, :, None, None] * distance
 
     def slopes(self, device: torch.device) -> Tensor:
-        """Return the rate of each head, (H,).
+        """Return the slope of each head, (H,).
 
-        2^(-8 / n), 2^(-16 / n), ... for n heads, a power of two; further heads take every other of
-        the series for 2n.
+        For n heads, a power of two: 2^(-8 / n), 2^(-16 / n), ...; further heads take every second
+        slope of the series for 2n heads.
         """
         power = 1 << (self.heads.bit_length() - 1)
         head = torch.arange(self.heads, device=device, dtype=torch.float32)
@@ -99,7 +94,7 @@ class AlibiPositions(Positions):
         return torch.exp2(exponents)
 
 
-KINDS: dict[str, type[Positions]] = {
+POSITION_KINDS: dict[str, type[Positions]] = {
     "learned": LearnedPositions,
     "rotary": RotaryPositions,
     "alibi": AlibiPositions,
@@ -110,31 +105,31 @@ class Cache(Protocol):
     """Keys and values of earlier tokens."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
-        """Keep k and v; return what q sees, (B, H, T, D), as they all are."""
+        """Store k and v, and return the attention of q; all are (B, H, T, D)."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the tokens of a forward pass stand: found once, used by every layer."""
+class AttentionContext:
+    """The positions of a forward pass: computed once, and used by every layer."""
 
     positions: Positions
     rotation: Tensor | None
-    mask: Tensor | None  # what is added to scores, (T, T) or (1, H, T, T); None: causal, no more
-    cache: Cache | None = None  # what is kept of the tokens before
+    mask: Tensor | None  # added to scores, (T, T) or (1, H, T, T); None: only causal
+    cache: Cache | None = None  # keys and values of earlier tokens
 
-    def turn(self, x: Tensor) -> Tensor:
-        """Turn queries or keys, (B, H, T, D)."""
+    def apply_rotary(self, x: Tensor) -> Tensor:
+        """Rotate queries or keys, (B, H, T, D), by their positions."""
         if self.rotation is None:
             return x
         cos, sin = self.rotation
         first, second = x.chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return turned.to(x.dtype)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return rotated.to(x.dtype)
 
 
-def causal_mask(queries_at: Tensor, keys_at: Tensor, bias: Tensor | None) -> Tensor:
-    """Return what is added to scores, (Tq, Tk) or (1, H, Tq, Tk): `bias`, and no later key."""
-    later = keys_at > queries_at[:, None]
+def causal_mask(query_positions: Tensor, key_positions: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the mask to add to scores, (Tq, Tk) or (1, H, Tq, Tk): `bias`, -inf for later keys."""
+    later = key_positions > query_positions[:, None]
     if bias is None:
         bias = torch.zeros(later.shape, device=later.device)
     return bias.masked_fill(later, -math.inf)

@@ -1,7 +1,6 @@
-"""Whether weights are those of a model: names and shapes, before any memory is taken for it.
+"""Checks the names and shapes of weights against a model's settings, which may be hostile.
 
-In: the settings of a model, which somebody else may have written, and tensors with their names.
-Out: nothing, or a DamagedFile that names the first that does not fit.
+This allocates no memory for the model.
 """
 
 import re
@@ -18,9 +17,9 @@ LAYER = re.compile(r"h\.(\d+)\.")
 
 
 def check_shapes(settings: ModelSettings, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Raise DamagedFile unless `weights` are exactly the tensors of such a GPT.
+    """Raise DamagedFile unless `weights` are exactly the tensors of a GPT with these settings.
 
-    `origin`: where settings and weights were read, for the message.
+    `origin`: the source of settings and weights, for the message.
     """
     layers = {match[1] for name in weights if (match := LAYER.match(name))}
     if len(layers) != settings.n_layer:
@@ -29,12 +28,12 @@ def check_shapes(settings: ModelSettings, weights: Mapping[str, Tensor], origin:
             f"{len(layers)} layers"
         )
     expected = dict(expected_shapes(settings))
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
             raise DamagedFile(
-                f"{origin}: {name[:80]} is {shown(found.get(name))}, its settings ask for "
-                f"{shown(expected.get(name))}"
+                f"{origin}: {name[:80]} is {format_shape(actual.get(name))}, its settings ask for "
+                f"{format_shape(expected.get(name))}"
             )
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
@@ -51,6 +50,6 @@ def expected_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, .
             yield name.replace("h.0.", f"h.{layer}.", 1), tuple(tensor.shape)
 
 
-def shown(shape: tuple[int, ...] | None) -> str:
-    """Return a shape for a message."""
+def format_shape(shape: tuple[int, ...] | None) -> str:
+    """Return a shape as text."""
     return "missing" if shape is None else " x ".join(map(str, shape[:8])) or "a number"

@@ -8,9 +8,7 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,11 @@ from yuzogpt.orchestration.lean import kill_node_immediately, minimal_node_servi
 from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
 from yuzogpt.orchestration.stuck import workers_watched
 from yuzogpt.runtime.cores import free_memory
-from yuzogpt.runtime.signals import deaf_to_interruption, sigterm_held_back
+from yuzogpt.runtime.signals import (
+    deaf_to_interruption,
+    sigterm_handler_kept,
+    sigterm_held_back,
+)
 
 SHARED_MEMORY = "/dev/shm"
 OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object store
@@ -114,7 +116,5 @@ def connect(**options: Any) -> None:
     """Call `ray.init`, and keep what this command does on SIGTERM: Ray sets its own handler."""
     import ray
 
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level="WARNING", **options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    with sigterm_handler_kept():
+        ray.init(log_to_driver=False, logging_level="WARNING", **options)

@@ -15,7 +15,7 @@ from pathlib import Path
 from yuzogpt.console.terminal import complain
 from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration.leftovers import end
-from yuzogpt.runtime.signals import ENDING
+from yuzogpt.runtime.signals import TERMINATION_SIGNALS
 
 WORKERS_WITHIN = 60.0  # seconds, after Ray's log first says that something is wrong
 OBEYED_WITHIN = 15.0  # seconds, for what is held back while Ray starts: it mostly takes 3
@@ -83,7 +83,7 @@ def obeyed(interruptions: Sequence[int], directory: Callable[[], Path | None]) -
         since: float | None = None
         while not ended.wait(LOOK_EVERY):
             number = signal.SIGINT if interruptions else signal.SIGTERM
-            if not interruptions and not signal.sigpending() & set(ENDING):
+            if not interruptions and not signal.sigpending() & set(TERMINATION_SIGNALS):
                 continue
             since = since or time.monotonic()
             if time.monotonic() - since > OBEYED_WITHIN:

@@ -47,6 +47,14 @@ class StopRequest:
             self.reason = next((reason for ask in self.sources if (reason := ask())), None)
         return self.reason
 
+    def requested_here(self) -> bool:
+        """Return whether this rank was asked to stop."""
+        return self.look() is not None
+
+    def agreed(self, gather: Callable[[str | None], list[str | None]]) -> str | None:
+        """Return the reason of the first rank that was asked to stop; call it on all ranks."""
+        return next((reason for reason in gather(self.look()) if reason), None)
+
 
 def ask_to_stop(run: RunStorage, reason: str, name: str = STOP) -> bool:
     """Ask the run in out_dir to stop, or to pause, from any process that sees it.

@@ -1,8 +1,8 @@
-"""How many cores and how much memory this process may use, limits of its container included.
+"""The cores and the memory that this process may use, within the limits of its container.
 
-In: affinity, and the limits of control groups (Linux's cgroups, versions 1 and 2). Out: cores,
-threads and bytes. A process has the limits of its own group and of all groups around it: the
-smallest counts. What cannot be read is no limit.
+Limits come from CPU affinity and from Linux's control groups (cgroups, versions 1 and 2): of the
+process's own group and all groups around it, the smallest limit counts. An unreadable limit counts
+as none.
 """
 
 import contextlib
@@ -16,31 +16,30 @@ import psutil
 
 from yuzogpt.storage.paths import SUBMITTED_JOB
 
-SYSTEM = Path("/")  # where proc/ and the groups are found
+SYSTEM = Path("/")  # the root of proc/ and of the mounts
 THREADS = "OMP_NUM_THREADS"
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun for its ranks
 RAY_WORKER = "RAY_RAYLET_PID"  # set by Ray for its workers, and for a submitted job
 
 
 def available_cores(system: Path = SYSTEM) -> int:
-    """Return how many threads or workers can be busy all the time: whole cores, at least 1."""
+    """Return how many threads or workers can be busy at once: whole cores, at least 1."""
     return max(1, math.floor(cores_of_time(system)))
 
 
 def cores_of_time(system: Path = SYSTEM) -> float:
-    """Return how many seconds of CPU time this process may use in a second."""
+    """Return the CPU time that this process may use, in seconds per second."""
     if hasattr(os, "sched_getaffinity"):
         cores = float(len(os.sched_getaffinity(0)))
     else:
         cores = float(os.cpu_count() or 1)
-    return min([cores, *(quota_of(group) for group in groups("cpu", system))])
+    return min([cores, *(cpu_quota(group) for group in groups("cpu", system))])
 
 
 def threads_of_each(workers: int) -> int:
     """Return the threads of each of the workers that share this machine's cores.
 
-    OMP_NUM_THREADS comes first. A setting of ours (`--threads`) comes before both: callers see to
-    that.
+    OMP_NUM_THREADS takes precedence. `--threads` takes precedence over both: callers check it.
     """
     return threads_asked() or max(1, available_cores() // workers)
 
@@ -61,14 +60,14 @@ def threads_asked() -> int:
 
 
 def total_memory(system: Path = SYSTEM) -> int:
-    """Return how many bytes of memory this process could have if nobody else had any."""
-    limits = [memory_limit_of(group) for group in groups("memory", system)]
+    """Return the memory that this process could use on an idle machine, in bytes."""
+    limits = [memory_limit(group) for group in groups("memory", system)]
     return int(min([float(psutil.virtual_memory().total), *limits]))
 
 
 def free_memory(system: Path = SYSTEM) -> int:
-    """Return how many bytes of memory this process can still take."""
-    left = [memory_limit_of(group) - memory_used_in(group) for group in groups("memory", system)]
+    """Return the memory that this process can still take, in bytes."""
+    left = [memory_limit(group) - memory_used(group) for group in groups("memory", system)]
     return int(max(0.0, min([float(psutil.virtual_memory().available), *left])))
 
 
@@ -76,7 +75,7 @@ def free_memory(system: Path = SYSTEM) -> int:
 
 
 def groups(controller: str, system: Path) -> Iterator[Path]:
-    """Yield the directories of this process's group and of those around it, as far as mounted."""
+    """Yield the mounted directories of this process's group and of the groups around it."""
     paths = dict(paths_of_process(controller, system))
     inside, beside = [], []
     for kind, root, point in mounts(controller, system):
@@ -88,14 +87,14 @@ def groups(controller: str, system: Path) -> Iterator[Path]:
             inside.append((top, path.relative_to(start)))
         else:
             beside.append((top, PurePosixPath()))
-    # Where the mount was made in another namespace, its path is not ours: its top is our group.
+    # A mount of another namespace has other paths: its top is then this process's group.
     for top, below in inside or beside:
         yield from (top / part for part in (below, *below.parents))
 
 
 def paths_of_process(controller: str, system: Path) -> Iterator[tuple[str, str]]:
-    """Yield (filesystem type, path) of this process's groups that may limit what is named."""
-    for line in lines_of(system / "proc/self/cgroup"):
+    """Yield (filesystem type, path) of this process's groups that have a controller."""
+    for line in read_lines(system / "proc/self/cgroup"):
         number, names, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not names:
             yield "cgroup2", path
@@ -105,7 +104,7 @@ def paths_of_process(controller: str, system: Path) -> Iterator[tuple[str, str]]
 
 def mounts(controller: str, system: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (filesystem type, path of the group at its top, mount point): proc(5), mountinfo."""
-    for line in lines_of(system / "proc/self/mountinfo"):
+    for line in read_lines(system / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(" "), after.split(" ")
         if len(fields) < 5 or len(kinds) < 3:
@@ -115,55 +114,55 @@ def mounts(controller: str, system: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def unescaped(field: str) -> str:
-    """Return a path of mountinfo, where blanks are octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    """Return a path of mountinfo, where blanks are written as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
-def quota_of(group: Path) -> float:
-    """Return a group's limit of CPU time, in cores; infinity if it has none."""
-    quota, period = [*text_of(group / "cpu.max").split(), "", ""][:2]
+def cpu_quota(group: Path) -> float:
+    """Return a group's limit of CPU time, in cores; infinity if there is none."""
+    quota, period = [*read_text(group / "cpu.max").split(), "", ""][:2]
     if not quota:
-        quota = text_of(group / "cpu.cfs_quota_us")
-        period = text_of(group / "cpu.cfs_period_us")
+        quota = read_text(group / "cpu.cfs_quota_us")
+        period = read_text(group / "cpu.cfs_period_us")
     if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
         return int(quota) / int(period)
     return math.inf  # "max", -1, or nothing to read
 
 
-def memory_limit_of(group: Path) -> float:
-    """Return a group's limit of memory in bytes; infinity if it has none.
+def memory_limit(group: Path) -> float:
+    """Return a group's memory limit in bytes; infinity if there is none.
 
-    Above memory.high a process is slowed down until nothing moves.
+    memory.high counts as a limit: above it, Linux slows a process down to a standstill.
     """
-    found = [text_of(group / name) for name in ("memory.max", "memory.high")]
-    found.append(text_of(group / "memory.limit_in_bytes"))
-    # Version 1 also says what groups allow that are around the mount's top.
-    found.append(statistics_of(group).get("hierarchical_memory_limit", ""))
-    return min((float(text) for text in found if text.isdecimal()), default=math.inf)
+    limits = [read_text(group / name) for name in ("memory.max", "memory.high")]
+    limits.append(read_text(group / "memory.limit_in_bytes"))
+    # Version 1 reports here the limits of groups outside the mount.
+    limits.append(memory_statistics(group).get("hierarchical_memory_limit", ""))
+    return min((float(text) for text in limits if text.isdecimal()), default=math.inf)
 
 
-def memory_used_in(group: Path) -> float:
-    """Return the bytes that a group has in use, without files that the system can drop."""
-    used = text_of(group / "memory.current") or text_of(group / "memory.usage_in_bytes")
-    known = statistics_of(group)
-    dropped = known.get("total_inactive_file") or known.get("inactive_file", "")
-    numbers = [float(text) if text.isdecimal() else 0.0 for text in (used, dropped)]
+def memory_used(group: Path) -> float:
+    """Return the memory that a group uses, in bytes, without droppable file cache."""
+    used = read_text(group / "memory.current") or read_text(group / "memory.usage_in_bytes")
+    statistics = memory_statistics(group)
+    cached = statistics.get("total_inactive_file") or statistics.get("inactive_file", "")
+    numbers = [float(text) if text.isdecimal() else 0.0 for text in (used, cached)]
     return max(0.0, numbers[0] - numbers[1])
 
 
-def statistics_of(group: Path) -> dict[str, str]:
-    """Return what a group's memory.stat says."""
-    pairs = (line.partition(" ") for line in lines_of(group / "memory.stat"))
+def memory_statistics(group: Path) -> dict[str, str]:
+    """Return the entries of a group's memory.stat."""
+    pairs = (line.partition(" ") for line in read_lines(group / "memory.stat"))
     return {name: value for name, _, value in pairs}
 
 
-def text_of(path: Path) -> str:
-    """Return a file's text without its end; nothing if it cannot be read."""
+def read_text(path: Path) -> str:
+    """Return a file's text, stripped; an empty string if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         return path.read_text().strip()
     return ""
 
 
-def lines_of(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Return a file's lines; none if it cannot be read."""
-    return text_of(path).splitlines()
+    return read_text(path).splitlines()

@@ -1,7 +1,4 @@
-"""What the arithmetic runs on: threads, device, dtype, compile.
-
-In: settings, with their `auto`s. Out: the choice, and the reason for it in words for the user.
-"""
+"""Chooses device, dtype, compilation and threads; resolves every `auto`, with a reason to print."""
 
 import atexit
 import contextlib
@@ -18,50 +15,46 @@ from torch import Tensor
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.runtime.cores import threads_of_each, total_memory
+from yuzogpt.runtime.torch_internals import cpu_has_bfloat16
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.atomic_files import cache_directory
 
-# Whether oneDNN has products of bfloat16 for this CPU; elsewhere they are emulated, many times
-# slower than float32.
-CPU_HAS_BFLOAT16: bool = (
-    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
+CPU_HAS_BFLOAT16 = cpu_has_bfloat16()
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the arithmetic runs on, and why, in words for the user."""
+    """The device and how it computes, with the reasons in words for the user."""
 
     device: torch.device
-    autocast: torch.dtype | None
+    autocast_dtype: torch.dtype | None  # None: float32 throughout
     compile: bool
     threads: int
     reasons: tuple[str, ...]
 
-    def send(self, tensor: Tensor) -> Tensor:
-        """Return a CPU tensor on the device; a GPU goes on computing meanwhile."""
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Copy a CPU tensor to the device, without waiting if that is a GPU."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def autocasting(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which forward passes run."""
-        if self.autocast is None:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context for forward passes."""
+        if self.autocast_dtype is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.autocast)
+        return torch.autocast(self.device.type, self.autocast_dtype)
 
 
 def choose_hardware(
     settings: DeviceSettings, world: World, compile_wanted: bool | str = False
 ) -> Hardware:
-    """Resolve every `auto`, set the threads of this process, and say what was chosen and why."""
+    """Resolve every `auto`, set the threads of this process, and return the choice."""
     device = choose_device(settings.device, world)
     autocast, dtype_reason = choose_dtype(settings.dtype, device)
     compiled, compile_reason = choose_compile(compile_wanted, device)
     threads = settings.threads or threads_of_each(world.local_size)
     torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = True  # GPUs only; a CPU's float32 stays exact
+    torch.backends.cuda.matmul.allow_tf32 = True  # GPUs only; CPUs compute in full float32
     return Hardware(device, autocast, compiled, threads, (dtype_reason, compile_reason))
 
 
@@ -83,7 +76,7 @@ def choose_device(name: str, world: World) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
-    """Return the autocast type (None: float32), and why."""
+    """Return the autocast dtype (None: float32), and the reason."""
     if name != "auto":
         tf32 = " (TF32 in matrix products)" if (device.type, name) == ("cuda", "float32") else ""
         return (torch.bfloat16 if name == "bfloat16" else None), f"dtype {name}, as asked{tf32}"
@@ -97,7 +90,7 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype | None, s
 
 
 def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
-    """Return whether to torch.compile, and why."""
+    """Return whether to use torch.compile, and the reason."""
     if wanted is False:
         return False, "compile False, as asked"
     if (wanted is True or device.type == "cuda") and (missing := missing_compiler(device)):
@@ -114,9 +107,9 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
 
 
 def missing_compiler(device: torch.device) -> str:
-    """Return which compiler torch.compile would look for and not find here; empty: none.
+    """Return the compiler that torch.compile needs and that is missing here; empty: none.
 
-    Triton compiles its launchers with a C compiler, inductor a CPU's kernels with a C++ compiler.
+    Triton needs a C compiler for its launchers, inductor a C++ compiler for kernels of CPUs.
     """
     if device.type == "cuda":
         named = os.environ.get("CC")
@@ -128,24 +121,24 @@ def missing_compiler(device: torch.device) -> str:
 
 
 def keep_compiled_code_private() -> None:
-    """Have torch.compile keep its code in this user's cache.
+    """Make torch.compile keep its code in this user's cache.
 
-    By itself it runs what it finds in a folder of the temporary directory that all users share,
-    whose name anybody can tell.
+    By default it runs code from a folder in the shared temporary directory, whose name any user
+    can guess, and create first.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     try:
         directory = cache_directory() / "compiled"
         directory.mkdir(mode=0o700, exist_ok=True)
-    except (OSError, UserError):  # a home that cannot be written to, or none
+    except (OSError, UserError):  # no home directory, or not writable
         directory = Path(tempfile.mkdtemp(prefix="yuzogpt-compiled-"))  # mode 0700
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)
 
 
-def memory_of(device: torch.device) -> int:
-    """Return the bytes of memory that a device has in all."""
+def device_memory(device: torch.device) -> int:
+    """Return the total memory of a device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return total_memory()

@@ -1,34 +1,32 @@
-"""What the operating system and the C library do with memory; each is a wish, and may stay one.
-
-In: memory that was allocated. Out: nothing. Where there is no Linux, or no glibc, nothing happens.
-"""
+"""Hints to glibc and Linux about memory. Without glibc or Linux they have no effect."""
 
 import contextlib
 import ctypes
 
-M_MMAP_THRESHOLD, RETURNED_FROM = -3, 2**20  # of glibc's malloc.h; bytes
-MADV_COLLAPSE = 25  # of Linux's mman.h, since 6.1
-HUGE_PAGE = 2**21  # bytes
+M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
+MMAP_THRESHOLD_BYTES = 2**20
+MADV_COLLAPSE = 25  # from Linux's mman.h, since 6.1
+HUGE_PAGE_BYTES = 2**21
 
 
 def return_freed_memory() -> None:
-    """Have glibc give large blocks back to the system when they are freed.
+    """Make glibc return large blocks to the system when they are freed.
 
-    Else it learns from the first gathered layers that such blocks come and go, and keeps them: a
-    rank would hold on to most of what sharding saves. A GPU has an allocator of its own.
+    By default it adapts to the first gathered layers and keeps blocks of their size: a rank would
+    keep most of the memory that sharding saves. GPUs have an allocator of their own.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, RETURNED_FROM)
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
 def use_huge_pages(address: int, count: int) -> None:
-    """Put `count` bytes that are written once and read often into pages of 2 MB instead of 4 KB.
+    """Move `count` bytes that are rarely written and often read into pages of 2 MB.
 
-    Reading them in order then takes a fifth less time: addresses are looked up less often.
+    Reading them in order then takes 20% less time than from 4 KB pages: fewer TLB misses.
     """
-    first = -(-address // HUGE_PAGE) * HUGE_PAGE
-    whole = max(0, address + count - first) // HUGE_PAGE * HUGE_PAGE
+    first = -(-address // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    covered = max(0, address + count - first) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
     with contextlib.suppress(OSError, AttributeError):
-        if whole:
+        if covered:
             madvise = ctypes.CDLL("libc.so.6").madvise
-            madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), MADV_COLLAPSE)
+            madvise(ctypes.c_void_p(first), ctypes.c_size_t(covered), MADV_COLLAPSE)

@@ -1,7 +1,7 @@
-"""How fast the ranks of a world reach each other, by the collectives that training uses.
+"""Latency and bandwidth between the ranks, measured with the collectives that training uses.
 
-In: a world, on all of its ranks at once. Out: the same figures on each of them. Milliseconds on a
-sound network, so that a run can measure it again and again.
+All ranks measure together, and get the same figures. On a healthy network it takes milliseconds, so
+that a run can repeat it.
 """
 
 import os
@@ -16,40 +16,43 @@ import torch.distributed as dist
 
 from yuzogpt.runtime.world import World
 
-TRIES = 5
-# float32, of which a rank sends to the next: as much as shows how fast the way is.
-NUMBERS = {"cpu": 2**18, "cuda": 2**24}
+LATENCY_TRIES = 5
+# float32 numbers sent to the next rank: enough to measure bandwidth rather than latency.
+BANDWIDTH_NUMBERS = {"cpu": 2**18, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
 class Network:
-    """What was measured."""
+    """The result of a measurement."""
 
     latency: float  # seconds of an all-reduce of one number, the median
-    bandwidth: float  # bits a second that each rank sends in an all-reduce of many numbers
+    bandwidth: float  # bits per second that each rank sends in an all-reduce of many numbers
     slowest: tuple[int, int]  # the slowest hop of a ring of all ranks: from this one to that one
-    slowest_bandwidth: float  # bits a second
+    slowest_bandwidth: float  # bits per second
 
 
 def measure(world: World, device: torch.device) -> Network:
     """Measure the network; call it on every rank of a world of two or more."""
-    one, many = (
-        torch.zeros(1, device=device),
-        torch.zeros(NUMBERS[device.type], device=device),
+    small = torch.zeros(1, device=device)
+    large = torch.zeros(BANDWIDTH_NUMBERS[device.type], device=device)
+    latency = statistics.median(
+        timed(lambda: dist.all_reduce(small), device) for _ in range(LATENCY_TRIES)
     )
-    latency = statistics.median(timed(lambda: dist.all_reduce(one), device) for _ in range(TRIES))
-    seconds = min(timed(lambda: dist.all_reduce(many), device) for _ in range(2))
-    bits = 8 * many.nbytes
-    after, before = (world.rank + 1) % world.size, (world.rank - 1) % world.size
-    arrived = torch.empty_like(many)
+    seconds = min(timed(lambda: dist.all_reduce(large), device) for _ in range(2))
+    bits = 8 * large.nbytes
+    next_rank, previous_rank = (world.rank + 1) % world.size, (world.rank - 1) % world.size
+    received = torch.empty_like(large)
 
-    def pass_on() -> None:
-        hops = [dist.P2POp(dist.isend, many, after), dist.P2POp(dist.irecv, arrived, before)]
+    def send_to_next() -> None:
+        hops = [
+            dist.P2POp(dist.isend, large, next_rank),
+            dist.P2POp(dist.irecv, received, previous_rank),
+        ]
         for work in dist.batch_isend_irecv(hops):
             work.wait()
 
-    hop = min(timed(pass_on, device) for _ in range(2))
-    # A rank waits for both of its hops. A slow one shows at both of its ends.
+    hop = min(timed(send_to_next, device) for _ in range(2))
+    # A rank waits for both of its hops, so a slow hop shows at both of its ends.
     times = world.gather(hop)
     hops = [min(times[rank - 1], times[rank]) for rank in range(world.size)]  # to `rank`
     worst = max(range(world.size), key=hops.__getitem__)
@@ -65,22 +68,22 @@ LOOPBACK = "127.0.0.1"
 
 
 def interface_of(address: str) -> str | None:
-    """Return the network interface of this machine that has an address, as 10.0.0.7."""
-    for name, found in psutil.net_if_addrs().items():
-        if any(one.address == address for one in found):
+    """Return this machine's network interface with an address such as 10.0.0.7."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
             return name
     return None
 
 
 def choose_interface(address: str) -> None:
-    """Let this process's collectives take the interface of an address; what the user set stays."""
+    """Make collectives use the interface of an address, unless the user chose one."""
     if interface := interface_of(address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # exactly this one
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # =: exactly this one
 
 
 def timed(job: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that a job takes, from when all ranks are there."""
+    """Return the seconds that a job takes, once all ranks are ready."""
     dist.barrier()
     began = time.perf_counter()
     job()

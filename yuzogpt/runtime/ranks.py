@@ -1,7 +1,7 @@
-"""Which of torchrun's ranks this process is, if it is one. Needs no torch.
+"""This process's rank, if torchrun or a similar launcher started it. Does not import torch.
 
-torchrun sets TORCHELASTIC_RUN_ID; launchers that do the same work (srun, Kubeflow) set a WORLD_SIZE
-of more than 1. RANK alone means nothing: job scripts leave it in the environment of any command.
+torchrun sets TORCHELASTIC_RUN_ID; similar launchers (srun, Kubeflow) set a WORLD_SIZE above 1. RANK
+alone proves nothing: job scripts leave it in the environment of any command.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ SIZE = "WORLD_SIZE"
 
 @dataclass(frozen=True)
 class Ranks:
-    """The numbers that torchrun gives a process."""
+    """The ranks and sizes that torchrun gives a process."""
 
     rank: int = 0
     size: int = 1
@@ -25,19 +25,19 @@ class Ranks:
 
 
 def of_torchrun() -> Ranks | None:
-    """Return this process's numbers; None unless torchrun, or a launcher like it, started it."""
-    if TORCHRUN not in os.environ and number(SIZE, 1) <= 1:
+    """Return this process's ranks; None unless torchrun or a similar launcher started it."""
+    if TORCHRUN not in os.environ and int_variable(SIZE, 1) <= 1:
         return None
     return Ranks(
-        rank=number("RANK", 0),
-        size=number(SIZE, 1),
-        local_rank=number("LOCAL_RANK", 0),
-        local_size=number("LOCAL_WORLD_SIZE", 1),
+        rank=int_variable("RANK", 0),
+        size=int_variable(SIZE, 1),
+        local_rank=int_variable("LOCAL_RANK", 0),
+        local_size=int_variable("LOCAL_WORLD_SIZE", 1),
     )
 
 
-def number(name: str, default: int) -> int:
-    """Return a variable that holds a number."""
+def int_variable(name: str, default: int) -> int:
+    """Return an environment variable that holds an integer."""
     value = os.environ.get(name, str(default))
     if not value.isdigit():
         raise UserError(f"{name}={value}: in the environment, and not a number; unset {name}")
@@ -45,12 +45,12 @@ def number(name: str, default: int) -> int:
 
 
 def are_started_by_torchrun() -> bool:
-    """Return whether torchrun itself started this process: it reads exit statuses its own way."""
+    """Return whether torchrun itself started this process: it interprets exit statuses."""
     return TORCHRUN in os.environ
 
 
 def is_first_of_node() -> bool:
-    """Return whether this process speaks for its node: what all ranks find is said once there."""
+    """Return whether this process prints for its node what all of its ranks find."""
     with contextlib.suppress(UserError):
         ranks = of_torchrun()
         return ranks is None or ranks.local_rank == 0
@@ -58,5 +58,5 @@ def is_first_of_node() -> bool:
 
 
 def without_ranks(environment: dict[str, str]) -> dict[str, str]:
-    """Return variables for a process that is to be a command of its own, and no rank."""
+    """Return the variables for a process that is a command of its own, not a rank."""
     return {name: value for name, value in environment.items() if name not in (TORCHRUN, SIZE)}

@@ -1,7 +1,7 @@
-"""Signals that ask a command to end. A terminal that was closed (SIGHUP) asks as SIGTERM does.
+"""All handling of SIGTERM, SIGHUP and SIGINT (Ctrl-C), as context managers.
 
-In: what to do then. Out: context managers. Only a main thread can handle signals; in others these
-do nothing.
+A closed terminal (SIGHUP) asks a command to end, as SIGTERM does. Only the main thread can handle
+signals; in other threads these context managers do nothing.
 """
 
 import contextlib
@@ -11,90 +11,96 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 from yuzogpt.errors import Stopped
 
-# Seconds for which a second SIGTERM says the same as the first: who signals all processes of a
-# command (Slurm, systemd), signals torchrun's ranks twice, because torchrun hands it on.
-SAME_SIGTERM = 30.0
-LOOKED_WITHIN = 3.0  # seconds, for which Ctrl-C waits for the next look
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+# A second SIGTERM within this time is the same request: Slurm and systemd signal all processes of a
+# command, and torchrun forwards the signal to its ranks, which so get it twice.
+SAME_SIGTERM_S = 30.0
+POLLED_WITHIN_S = 3.0  # Ctrl-C is deferred only if the loop polled within this time
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Asked:
-    """When this process was asked to end, for all handlers that lie in each other."""
+@dataclass
+class SigtermState:
+    """The SIGTERM of this process, shared by nested handlers, as a signal is the process's."""
 
-    depth = 0
-    at: float | None = None
+    open_handlers: int = 0
+    received_at: float | None = None  # the first one, since the outermost handler was set
+
+
+SIGTERM_STATE = SigtermState()
 
 
 @contextlib.contextmanager
 def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM, instead of ending at once; one that comes much later ends at once."""
+    """Call `stop` on SIGTERM; another SIGTERM much later ends the process at once."""
     if not is_main_thread():
         yield
         return
 
-    is_told = False
+    state, is_called = SIGTERM_STATE, False
 
-    def tell() -> None:
-        nonlocal is_told
-        is_told = True
+    def call_stop() -> None:
+        nonlocal is_called
+        is_called = True
         stop()
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        Asked.at = Asked.at or now
-        if not is_told:
-            tell()
-        elif now - Asked.at > SAME_SIGTERM:
+        state.received_at = state.received_at or now
+        if not is_called:
+            call_stop()
+        elif now - state.received_at > SAME_SIGTERM_S:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    if Asked.depth == 0:
-        Asked.at = None
-    Asked.depth += 1
+    if state.open_handlers == 0:
+        state.received_at = None
+    state.open_handlers += 1
     before = signal.signal(signal.SIGTERM, handle)
     try:
-        if Asked.at is not None:  # an outer handler was asked, and compiled code dropped its word
-            tell()
+        if state.received_at is not None:  # compiled code dropped the outer handler's exception
+            call_stop()
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        Asked.depth -= 1
+        state.open_handlers -= 1
 
 
 @contextlib.contextmanager
 def stopped_by_sigterm(line: str) -> Iterator[None]:
     """Raise Stopped on SIGTERM, also in the middle of one of Ray's calls.
 
-    These hand SystemExit on; of what else a signal's handler raises they make a SystemError.
+    Ray's calls let SystemExit through; any other exception of a signal handler they turn into a
+    SystemError.
     """
-    is_asked = threading.Event()
+    is_received = threading.Event()
 
     def leave() -> None:
-        is_asked.set()
+        is_received.set()
         raise SystemExit
 
     with on_sigterm(leave):
         try:
             yield
         except SystemExit:
-            if is_asked.is_set():
+            if is_received.is_set():
                 raise Stopped(line) from None
             raise
 
 
 @contextlib.contextmanager
 def sigterm_held_back() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP come at the end. Threads and processes that start meanwhile never get
-    them.
+    """Defer SIGTERM and SIGHUP to the end. Threads and processes started meanwhile never get them.
 
-    Ray has its own handlers while it starts. And its processes must outlive a signal to all of a
-    command (`scancel`, systemd, a closed terminal): the workers are to write a checkpoint still.
+    While Ray starts, it sets handlers of its own. And its processes must survive a signal to all
+    processes of a command (`scancel`, systemd, a closed terminal): the workers still have to write
+    a checkpoint.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATION_SIGNALS)
     try:
         yield
     finally:
@@ -103,17 +109,17 @@ def sigterm_held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hangup_as_sigterm() -> Iterator[None]:
-    """Take SIGHUP for SIGTERM, unless it was ignored at the start (nohup)."""
+    """Treat SIGHUP as SIGTERM, unless it was ignored from the start (nohup)."""
     if not is_main_thread() or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         yield
         return
     terminals = [file for file in (0, 1, 2) if is_terminal(file)]
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for file in terminals:  # a word to one that is gone would be an error
-            os.dup2(nowhere, file)
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_RDWR)
+        for file in terminals:  # output to a closed terminal would be an error
+            os.dup2(null, file)
+        os.close(null)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.signal(signal.SIGHUP, handle)
@@ -124,7 +130,7 @@ def hangup_as_sigterm() -> Iterator[None]:
 
 
 def is_terminal(file: int) -> bool:
-    """Return whether an open file is a terminal."""
+    """Return whether a file descriptor is a terminal."""
     try:
         return os.isatty(file)
     except OSError:  # it is closed
@@ -137,71 +143,68 @@ def is_main_thread() -> bool:
 
 
 class DeferredKeyboardInterrupt:
-    """Ctrl-C, raised where the loop looks for a reason to stop: a context manager, and a Place.
+    """Raises Ctrl-C only where the loop polls for a reason to stop: a StopRequest's source.
 
-    Raised wherever it comes, it may meet a library's C code, which drops it without a word, or ends
-    the process. Where nobody looked lately (at the start, in a long step), or when it comes again,
-    it is raised at once. Only the main thread is interrupted; elsewhere nothing changes.
+    Raised at any other point, KeyboardInterrupt may reach a library's C code, which drops it
+    silently or ends the process. It is raised at once if the loop has not polled lately (during
+    start-up, in a long step), and on a second Ctrl-C.
     """
 
     def __init__(self) -> None:
-        """Nobody looked yet."""
-        self.looked, self.came = -math.inf, False
+        self.last_poll, self.is_pending = -math.inf, False
 
     def __enter__(self) -> "DeferredKeyboardInterrupt":
-        """Wait for Ctrl-C."""
-        self.is_mine = threading.current_thread() is threading.main_thread()
-        if self.is_mine:
+        self.is_handler = is_main_thread()
+        if self.is_handler:
             self.before = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave it to whoever had it before."""
-        if self.is_mine:
+        if self.is_handler:
             signal.signal(signal.SIGINT, self.before)
 
     def __call__(self) -> None:
-        """Raise KeyboardInterrupt if it came."""
-        self.looked = time.monotonic()
-        if self.came:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        self.last_poll = time.monotonic()
+        if self.is_pending:
             raise KeyboardInterrupt
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        again, self.came = self.came, True
-        if again or time.monotonic() - self.looked > LOOKED_WITHIN:
+        is_second, self.is_pending = self.is_pending, True
+        if is_second or time.monotonic() - self.last_poll > POLLED_WITHIN_S:
             raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def interruption_held_back() -> Iterator[list[int]]:
-    """Let Ctrl-C come at the end; a second one at once. Yields what came so far.
+    """Defer Ctrl-C to the end; a second one is raised at once. Yields the signals received so far.
 
-    In the middle of Ray's import or start it may be raised where compiled code drops it, with a
-    lock that is held.
+    During Ray's import or start, KeyboardInterrupt may be dropped by compiled code that holds a
+    lock.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not is_main_thread():
         yield []
         return
-    seen: list[int] = []
+    received: list[int] = []
 
-    def remember(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) > 1:
+    def record(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, remember)
+    before = signal.signal(signal.SIGINT, record)
     try:
-        yield seen
+        yield received
     finally:
         signal.signal(signal.SIGINT, before)
-    if seen:
+    if received:
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def deaf_to_interruption() -> Iterator[None]:
-    """Ignore Ctrl-C while what was begun is ended, which takes a moment."""
-    if threading.current_thread() is not threading.main_thread():
+    """Ignore Ctrl-C during a clean-up that takes a moment."""
+    if not is_main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -209,3 +212,36 @@ def deaf_to_interruption() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def raising_on_signals() -> Iterator[None]:
+    """Raise Stopped on SIGTERM and KeyboardInterrupt on Ctrl-C, wherever this process is.
+
+    The latter also in a shell's background job, which starts with Ctrl-C ignored.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise Stopped("stopped (SIGTERM)")
+
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def sigterm_handler_kept() -> Iterator[None]:
+    """Restore this process's SIGTERM handler after a call that replaces it, such as ray.init."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if is_main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def exit_on_next_interrupt() -> None:
+    """Make the next Ctrl-C end this process at once: it is about to end, and may be held up."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))

@@ -1,9 +1,8 @@
-"""Hangs: which rank stands still, and an end to it within a bound.
+"""Finds the rank that hangs, and ends the workers, so that the launcher can restart them.
 
-In: signs of progress of the loop on each rank. Out: nothing, or a line that names the rank, and the
-end of the process, so that the launcher starts the workers again. When one rank stops, all others
-wait for it in a collective, and none of them gets an error. So a thread of each rank tells the
-others, over the store that connected them, that it lives and how far its loop is.
+When one rank hangs, all others wait for it in a collective, and none of them gets an error. So
+each rank sends heartbeats, with the progress of its loop, over the store that connected the ranks.
+A rank whose loop makes no progress for too long names the rank to blame, and exits.
 """
 
 import contextlib
@@ -15,94 +14,101 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.distributed as dist
-
+from yuzogpt.runtime.torch_internals import default_store
 from yuzogpt.runtime.world import World
 
-EXIT_STATUS = 75  # EX_TEMPFAIL: to be tried again
-START_UP = 10.0  # times the bound, before the first step: compiling takes its time
-SLOWEST = 3.0  # times the longest part of the first step: a large model on a slow machine
+EXIT_STATUS = 75  # EX_TEMPFAIL: try again
+MAX_INTERVAL_S = 5.0  # between heartbeats
+START_UP_FACTOR = 10.0  # of the timeout, before the first step: compiling takes time
+FIRST_STEP_FACTOR = 3.0  # of the longest part of the first step: large models, slow machines
 
 
 @dataclass
 class Peer:
-    """What was last heard of a rank, and when, by this process's clock."""
+    """The last heartbeat of another rank, and when it came, by this process's clock."""
 
     beat: int = -1
     progress: int = -1
-    place: str = "starting"
+    phase: str = "starting"
     host: str = ""
     heard: float = field(default_factory=time.monotonic)
 
-    def hear(self, said: dict[str, Any]) -> None:
-        """Take in what a rank said."""
-        if said["beat"] != self.beat:
+    def update(self, message: dict[str, Any]) -> None:
+        """Take in a message; one that was seen before is no new heartbeat."""
+        if message["beat"] != self.beat:
             self.heard = time.monotonic()
-        self.beat, self.progress = said["beat"], said["progress"]
-        self.place, self.host = said["place"], said["host"]
+        self.beat, self.progress = message["beat"], message["progress"]
+        self.phase, self.host = message["phase"], message["host"]
 
 
 class Watchdog:
     """A context manager around the loop."""
 
     def __init__(self, world: World, timeout: float, on_stall: Callable[[str], None]) -> None:
-        """`timeout` in seconds; `on_stall` is called with the line, on one rank, before the end."""
+        """`timeout` in seconds; `on_stall` gets the message, on one rank, before the exit."""
         self.world, self.timeout, self.on_stall = world, timeout, on_stall
-        self.pause = min(5.0, timeout / 10)
-        self.progress, self.place, self.moved = 0, "starting", time.monotonic()
-        self.patience = START_UP * timeout
-        self.is_starting, self.longest = True, 0.0  # seconds, of the first step's parts
+        self.interval = min(MAX_INTERVAL_S, timeout / 10)
+        self.progress, self.phase, self.last_progress = 0, "starting", time.monotonic()
+        self.timeout_now = START_UP_FACTOR * timeout
+        self.is_starting, self.longest = True, 0.0  # seconds, of the parts of the first step
         self.peers = {rank: Peer() for rank in range(world.size) if rank != world.rank}
         self.done = threading.Event()
 
     def __enter__(self) -> "Watchdog":
-        """Start watching."""
-        # Two threads: talking lasts for ever when rank 0, which keeps the store, stands still.
-        for job in (self._talk, self._watch) if self.peers else (self._watch,):
-            threading.Thread(target=job, name="watchdog", daemon=True).start()
+        """Start the threads."""
+        store = default_store() if self.peers else None
+        if store is None:  # then each rank only watches itself
+            self.peers = {}
+        else:  # a thread of its own, as a store whose rank 0 hangs never answers
+            exchange = threading.Thread(
+                target=self._exchange_heartbeats, args=(store.clone(),), name="heartbeats"
+            )
+            exchange.daemon = True
+            exchange.start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop watching; call it on all ranks, after the last collective."""
         self.done.set()
 
-    def moves(self, place: str = "") -> None:
-        """Say that this rank's loop goes on, and where it is."""
-        before, self.moved = self.moved, time.monotonic()
+    def heartbeat(self, phase: str = "") -> None:
+        """Record that this rank's loop made progress, and in which phase it is."""
+        before, self.last_progress = self.last_progress, time.monotonic()
         if self.is_starting:
-            self.longest = max(self.longest, self.moved - before)
-        self.progress, self.place = self.progress + 1, place or self.place
+            self.longest = max(self.longest, self.last_progress - before)
+        self.progress, self.phase = self.progress + 1, phase or self.phase
 
     def begin_first_step(self) -> None:
-        """Say that the first step begins: what came before tells nothing of how long steps take."""
-        self.moved, self.longest = time.monotonic(), 0.0
+        """Start to measure the first step; how long the start-up took does not matter."""
+        self.last_progress, self.longest = time.monotonic(), 0.0
 
     def end_start_up(self) -> None:
-        """Say that a step was made: from now on the bound is the bound."""
+        """Apply the timeout from now on; the first step shows how slow a step may be."""
         self.is_starting = False
-        self.patience = max(self.timeout, SLOWEST * self.longest)
+        self.timeout_now = max(self.timeout, FIRST_STEP_FACTOR * self.longest)
 
     def allow_long_reads(self) -> None:
-        """Say that one rank will read checkpoints for long, while the others wait for it."""
-        self.patience = START_UP * self.timeout
+        """Extend the timeout: one rank reads checkpoints while the others wait for it."""
+        self.timeout_now = START_UP_FACTOR * self.timeout
 
-    def _talk(self) -> None:
-        """Tell the other ranks how far this one is, and listen to them."""
-        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    def _exchange_heartbeats(self, store: Any) -> None:
+        """Send this rank's heartbeats to the others, and receive theirs."""
         host, beat = os.uname().nodename, 0
-        while not self.done.wait(self.pause):
+        while not self.done.wait(self.interval):
             beat += 1
-            said = {"beat": beat, "progress": self.progress, "place": self.place, "host": host}
-            with contextlib.suppress(RuntimeError):  # the store is gone: its rank ends, or is dead
-                store.set(self._key(self.world.rank), json.dumps(said))
+            own = {"beat": beat, "progress": self.progress, "phase": self.phase, "host": host}
+            with contextlib.suppress(RuntimeError):  # the rank that holds the store ended or died
+                store.set(self._key(self.world.rank), json.dumps(own))
                 for rank, peer in self.peers.items():
                     if store.check([self._key(rank)]):
-                        peer.hear(json.loads(store.get(self._key(rank))))
+                        peer.update(json.loads(store.get(self._key(rank))))
 
     def _watch(self) -> None:
-        """End this process when its loop has not moved for too long."""
-        while not self.done.wait(self.pause):
-            if time.monotonic() - self.moved > self.patience and not self.done.is_set():
+        """End this process when its loop makes no progress for too long."""
+        while not self.done.wait(self.interval):
+            waited = time.monotonic() - self.last_progress
+            if waited > self.timeout_now and not self.done.is_set():
                 self._end()
 
     @staticmethod
@@ -110,37 +116,37 @@ class Watchdog:
         return f"yuzogpt/watchdog/{rank}"
 
     def _end(self) -> None:
-        """Name the rank that stands still, on the first of those that live, and end here."""
-        silent = self.blame(self.peers)
-        everyone = {self.world.rank, *self.peers}
-        speaker = min(everyone - silent.keys(), default=min(everyone))
+        """Report the stalled ranks, from the first rank that is alive, and exit."""
+        stalled = self.find_stalled_ranks(self.peers)
+        ranks = {self.world.rank, *self.peers}
+        speaker = min(ranks - stalled.keys(), default=min(ranks))
         try:
             if speaker == self.world.rank:
-                self.on_stall("; ".join(silent.values()))
+                self.on_stall("; ".join(stalled.values()))
             else:
-                time.sleep(self.pause)  # let that one say it first
+                time.sleep(self.interval)  # until the speaker has reported
         finally:
             os._exit(EXIT_STATUS)
 
-    def blame(self, peers: dict[int, Peer]) -> dict[int, str]:
-        """Return the ranks that hold up the others, and what to say of each."""
+    def find_stalled_ranks(self, peers: dict[int, Peer]) -> dict[int, str]:
+        """Return the ranks that hold up the others, with a message about each."""
         now = time.monotonic()
-        quiet = {rank: now - peer.heard for rank, peer in peers.items()}
-        dead = {rank: since for rank, since in quiet.items() if since > self.patience / 2}
+        silence = {rank: now - peer.heard for rank, peer in peers.items()}
+        dead = {rank: waited for rank, waited in silence.items() if waited > self.timeout_now / 2}
         if 0 in dead and len(dead) == len(peers):
-            dead = {0: dead[0]}  # nothing is heard of the others without it
+            dead = {0: dead[0]}  # rank 0 holds the store: without it, no heartbeat arrives
         if dead:
             return {
-                rank: f"worker {rank} on {peers[rank].host or 'its host'} gives no sign of life "
-                f"for {since:.0f} s (last: {peers[rank].place})"
-                for rank, since in dead.items()
+                rank: f"worker {rank} on {peers[rank].host or 'its host'} sent no heartbeat for "
+                f"{waited:.0f} s (last in {peers[rank].phase})"
+                for rank, waited in dead.items()
             }
-        own = Peer(0, self.progress, self.place, os.uname().nodename)
+        own = Peer(0, self.progress, self.phase, os.uname().nodename)
         everyone = {**peers, self.world.rank: own}
         least = min(peer.progress for peer in everyone.values())
         return {
-            rank: f"worker {rank} on {peer.host} stands still for {now - self.moved:.0f} s at "
-            f"{peer.place}"
+            rank: f"worker {rank} on {peer.host} made no progress for "
+            f"{now - self.last_progress:.0f} s (in {peer.phase})"
             for rank, peer in everyone.items()
             if peer.progress == least
         }

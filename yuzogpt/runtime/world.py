@@ -1,7 +1,7 @@
-"""The world of workers: how many there are, and which of them this process is.
+"""The world of training workers: this process's rank, and the collectives between ranks.
 
-In: what a launcher knows (torchrun's variables, Ray Train's context, or nothing). Out: a `World`
-that shares out rows and adds up numbers. Everything else is the same under every launcher.
+A launcher creates it from torchrun's variables or Ray Train's context; everything after that is the
+same under every launcher.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import Tensor
 from yuzogpt.errors import UserError
 from yuzogpt.runtime import ranks
 
-# For what the watchdog does not see; a checkpoint's writers wait for each other on slow storage.
+# Long, as a checkpoint's writers wait for each other on slow storage; hangs are the watchdog's.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 T = TypeVar("T")
 
@@ -31,41 +31,41 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    group: dist.ProcessGroup | None = None  # whom the collectives go through; None: the default
+    group: dist.ProcessGroup | None = None  # of the collectives; None: the default group
 
     @classmethod
     def of_torchrun(cls) -> "World":
-        """Read the variables that torchrun sets; one worker, if there are none."""
-        found = ranks.of_torchrun() or ranks.Ranks()
-        return cls(found.rank, found.size, found.local_rank, found.local_size)
+        """Read torchrun's variables; a world of one without them."""
+        own = ranks.of_torchrun() or ranks.Ranks()
+        return cls(own.rank, own.size, own.local_rank, own.local_size)
 
-    def share(self, rows: int) -> range:
-        """Return which rows of a global batch this rank computes; sizes differ by at most one."""
+    def rows_for_rank(self, rows: int) -> range:
+        """Return this rank's rows of a global batch; the sizes of ranks differ by at most one."""
         return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
-    def sum(self, value: Tensor) -> Tensor:
-        """Add up a tensor over all ranks, in place."""
+    def all_reduce_(self, value: Tensor) -> Tensor:
+        """Sum a tensor over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(value, group=self.group)
         return value
 
     def batches(self, rows: int, batch_size: int) -> list[range]:
-        """Cut this rank's share of a global batch into batches: equally many on every rank.
+        """Split this rank's rows of a global batch into as many batches as every other rank has.
 
-        So that all take part in the same collectives, a rank that has a row less than others may
-        end with an empty batch.
+        All ranks must take part in the same collectives, so the last batch of a rank with one row
+        less than others may be empty.
         """
-        share, most = self.share(rows), math.ceil(rows / self.size)
-        count = math.ceil(most / batch_size)
-        starts = [min(share.start + index * batch_size, share.stop) for index in range(count + 1)]
+        own, max_rows = self.rows_for_rank(rows), math.ceil(rows / self.size)
+        count = math.ceil(max_rows / batch_size)
+        starts = [min(own.start + index * batch_size, own.stop) for index in range(count + 1)]
         return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
-        box = [value]
+        values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box, group=self.group)
-        return box[0]
+            dist.broadcast_object_list(values, group=self.group)
+        return values[0]
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, by rank, on every rank."""
@@ -77,12 +77,12 @@ class World:
 
     @contextlib.contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """Raise a UserError of any rank on every rank, so that none waits for one that is gone."""
+        """Raise a UserError of any rank on every rank, so that none waits for one that ended."""
         mistake: str | None = None
         try:
             yield
         except UserError as error:
             mistake = str(error)
-        for found in self.gather(mistake):
-            if found is not None:
-                raise UserError(found)
+        for text in self.gather(mistake):
+            if text is not None:
+                raise UserError(text)

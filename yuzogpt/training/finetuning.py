@@ -1,9 +1,8 @@
-"""What of a pretrained model learns, and how fast: by how far a parameter is from the input.
+"""Finetuning: which parameters are frozen, and each layer's learning rate, by depth.
 
-In: a parameter's name. Out: whether it is frozen, and its learning rate over the run's. Depths, for
-a model of n layers:
+The depth of a parameter is its distance from the input. For a model of n layers:
 
-    0         wte, wpe: the embeddings. wte is the output matrix, too, unless it has its own
+    0         wte, wpe: the embeddings (wte is also the output matrix, unless that is untied)
     1 to n    h.0 to h.{n-1}
     n + 1     ln_f, lm_head
 """
@@ -12,26 +11,26 @@ from yuzogpt.config import FinetuningSettings
 from yuzogpt.model.gpt import GPT
 
 
-def depth_of(name: str, n_layer: int) -> int:
-    """Return how far from the input a parameter is."""
+def parameter_depth(name: str, n_layer: int) -> int:
+    """Return the depth of a parameter."""
     if name.startswith("h."):
         return int(name.split(".")[1]) + 1
     return n_layer + 1 if name.startswith(("ln_f.", "lm_head.")) else 0
 
 
 def freeze(model: GPT, layers: int) -> None:
-    """Take the first `layers` layers, and the embeddings below them, out of what learns.
+    """Freeze the first `layers` layers and the embeddings.
 
-    They get no gradient, no state of the optimizer and no weight decay.
+    They get no gradient, no optimizer state and no weight decay.
     """
     for name, parameter in model.named_parameters():
-        if layers and depth_of(name, model.settings.n_layer) <= layers:
+        if layers and parameter_depth(name, model.settings.n_layer) <= layers:
             parameter.requires_grad_(False)
 
 
-def rate_of(name: str, n_layer: int, settings: FinetuningSettings) -> float:
-    """Return a parameter's learning rate over the run's: the less, the lower it is.
+def lr_multiplier(name: str, n_layer: int, settings: FinetuningSettings) -> float:
+    """Return the factor of a parameter's learning rate: smaller for lower layers.
 
-    ULMFiT's discriminative finetuning (Howard and Ruder, 2018).
+    Discriminative finetuning, from ULMFiT (Howard and Ruder, 2018).
     """
-    return float(settings.layer_lr_decay ** (n_layer + 1 - depth_of(name, n_layer)))
+    return float(settings.layer_lr_decay ** (n_layer + 1 - parameter_depth(name, n_layer)))

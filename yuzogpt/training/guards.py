@@ -1,8 +1,10 @@
-"""Guards and health: is this step fit to be taken, and how is each layer?
+"""Guards: which steps are applied, and when a run is aborted.
 
-In: the loss and the gradients of a step, over all ranks. Out: a verdict, the same on every rank,
-and numbers for metrics.jsonl. A guard remembers finite numbers only; what it remembers goes into
-checkpoints, so that a resumed run judges as an undisturbed one would.
+The loss and the gradients of a step, reduced over all ranks, give a verdict that is the same on
+every rank. A guard's state holds finite numbers only and goes into checkpoints, so that a resumed
+run judges each step as an uninterrupted run would.
+
+Next: training/checkpointer.py.
 """
 
 import math
@@ -13,76 +15,82 @@ import torch
 from torch import Tensor
 
 from yuzogpt.config import GuardSettings
+from yuzogpt.runtime.torch_internals import multiply_, vector_norms
 from yuzogpt.runtime.world import World
-from yuzogpt.training.parallel import ParallelModel, local
+from yuzogpt.training.parallel import ParallelModel, to_local
 
-DECAY = 0.98  # of the running mean and variance of the loss: about the last 50 steps
-WARM_AFTER = 50  # steps, before which nothing is called a spike
-SMALLEST_DEVIATION = 0.01  # nats; a loss that hardly moves would make a spike of everything
+EMA_DECAY = 0.98  # of the loss's running mean and variance: about the last 50 steps
+WARMUP_STEPS = 50  # before these, no loss is called a spike
+MIN_DEVIATION_NATS = 0.01  # else any change of a loss that hardly moves would be a spike
 
 Verdict = Literal["healthy", "spike", "not finite"]
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What a step came to, over all ranks; the same numbers on each of them."""
+    """Statistics of one step, reduced over all ranks; equal on every rank."""
 
-    loss: float  # the mean over the global batch, nats a token
-    stopping: bool  # whether any rank was asked to stop
-    seconds: float  # of the step before, the mean over ranks
-    gradient_norms: list[float]  # of each parameter that learns, in the model's order
-    part_square: float = 0.0  # the square of the norm of a part's gradient, if that was measured
+    loss: float  # the mean over the global batch, in nats per token
+    stop_requested: bool  # whether any rank was asked to stop
+    seconds: float  # duration of the previous step, the mean over ranks
+    grad_norms: list[float]  # of each trainable parameter, in the model's order
+    micro_grad_sq_norm: float = 0.0  # squared norm of one micro-batch's gradient, if measured
 
     @property
-    def gradient_norm(self) -> float:
+    def grad_norm(self) -> float:
         """The norm of all gradients together."""
-        return math.sqrt(sum(norm * norm for norm in self.gradient_norms))
+        return math.sqrt(sum(norm * norm for norm in self.grad_norms))
 
 
 def reduce_step_stats(
-    trainee: ParallelModel,
+    model: ParallelModel,
     loss_sum: Tensor,
     tokens: int,
-    stopping: bool,
+    stop_requested: bool,
     seconds: float,
     world: World,
-    part_square: Tensor | None = None,
+    micro_grad_sq_norm: Tensor | None = None,
 ) -> StepStats:
-    """Add up over ranks what one of them knows: its part of the loss, and of sharded gradients.
+    """Sum over ranks what each knows: its share of the loss, and of sharded gradients.
 
-    One collective and one wait for the device a step.
+    One collective, and one wait for the device, per step.
     """
-    squares = squares_of_gradients(trainee)
-    told = [loss_sum, *loss_sum.new_tensor([stopping, seconds]), squares.new_zeros(())]
-    if part_square is not None:  # under ddp each rank has a part of its own: their mean is taken
-        told[-1] = part_square / (1 if trainee.kind == "fsdp" else world.size)
-    own = torch.stack([value.to(squares.dtype) for value in told])
-    if trainee.kind == "fsdp":
-        totals = world.sum(torch.cat([own, squares]))
+    sq_norms = squared_grad_norms(model)
+    own = [loss_sum, *loss_sum.new_tensor([stop_requested, seconds]), sq_norms.new_zeros(())]
+    if micro_grad_sq_norm is not None:  # under ddp each rank has its own: the mean is taken
+        own[-1] = micro_grad_sq_norm / (1 if model.kind == "fsdp" else world.size)
+    packed = torch.stack([value.to(sq_norms.dtype) for value in own])
+    if model.kind == "fsdp":
+        reduced = world.all_reduce_(torch.cat([packed, sq_norms]))
     else:
-        totals = torch.cat([world.sum(own), squares])
-    loss, wishes, seconds, part, *squared = totals.tolist()
-    norms_of_all = [math.sqrt(value) for value in squared]
-    return StepStats(loss / tokens, wishes > 0, seconds / world.size, norms_of_all, part)
+        reduced = torch.cat([world.all_reduce_(packed), sq_norms])
+    loss, stop_requests, total_seconds, micro_sq_norm, *totals = reduced.tolist()
+    norms = [math.sqrt(total) for total in totals]
+    return StepStats(
+        loss / tokens, stop_requests > 0, total_seconds / world.size, norms, micro_sq_norm
+    )
 
 
-def squares_of_gradients(trainee: ParallelModel) -> Tensor:
-    """Return the square of the norm of each gradient, as far as this rank holds it."""
-    norms = torch.stack(torch._foreach_norm(trainee.gradients()))
+def squared_grad_norms(model: ParallelModel) -> Tensor:
+    """Return the squared norm of each gradient, of the part that this rank holds."""
+    norms = torch.stack(vector_norms(model.gradients()))
     return norms.double() ** 2 if norms.device.type != "mps" else norms**2
 
 
-def weights_are_finite(trainee: ParallelModel, world: World) -> bool:
-    """Tell whether all weights are numbers whose squares add up to one; call it on all ranks."""
-    norms = torch._foreach_norm([local(p.detach()) for p in trainee.model.parameters()])
-    return math.isfinite(world.sum(torch.stack(norms).sum()).item())
+def weights_are_finite(model: ParallelModel, world: World) -> bool:
+    """Return whether all weights are finite; call it on all ranks."""
+    norms = vector_norms([to_local(p.detach()) for p in model.gpt.parameters()])
+    return math.isfinite(world.all_reduce_(torch.stack(norms).sum()).item())
 
 
-def clip(trainee: ParallelModel, norm: float, limit: float) -> bool:
-    """Scale the gradients down to a norm of `limit`, if theirs is larger; tell whether it was."""
-    if not limit or norm <= limit:
+def clip_grad_norm(model: ParallelModel, norm: float, max_norm: float) -> bool:
+    """Scale the gradients, whose norm is `norm`, to `max_norm` if it is larger; return if it was.
+
+    Not torch's clip_grad_norm_: the norm is known by now, over the shards of all ranks.
+    """
+    if not max_norm or norm <= max_norm:
         return False
-    torch._foreach_mul_(trainee.gradients(), limit / (norm + 1e-6))
+    multiply_(model.gradients(), max_norm / (norm + 1e-6))
     return True
 
 
@@ -91,103 +99,55 @@ class Guard:
     """Judges steps by their loss and gradient."""
 
     settings: GuardSettings
-    mean: float = 0.0  # of the loss, running
+    # All of the following is state that checkpoints hold.
+    mean: float = 0.0  # running mean of the loss
     variance: float = 0.0
-    seen: int = 0  # healthy steps
-    skipped: int = 0  # steps, since the run began
+    seen: int = 0  # steps with a finite loss
+    skipped: int = 0  # steps that were not applied, in the whole run
     not_finite_in_a_row: int = 0
 
-    def judge(self, totals: StepStats) -> Verdict:
-        """Judge a step, and remember its loss if it is a number."""
-        if not (math.isfinite(totals.loss) and math.isfinite(totals.gradient_norm)):
+    def check(self, stats: StepStats) -> Verdict:
+        """Judge a step, and update the running mean if its loss is finite."""
+        if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
             return "not finite"
-        verdict: Verdict = "spike" if totals.loss > self.highest_expected() else "healthy"
-        # A spike counts as the highest loss expected: one does not spoil the mean, and a loss that
-        # stays high stops being called a spike.
-        self._remember(min(totals.loss, self.highest_expected()))
+        verdict: Verdict = "spike" if stats.loss > self.spike_threshold() else "healthy"
+        # A spike enters the mean as the threshold: a single one does not distort the mean, and a
+        # loss that stays high stops being called a spike.
+        self._update(min(stats.loss, self.spike_threshold()))
         return verdict
 
-    def highest_expected(self) -> float:
+    def spike_threshold(self) -> float:
         """Return the loss above which a step is a spike."""
-        if not self.settings.spike_sigmas or self.seen < WARM_AFTER:
+        if not self.settings.spike_sigmas or self.seen < WARMUP_STEPS:
             return math.inf
-        deviation = max(math.sqrt(self.variance), SMALLEST_DEVIATION)
+        deviation = max(math.sqrt(self.variance), MIN_DEVIATION_NATS)
         return self.mean + self.settings.spike_sigmas * deviation
 
-    def _remember(self, loss: float) -> None:
-        decay = min(DECAY, self.seen / (self.seen + 1))  # a plain mean, to begin with
+    def _update(self, loss: float) -> None:
+        decay = min(EMA_DECAY, self.seen / (self.seen + 1))  # a plain mean at first
         distance = loss - self.mean
         self.mean += (1 - decay) * distance
         self.variance = decay * (self.variance + (1 - decay) * distance * distance)
         self.seen += 1
 
-    def takes(self, verdict: Verdict) -> bool:
-        """Tell whether a step so judged is taken; count it if not."""
-        is_taken = verdict == "healthy" or (verdict == "spike" and not self.settings.skip_spikes)
-        self.skipped += not is_taken
+    def should_apply(self, verdict: Verdict) -> bool:
+        """Return whether a step with this verdict is applied; count it if not."""
+        is_applied = verdict == "healthy" or (verdict == "spike" and not self.settings.skip_spikes)
+        self.skipped += not is_applied
         self.not_finite_in_a_row = (self.not_finite_in_a_row + 1) * (verdict == "not finite")
-        return is_taken
+        return is_applied
 
-    def gives_up(self) -> bool:
-        """Tell whether so many steps in a row were not finite that the run should end."""
+    def should_abort(self) -> bool:
+        """Return whether so many steps in a row were not finite that the run should end."""
         return self.not_finite_in_a_row >= self.settings.max_skipped
 
     @classmethod
-    def remembering(cls, settings: GuardSettings, memory: dict[str, float]) -> "Guard":
-        """Return a guard with what a checkpoint kept; a new one for an empty memory."""
+    def from_state(cls, settings: GuardSettings, state: dict[str, float]) -> "Guard":
+        """Return a guard with a checkpoint's state; a new one if the state is empty."""
         guard = cls(settings)
-        vars(guard).update({name: memory[name] for name in guard.memory() if name in memory})
+        vars(guard).update({name: state[name] for name in guard.state_dict() if name in state})
         return guard
 
-    def memory(self) -> dict[str, float]:
-        """Return what a checkpoint keeps."""
+    def state_dict(self) -> dict[str, float]:
+        """Return the state for a checkpoint."""
         return {name: value for name, value in asdict(self).items() if name != "settings"}
-
-
-def layer_of(name: str) -> str:
-    """Return the layer that a parameter belongs to: wte, wpe, h.0, h.1, ..., ln_f."""
-    return ".".join(name.split(".")[:2]) if name.startswith("h.") else name.split(".")[0]
-
-
-def not_finite_layers(trainee: ParallelModel, totals: StepStats) -> list[str]:
-    """Return the layers whose gradient is not finite, in the model's order."""
-    pairs = zip(trainee.learning(), totals.gradient_norms, strict=True)
-    return list(dict.fromkeys(layer_of(name) for name, norm in pairs if not math.isfinite(norm)))
-
-
-class Health:
-    """Looks at one step closely: gradient, weights and update of each layer.
-
-    For the length of the step it holds the weights of before, then the updates, too.
-    """
-
-    def __init__(self, trainee: ParallelModel) -> None:
-        """Make it before the optimizer's step."""
-        self.trainee = trainee
-        self.before = [weight.clone() for weight in trainee.weights()]
-
-    def layers(self, totals: StepStats, world: World) -> dict[str, dict[str, float]]:
-        """Return of each layer that learns gradient norm, weight norm, update over the latter.
-
-        Call it after the optimizer's step, on every rank.
-        """
-        weights = self.trainee.weights()
-        updates = torch._foreach_sub(weights, self.before)
-        squares = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(updates)]) ** 2
-        if self.trainee.kind == "fsdp":
-            world.sum(squares)
-        values = squares.tolist()
-        sums: dict[str, list[float]] = {}
-        for index, name in enumerate(self.trainee.learning()):
-            gradient = totals.gradient_norms[index] ** 2
-            layer = sums.setdefault(layer_of(name), [0.0, 0.0, 0.0])
-            for place, value in enumerate((gradient, values[index], values[len(weights) + index])):
-                layer[place] += value
-        return {
-            name: {
-                "grad_norm": math.sqrt(gradient),
-                "weight_norm": math.sqrt(weight),
-                "update_to_weight": math.sqrt(update / weight) if weight else 0.0,
-            }
-            for name, (gradient, weight, update) in sums.items()
-        }

@@ -1,4 +1,4 @@
-"""What connects the loop to whoever started it: a launcher, in this process or another."""
+"""Callbacks and handles that a launcher passes to the training loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +7,23 @@ from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.storage.run_storage import RunStorage
 
-# Called by every rank, equally often, for each checkpoint that was evaluated, with its metrics and
+# Called by every rank, equally often, for each checkpoint that was evaluated: with its metrics and
 # where it is kept.
 Report = Callable[[dict[str, float], RunStorage], None]
 
 
 @dataclass(frozen=True)
 class LoopHooks:
-    """What the loop knows of the world around it."""
+    """The loop's connections to the process that runs it."""
 
-    run: RunStorage  # out_dir
+    run_dir: RunStorage  # out_dir
     report: Report
-    # Raises RunFailed if out_dir is another command's by now, OSError if that cannot be told.
-    refuse_to_write: Callable[[], None]
+    # Raises RunFailed if another command writes to out_dir by now, OSError if that is unknown.
+    check_still_holder: Callable[[], None]
     stop: StopRequest
     watchdog: Watchdog
+
+    def heartbeat(self, phase: str) -> None:
+        """Record progress, and notice requests to stop; only the loop's own thread calls this."""
+        self.watchdog.heartbeat(phase)
+        self.stop.look()

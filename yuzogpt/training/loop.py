@@ -1,58 +1,53 @@
-"""The training loop, from top to bottom, in the order in which it happens.
+"""The training loop: what a step does, in the order in which it happens.
 
-In: settings, the world, a prepared corpus, and the checkpoint to go on from. Out: checkpoints and
-metrics.jsonl in out_dir. Plain PyTorch: who started it (this process, torchrun or Ray Train) shows
-only in `world` and `outside`.
+Plain PyTorch. Whether one process, torchrun or Ray Train runs it shows only in `world` and `hooks`.
+A run's state is the weights, the optimizer's moments, the guard's and the batch schedule's
+statistics, and two integers, `step` and `rows_seen`; a checkpoint holds all of them. Data order,
+dropout masks and the learning rate are pure functions of these integers and the settings, so a
+resumed run computes the same numbers as an uninterrupted one.
+
+Next: training/optimizers.py, training/guards.py, training/checkpointer.py.
 """
 
-import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from yuzogpt import checkpoints
-from yuzogpt.checkpoints import load, remote
-from yuzogpt.checkpoints.format import MODEL, OPTIMIZER, Checkpoint, State
+from yuzogpt.checkpoints import load
+from yuzogpt.checkpoints.format import OPTIMIZER, Checkpoint, State
 from yuzogpt.checkpoints.load import Start
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
 from yuzogpt.data.blocks import TOKENIZER, PreparedCorpus
-from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.evaluation.loss import Interrupted, mean_loss
+from yuzogpt.errors import RunFailed
+from yuzogpt.evaluation.loss import Interrupted
 from yuzogpt.model.dropout import row_keys
-from yuzogpt.model.gpt import GPT
 from yuzogpt.runs.event_log import MetricsLog
-from yuzogpt.runs.stop_request import StopRequest
+from yuzogpt.runtime import network
 from yuzogpt.runtime.device import Hardware, choose_hardware
-from yuzogpt.runtime.network import measure
 from yuzogpt.runtime.world import World
-from yuzogpt.storage.run_storage import RunStorage
-from yuzogpt.training.batch_size import GlobalBatch
+from yuzogpt.training.batch_size import GlobalBatch, update_noise_scale
 from yuzogpt.training.checkpointer import AsyncCheckpointer
+from yuzogpt.training.divergence import divergence_message
 from yuzogpt.training.guards import (
     Guard,
-    Health,
-    StepStats,
-    clip,
-    not_finite_layers,
+    clip_grad_norm,
     reduce_step_stats,
-    squares_of_gradients,
+    squared_grad_norms,
     weights_are_finite,
 )
 from yuzogpt.training.hooks import LoopHooks
-from yuzogpt.training.optimizers import build_optimizer, load_state_tensors
+from yuzogpt.training.layer_stats import LayerStats
+from yuzogpt.training.optimizers import Optimizer, build_optimizer, load_state_tensors
 from yuzogpt.training.parallel import ParallelModel, choose_kind, parallelize, warm_up_ddp_buckets
-from yuzogpt.training.schedules import batch_factor, lr_at
-from yuzogpt.training.step_log import StepLog, finite
+from yuzogpt.training.schedules import batch_lr_scale, lr_at
+from yuzogpt.training.step_log import StepLog, finite_or_none
+from yuzogpt.training.validation import Validation, evaluate_at_end
 
-WAYS_OUT = (
-    "Try a lower --learning_rate, more --warmup_iters, or --dtype=float32, in another --out_dir"
-)
-LONG_STEP = 5.0  # seconds; a longer one is not waited for when the run is asked to stop
+LONG_STEP_S = 5.0  # a run that is asked to stop does not wait for a longer step to end
 
 
 def train(
@@ -61,295 +56,277 @@ def train(
     corpus: PreparedCorpus,
     resume: Checkpoint | None,
     start: Start | None,
-    begin: Callable[[], MetricsLog | None],
-    outside: LoopHooks,
+    open_log: Callable[[], MetricsLog | None],
+    hooks: LoopHooks,
 ) -> str | None:
-    """Train from `resume`, or from `start`, to max_iters; return why it stopped before, if so.
+    """Train from `resume`, or from `start`, to max_iters; return why the run stopped early, if so.
 
-    `begin`: called once every rank has its weights, before anything is written; it returns the log
-    on rank 0. RunFailed if the run cannot go on.
+    `open_log`: called once every rank has its weights, before anything is written; it returns the
+    log on rank 0. RunFailed if the run cannot continue.
     """
-    schedule, run = settings.schedule, outside.run
-    seed = settings.run.seed
+    trainer = build_trainer(settings, world, corpus, resume, start, open_log, hooks)
+    try:
+        if settings.evaluation.eval_only:
+            val_loss = trainer.validation.whole(trainer.model.gpt)
+            trainer.log.write("eval_only", val_loss=finite_or_none(val_loss))
+            return None
+    except Interrupted:
+        return hooks.stop.agreed(world.gather)
+    trainer.prepare_checkpoints(resume)
+    trainer.log.log_start(world, trainer.model.kind, start)
+    stop_reason = trainer.evaluate_at_start(resume)
+    if not stop_reason:
+        trainer.prepare_first_step()
+        stop_reason = trainer.train_steps()
+        trainer.checkpointer.finish()
+        hooks.watchdog.allow_long_reads()
+    if not stop_reason:
+        try:
+            evaluate_at_end(trainer.model, trainer.validation, trainer.log)
+        except Interrupted:
+            stop_reason = hooks.stop.agreed(world.gather)
+    if stop_reason:
+        trainer.log.log_stop(stop_reason)
+    return stop_reason
 
-    def moves(place: str) -> None:  # in the loop's own thread alone
-        outside.watchdog.moves(place)
-        outside.stop.look()
 
-    # What is trained on what.
+def build_trainer(
+    settings: TrainSettings,
+    world: World,
+    corpus: PreparedCorpus,
+    resume: Checkpoint | None,
+    start: Start | None,
+    open_log: Callable[[], MetricsLog | None],
+    hooks: LoopHooks,
+) -> "Trainer":
+    """Build the model, the optimizer and the data, and restore their state from `resume`."""
     with world.raise_on_all_ranks():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
         weights = load.starting_weights(settings, resume, start)
     shape = settings.model
-    kind, why = choose_kind(settings.parallel, world, hardware.device, shape)
-    trainee = parallelize(
+    kind, parallel_reason = choose_kind(settings.parallel, world, hardware.device, shape)
+    model = parallelize(
         shape, weights, kind, settings.parallel, hardware, settings.finetuning.freeze_layers
     )
-    model = trainee.model
-    optimizer = build_optimizer(model, settings.optimizer, settings.finetuning, hardware.autocast)
-    guard = Guard.remembering(settings.guard, resume.state.guard if resume else {})
-    batch = GlobalBatch.remembering(settings.batch, resume.state.batch if resume else {})
-    step, rows_seen = 0, 0
-    if resume:
-        step, rows_seen = resume.state.step, resume.state.rows_seen
-        load_state_tensors(model, optimizer, resume.tensors(OPTIMIZER))
-    data = Rows(corpus.stream("train"), shape.block_size, seed)
-    windows = FixedWindows(corpus.stream("val"), shape.block_size, settings.evaluation.val_part)
-    validation = Validation(windows, settings, world, hardware, moves, outside.stop)
-    log = begin()
-    records = StepLog(log, settings, step)
-    records.log_run_header(world, hardware, model, data, rows_seen, why, start)
-
-    if settings.evaluation.eval_only:
-        try:
-            records.write("eval_only", val_loss=finite(validation.whole(model)))
-        except Interrupted:
-            return asked_to_stop(outside.stop, world)
-        return None
-    tokenizer = (corpus.directory / TOKENIZER).read_bytes()
-    saver = AsyncCheckpointer(
-        settings.checkpoint, world, trainee, optimizer, tokenizer, log, outside, resume
+    optimizer = build_optimizer(
+        model.gpt, settings.optimizer, settings.finetuning, hardware.autocast_dtype
     )
-    records.start(world, kind, start)
-
-    def evaluate() -> dict[str, float]:  # nothing, if the run is asked to stop meanwhile
-        try:
-            estimate = validation.estimate(model)
-        except Interrupted:
-            return {}
-        records.evaluation(rows_seen, estimate)
-        return {"val_loss_estimate": estimate, "val_windows": validation.estimate_windows}
-
-    def is_evaluated_after(step: int) -> bool:
-        return step == schedule.max_iters or is_due(step, settings.evaluation.eval_interval)
-
-    metrics: dict[str, float] = {}  # of the weights as they are
-    reason: str | None = None
-    if resume is None:
-        reason = None if evaluate() else asked_to_stop(outside.stop, world)
-    elif is_evaluated_after(step) and "val_loss_estimate" not in resume.state.metrics:
-        if metrics := evaluate():  # the run was stopped before it could
-            saver.add_metrics(step, metrics)
-        else:
-            reason = asked_to_stop(outside.stop, world)
-    if reason:
-        records.stop(reason)
-        return reason
-    first_rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
-    first_batch = next(micro_batches(data, rows_seen, first_rows, most, world, hardware))
-    warm_up_ddp_buckets(trainee.trained, hardware, *first_batch)
-
-    def save(metrics: dict[str, float], *, is_evaluated_next: bool = False) -> None:
-        saver.save(
-            State(
-                step=step,
-                rows_seen=rows_seen,
-                settings=settings.model_dump(),
-                dataset=corpus.fingerprint,
-                tokenizer=corpus.manifest.tokenizer["fingerprint"],
-                metrics=metrics,
-                guard=guard.memory(),
-                batch=batch.memory(),
-            ),
-            is_evaluated_next=is_evaluated_next,
-        )
-
-    if world.size > 1 and settings.log.network_interval:  # also makes NCCL's connections in time
-        records.network(measure(world, hardware.device))
-    saver.wait()  # for its memory: better none here than none at the first checkpoint
-    outside.watchdog.begin_first_step()
-    records.clock()
-    seconds, is_long = 0.0, False
-    while step < schedule.max_iters and reason is None:
-        rows, most = batch.rows_at(step), batch.most_in_pass(step, world)
-        lr = lr_at(step, settings.optimizer, schedule) * batch_factor(rows, settings.batch)
-        optimizer.set_learning_rate(lr)
-
-        # Forward and backward, in micro-steps that fit into memory. Gradients are averaged over
-        # ranks; the scale turns that into the mean over the global batch, however it is shared.
-        began, tokens = time.perf_counter(), rows * data.block_size
-        loss_sum, part_square = torch.zeros((), device=hardware.device), None
-        micro_steps = len(world.batches(rows, most))
-        batches = micro_batches(data, rows_seen, rows, most, world, hardware)
-        for micro_step, (ids, targets, keys) in enumerate(batches, start=1):
-            with trainee.averaging(last=micro_step == micro_steps):
-                with hardware.autocasting():
-                    losses = trainee.trained(ids, targets, keys)  # (B, T)
-                (losses.sum() * (world.size / tokens)).backward()
-            loss_sum += losses.detach().sum()
-            if micro_step == 1 and batch.is_measured_at(step, world):
-                part_square = squares_of_gradients(trainee).sum()
-            moves(f"step {step + 1}")
-            if is_long and (reason := asked_to_stop(outside.stop, world)):
-                break
-        if reason:  # in the middle of a long step, which is done again
-            save(metrics)
-            break
-
-        # Is the step fit to be taken? All ranks come to the same answer.
-        is_asked = outside.stop.look() is not None
-        totals = reduce_step_stats(trainee, loss_sum, tokens, is_asked, seconds, world, part_square)
-        seconds = time.perf_counter() - began
-        is_long = totals.seconds > LONG_STEP
-        expected, verdict = guard.mean, guard.judge(totals)
-        is_clipped, health = False, None
-        if is_taken := guard.takes(verdict):
-            if is_due(step + 1, settings.log.health_interval):
-                health = Health(trainee)
-            is_clipped = clip(trainee, totals.gradient_norm, settings.optimizer.grad_clip)
-            optimizer.step()
-        optimizer.zero_grad()
-        if part_square is not None:
-            before = batch.rows
-            update_noise_scale(batch, totals, most, trainee, world)
-            records.batch(before, batch)
-        step, rows_seen = step + 1, rows_seen + rows
-        records.after_step(
-            rows_seen, lr, totals, verdict, tokens=tokens, taken=is_taken, clipped=is_clipped,
-            expected=expected,
-        )  # fmt: skip
-        if health:
-            records.write("health", layers=health.layers(totals, world))
-        if world.size > 1 and is_due(step, settings.log.network_interval):
-            with records.pause_clock():
-                network = measure(world, hardware.device)
-            records.network(network)
-        if guard.gives_up():
-            saver.wait()
-            raise RunFailed(divergence_message(settings, trainee, totals, guard, step))
-        outside.watchdog.end_start_up()
-
-        # Write a checkpoint, and look at the validation loss, when it is time for them.
-        is_last = step == schedule.max_iters
-        if totals.stopping and not is_last:
-            reason = asked_to_stop(outside.stop, world)
-        metrics = {}
-        is_evaluated = is_evaluated_after(step) and not reason
-        if is_evaluated or reason or is_due(step, settings.checkpoint.checkpoint_interval):
-            # Weights that may be spoilt push no good ones out.
-            is_spoilt = guard.not_finite_in_a_row > 0 and not is_last
-            if reason or not (is_spoilt or not weights_are_finite(trainee, world)):
-                save(metrics, is_evaluated_next=is_evaluated)
-        if is_evaluated:
-            with records.pause_clock():
-                metrics = evaluate()
-            if metrics:
-                saver.add_metrics(step, metrics)
-            else:
-                reason = asked_to_stop(outside.stop, world)
-
-    saver.finish()
-    outside.watchdog.allow_long_reads()
-    if not reason:
-        try:
-            finish(run, world, trainee, validation, records)
-        except Interrupted:
-            reason = asked_to_stop(outside.stop, world)
-    if reason:
-        records.stop(reason)
-    return reason
+    guard = Guard.from_state(settings.guard, resume.state.guard if resume else {})
+    batch = GlobalBatch.from_state(settings.batch, resume.state.batch if resume else {})
+    step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (0, 0)
+    if resume:
+        load_state_tensors(model.gpt, optimizer, resume.tensors(OPTIMIZER))
+    data = Rows(corpus.stream("train"), shape.block_size, settings.run.seed)
+    windows = FixedWindows(corpus.stream("val"), shape.block_size, settings.evaluation.val_part)
+    validation = Validation(windows, settings, world, hardware, hooks)
+    log = StepLog(open_log(), settings, step)
+    log.log_run_header(world, hardware, model.gpt, data, rows_seen, parallel_reason, start)
+    return Trainer(
+        settings, world, hardware, corpus, data, model, optimizer, guard, batch, validation, log,
+        hooks, step, rows_seen,
+    )  # fmt: skip
 
 
-def asked_to_stop(stop: StopRequest, world: World) -> str | None:
-    """Return why any rank was asked to stop, on every rank; the first rank's reason counts."""
-    return next((reason for reason in world.gather(stop.look()) if reason), None)
+@dataclass
+class Trainer:
+    """The parts of one run, on one rank, and its position."""
 
-
-def is_due(step: int, interval: int) -> bool:
-    """Tell whether what happens every `interval` steps (0: never) happens after `step`."""
-    return interval > 0 and step % interval == 0
-
-
-def micro_batches(
-    data: Rows, rows_seen: int, count: int, most: int, world: World, hardware: Hardware
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield this rank's share of a global batch: ids (B, T), targets (B, T), keys (B,).
-
-    The batch is the next `count` rows, at most `most` of them at a time.
-    """
-    for batch in world.batches(count, most):
-        rows = torch.from_numpy(data.rows(rows_seen + batch.start, len(batch)))
-        keys = row_keys(data.seed, rows_seen + batch.start, len(batch))
-        rows, keys = hardware.send(rows), hardware.send(keys)
-        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), keys
-
-
-def update_noise_scale(
-    batch: GlobalBatch, totals: StepStats, most: int, trainee: ParallelModel, world: World
-) -> None:
-    """Tell the batch's schedule how much a part's gradient differs from the whole one."""
-    of_rank = min(most, batch.rows // world.size)  # rows of a first pass
-    part = of_rank * (world.size if trainee.kind == "fsdp" else 1)
-    # The gradient of a part is divided by the rows of all, and DDP averages over ranks.
-    scale = batch.rows / (world.size * of_rank)
-    batch.measure(part, totals.part_square * scale**2, totals.gradient_norm**2)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The val split of a run: looked at quickly on the way, wholly at the end."""
-
-    windows: FixedWindows
     settings: TrainSettings
     world: World
     hardware: Hardware
-    on_progress: Callable[[str], None]
-    stop: StopRequest
+    corpus: PreparedCorpus
+    data: Rows
+    model: ParallelModel
+    optimizer: Optimizer
+    guard: Guard
+    batch: GlobalBatch
+    validation: Validation
+    log: StepLog
+    hooks: LoopHooks
+    step: int  # steps made
+    rows_seen: int  # rows of the data that these steps used
+    metrics: dict[str, float] = field(default_factory=dict)  # of the present weights
+    checkpointer: AsyncCheckpointer = field(init=False)
 
-    @property
-    def estimate_windows(self) -> int:
-        """Over how many windows the estimate is: only equal counts compare."""
-        count = self.settings.evaluation.eval_iters * self.settings.batch.batch_size
-        return len(self.windows.spread(count))
+    def train_steps(self) -> str | None:
+        """Make steps up to max_iters; return the reason if the run is asked to stop before."""
+        settings, world, hardware, hooks = self.settings, self.world, self.hardware, self.hooks
+        model, optimizer, guard, batch = self.model, self.optimizer, self.guard, self.batch
+        schedule, stop, log = settings.schedule, self.hooks.stop, self.log
+        stop_reason: str | None = None
+        seconds, is_long_step = 0.0, False  # of the previous step
+        while self.step < schedule.max_iters and stop_reason is None:
+            batch_rows = batch.rows_at(self.step)
+            max_rows = batch.max_rows_per_pass(self.step, world)
+            lr = lr_at(self.step, settings.optimizer, schedule)
+            lr *= batch_lr_scale(batch_rows, settings.batch)
+            optimizer.set_lr(lr)
 
-    def whole(self, model: GPT) -> float:
-        """Return the loss over the whole split: the one that is reported and compared."""
-        return self._loss(model, len(self.windows))
+            # Forward and backward, in micro-steps that fit into memory. DDP averages over ranks;
+            # `scale` turns that into the mean over the global batch, whatever each rank's share.
+            started, tokens = time.perf_counter(), batch_rows * self.data.block_size
+            scale, micro_steps = world.size / tokens, len(world.batches(batch_rows, max_rows))
+            loss_sum, micro_grad_sq_norm = torch.zeros((), device=hardware.device), None
+            micro_batches = self.micro_batches(batch_rows, max_rows)
+            for micro_step, (ids, targets, keys) in enumerate(micro_batches, start=1):
+                with model.sync_gradients(only_if=micro_step == micro_steps):
+                    with hardware.autocast():
+                        losses = model.wrapped(ids, targets, keys)  # (B, T)
+                    (losses.sum() * scale).backward()
+                loss_sum += losses.detach().sum()
+                if micro_step == 1 and batch.is_measured_at(self.step, world):
+                    micro_grad_sq_norm = squared_grad_norms(model).sum()
+                hooks.heartbeat(f"step {self.step + 1}")
+                if is_long_step and (stop_reason := stop.agreed(world.gather)):
+                    break
+            if stop_reason:  # in the middle of a long step, which the resumed run repeats
+                self.save_checkpoint()
+                break
 
-    def estimate(self, model: GPT) -> float:
-        """Return the loss over eval_iters batches of windows, the same ones each time."""
-        return self._loss(model, self.estimate_windows)
+            # All ranks reach the same verdict, and apply the step or skip it.
+            stats = reduce_step_stats(
+                model, loss_sum, tokens, stop.requested_here(), seconds, world, micro_grad_sq_norm
+            )
+            seconds = time.perf_counter() - started
+            is_long_step = stats.seconds > LONG_STEP_S
+            expected_loss, verdict = guard.mean, guard.check(stats)
+            is_clipped, layer_stats = False, None
+            if is_applied := guard.should_apply(verdict):
+                if is_due(self.step + 1, settings.log.health_interval):
+                    layer_stats = LayerStats(model)
+                is_clipped = clip_grad_norm(model, stats.grad_norm, settings.optimizer.grad_clip)
+                optimizer.step()
+            optimizer.zero_grad()
+            if micro_grad_sq_norm is not None:
+                rows_before = batch.rows
+                update_noise_scale(batch, stats, max_rows, model.kind, world)
+                log.log_batch_growth(rows_before, batch)
+            self.step, self.rows_seen = self.step + 1, self.rows_seen + batch_rows
+            log.log_step(
+                self.rows_seen, lr, stats, verdict, tokens=tokens, is_applied=is_applied,
+                is_clipped=is_clipped, expected_loss=expected_loss,
+            )  # fmt: skip
+            if layer_stats:
+                log.write("health", layers=layer_stats.compute(stats, world))
+            if world.size > 1 and is_due(self.step, settings.log.network_interval):
+                log.log_network(self.measure_network())
+            if guard.should_abort():
+                self.checkpointer.wait()
+                out_dir = settings.run.out_dir
+                raise RunFailed(divergence_message(out_dir, model, stats, guard, self.step))
+            hooks.watchdog.end_start_up()
 
-    def _loss(self, model: GPT, count: int) -> float:
-        indices, batch_size = self.windows.spread(count), self.settings.batch.batch_size
-        return mean_loss(
-            model, self.windows, indices, batch_size, self.world, self.hardware,
-            lambda: self.on_progress("the evaluation"), lambda: self.stop.look() is not None,
+            # Write a checkpoint, then evaluate, if they are due.
+            if stats.stop_requested and self.step < schedule.max_iters:
+                stop_reason = stop.agreed(world.gather)
+            self.metrics = {}
+            eval_due = self.eval_due() and not stop_reason
+            if self.checkpoint_due(eval_due, stop_reason):
+                self.save_checkpoint(is_evaluated_next=eval_due)
+            if eval_due:
+                self.metrics = self.evaluate()
+                if self.metrics:
+                    self.checkpointer.add_metrics(self.step, self.metrics)
+                else:
+                    stop_reason = stop.agreed(world.gather)
+        return stop_reason
+
+    def micro_batches(
+        self, batch_rows: int, max_rows: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield this rank's share of a step: ids (B, T), targets (B, T), dropout keys (B,).
+
+        The global batch is the next `batch_rows` rows of the data; a pass has at most `max_rows`.
+        """
+        for part in self.world.batches(batch_rows, max_rows):
+            first_row = self.rows_seen + part.start
+            rows = torch.from_numpy(self.data.rows(first_row, len(part)))  # (B, T + 1)
+            keys = row_keys(self.data.seed, first_row, len(part))
+            rows, keys = self.hardware.to_device(rows), self.hardware.to_device(keys)
+            yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), keys
+
+    def eval_due(self) -> bool:
+        """Return whether the weights of this step are evaluated."""
+        is_last = self.step == self.settings.schedule.max_iters
+        return is_last or is_due(self.step, self.settings.evaluation.eval_interval)
+
+    def checkpoint_due(self, eval_due: bool, stop_reason: str | None) -> bool:
+        """Return whether a checkpoint is written now; call it on all ranks.
+
+        A checkpoint whose weights are suspect could push a good one out of those that are kept: it
+        is only written if the run stops here.
+        """
+        if stop_reason:
+            return True
+        if not (eval_due or is_due(self.step, self.settings.checkpoint.checkpoint_interval)):
+            return False
+        is_last = self.step == self.settings.schedule.max_iters
+        weights_suspect = self.guard.not_finite_in_a_row > 0 and not is_last
+        return not weights_suspect and weights_are_finite(self.model, self.world)
+
+    def save_checkpoint(self, *, is_evaluated_next: bool = False) -> None:
+        """Write everything that a resumed run needs."""
+        state = State(
+            step=self.step,
+            rows_seen=self.rows_seen,
+            settings=self.settings.model_dump(),
+            dataset=self.corpus.fingerprint,
+            tokenizer=self.corpus.manifest.tokenizer["fingerprint"],
+            metrics=self.metrics,
+            guard=self.guard.state_dict(),
+            batch=self.batch.state_dict(),
+        )
+        self.checkpointer.save(state, is_evaluated_next=is_evaluated_next)
+
+    def evaluate(self) -> dict[str, float]:
+        """Estimate the validation loss and return it; return nothing if a rank is to stop."""
+        with self.log.pause_clock():
+            try:
+                estimate = self.validation.estimate(self.model.gpt)
+            except Interrupted:
+                return {}
+            self.log.log_evaluation(self.rows_seen, estimate)
+        return {"val_loss_estimate": estimate, "val_windows": self.validation.estimate_windows}
+
+    def measure_network(self) -> network.Network:
+        """Measure the network between the ranks."""
+        with self.log.pause_clock():
+            return network.measure(self.world, self.hardware.device)
+
+    # --- before the first step
+
+    def prepare_checkpoints(self, resume: Checkpoint | None) -> None:
+        """Start the checkpointer, which allocates its memory meanwhile."""
+        tokenizer = (self.corpus.directory / TOKENIZER).read_bytes()
+        self.checkpointer = AsyncCheckpointer(
+            self.settings.checkpoint, self.world, self.model, self.optimizer, tokenizer,
+            self.log.log, self.hooks, resume,
         )  # fmt: skip
 
+    def evaluate_at_start(self, resume: Checkpoint | None) -> str | None:
+        """Evaluate the starting weights unless that was done; return the reason to stop, if any."""
+        if resume is None:
+            return None if self.evaluate() else self.hooks.stop.agreed(self.world.gather)
+        if self.eval_due() and "val_loss_estimate" not in resume.state.metrics:
+            self.metrics = self.evaluate()  # the run was stopped before it could
+            if not self.metrics:
+                return self.hooks.stop.agreed(self.world.gather)
+            self.checkpointer.add_metrics(self.step, self.metrics)
+        return None
 
-def divergence_message(
-    settings: TrainSettings, trainee: ParallelModel, totals: StepStats, guard: Guard, step: int
-) -> str:
-    """Return one line for the user about a run whose steps are not fit to be taken any more."""
-    layers = not_finite_layers(trainee, totals)
-    where = f", not finite in {', '.join(layers[:3])}" if layers else ""
-    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
-    return (
-        f"{settings.run.out_dir}: step {step} is number {guard.not_finite_in_a_row} in a row to be "
-        f"skipped: loss {totals.loss}, gradient norm {totals.gradient_norm}{where}{more}; weights "
-        f"are those of step {step - guard.not_finite_in_a_row}. {WAYS_OUT}"
-    )
+    def prepare_first_step(self) -> None:
+        """Allocate and connect whatever the first step would wait for, then start the clock."""
+        batch_rows = self.batch.rows_at(self.step)
+        max_rows = self.batch.max_rows_per_pass(self.step, self.world)
+        first_batch = next(self.micro_batches(batch_rows, max_rows))
+        warm_up_ddp_buckets(self.model.wrapped, self.hardware, *first_batch)
+        if self.world.size > 1 and self.settings.log.network_interval:
+            self.log.log_network(self.measure_network())  # NCCL connects here, before the clock
+        self.checkpointer.wait()  # out of memory here rather than at the first checkpoint
+        self.hooks.watchdog.begin_first_step()
+        self.log.start_clock()
 
 
-def finish(
-    run: RunStorage, world: World, trainee: ParallelModel, validation: Validation, records: StepLog
-) -> None:
-    """Evaluate the last and the best checkpoint over the whole split, and say so."""
-    step, last_loss = records.step, validation.whole(trainee.model)
-    if not (weights_are_finite(trainee, world) and math.isfinite(last_loss)):
-        raise RunFailed(
-            f"{validation.settings.run.out_dir}: the weights are spoilt after the last step, "
-            f"{step}: val loss {last_loss}. {WAYS_OUT}"
-        )
-    best_step, best_loss = step, last_loss
-    found = None
-    with contextlib.suppress(UserError, OSError):  # of another version, say
-        found = checkpoints.best(run, lambda *_: None) if world.rank == 0 else None
-    name = world.broadcast(found.directory.name if found else None)
-    if name and name != f"step-{step}":
-        best = remote.read_on_all_ranks(run / "checkpoints" / name, world, optimizer=False)
-        trainee.load(best.tensors(MODEL))
-        best_step, best_loss = best.state.step, validation.whole(trainee.model)
-    losses = {"val_loss": finite(last_loss), "best_val_loss": finite(best_loss)}
-    records.write("final", best_step=best_step, **losses)
+def is_due(step: int, interval: int) -> bool:
+    """Return whether something that happens every `interval` steps (0: never) follows `step`."""
+    return interval > 0 and step % interval == 0

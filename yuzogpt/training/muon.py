@@ -1,9 +1,9 @@
-"""Muon (Jordan et al., 2024): momentum whose matrices are made orthogonal before they are added.
+"""Muon (Jordan et al., 2024): SGD with momentum whose update matrices are orthogonalised.
 
-In: the gradients of matrices, whole or sharded. Out: updates whose singular values are all near 1,
-so that no direction of a layer learns faster than another. torch.optim.Muon orthogonalises what a
-rank holds, which under FSDP is a slice of the matrix; here the slices are gathered first, and each
-rank keeps its own part of the result.
+All singular values of an update are near 1, so that no direction of a layer learns faster than
+another. torch.optim.Muon orthogonalises the part that a rank holds, which under FSDP is a slice of
+the matrix, and treats queries, keys and values as one matrix. Here slices are gathered first, and
+each rank keeps its part of the result.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from yuzogpt.training.parallel import local, part_of
+from yuzogpt.training.parallel import shard_like, to_local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, near 1 around 1
 ITERATIONS = 5
 EPSILON = 1e-7
-AT_ONCE = 2**24  # elements that are gathered and orthogonalised together
+BATCH_ELEMENTS = 2**24  # gathered and orthogonalised together
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return (N, rows, columns) with each singular value moved to within about 0.7 and 1.2.
+    """Return matrices, (N, rows, columns), with singular values moved to about 0.7 to 1.2.
 
-    The Newton-Schulz iteration X <- aX + b(XX')X + c(XX')^2 X, which needs matrix products only;
-    they are computed in `dtype`, of which bfloat16 is enough.
+    The Newton-Schulz iteration X <- aX + b(XX')X + c(XX')^2 X needs matrix products only. They are
+    computed in `dtype`; bfloat16 is precise enough.
     """
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
@@ -42,8 +42,8 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum and decoupled weight decay, for matrices.
 
-    Each group says into how many matrices of equal height its parameters are cut: queries, keys and
-    values are stored as one, and are three.
+    Each group says into how many matrices of equal height its parameters are split: queries, keys
+    and values are stored as one parameter, and are three matrices.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix."""
         assert closure is None
         for group in self.param_groups:
-            learning = [p for p in group["params"] if p.grad is not None]
-            for _, parameters in groupby(sorted(learning, key=shape_of), key=shape_of):
+            trainable = [p for p in group["params"] if p.grad is not None]
+            for _, parameters in groupby(sorted(trainable, key=whole_shape), key=whole_shape):
                 self._update(list(parameters), group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -75,30 +75,30 @@ class Muon(torch.optim.Optimizer):
         height, width = parameters[0].shape
         # The update's size does not depend on a matrix's proportions (Bernstein, 2025).
         scale = max(1, height // count / width) ** 0.5
-        many = max(1, AT_ONCE // parameters[0].numel())
-        for first in range(0, len(parameters), many):
-            some = parameters[first : first + many]
-            whole = torch.stack([gathered(self._direction(p, group)) for p in some])
-            cut = whole.view(len(some) * count, height // count, width)
-            updates = orthogonalize(cut, self.dtype).reshape(whole.shape)
-            for parameter, update in zip(some, updates, strict=True):
-                own = local(parameter)
-                own.mul_(1 - lr * group["weight_decay"])
-                own.add_(part_of(update, parameter), alpha=-lr * scale)
+        per_batch = max(1, BATCH_ELEMENTS // parameters[0].numel())
+        for first in range(0, len(parameters), per_batch):
+            batch = parameters[first : first + per_batch]
+            whole = torch.stack([gather(self._direction(p, group)) for p in batch])
+            matrices = whole.view(len(batch) * count, height // count, width)
+            updates = orthogonalize(matrices, self.dtype).reshape(whole.shape)
+            for parameter, update in zip(batch, updates, strict=True):
+                shard = to_local(parameter)
+                shard.mul_(1 - lr * group["weight_decay"])
+                shard.add_(shard_like(update, parameter), alpha=-lr * scale)
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """Take the gradient into the moment; return where both point."""
+        """Update the momentum; return the direction of the step (Nesterov)."""
         gradient, moment = parameter.grad, self.state[parameter]["momentum"]
         assert gradient is not None
         moment.lerp_(gradient, 1 - group["momentum"])
         return torch.lerp(gradient, moment, group["momentum"])
 
 
-def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Return the shape of a whole tensor."""
+def whole_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of the whole tensor."""
     return tuple(tensor.shape)
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """Return a whole tensor, on every rank."""
+def gather(tensor: Tensor) -> Tensor:
+    """Return the whole tensor on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

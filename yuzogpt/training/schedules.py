@@ -1,7 +1,6 @@
-"""The learning rate of each step: a pure function of the step and its batch.
+"""The learning rate of each step: a pure function of the step, counted from 0, and its batch.
 
-In: a step, from 0. Out: a learning rate. (Its rows: BatchSettings.rows_at, or batch_size.py for
-the schedule by noise.)
+batch_size.py has the schedule of the batch.
 """
 
 from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
@@ -12,9 +11,9 @@ def lr_at(step: int, optimizer: OptimizerSettings, schedule: ScheduleSettings) -
     return schedule.lr_at(step, optimizer.learning_rate)
 
 
-def batch_factor(rows: int, batch: BatchSettings) -> float:
-    """Return what the learning rate is multiplied by for a batch of so many rows.
+def batch_lr_scale(rows: int, batch: BatchSettings) -> float:
+    """Return the learning rate's factor for a batch of `rows`.
 
-    With a power of 1/2, Adam's noise a token stays the same (Malladi et al., 2022).
+    With batch_lr_power = 1/2, Adam's noise per token stays the same (Malladi et al., 2022).
     """
     return float((rows / batch.global_rows) ** batch.batch_lr_power)

@@ -1,7 +1,4 @@
-"""What the loop says of itself, in metrics.jsonl: by rank 0; the other ranks say nothing.
-
-In: what happened. Out: records, as metrics.py lists them.
-"""
+"""The loop's records in metrics.jsonl (runs/event_log.py lists them). Only rank 0 writes."""
 
 import contextlib
 import math
@@ -22,14 +19,13 @@ from yuzogpt.training.guards import StepStats, Verdict
 
 
 class StepLog:
-    """Writes a run's records, and counts what happened since the last train record."""
+    """Writes a run's records, and sums up the steps since the last `train` record."""
 
     def __init__(self, log: MetricsLog | None, settings: TrainSettings, step: int) -> None:
-        """`step`: from which the run goes on."""
-        self.log, self.settings, self.step = log, settings, step
+        self.log, self.settings, self.step = log, settings, step  # steps made
         self.tokens_per_step = settings.batch.global_rows * settings.model.block_size
-        self.started, self.steps, self.clipped, self.skipped = time.perf_counter(), 0, 0, 0
-        self.tokens = 0
+        self.started = time.perf_counter()
+        self.steps = self.clipped = self.skipped = self.tokens = 0
 
     def write(self, kind: str, **values: object) -> None:
         """Write a record at the current step."""
@@ -43,10 +39,10 @@ class StepLog:
         model: GPT,
         data: Rows,
         rows_seen: int,
-        why: str,
+        parallel_reason: str,
         start: Start | None,
     ) -> None:
-        """Say what is about to happen, before it does."""
+        """Describe the run before it begins."""
         shape, rows = model.settings, self.settings.batch.global_rows
         batch = self.settings.batch
         is_constant = batch.batch_schedule == "constant"
@@ -60,29 +56,29 @@ class StepLog:
             + grows,
             f"data: epoch {epoch + 1} has {data.windows(epoch):,} rows; "
             f"its phase leaves {data.dropped(epoch):,} of {len(data.stream):,} tokens out",
-            "; ".join((workers, why, *hardware.reasons)),
+            "; ".join((workers, parallel_reason, *hardware.reasons)),
             f"resuming at step {self.step}"
             if self.step
             else f"weights: {start.reference.name if start else self.settings.run.init_from}",
-            *self._what_learns(model),
+            *self._frozen_layers(model),
             *worth_saying(self.settings.schedule, self.settings.optimizer.learning_rate),
         ):
             self.write("notice", text=line)
 
-    def _what_learns(self, model: GPT) -> list[str]:
-        """Say how much of a model learns, if not all of it."""
+    def _frozen_layers(self, model: GPT) -> list[str]:
+        """Return a line about the frozen part of a model, if any."""
         if not self.settings.finetuning.freeze_layers:
             return []
         sizes = [(p.numel() / 1e6, p.requires_grad) for p in model.parameters()]
-        learning = sum(size for size, learns in sizes if learns)
+        trainable = sum(size for size, is_trainable in sizes if is_trainable)
         return [
             f"frozen: embeddings and the first {self.settings.finetuning.freeze_layers} layers; "
-            f"{learning:.2f}M of {sum(size for size, _ in sizes):.2f}M parameters learn"
+            f"{trainable:.2f}M of {sum(size for size, _ in sizes):.2f}M parameters learn"
         ]
 
-    def start(self, world: World, parallel: str, start: Start | None) -> None:
-        """Say that the loop begins, or goes on, from which weights, and what was lost for it."""
-        of = {"weights": start.reference.name, "weights_sha256": start.sha256} if start else {}
+    def log_start(self, world: World, parallel: str, start: Start | None) -> None:
+        """Record that the loop starts or resumes, from which weights, and the steps to redo."""
+        weights = {"weights": start.reference.name, "weights_sha256": start.sha256} if start else {}
         block_size = self.settings.model.block_size
         self.write(
             "start",
@@ -91,50 +87,50 @@ class StepLog:
             redone_steps=self.log.undone_steps if self.log else 0,
             redone_tokens=self.log.undone_rows * block_size if self.log else 0,
             tokens_per_step=self.tokens_per_step,
-            **of,
+            **weights,
         )
 
-    def clock(self) -> None:
-        """Begin to measure tokens_per_second here."""
+    def start_clock(self) -> None:
+        """Start the measurement of tokens_per_second."""
         self.started = time.perf_counter()
 
     @contextlib.contextmanager
     def pause_clock(self) -> Iterator[None]:
-        """Leave what happens meanwhile out of tokens_per_second."""
+        """Exclude the time of this context from tokens_per_second."""
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
 
-    def after_step(
+    def log_step(
         self,
         rows_seen: int,
         lr: float,
-        totals: StepStats,
+        stats: StepStats,
         verdict: Verdict,
         *,
         tokens: int,
-        taken: bool,
-        clipped: bool,
-        expected: float,
+        is_applied: bool,
+        is_clipped: bool,
+        expected_loss: float,
     ) -> None:
-        """Count a step; write of it what is due."""
+        """Count a step; every log_interval steps, write a `train` record."""
         self.step += 1
         self.steps += 1
         self.tokens += tokens
-        self.clipped += clipped
-        self.skipped += not taken
+        self.clipped += is_clipped
+        self.skipped += not is_applied
         if verdict != "healthy":
-            self._odd_step(totals, verdict, taken, expected)
-        is_last = totals.stopping or self.step == self.settings.schedule.max_iters
+            self._log_unusual_step(stats, verdict, is_applied, expected_loss)
+        is_last = stats.stop_requested or self.step == self.settings.schedule.max_iters
         if self.step % self.settings.log.log_interval and not is_last:
             return
         now = time.perf_counter()
         self.write(
             "train",
             rows_seen=rows_seen,
-            loss=finite(totals.loss),
+            loss=finite_or_none(stats.loss),
             lr=lr,
-            grad_norm=finite(totals.gradient_norm),
+            grad_norm=finite_or_none(stats.grad_norm),
             clip_rate=round(self.clipped / self.steps, 4),
             skipped=self.skipped,
             tokens_per_second=round(self.tokens / (now - self.started), 1),
@@ -142,30 +138,30 @@ class StepLog:
         )
         self.started, self.steps, self.clipped, self.skipped, self.tokens = now, 0, 0, 0, 0
 
-    def _odd_step(
-        self, totals: StepStats, verdict: Verdict, is_taken: bool, expected: float
+    def _log_unusual_step(
+        self, stats: StepStats, verdict: Verdict, is_applied: bool, expected: float
     ) -> None:
-        taken = "" if is_taken else "; skipped"
+        skipped = "" if is_applied else "; skipped"
         if verdict == "spike":
-            text = f"!!! step {self.step}: loss {totals.loss:.4f}, about {expected:.4f} expected"
-            self.write("spike", text=text + taken, loss=totals.loss, expected=expected)
+            text = f"!!! step {self.step}: loss {stats.loss:.4f}, about {expected:.4f} expected"
+            self.write("spike", text=text + skipped, loss=stats.loss, expected=expected)
         else:
-            reason = f"loss {totals.loss}, gradient norm {totals.gradient_norm}"
-            text = f"!!! step {self.step}: {reason}{taken}"
+            reason = f"loss {stats.loss}, gradient norm {stats.grad_norm}"
+            text = f"!!! step {self.step}: {reason}{skipped}"
             self.write("skip", text=text, reason=reason)
 
-    def evaluation(self, rows_seen: int, estimate: float) -> None:
-        """Write the estimate of the validation loss."""
-        self.write("evaluation", rows_seen=rows_seen, val_loss_estimate=finite(estimate))
+    def log_evaluation(self, rows_seen: int, estimate: float) -> None:
+        """Record an estimate of the validation loss."""
+        self.write("evaluation", rows_seen=rows_seen, val_loss_estimate=finite_or_none(estimate))
 
-    def batch(self, before: int, batch: GlobalBatch) -> None:
-        """Say so if the batch grows, and why."""
+    def log_batch_growth(self, before: int, batch: GlobalBatch) -> None:
+        """Record the growth of the batch, if it grew."""
         if batch.rows > before:
             scale = f"the gradient's noise scale is about {batch.noise_scale:,.0f} rows"
             self.write("notice", text=f"{scale}: the batch grows from {before} to {batch.rows}")
 
-    def network(self, network: Network) -> None:
-        """Write how fast the ranks reach each other."""
+    def log_network(self, network: Network) -> None:
+        """Record the network's latency and bandwidth between the ranks."""
         source, target = network.slowest
         self.write(
             "network",
@@ -175,11 +171,11 @@ class StepLog:
             slowest_mbit_per_second=round(network.slowest_bandwidth / 1e6, 1),
         )
 
-    def stop(self, reason: str) -> None:
-        """Say that the run stops here, as it was asked to."""
+    def log_stop(self, reason: str) -> None:
+        """Record that the run stops at this step because it was asked to."""
         self.write("stop", text=f"stopped at step {self.step}: {reason}", reason=reason)
 
 
-def finite(value: float) -> float | None:
-    """Return a number that JSON has, or nothing."""
+def finite_or_none(value: float) -> float | None:
+    """Return a value as JSON can hold it: None if it is not finite."""
     return value if math.isfinite(value) else None

@@ -19,7 +19,8 @@ import pyarrow as pa
 from yuzogpt import tokenization
 from yuzogpt.data import blocks
 from yuzogpt.data.block_files import map_documents
-from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus
+from yuzogpt.data.block_writer import BlockWriter, from_offsets, joined, write_block
+from yuzogpt.data.blocks import Block, Manifest, PreparedCorpus
 from yuzogpt.data.preparation.plan import Plan
 from yuzogpt.data.preparation.shards import UnitRecord
 from yuzogpt.data.preparation.source_times import write_times
@@ -93,7 +94,7 @@ def write_train(plan: Plan, staged: Sequence[Block], without: Rows) -> list[Bloc
         elif len(rows) < block.documents:
             path = plan.directory / blocks.block_name("train", len(written))
             staged_path = plan.staging / block.file
-            written.append(blocks.write_block(path, "train", without_rows(staged_path, rows)))
+            written.append(write_block(path, "train", without_rows(staged_path, rows)))
     return written
 
 
@@ -121,7 +122,7 @@ def without_rows(path: Path, rows: Sequence[int]) -> pa.ListArray:
             end += len(piece)
     lengths = np.delete(np.diff(offsets), rows)
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return blocks.from_offsets(ends, pa.array(tokens[:end]))
+    return from_offsets(ends, pa.array(tokens[:end]))
 
 
 def name_block(plan: Plan, block: Block, index: int) -> Block:
@@ -170,7 +171,7 @@ def read_staged(plan: Plan, record: UnitRecord) -> pa.ListArray:
         map_documents(plan.staging / block.file, block.documents, block.tokens)
         for block in record.val
     ]
-    return chunks[0] if len(chunks) == 1 else blocks.joined(chunks)  # mapped, not copied
+    return chunks[0] if len(chunks) == 1 else joined(chunks)  # mapped, not copied
 
 
 def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -> Manifest:

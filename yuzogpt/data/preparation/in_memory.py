@@ -10,7 +10,8 @@ from pathlib import Path
 from yuzogpt import tokenization
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
-from yuzogpt.data.blocks import Block, BlockWriter, Manifest, PreparedCorpus, refuse_other
+from yuzogpt.data.block_writer import BlockWriter, list_array
+from yuzogpt.data.blocks import Block, Manifest, PreparedCorpus, refuse_other
 from yuzogpt.data.preparation.corpora import Corpus, Source, read_text_file
 from yuzogpt.data.preparation.plan import check_disk_space, cleared_bytes
 from yuzogpt.data.preparation.records import source_of
@@ -102,7 +103,7 @@ def write_corpus(
     for split, documents in encoded.items():
         name = functools.partial(blocks.block_name, split)
         writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, name)
-        writer.add(blocks.list_array(documents, dtype))
+        writer.add(list_array(documents, dtype))
         written += writer.finish()
     write_durably(directory / blocks.TOKENIZER, tokenization.to_bytes(tokenizer))
     manifest = Manifest(

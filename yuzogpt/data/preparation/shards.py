@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from yuzogpt import tokenization
-from yuzogpt.data.blocks import TOKENIZER, Block, BlockWriter, from_offsets
+from yuzogpt.data.block_writer import BlockWriter, from_offsets
+from yuzogpt.data.blocks import TOKENIZER, Block
 from yuzogpt.data.preparation.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.data.preparation.splits import Split

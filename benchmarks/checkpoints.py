@@ -1,15 +1,15 @@
-"""Checkpoints of GPT-2 124M: how long the loop stands still, and what the write costs beside it.
+"""Checkpoints of GPT-2 124M: how long a save blocks the loop, and how the write slows steps.
 
     python benchmarks/checkpoints.py
 
-In a world of one, through the loop's own `AsyncCheckpointer`, float32: weights and AdamW's two
-moments, 1.49 GB. First saves are each a process's first. Then each round trains some steps, copies,
-saves, and trains on until the checkpoint is written. Peers, in the same run:
+One process uses the loop's own `AsyncCheckpointer`, float32: weights and AdamW's two moments, 1.49
+GB. First saves are measured in a new process each. Then each round trains some steps, copies,
+saves, and trains until the checkpoint is written. Peers, in the same run:
 
-    copy         the same tensors into memory that was allocated and touched before: what a
-                 consistent checkpoint costs at least; the stall may be 1.5 times as long
+    copy         the same tensors, into memory that was allocated and touched before: the least
+                 that a consistent checkpoint costs; the stall may be 1.5 times as long
     torch.save   model.state_dict() and optimizer.state_dict() in one file, synced; the loop waits
-    nanoGPT      the same with its settings in one ckpt.pt, over the one before; not synced
+    nanoGPT      the same with its settings in ckpt.pt, over the previous one; not synced
 """
 
 import argparse
@@ -47,11 +47,11 @@ from yuzogpt.training.hooks import LoopHooks
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.parallel import ParallelModel, parallelize
 
-BAR = 1.5  # times the copy
+BAR = 1.5  # the longest stall, in times of the copy
 
 
 class Training:
-    """A model in training, with steps short enough that some fit into one write."""
+    """A model in training whose steps are so short that some fit into one write."""
 
     def __init__(self, n_layer: int, tokens: int) -> None:
         """`n_layer`: fewer than 12 for a quick try."""
@@ -77,7 +77,7 @@ class Training:
         return [*weights, *state_tensors(self.model.gpt, self.optimizer).values()]
 
     def saver(self, run: Path, log: MetricsLog | None) -> AsyncCheckpointer:
-        """Return a saver as the loop makes it, before its first step."""
+        """Return a checkpointer as the loop makes it, before its first step."""
         idle = Watchdog(World(), 100, lambda _: None)
         hooks = LoopHooks(LocalStorage(run), lambda *_: None, lambda: None, StopRequest(), idle)
         settings = CheckpointSettings()
@@ -87,7 +87,7 @@ class Training:
 
 
 class Copy:
-    """The peer of the stall."""
+    """A copy of tensors into memory that is in use already."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self.tensors = tensors
@@ -108,12 +108,12 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def state(step: int) -> State:
-    """Return a state of no run."""
+    """Return a checkpoint's state that belongs to no run."""
     return State(step, step, {}, dataset="", tokenizer="", metrics={})
 
 
 def first_save(n_layer: int, tokens: int, steps: int, directory: str | None) -> float:
-    """Return the stall of this process's first save, so many steps after the start of the loop."""
+    """Return the stall, in seconds, of this process's first save after `steps` steps."""
     training = Training(n_layer, tokens)
     with tempfile.TemporaryDirectory(dir=directory) as run:
         saver = training.saver(Path(run), None)
@@ -125,14 +125,14 @@ def first_save(n_layer: int, tokens: int, steps: int, directory: str | None) -> 
 
 
 def in_new_process(*arguments: Any) -> float:
-    """Return what `first_save` does in a process of its own."""
+    """Run `first_save` in a new process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(first_save, *arguments).result()
 
 
 class Rounds:
-    """Steps alone, the copy, a save, and steps while it is written; as often as wanted."""
+    """Rounds of: steps alone, the copy, a save, and steps while it is written."""
 
     def __init__(self, training: Training, run: Path, steps: int) -> None:
         """`steps`: without a write, in each round."""
@@ -191,7 +191,7 @@ def size_of(directory: Path) -> int:
 
 
 def spread(values: list[float]) -> str:
-    """Say a median, and from where to where."""
+    """Return the median, the range and the count."""
     return (
         f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f}, {len(values)})"
     )

@@ -1,12 +1,12 @@
-"""Evaluation: our figures and our time beside lm-evaluation-harness's own model, of the same texts.
+"""Evaluation: our metrics and time against lm-evaluation-harness's own model, on the same texts.
 
     python benchmarks/evaluation.py FILES                     # a random GPT-2 124M
     python benchmarks/evaluation.py FILES RUN DIR --passages 0 --pages 0
 
-FILES: a folder with lambada_test.jsonl and wikitext2_test.txt; RUN, DIR: models of ours, or Hugging
-Face folders (a run is exported for the other side). `--passages` and `--pages`: how many of each
-are read, 0: all. Both sides, float32 and the same batch size, take turns in each round; loading a
-model is not timed, reading and encoding the texts are.
+FILES: a folder with lambada_test.jsonl and wikitext2_test.txt; RUN, DIR: runs, or Hugging Face
+folders (a run is exported for the other side). `--passages` and `--pages`: how many are read, 0:
+all. The sides take turns in each round, in float32 with the same batch size. Reading and encoding
+the texts is timed, loading a model is not.
 
     YuzoGPT    evaluation/scoring.py, protocol `harness`
     lm_eval    its `hf` model: transformers' GPT2LMHeadModel
@@ -48,7 +48,7 @@ from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 HARNESS = Path(__file__).parents[1] / "tests" / "evaluation" / "harness"
 BATCH = 8
 Figures = dict[str, float]
-# What both sides call a figure.
+# By task: the harness's name, and by our metric the harness's.
 NAMES = {
     "lambada": ("lambada_here", {"perplexity": "perplexity", "accuracy": "acc"}),
     "wikitext2": (
@@ -59,7 +59,7 @@ NAMES = {
 
 
 def cut(files: Path, to: Path, passages: int, pages: int) -> None:
-    """Write as much of the files as is read, and the harness's tasks for it."""
+    """Write the part of the files that is read, and the harness's tasks for it."""
     lines = formats.lines(files / "lambada_test.jsonl")[: passages or None]
     (to / "lambada_test.jsonl").write_text("".join(f"{line}\n" for line in lines))
     articles = formats.wikitext_pages(files / "wikitext2_test.txt")[: pages or None]
@@ -76,19 +76,19 @@ def cut(files: Path, to: Path, passages: int, pages: int) -> None:
 
 
 def ours(model: GPT, name: str, files: Path, task: str) -> tuple[Figures, float]:
-    """Return our figures, and the seconds that they took."""
+    """Return our metrics and the seconds that they took."""
     reference = resolve_model(name)
     hardware = choose_hardware(DeviceSettings(device="cpu", dtype="float32"), World())
     began = time.perf_counter()
-    reading = TaskOptions(reference.tokenizer(), reference.shape.block_size, 1, False)
-    exam = TASKS[task].prepare["harness"](files / TASKS[task].file, reading)
-    figures = exam.judge(score(model, exam.passages, BATCH, hardware))
+    options = TaskOptions(reference.tokenizer(), reference.shape.block_size, 1, False)
+    prepared = TASKS[task].protocols["harness"](files / TASKS[task].file, options)
+    metrics = prepared.compute_metrics(score(model, prepared.passages, BATCH, hardware))
     seconds = time.perf_counter() - began
-    return {figure.metric: figure.value for figure in figures}, seconds
+    return {metric.name: metric.value for metric in metrics}, seconds
 
 
 def theirs(model: HFLM, manager: TaskManager, task: str) -> tuple[Figures, float]:
-    """Return the harness's figures, and the seconds that they took."""
+    """Return the harness's metrics and the seconds that they took."""
     their_task, names = NAMES[task]
     began = time.perf_counter()
     found: dict[str, Any] = lm_eval.simple_evaluate(
@@ -100,7 +100,7 @@ def theirs(model: HFLM, manager: TaskManager, task: str) -> tuple[Figures, float
 
 
 def compare(name: str, files: Path, rounds: int) -> None:
-    """Print figures and times of one model, each task."""
+    """Print the metrics and times of one model on each task."""
     folder, label = name, Path(name).name
     if not Path(name, CONFIG).is_file():
         folder = str(files / "exported")
@@ -133,7 +133,7 @@ def random_gpt2(folder: Path) -> str:
     initialize(model, 1)
     tokenizer = gpt2_tokenizer()
     huggingface.save(model, folder, tokenizer.end_of_text)
-    for name, content in tokenizer_files.files_of(tokenizer, model.settings.block_size).items():
+    for name, content in tokenizer_files.to_files(tokenizer, model.settings.block_size).items():
         (folder / name).write_bytes(content)
     return str(folder)
 

@@ -1,10 +1,10 @@
-"""Hostile files by the thousand: every variant by every verb that reads it.
+"""Thousands of hostile files: every variant, read by every verb that takes such a file.
 
     python benchmarks/hostile.py [--seeds 1 2 3] [--count 30] [--only WORDS]
 
-The tests (tests/hostile) run one seed with few random variants, each by one verb. This runs each by
-every verb, prints what went wrong as it comes, and at the end the cases by verb. Exit status 1 if
-any answer was neither right nor one line.
+The tests (tests/hostile) run one seed with few random variants, each with one verb. This script
+runs each with every verb, prints faults as they come, and at the end the cases by verb. Exit status
+1 if any answer was neither the right result nor one line.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""The loss over a large vocabulary, in pieces and in one: memory and time, forward and backward.
+"""The loss over a large vocabulary, chunked and unchunked: memory and time, forward and backward.
 
     python benchmarks/losses.py                     # 4 rows of 1,024 tokens, GPT-2's vocabulary
     python benchmarks/losses.py --rows 2 --dtype bfloat16
 
-The output matrix and the loss alone, GPT-2 124M's: what `GPT.losses` does with what the last norm
-gives. The peer, in turn in the same process, computes all logits at once, as nanoGPT does. Both
-must come to the same losses and gradients. Peak: VmHWM less what was resident before.
+Only GPT-2 124M's output matrix and loss are measured: `GPT.losses` on the output of the last norm.
+The peer, which takes turns in the same process, computes all logits at once, as nanoGPT does. Both
+must give the same losses and gradients. Peak: VmHWM less the resident memory before.
 """
 
 import argparse
@@ -29,17 +29,17 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 
 
 def status(name: str) -> int:
-    """Return a number of bytes that Linux knows of this process."""
+    """Return a value of /proc/self/status in bytes."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return 1024 * int(found[1])
 
 
 def measure(losses: Losses, model: GPT, x: Tensor, targets: Tensor) -> tuple[float, int, Tensor]:
-    """Return seconds, bytes at the peak, and the gradient of the matrix."""
+    """Return the seconds, the peak in bytes, and the gradient of the output matrix."""
     model.zero_grad(set_to_none=True)
     x.grad = None
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from VmRSS
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
     before, began = status("VmRSS"), time.perf_counter()
     losses(x, targets).mean().backward()  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - began
@@ -53,10 +53,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     model = GPT(SHAPE)
     initialize(model, 1)
-    x = torch.randn(wanted.rows, SHAPE.block_size, SHAPE.n_embd, requires_grad=True)
+    x = torch.randn(options.rows, SHAPE.block_size, SHAPE.n_embd, requires_grad=True)
     targets = torch.randint(0, 50257, x.shape[:2])
 
     def at_once(x: Tensor, targets: Tensor) -> Tensor:
@@ -66,19 +66,19 @@ def main() -> None:
     sides: dict[str, Losses] = {"in pieces": model.losses, "at once": at_once}
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in sides}
     autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if wanted.dtype == "bfloat16":
+    if options.dtype == "bfloat16":
         autocast = torch.autocast("cpu", torch.bfloat16)
     with autocast:
-        for number in range(wanted.rounds + 1):
+        for number in range(options.rounds + 1):
             gradients = []
             for name, losses in sides.items():
                 taken, peak, gradient = measure(losses, model, x, targets)
                 gradients.append(gradient)
                 if number:
                     found[name].append((taken, peak))
-            close = 1e-5 if wanted.dtype == "float32" else 1e-2
-            torch.testing.assert_close(*gradients, rtol=close, atol=close * 1e-3)
-    print(f"{x.shape[:2].numel():,} tokens, {wanted.dtype}; medians (from, to)\n")
+            rtol = 1e-5 if options.dtype == "float32" else 1e-2
+            torch.testing.assert_close(*gradients, rtol=rtol, atol=rtol * 1e-3)
+    print(f"{x.shape[:2].numel():,} tokens, {options.dtype}; medians (from, to)\n")
     print("| | seconds | peak, MB |\n|---|---|---|")
     for name, values in found.items():
         seconds = [taken for taken, _ in values]

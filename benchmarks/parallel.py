@@ -3,14 +3,14 @@
     python benchmarks/parallel.py
     python benchmarks/parallel.py --sizes 124M --rounds 5
 
-Two ranks on this CPU, connected by gloo, float32, one thread each; through the project's own
-`parallelize` and `build_optimizer`, the steps as the loop takes them. The four ways take turns,
-each in new processes. Of a rank:
+Two ranks on this CPU, connected by gloo, float32, one thread each. They use the project's own
+`parallelize` and `build_optimizer`, and steps as the loop's. The four ways take turns, each in new
+processes. Per rank:
 
     held     bytes of weights, gradients and optimizer state, counted tensor by tensor
-    peak     the highest resident memory (VmHWM) from before the model was built to the last step,
-             less what was resident before that. By then everything was imported and a tiny model
-             was trained in the same way, so libraries and shared pages are on both sides
+    peak     the highest resident memory (VmHWM) from before the model is built to the last step,
+             less the resident memory before. A tiny model is trained in the same way first, so that
+             libraries and shared pages are on both sides
     step     seconds; the first one is not counted
 """
 
@@ -51,7 +51,7 @@ RANKS = 2
 
 @dataclass(frozen=True)
 class Size:
-    """A model, and the rows that a rank computes in a step."""
+    """A model, and the rows per rank and step."""
 
     shape: ModelSettings
     rows: int
@@ -78,7 +78,7 @@ WAYS = {
 
 
 def run_rank(rank: int, port: int, size: Size, way: ParallelSettings, steps: int) -> dict[str, Any]:
-    """Be one rank of a new world, and measure it."""
+    """Run one rank of a new world, and measure it."""
     numbers = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS}
     os.environ.update({name: str(number) for name, number in numbers.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -88,14 +88,14 @@ def run_rank(rank: int, port: int, size: Size, way: ParallelSettings, steps: int
     with process_group(world, on_cpu):
         train(TINY, way, world, 2)
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from VmRSS
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
         before = status("VmRSS")
         found = train(size, way, world, 1 + steps)
         return {**found, "peak": status("VmHWM") - before}
 
 
 def train(size: Size, way: ParallelSettings, world: World, steps: int) -> dict[str, Any]:
-    """Train some steps as the loop does; return what this rank held, and the seconds of each."""
+    """Train some steps as the loop does; return the bytes that this rank held, and step times."""
     shape, settings = size.shape, OptimizerSettings()
     hardware = Hardware(torch.device("cpu"), None, False, 1, ())
     assert way.parallel != "auto"
@@ -124,7 +124,7 @@ def train(size: Size, way: ParallelSettings, world: World, steps: int) -> dict[s
 
 
 def status(name: str) -> int:
-    """Return a figure of /proc/self/status in bytes."""
+    """Return a value of /proc/self/status in bytes."""
     text = Path("/proc/self/status").read_text()
     found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
     assert found
@@ -143,7 +143,7 @@ def run_world(size: Size, way: ParallelSettings, steps: int) -> list[dict[str, A
 
 
 def measure(name: str, rounds: int, steps: int) -> None:
-    """Measure the ways with a model of one size, in turn; print their rows of the table."""
+    """Measure each way, in turn, with a model of one size; print their rows of the table."""
     results: dict[str, list[list[dict[str, Any]]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, worlds in results.items():
@@ -166,7 +166,7 @@ def measure(name: str, rounds: int, steps: int) -> None:
 
 
 def main() -> None:
-    """Measure, and print a table; in parentheses: times DDP's, then from where to where."""
+    """Measure, and print a table; in parentheses: the ratio to DDP, then the range."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["6 x 384", "124M"], choices=SIZES)
     parser.add_argument("--rounds", type=int, default=5)

@@ -3,8 +3,9 @@
     python benchmarks/preparation.py SOURCE [--copies=10] [--pairs=5] [--workers=2]
     python benchmarks/preparation.py --memory
 
-SOURCE: a folder of parquet with a column `text`. It is read `copies` times over (by links). The
-three sides run in turn, each as a process of its own, and the medians are compared:
+SOURCE: a folder of parquet with a column `text`. Its files are copied `copies` times (`prepare`
+reads each real file once, so links would not do). The three sides run in turn, each as a process of
+its own, and the medians are compared:
 
     yuzogpt    `yuzogpt prepare openwebtext`, from the source to the manifest; only ray.init apart
     tiktoken   tiktoken's own GPT-2 encoding, `encode_to_numpy`, in a pool of processes, and
@@ -21,6 +22,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,9 +45,9 @@ def run_yuzogpt(files: list[Path], workers: int, work: Path) -> Result:
 
     settings = PrepareSettings(
         corpus=CorpusSettings(dataset="openwebtext", source=str(files[0].parent)),
-        large=DistributedPrepareSettings(num_workers=workers),
+        preparation=DistributedPrepareSettings(num_workers=workers),
     )
-    with RayWorkers(settings.large) as ray_workers, Memory() as memory:
+    with RayWorkers(settings.preparation) as ray_workers, Memory() as memory:
         ray_workers.start()
         started = time.perf_counter()
         prepared, _ = prepare(settings, work / "corpus", ray_workers)
@@ -56,7 +58,7 @@ def run_yuzogpt(files: list[Path], workers: int, work: Path) -> Result:
 
 
 class Memory(threading.Thread):
-    """Samples the resident memory of this process and its children, in MB by role."""
+    """Samples the resident memory of this process and its tasks, in MB by role."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -234,13 +236,11 @@ finally:
 """
 
 
-def link_copies(source: Path, copies: int, folder: Path) -> list[Path]:
-    """Repeat a source by links."""
-    files = sorted(source.glob("*.parquet"))
-    for copy in range(copies):
-        for file in files:
-            (folder / f"copy-{copy:03d}-{file.name}").symlink_to(file.resolve())
-    return sorted(folder.iterdir())
+def copy_source(source: Path, copies: int, folder: Path) -> None:
+    """Repeat a source by copies of its files: links to one file would be read once."""
+    for file in sorted(source.glob("*.parquet")):
+        for copy in range(copies):
+            shutil.copyfile(file, folder / f"copy-{copy:03d}-{file.name}")
 
 
 def main() -> None:
@@ -264,7 +264,7 @@ def main() -> None:
         return
     results: dict[str, list[Result]] = {side: [] for side in arguments.sides}
     with tempfile.TemporaryDirectory() as folder:
-        link_copies(arguments.source, arguments.copies, Path(folder))
+        copy_source(arguments.source, arguments.copies, Path(folder))
         for pair in range(arguments.pairs):
             for side in arguments.sides:
                 command = [sys.executable, __file__, folder, f"--side={side}"]

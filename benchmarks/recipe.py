@@ -1,15 +1,15 @@
-"""What each part of a recipe does: the recipe, and the same with one part changed.
+"""Ablations of a recipe: the recipe, and the same with one part changed.
 
     python benchmarks/recipe.py --data_dir data/shakespeare_char     # of shakespeare_char_fast
     python benchmarks/recipe.py --data_dir data/shakespeare_char --table starts
     python benchmarks/recipe.py --data_dir data/shakespeare_char --table contexts
     python benchmarks/recipe.py --data_dir data/shakespeare_char --seeds 1 2 3 --only "as it is"
 
-Without Ray (`--num_workers=0`), seed by seed; medians. `parts`: the val loss over the whole split
-at the end of the recipe's steps. `starts`, of ways in which weights start: the loss of the first
-500 steps of shakespeare_char_cpu, averaged over the last 20 before each mark. `contexts`: the val
-loss of the recipe's model, over the whole split, in windows of one, two and four times the context
-that it was trained with.
+Runs are without Ray (`--num_workers=0`), seed by seed; tables have medians. `parts`: the val loss
+over the whole split at the end of the recipe. `starts`: for each initialization, the loss in the
+first 500 steps of shakespeare_char_cpu, averaged over the last 20 steps before each mark.
+`contexts`: the val loss of the recipe's model over the whole split, in windows of one, two and four
+times the context that it was trained with.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 from yuzogpt.runs.event_log import seconds_of_step
 
-ADAMW = ("--optimizer=adamw", "--matrix_rate=1", "--learning_rate=0.004", "--warmup_iters=20")
+ADAMW = ("--optimizer=adamw", "--matrix_lr_mult=1", "--learning_rate=0.004", "--warmup_iters=20")
 PARTS = {
     "as it is": (),
     "learned positions": ("--pos_emb=learned",),
@@ -44,7 +44,7 @@ PARTS = {
     "cosine": ("--lr_schedule=cosine",),
     "wsd, 60 steps of decay": ("--lr_schedule=wsd", "--cooldown_iters=60"),
     "batch from 4 to 12 in 60 steps": (
-        "--batch_schedule=linear", "--start_rows=4", "--ramp_iters=60",
+        "--batch_schedule=linear", "--batch_start_rows=4", "--batch_ramp_iters=60",
     ),
 }  # fmt: skip
 FIRST_500 = ("--max_iters=500", "--eval_interval=500", "--log_interval=1", "--health_interval=0")
@@ -56,12 +56,10 @@ STARTS = {
     "init_std 0.05, zero": ("--init_std=0.05", "--residual_init=zero"),
     "muP from 64 wide": ("--mup_base_width=64",),
 }
-MARKS = (100, 250, 500)
-
-
+MARKS = (100, 250, 500)  # steps
 POSITIONS = {
     "rotary": (),
-    "ALiBi": ("--pos_emb=alibi", "--n_head=4"),  # of two heads, one would see 16 tokens back
+    "ALiBi": ("--pos_emb=alibi", "--n_head=4"),  # with two heads, one would see only 16 tokens back
     "learned": ("--pos_emb=learned",),
 }
 TRAINED_CONTEXT = 64
@@ -70,7 +68,7 @@ CONTEXTS = (64, 128, 256)
 
 @contextmanager
 def trained(preset: str, data_dir: Path, seed: int, flags: tuple[str, ...]) -> Iterator[Path]:
-    """Train once; yield the run, which is deleted then."""
+    """Train once; yield the run, which is deleted afterwards."""
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory) / "run"
         yuzogpt(
@@ -87,7 +85,7 @@ def yuzogpt(*arguments: str) -> None:
 
 
 def train(preset: str, data_dir: Path, seed: int, flags: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Train once; return what was recorded."""
+    """Train once; return the records."""
     with trained(preset, data_dir, seed, flags) as run:
         return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -98,19 +96,19 @@ def parts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
     for name, flags in PARTS.items():
         if only and name not in only:
             continue
-        losses, paces = [], []
+        losses, step_ms = [], []
         for seed in seeds:
-            found = train("shakespeare_char_fast", data_dir, seed, flags)
-            losses.append(found[-1]["val_loss"])
-            steps = [r for r in found if r["kind"] == "train"]
-            paces += [1e3 * seconds_of_step(r) for r in steps[2:]]
-        each = " ".join(f"{loss:.4f}" for loss in losses)
-        middle = statistics.median(losses)
-        print(f"| {name} | {middle:.4f} | {each} | {statistics.median(paces):.0f} |", flush=True)
+            records = train("shakespeare_char_fast", data_dir, seed, flags)
+            losses.append(records[-1]["val_loss"])
+            steps = [r for r in records if r["kind"] == "train"]
+            step_ms += [1e3 * seconds_of_step(r) for r in steps[2:]]
+        by_seed = " ".join(f"{loss:.4f}" for loss in losses)
+        loss, ms = statistics.median(losses), statistics.median(step_ms)
+        print(f"| {name} | {loss:.4f} | {by_seed} | {ms:.0f} |", flush=True)
 
 
 def starts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
-    """Print how far the first steps come from each way to start."""
+    """Print the losses of the first steps with each initialization."""
     print("| | " + " | ".join(f"step {mark}" for mark in MARKS) + " | val loss |")
     print("|---|" + "---|" * (len(MARKS) + 1))
     for name, flags in STARTS.items():
@@ -118,16 +116,16 @@ def starts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
             continue
         rows = []
         for seed in seeds:
-            found = train("shakespeare_char_cpu", data_dir, seed, (*FIRST_500, *flags))
-            loss = {r["step"]: r["loss"] for r in found if r["kind"] == "train"}
+            records = train("shakespeare_char_cpu", data_dir, seed, (*FIRST_500, *flags))
+            loss = {r["step"]: r["loss"] for r in records if r["kind"] == "train"}
             marks = [statistics.mean(loss[i] for i in range(m - 19, m + 1)) for m in MARKS]
-            rows.append([*marks, found[-1]["val_loss"]])
+            rows.append([*marks, records[-1]["val_loss"]])
         medians = [statistics.median(column) for column in zip(*rows, strict=True)]
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in medians) + " |", flush=True)
 
 
 def contexts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
-    """Print the val loss in windows longer than those of the training."""
+    """Print the val loss in windows of the training's context and longer ones."""
     print("| | " + " | ".join(f"windows of {context}" for context in CONTEXTS) + " |")
     print("|---|" + "---|" * len(CONTEXTS))
     for name, flags in POSITIONS.items():
@@ -144,19 +142,19 @@ def contexts(data_dir: Path, seeds: list[int], only: list[str]) -> None:
 
 
 def loss_in_windows(run: Path, data_dir: Path, context: int) -> float:
-    """Return the val loss of a run's best checkpoint, which sees so many tokens at a time."""
+    """Return the val loss of a run's best checkpoint in windows of `context` tokens."""
     out_dir = run.with_name(f"evaluated-{context}")
     yuzogpt(
         "evaluate", str(run), "--tasks=loss", f"--data_dir={data_dir}", f"--out_dir={out_dir}",
         f"--context={context}", "--loss_windows=2000", "--batch_size=64", "--num_workers=0",
     )  # fmt: skip
-    found = json.loads((out_dir / "results.json").read_text())["tasks"]["loss"]["figures"]
-    loss: float = found["val_loss"]["value"]
+    figures = json.loads((out_dir / "results.json").read_text())["tasks"]["loss"]["figures"]
+    loss: float = figures["val_loss"]["value"]
     return loss
 
 
 def spread(losses: tuple[float, ...]) -> str:
-    """Return the median, and from where to where."""
+    """Return the median and the range."""
     return f"{statistics.median(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
 
 
@@ -167,9 +165,9 @@ def main() -> None:
     parser.add_argument("--table", choices=["parts", "starts", "contexts"], default="parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337])
     parser.add_argument("--only", nargs="+", default=[])
-    wanted = parser.parse_args()
-    table = {"parts": parts, "starts": starts, "contexts": contexts}[wanted.table]
-    table(wanted.data_dir.absolute(), wanted.seeds, wanted.only)
+    options = parser.parse_args()
+    table = {"parts": parts, "starts": starts, "contexts": contexts}[options.table]
+    table(options.data_dir.absolute(), options.seeds, options.only)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Sampling: tokens a second, beside transformers' `generate` and beside nanoGPT's way.
+"""Sampling: tokens per second, against transformers' `generate` and nanoGPT's way.
 
     python benchmarks/sampling.py
     python benchmarks/sampling.py --rounds 5 --threads 1
-    python benchmarks/sampling.py --perplexity RUN CORPUS      # of a trained model, in each type
+    python benchmarks/sampling.py --perplexity RUN CORPUS      # of a trained model, in each dtype
 
-GPT-2's 124M shape, random weights, a prompt of 16 tokens, 128 new ones at temperature 0.8 and top_k
-200, as one sample and as eight at once. The sides take turns in each round:
+GPT-2's 124M shape, random weights, a prompt of 16 tokens, 128 new tokens at temperature 0.8 and
+top_k 200, one sample and a batch of eight. The sides take turns in each round:
 
     YuzoGPT        the engine: float32, bfloat16 (weights; the arithmetic is float32), int8
-    transformers   `generate`, in the same types; it has no int8 on CPUs without other packages
-    recompute      nanoGPT's way, float32: the whole context for each token, by YuzoGPT's own model
-                   without a cache; eight forward passes, at lengths from the first to the last
+    transformers   `generate`, in the same dtypes; it has no int8 on CPUs without other packages
+    recompute      nanoGPT's way, float32: YuzoGPT's model without a cache computes the whole
+                   context for each token; timed at eight lengths from the first to the last
 
-The limit is what reading every weight once for each token (or each eight) takes, at the rate at
+The limit is the time to read every weight once per token (or per eight tokens), at the rate at
 which both cores together read a large array here.
 """
 
@@ -34,7 +34,7 @@ from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.blocks import open_corpus
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.packed_linear import pack_weights
-from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
@@ -42,7 +42,7 @@ from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 SHAPE = ModelSettings(vocab_size=50257, bias=True)
 PROMPT = list(range(1000, 1016))
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-Side = Callable[[int, int], float]  # (samples, new tokens of each) -> tokens a second
+Side = Callable[[int, int], float]  # (samples, new tokens of each) -> tokens per second
 
 
 def our_model() -> GPT:
@@ -59,13 +59,13 @@ def ours(dtype: torch.dtype) -> Side:
 
     def generate(samples: int, tokens: int) -> float:
         for seed in range(samples):
-            sampling = Sampling(temperature=0.8, top_k=200, seed=seed)
+            sampling = SamplingParams(temperature=0.8, top_k=200, seed=seed)
             engine.submit(Request(PROMPT, tokens, sampling, stop_at_end_of_text=False))
-        started, made = time.perf_counter(), 0
+        started, generated = time.perf_counter(), 0
         while engine.busy:
-            made += len(engine.step())
-        assert made == samples * tokens
-        return made / (time.perf_counter() - started)
+            generated += len(engine.step())
+        assert generated == samples * tokens
+        return generated / (time.perf_counter() - started)
 
     return generate
 
@@ -78,11 +78,11 @@ def theirs(dtype: torch.dtype) -> Side:
 
     def generate(samples: int, tokens: int) -> float:
         ids = torch.tensor([PROMPT] * samples)
-        how = {"do_sample": True, "temperature": 0.8, "top_k": 200, "max_new_tokens": tokens}
+        sampling = {"do_sample": True, "temperature": 0.8, "top_k": 200, "max_new_tokens": tokens}
         started = time.perf_counter()
-        found = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), **sampling)
         seconds = time.perf_counter() - started
-        assert found.shape == (samples, len(PROMPT) + tokens)
+        assert output.shape == (samples, len(PROMPT) + tokens)
         return samples * tokens / seconds
 
     return generate
@@ -94,8 +94,8 @@ def recomputed() -> Side:
 
     def generate(samples: int, tokens: int) -> float:
         seconds = []
-        for place in range(8):
-            length = len(PROMPT) + tokens * place // 7
+        for part in range(8):
+            length = len(PROMPT) + tokens * part // 7
             started = time.perf_counter()
             x = model.hidden(torch.zeros(samples, length, dtype=torch.long), torch.arange(length))
             model.logits(x[:, -1:])
@@ -106,7 +106,7 @@ def recomputed() -> Side:
 
 
 def perplexities(run: str, corpus: str) -> None:
-    """Print the perplexity of a trained model on a whole val split, in each type of weights."""
+    """Print the perplexity of a trained model on a whole val split, in each dtype of weights."""
     reference = resolve_model(run)
     windows = FixedWindows(open_corpus(Path(corpus)).stream("val"), reference.shape.block_size)
     found = {}
@@ -123,7 +123,7 @@ def perplexities(run: str, corpus: str) -> None:
 
 
 def read_rate() -> float:
-    """Return the bytes a second at which a large array is read."""
+    """Return the bytes per second at which a large array is read."""
     array, seconds = torch.ones(64_000_000), []
     for _ in range(5):
         started = time.perf_counter()
@@ -132,18 +132,18 @@ def read_rate() -> float:
     return array.nbytes / min(seconds)
 
 
-def beside(name: str, type_name: str, medians: dict[str, float]) -> str:
-    """Return how many times transformers' rate in that type a rate is; int8 beside float32."""
+def ratio_to_transformers(name: str, type_name: str, medians: dict[str, float]) -> str:
+    """Return a rate as a multiple of transformers' in the same dtype; int8 against float32."""
     theirs_type = "float32" if type_name == "int8" else type_name
     peer = medians.get(f"transformers, {theirs_type}")
-    if not peer:  # was not asked for
+    if not peer:  # it was not measured
         return "-"
     return f"{medians[name] / peer:.2f}" + (" (float32's)" if type_name == "int8" else "")
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure, and print a table; in parentheses: from where to where."""
+    """Measure, and print a table with ranges in parentheses."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
@@ -151,25 +151,25 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=TYPES)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--perplexity", nargs=2, metavar=("RUN", "CORPUS"))
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
-    if wanted.perplexity:
-        perplexities(*wanted.perplexity)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.perplexity:
+        perplexities(*options.perplexity)
         return
-    sides: dict[str, Side] = {f"YuzoGPT, {name}": ours(TYPES[name]) for name in wanted.types}
-    both = [name for name in wanted.types if name != "int8"]
+    sides: dict[str, Side] = {f"YuzoGPT, {name}": ours(TYPES[name]) for name in options.types}
+    both = [name for name in options.types if name != "int8"]
     sides |= {f"transformers, {name}": theirs(TYPES[name]) for name in both}
     sides["recompute, float32"] = recomputed()
     rates = [read_rate()]
     print("| samples | side | tokens/s | times recompute | times transformers | share of limit |")
     print("|---|---|---|---|---|---|")
-    for samples in wanted.batches:
+    for samples in options.batches:
         found: dict[str, list[float]] = {name: [] for name in sides}
         for side in sides.values():
-            side(samples, 4)  # whatever is done once
-        for _ in range(wanted.rounds):
+            side(samples, 4)  # warm-up
+        for _ in range(options.rounds):
             for name, side in sides.items():
-                found[name].append(side(samples, wanted.tokens))
+                found[name].append(side(samples, options.tokens))
             rates.append(read_rate())
         medians = {name: statistics.median(values) for name, values in found.items()}
         for name, values in found.items():
@@ -179,7 +179,7 @@ def main() -> None:
             print(
                 f"| {samples} | {name} | {medians[name]:.1f} ({min(values):.1f} to "
                 f"{max(values):.1f}) | {medians[name] / medians['recompute, float32']:.1f} "
-                f"| {beside(name, type_name, medians)} "
+                f"| {ratio_to_transformers(name, type_name, medians)} "
                 f"| {medians[name] / limit:.0%} |",
                 flush=True,
             )

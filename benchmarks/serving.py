@@ -1,23 +1,22 @@
-"""Serving under load: latencies, goodput and refusals, from half of capacity to ten times it.
+"""Serving under load: latencies, goodput and refusals, from half to ten times the capacity.
 
     python benchmarks/serving.py DIR                # about 15 minutes
     python benchmarks/serving.py DIR --rounds 6 --loads 1 10 --dtype bfloat16
 
-GPT-2's 124M shape, random weights, prompts of 32 tokens, 32 new ones at temperature 0.8. The peer
-of the same run is the engine alone, in a process without HTTP and Ray, with as many requests at a
-time.
+GPT-2's 124M shape, random weights, prompts of 32 tokens, 32 new tokens at temperature 0.8. The peer
+is the engine alone, in a process without HTTP and Ray, with the same batch size.
 
-1. Each prompt is completed on an idle service: the texts that all later answers must equal.
-2. Capacity: as many clients as there are slots, each asking again as soon as it is answered.
-3. In rounds, each load: requests arrive by a Poisson process at that multiple of capacity, and
-   stream. All loads of a round lie side by side, forwards and backwards in turn: shared machines
+1. Each prompt is completed on an idle service; all later answers must equal these texts.
+2. Capacity: one client per slot, each sending its next request as soon as it has its answer.
+3. In rounds, each load: streamed requests arrive by a Poisson process at that multiple of the
+   capacity. The loads of a round follow each other in alternating order, because shared machines
    change their speed within minutes.
 
-Goodput counts the whole answers that end while requests arrive, without a load's first ten seconds.
-`--nice 19` gives the clients the lowest priority: with a machine of their own they would take
-nothing from the service. What they measure has their own waiting in it, then.
+Goodput counts the complete answers that end while requests arrive, without a load's first ten
+seconds. `--nice 19` gives the clients the lowest priority: on a machine of their own they would
+take nothing from the service. Their measurements then include their own waiting.
 
-DIR/run is made if it is missing: a checkpoint of 0.5 GB.
+DIR/run, a checkpoint of 0.5 GB, is written if it is missing.
 """
 
 import argparse
@@ -46,13 +45,13 @@ from yuzogpt import checkpoints, tokenization
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.inference.load import load_engine
-from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
 
 SHAPE = ModelSettings(vocab_size=50257, bias=True)
 PROMPTS = 32
-WARM = 10.0  # seconds
+WARMUP_S = 10.0
 PROMPT_TOKENS = NEW_TOKENS = 32
 DATA, DONE, FAILED = b"data: ", b"data: [DONE]", b'data: {"error"'
 JSON = {"Content-Type": "application/json"}
@@ -60,46 +59,46 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass
 class Outcome:
-    """What became of a request."""
+    """The answer to one request, and its times."""
 
     number: int  # of its prompt
     status: int = 0
     seconds: float = 0.0
     ended: float = 0.0
-    lines: list[bytes] = field(default_factory=list)  # of the stream: read when nothing is timed
-    tokens: list[float] = field(default_factory=list)  # when each came, after the request
+    lines: list[bytes] = field(default_factory=list)  # of the stream; parsed after the measurement
+    tokens: list[float] = field(default_factory=list)  # seconds from the request to each token
 
     @property
     def is_whole(self) -> bool:
-        """Tell whether all of an answer came."""
+        """Whether the answer is complete."""
         failed = any(line.startswith(FAILED) for line in self.lines)
         return self.status == 200 and self.lines[-1:] == [DONE] and not failed
 
     @property
     def text(self) -> str:
-        """Return what was said."""
+        """The generated text."""
         events = [json.loads(line.removeprefix(DATA)) for line in self.lines if line != DONE]
         return "".join(event["choices"][0]["text"] for event in events)
 
 
 @dataclass
 class Row:
-    """What a load came to, in all rounds."""
+    """The results of a load, over all rounds."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    counted: int = 0  # whole answers
+    counted: int = 0  # complete answers
     seconds: float = 0.0  # in which they were counted
 
     def add(self, outcomes: Sequence[Outcome], began: float, seconds: float) -> None:
-        """Add a round; count what ended between WARM and the last arrival."""
-        begin, end = began + WARM, began + seconds
+        """Add a round; count answers that ended between WARMUP_S and the last arrival."""
+        begin, end = began + WARMUP_S, began + seconds
         self.outcomes += outcomes
-        self.counted += sum(one.is_whole and begin < one.ended <= end for one in outcomes)
+        self.counted += sum(o.is_whole and begin < o.ended <= end for o in outcomes)
         self.seconds += end - begin
 
     @property
     def goodput(self) -> float:
-        """Return the whole answers a second."""
+        """Complete answers per second."""
         return self.counted / self.seconds
 
 
@@ -122,42 +121,42 @@ def prompt(number: int) -> list[int]:
 
 @functools.cache
 def body(number: int) -> bytes:
-    """Return a request."""
-    asked = {
+    """Return the body of a request."""
+    request = {
         "model": "run", "prompt": prompt(number), "max_tokens": NEW_TOKENS, "seed": number,
         "temperature": 0.8, "ignore_eos": True, "stream": True,
     }  # fmt: skip
-    return json.dumps(asked).encode()
+    return json.dumps(request).encode()
 
 
-def engine_alone(run: Path, wanted: argparse.Namespace) -> float:
-    """Return the requests a second of the engine, in this process."""
+def engine_alone(run: Path, options: argparse.Namespace) -> float:
+    """Return the requests per second of the engine, in this process."""
     from yuzogpt.config import SamplingDeviceSettings
 
     reference = resolve_model(str(run))
-    device = SamplingDeviceSettings(device="cpu", dtype=wanted.dtype)
-    engine = load_engine(reference, reference.tokenizer(), device, wanted.batch)
+    device = SamplingDeviceSettings(device="cpu", dtype=options.dtype)
+    engine = load_engine(reference, reference.tokenizer(), device, options.batch)
     rates = list[float]()
     for _ in range(3):
         started = time.perf_counter()
-        for number in range(2 * wanted.batch):
-            sampling = Sampling(temperature=0.8, seed=number)
+        for number in range(2 * options.batch):
+            sampling = SamplingParams(temperature=0.8, seed=number)
             engine.submit(Request(prompt(number), NEW_TOKENS, sampling, stop_at_end_of_text=False))
         with torch.inference_mode():
             while engine.busy:
                 engine.step()
-        rates.append(2 * wanted.batch / (time.perf_counter() - started))
+        rates.append(2 * options.batch / (time.perf_counter() - started))
     return statistics.median(rates)
 
 
 @contextmanager
-def service(run: Path, wanted: argparse.Namespace) -> Iterator[tuple[str, int]]:
+def service(run: Path, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """Run `yuzogpt serve`; yield its address and process."""
     command = [
         sys.executable, "-m", "yuzogpt", "serve", str(run), "--port=0", "--device=cpu",
-        f"--dtype={wanted.dtype}", f"--max_batch={wanted.batch}",
-        f"--max_waiting={wanted.waiting}", f"--max_choices={wanted.batch}",
-        f"--num_replicas={wanted.replicas}",
+        f"--dtype={options.dtype}", f"--max_batch={options.batch}",
+        f"--max_waiting={options.waiting}", f"--max_choices={options.batch}",
+        f"--num_replicas={options.replicas}",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -202,15 +201,15 @@ async def ask(client: aiohttp.ClientSession, url: str, number: int) -> Outcome:
 
 
 async def closed_loop(client: aiohttp.ClientSession, url: str, clients: int, seconds: float) -> Row:
-    """Return what so many clients get that never pause."""
+    """Return the results of clients that never pause."""
     started, outcomes, row = time.perf_counter(), list[Outcome](), Row()
 
-    async def one(number: int) -> None:
+    async def run_client(number: int) -> None:
         while time.perf_counter() < started + seconds:
             outcomes.append(await ask(client, url, number % PROMPTS))
             number += clients
 
-    await asyncio.gather(*(one(number) for number in range(clients)))
+    await asyncio.gather(*(run_client(number) for number in range(clients)))
     assert all(outcome.is_whole for outcome in outcomes)
     row.add(outcomes, started, seconds)
     return row
@@ -219,11 +218,11 @@ async def closed_loop(client: aiohttp.ClientSession, url: str, clients: int, sec
 async def poisson(
     client: aiohttp.ClientSession, url: str, rate: float, seconds: float, seed: int, row: Row
 ) -> None:
-    """Add what becomes of requests that arrive at a rate."""
-    chance = random.Random(seed)
+    """Send requests that arrive at a rate, and add their outcomes to the row."""
+    generator = random.Random(seed)
     asking: list[asyncio.Task[Outcome]] = []
     started = due = time.perf_counter()
-    while (due := due + chance.expovariate(rate)) < started + seconds:
+    while (due := due + generator.expovariate(rate)) < started + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         asking.append(asyncio.create_task(ask(client, url, len(asking) % PROMPTS)))
     row.add(await asyncio.gather(*asking), started, seconds)
@@ -237,32 +236,32 @@ def spread(values: Sequence[float]) -> str:
     return f"{ms.mean():.0f} / {np.median(ms):.0f} / {np.percentile(ms, 99):.0f}"
 
 
-async def measure(url: str, process: int, alone: float, wanted: argparse.Namespace) -> None:
+async def measure(url: str, process: int, alone: float, options: argparse.Namespace) -> None:
     """Print a table: a row for each load."""
     connections = aiohttp.TCPConnector(limit=0)
-    patience = aiohttp.ClientTimeout(total=300)
-    async with aiohttp.ClientSession(connector=connections, timeout=patience) as client:
+    timeout = aiohttp.ClientTimeout(total=300)
+    async with aiohttp.ClientSession(connector=connections, timeout=timeout) as client:
         unloaded = [await ask(client, url, number) for number in range(PROMPTS)]
         assert all(one.is_whole for one in unloaded)
-        capacity = (await closed_loop(client, url, wanted.batch, wanted.seconds)).goodput
+        capacity = (await closed_loop(client, url, options.batch, options.seconds)).goodput
         print(f"engine alone: {alone:.3f} requests/s")
         print(f"capacity of the service: {capacity:.3f} requests/s, {capacity / alone:.0%} of it")
         took = statistics.median(one.seconds for one in unloaded)
         print(f"unloaded, a request takes {took:.2f} s (median)\n", flush=True)
-        rows = {load: Row() for load in wanted.loads}
+        rows = {load: Row() for load in options.loads}
         resident = dict[float, float]()
         try:
-            for number in range(wanted.rounds):
-                for load in wanted.loads if number % 2 == 0 else reversed(wanted.loads):
-                    rate, seed = load * capacity, 100 * number + wanted.loads.index(load)
-                    await poisson(client, url, rate, wanted.seconds, seed, rows[load])
+            for number in range(options.rounds):
+                for load in options.loads if number % 2 == 0 else reversed(options.loads):
+                    rate, seed = load * capacity, 100 * number + options.loads.index(load)
+                    await poisson(client, url, rate, options.seconds, seed, rows[load])
                     resident[load] = memory(process)
-        finally:  # what there is, also if it was interrupted
+        finally:  # also if it is interrupted
             measured = {load: row for load, row in rows.items() if load in resident}
-            tell(measured, [one.text for one in unloaded], resident)
+            print_table(measured, [one.text for one in unloaded], resident)
 
 
-def tell(
+def print_table(
     rows: Mapping[float, Row], expected: Sequence[str], resident: Mapping[float, float]
 ) -> None:
     """Print the table. `expected`: each prompt's text; `resident`: megabytes, after a load."""
@@ -273,14 +272,14 @@ def tell(
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     peak = max((row.goodput for row in rows.values()), default=0.0) or math.inf
     for load, row in rows.items():
-        whole = [one for one in row.outcomes if one.is_whole]
-        refused = [one.seconds for one in row.outcomes if one.status == 503]
+        whole = [outcome for outcome in row.outcomes if outcome.is_whole]
+        refused = [outcome.seconds for outcome in row.outcomes if outcome.status == 503]
         other = len(row.outcomes) - len(whole) - len(refused)
-        gaps = [gap for one in whole for gap in np.diff(one.tokens)]
-        same = sum(one.text == expected[one.number] for one in whole)
+        gaps = [gap for outcome in whole for gap in np.diff(outcome.tokens)]
+        same = sum(outcome.text == expected[outcome.number] for outcome in whole)
         print(
             f"| {load:g} | {len(row.outcomes)} | {len(whole)} | {row.goodput:.3f} "
-            f"| {row.goodput / peak:.0%} | {spread([one.tokens[0] for one in whole])} "
+            f"| {row.goodput / peak:.0%} | {spread([outcome.tokens[0] for outcome in whole])} "
             f"| {spread(gaps)} | {len(refused)}{f', {other} otherwise' if other else ''} "
             f"| {spread(refused)} | {same} of {len(whole)} | {resident[load]:.0f} |",
             flush=True,
@@ -299,14 +298,14 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, default=8)
     parser.add_argument("--nice", type=int, default=0, help="of the clients")
     parser.add_argument("--replicas", default="1", help="0: without Ray")
-    wanted = parser.parse_args()
-    if wanted.seconds <= WARM:
-        parser.error(f"--seconds: more than the {WARM:g} that do not count")
-    run = make_run(wanted.directory / "run")
-    alone = engine_alone(run, wanted)
-    with service(run, wanted) as (url, process):
-        os.nice(wanted.nice)
-        asyncio.run(measure(f"{url}v1/completions", process, alone, wanted))
+    options = parser.parse_args()
+    if options.seconds <= WARMUP_S:
+        parser.error(f"--seconds: more than the {WARMUP_S:g} that do not count")
+    run = make_run(options.directory / "run")
+    alone = engine_alone(run, options)
+    with service(run, options) as (url, process):
+        os.nice(options.nice)
+        asyncio.run(measure(f"{url}v1/completions", process, alone, options))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The CPU recipes on Shakespeare, from command to end: val loss, wall time, and where it goes.
+"""The CPU recipes on Shakespeare, from start to end: val loss, and the time of each part.
 
     python benchmarks/shakespeare.py --seeds 1337 1 2 --dataset shakespeare_char
     python benchmarks/shakespeare.py --presets shakespeare_char_cpu shakespeare_char_fast
     python benchmarks/shakespeare.py --nanogpt ~/nanoGPT      # its train.py, in turn with ours
 
-Presets take turns, seed by seed; the ratio is that of the wall times of each seed's first and last.
+Presets take turns, seed by seed; the ratio is the first preset's wall time over the last one's.
 
-Flags that this script does not know go to `yuzogpt train`. A checkout of nanoGPT must have its
-data/shakespeare_char prepared.
+Flags that this script does not know are passed to `yuzogpt train`. A checkout of nanoGPT must have
+its data/shakespeare_char prepared.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NANOGPT = (
 
 
 def run_ours(preset: str, dataset: str, seed: int, flags: list[str]) -> dict[str, float]:
-    """Train once; return the loss and the seconds of each part."""
+    """Train once; return the val loss and the seconds of each part."""
     with tempfile.TemporaryDirectory() as out_dir:
         command = [sys.executable, "-m", "yuzogpt", "train", preset]
         command += [f"--dataset={dataset}", f"--out_dir={out_dir}/run", f"--seed={seed}", *flags]
@@ -70,7 +70,7 @@ def run_nanogpt(checkout: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a row a run, then the medians."""
+    """Print the values of each run, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="shakespeare_char")
     parser.add_argument("--presets", nargs="+", default=["shakespeare_char_cpu"])

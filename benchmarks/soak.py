@@ -1,18 +1,18 @@
-"""A run under random faults: does it end with the same bits, and what does each fault cost?
+"""A run under random faults: does it end with the same bits, and how long is each recovery?
 
     python benchmarks/soak.py DIRECTORY --minutes=60
 
-The real command, `yuzogpt train ... --num_workers=2` on its embedded Ray: a small model, dropout
-on. At random moments, each kind once and then at random, more of those that are frequent in life:
+The real command, `yuzogpt train ... --num_workers=2` on its embedded Ray, trains a small model with
+dropout. Faults come at random moments, first each kind once, then at random by their weights:
 
-    worker killed      SIGKILL for one of the two training workers
+    worker killed      SIGKILL to one of the two training workers
     killed twice       the same, and again within 15 seconds, while the workers start
-    worker stopped     SIGSTOP for one of them; --hang_timeout is to notice
-    command killed     SIGKILL for the command; then the same command again
-    command stopped    SIGTERM for it; then the same command again
+    worker stopped     SIGSTOP to one of them, which --hang_timeout_s must notice
+    command killed     SIGKILL to the command; then the same command again
+    command stopped    SIGTERM to it; then the same command again
 
-The peer is an undisturbed run of as many steps: final weights, optimizer state and every training
-loss are compared bit by bit. DIRECTORY must be new; it keeps both runs, and what they printed.
+The peer is an undisturbed run with as many steps: final weights, optimizer state and every training
+loss are compared bit by bit. DIRECTORY must be new; it keeps both runs and their output.
 """
 
 import argparse
@@ -47,15 +47,15 @@ FLAGS = (
 ).split()
 ENDLESS = 10**9  # steps
 MARK = "YUZOGPT_SOAK"  # in the environment of all processes of a run
-GIVE_UP = 300.0  # seconds without a step
-BAR, EVERY = 0.97, 600.0  # effective training time with one kill every 10 minutes
+STEP_TIMEOUT_S = 300.0
+BAR, KILL_INTERVAL_S = 0.97, 600.0  # effective training time with one kill every 10 minutes
 
 
 class Run:
-    """A run of the command: the same one again, however often it was killed."""
+    """A run that the same command resumes, however often it is killed."""
 
     def __init__(self, work: Path, name: str, flags: list[str]) -> None:
-        """Start it."""
+        """Start the command."""
         self.out_dir, self.name = work / name, name
         self.arguments = [sys.executable, "-m", "yuzogpt", "train", *FLAGS, *flags]
         self.arguments += [f"--data_dir={work / 'corpus'}", f"--out_dir={self.out_dir}"]
@@ -63,8 +63,8 @@ class Run:
         self.environment = {**os.environ, MARK: self.mark}
         self.environment.pop("RAY_ADDRESS", None)
         self.printed = (work / f"{name}.txt").open("ab")
-        self.heard: list[Record] = []
-        self.follower = Follower(LocalStorage(self.out_dir / runs.METRICS), self.heard.append)
+        self.records: list[Record] = []
+        self.follower = Follower(LocalStorage(self.out_dir / runs.METRICS), self.records.append)
         self.start()
 
     def start(self) -> None:
@@ -78,12 +78,12 @@ class Run:
         )
 
     def stop(self) -> None:
-        """Ask the command to stop, and wait until it has, with a checkpoint."""
+        """Ask the command to stop, and wait until it has saved a checkpoint and ended."""
         self.command.terminate()
         try:
-            status = self.command.wait(GIVE_UP)
+            status = self.command.wait(STEP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise Unexpected(f"{self.name}: not stopped within {GIVE_UP:.0f} s") from None
+            raise Unexpected(f"{self.name}: not stopped within {STEP_TIMEOUT_S:.0f} s") from None
         if status != 143:
             raise Unexpected(f"{self.name}: stopped with status {status}")
 
@@ -97,11 +97,11 @@ class Run:
                         found.append(process)
         return found
 
-    def trains(self, mark: int) -> Record:
-        """Wait until the loop began after `mark` (in what was heard); return its first step."""
-        deadline = time.monotonic() + GIVE_UP
+    def wait_for_step(self, mark: int) -> Record:
+        """Wait until the loop starts after the first `mark` records; return its first step."""
+        deadline = time.monotonic() + STEP_TIMEOUT_S
         while time.monotonic() < deadline:
-            new = self.heard[mark:]
+            new = self.records[mark:]
             starts = [index for index, r in enumerate(new) if r["kind"] == "start"]
             steps = [r for r in new[starts[0] :] if r["kind"] == "train"] if starts else []
             if steps:
@@ -109,7 +109,7 @@ class Run:
             if self.command.poll() is not None:
                 raise Unexpected(f"{self.name}: the command ended with {self.command.returncode}")
             time.sleep(0.1)
-        raise Unexpected(f"{self.name}: no step for {GIVE_UP:.0f} s")
+        raise Unexpected(f"{self.name}: no step for {STEP_TIMEOUT_S:.0f} s")
 
     def __enter__(self) -> Self:
         self.follower.__enter__()
@@ -118,7 +118,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        """Leave nothing running: what is not done by now is interrupted, then killed."""
+        """Interrupt the command if it runs, then kill what is left of it."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.command.send_signal(signal.SIGINT)
             self.command.wait(30)
@@ -132,45 +132,45 @@ class Run:
 
 
 class Unexpected(Exception):
-    """What must not happen; the message says what did."""
+    """Something happened that must not; the message says what."""
 
 
 # --- faults
 
 
-def kill_worker(run: Run, chance: random.Random) -> None:
-    """SIGKILL for a worker, if there is one at this moment."""
+def kill_worker(run: Run, generator: random.Random) -> None:
+    """Send SIGKILL to a worker, if there is one at this moment."""
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-        chance.choice(run.workers()).kill()
+        generator.choice(run.workers()).kill()
 
 
-def kill_twice(run: Run, chance: random.Random) -> None:
-    """SIGKILL for a worker, and for one of those that take over."""
-    kill_worker(run, chance)
-    time.sleep(chance.uniform(0, 15))
-    kill_worker(run, chance)
+def kill_twice(run: Run, generator: random.Random) -> None:
+    """Send SIGKILL to a worker, and to one of those that replace it."""
+    kill_worker(run, generator)
+    time.sleep(generator.uniform(0, 15))
+    kill_worker(run, generator)
 
 
-def stop_worker(run: Run, chance: random.Random) -> None:
-    """SIGSTOP for a worker."""
-    chance.choice(run.workers()).suspend()
+def stop_worker(run: Run, generator: random.Random) -> None:
+    """Send SIGSTOP to a worker."""
+    generator.choice(run.workers()).suspend()
 
 
-def kill_command(run: Run, chance: random.Random) -> None:
-    """SIGKILL for the command; the same again."""
+def kill_command(run: Run, generator: random.Random) -> None:
+    """Send SIGKILL to the command; start it again."""
     run.command.kill()
     run.command.wait()
     run.start()
 
 
-def stop_command(run: Run, chance: random.Random) -> None:
-    """SIGTERM for the command; the same again."""
+def stop_command(run: Run, generator: random.Random) -> None:
+    """Send SIGTERM to the command; start it again."""
     run.stop()
     run.start()
 
 
 Send = Callable[[Run, random.Random], None]
-FAULTS: dict[str, tuple[Send, int]] = {  # with how often they are, compared to each other
+FAULTS: dict[str, tuple[Send, int]] = {  # with their weights
     "worker killed": (kill_worker, 6),
     "killed twice": (kill_twice, 1),
     "worker stopped": (stop_worker, 1),
@@ -181,33 +181,30 @@ FAULTS: dict[str, tuple[Send, int]] = {  # with how often they are, compared to 
 
 @dataclass(frozen=True)
 class Fault:
-    """What one fault cost."""
+    """The cost of one fault."""
 
     kind: str
     seconds: float  # from the (first) signal to the first step after it
     redone_steps: int
 
 
-def disturb(run: Run, minutes: float, pause: float, chance: random.Random) -> list[Fault]:
-    """Send faults for so long, each kind at least once; then stop the run.
-
-    Returns what became of them.
-    """
+def disturb(run: Run, minutes: float, pause: float, generator: random.Random) -> list[Fault]:
+    """Send faults for some minutes, each kind at least once; stop the run; return the faults."""
     faults: list[Fault] = []
     deadline = time.monotonic() + 60 * minutes
-    coming = chance.sample(list(FAULTS), len(FAULTS))
-    run.trains(0)
+    coming = generator.sample(list(FAULTS), len(FAULTS))
+    run.wait_for_step(0)
     while coming or time.monotonic() < deadline:
-        time.sleep(chance.uniform(0, 2 * pause))
+        time.sleep(generator.uniform(0, 2 * pause))
         weights = [weight for _, weight in FAULTS.values()]
-        kind = coming.pop() if coming else chance.choices(list(FAULTS), weights)[0]
-        mark, sent = len(run.heard), time.time()
-        FAULTS[kind][0](run, chance)
-        first = run.trains(mark)
-        redone = sum(r["redone_steps"] for r in run.heard[mark:] if r["kind"] == "start")
+        kind = coming.pop() if coming else generator.choices(list(FAULTS), weights)[0]
+        mark, sent = len(run.records), time.time()
+        FAULTS[kind][0](run, generator)
+        first = run.wait_for_step(mark)
+        redone = sum(r["redone_steps"] for r in run.records[mark:] if r["kind"] == "start")
         faults.append(Fault(kind, first["time"] - sent, redone))
         print(
-            f"{len(faults)}: {kind}: {faults[-1].seconds:.1f} s, {redone} steps redone, goes on at "
+            f"{len(faults)}: {kind}: {faults[-1].seconds:.1f} s, {redone} steps redone, resumed at "
             f"step {first['step']}",
             flush=True,
         )
@@ -215,45 +212,45 @@ def disturb(run: Run, minutes: float, pause: float, chance: random.Random) -> li
     return faults
 
 
-# --- what came of it
+# --- results
 
 
 def prepare(work: Path) -> None:
-    """Make a corpus of the README: text that is always at hand."""
+    """Prepare a corpus from the README, which is always there."""
     source = Path(__file__).parents[1] / "README.md"
     command = [sys.executable, "-m", "yuzogpt", "prepare", "soak", f"--source={source}"]
     subprocess.run([*command, "--tokenizer=char", f"--data_dir={work / 'corpus'}"], check=True)
 
 
 def losses(run: Path) -> dict[int, float]:
-    """Return the loss of each step; Unexpected if one is missing or there twice."""
+    """Return the loss of each step; Unexpected if one is missing or duplicate."""
     train = [record for record in read_records(run / runs.METRICS) if record["kind"] == "train"]
     if [record["step"] for record in train] != list(range(1, len(train) + 1)):
-        raise Unexpected(f"{run}: steps are missing, out of order or there twice")
+        raise Unexpected(f"{run}: steps are missing, out of order or duplicate")
     return {record["step"]: record["loss"] for record in train}
 
 
 def differences(disturbed: Path, undisturbed: Path, step: int) -> list[str]:
-    """Return what is not the same, bit for bit, after `step` steps."""
-    found = []
+    """Return what differs, bit for bit, after `step` steps."""
+    different = []
     ours, theirs = losses(disturbed), losses(undisturbed)
     if len(ours) != step:
-        found.append(f"{len(ours)} steps, not {step}")
+        different.append(f"{len(ours)} steps, not {step}")
     other = [at for at in range(1, step + 1) if ours.get(at) != theirs.get(at)]
     if other:
-        found.append(f"the losses of {len(other)} steps, from step {other[0]} on")
+        different.append(f"the losses of {len(other)} steps, from step {other[0]} on")
     for kind in (checkpoints.MODEL, checkpoints.OPTIMIZER):
         file = Path("checkpoints", f"step-{step}", checkpoints.tensor_file(kind, 0, 1))
         if (disturbed / file).read_bytes() != (undisturbed / file).read_bytes():
-            found.append(str(file))
+            different.append(str(file))
     broken = list((disturbed / "checkpoints").glob("broken-*"))
     if broken:
-        found.append(f"{len(broken)} corrupt checkpoints were set aside")
-    return found
+        different.append(f"{len(broken)} corrupt checkpoints were quarantined")
+    return different
 
 
 def summary_of(run: Path) -> Summary:
-    """Return what `yuzogpt report` says of a run."""
+    """Return the summary that `yuzogpt report` prints."""
     history = History.read(run / runs.METRICS)
     assert history
     return summarize(run, history)
@@ -266,7 +263,7 @@ def pace(run: Path) -> float:
 
 
 def report(faults: list[Fault], disturbed: Path, step_seconds: float, interval: int) -> None:
-    """Print the table of faults, and the projection."""
+    """Print the table of faults, and a projection to one kill every 10 minutes."""
     print("| fault | times | seconds to the next step | steps redone | one every 10 minutes |")
     print("|---|---|---|---|---|")
     for kind in FAULTS:
@@ -279,7 +276,7 @@ def report(faults: list[Fault], disturbed: Path, step_seconds: float, interval: 
         print(
             f"| {kind} | {len(found)} | median {statistics.median(seconds):.1f}, at most "
             f"{max(seconds):.1f} | median {statistics.median(redone):.0f}, at most {max(redone)} "
-            f"| {1 - lost / EVERY:.1%} |"
+            f"| {1 - lost / KILL_INTERVAL_S:.1%} |"
         )
     said = summary_of(disturbed)
     print(
@@ -294,8 +291,8 @@ def report(faults: list[Fault], disturbed: Path, step_seconds: float, interval: 
     if killed:
         recovery = statistics.median(fault.seconds for fault in killed)
         redone_seconds = statistics.mean(fault.redone_steps for fault in killed) * step_seconds
-        effective = 1 - (recovery + redone_seconds) / EVERY
-        longest = 2 * ((1 - BAR) * EVERY - recovery)
+        effective = 1 - (recovery + redone_seconds) / KILL_INTERVAL_S
+        longest = 2 * ((1 - BAR) * KILL_INTERVAL_S - recovery)
         enough = f"which holds with checkpoints up to {longest:.0f} s apart"
         print(
             f"one worker killed every 10 minutes: {recovery:.1f} s of recovery and "
@@ -305,25 +302,25 @@ def report(faults: list[Fault], disturbed: Path, step_seconds: float, interval: 
 
 
 def main() -> None:
-    """Disturb a run, run its peer, compare, and print."""
+    """Run with faults, run the peer, compare, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=20, help="mean seconds between faults")
     parser.add_argument("--checkpoint_interval", type=int, default=50, help="steps")
-    parser.add_argument("--hang_timeout", type=float, default=10, help="seconds")
+    parser.add_argument("--hang_timeout_s", type=float, default=10, help="seconds")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
     work: Path = arguments.directory.resolve()
     work.mkdir(parents=True)
     prepare(work)
     flags = [f"--checkpoint_interval={arguments.checkpoint_interval}"]
-    flags += [f"--hang_timeout={arguments.hang_timeout}"]
+    flags += [f"--hang_timeout_s={arguments.hang_timeout_s}"]
     try:
         with Run(work, "disturbed", [*flags, f"--max_iters={ENDLESS}"]) as run:
-            chance = random.Random(arguments.seed)
-            faults = disturb(run, arguments.minutes, arguments.pause, chance)
+            generator = random.Random(arguments.seed)
+            faults = disturb(run, arguments.minutes, arguments.pause, generator)
         disturbed = run.out_dir
         step = max(losses(disturbed))
         print(f"stopped at step {step}; now as many without a fault", flush=True)

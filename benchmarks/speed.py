@@ -1,14 +1,14 @@
-"""Milliseconds a training step, against the GPT of transformers, or litgpt, in a plain loop.
+"""Milliseconds per training step, against the GPT of transformers or litgpt in a plain loop.
 
     python benchmarks/speed.py                      # 6 layers, 384 wide, context 256, batch 16
     python benchmarks/speed.py --rounds 9 --kinds "float32 eager" "float32 compiled"
     python benchmarks/speed.py --peer litgpt        # pip install litgpt; rotary positions in both
 
-The same model (GPT-2's parts, with biases), the same random tokens, AdamW and clipping; both in
-this process, eager and compiled, in float32 and under bfloat16 autocast (which a CPU without
-bfloat16 arithmetic emulates). Contenders take turns, round by round; the first round of each is not
-counted. A ratio above 1: we are faster. The last two rows compare our fastest kind with theirs, and
-with their float32 eager.
+Both sides have the same model (GPT-2's parts, with biases), random tokens, AdamW and clipping. They
+run in this process, eager and compiled, in float32 and under bfloat16 autocast (which a CPU without
+bfloat16 arithmetic emulates). They take turns, round by round; the first round of each is not
+counted. A ratio above 1 means that we are faster. The last two rows compare our fastest kind with
+theirs, and with their float32 eager.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def our_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) ->
 
 
 def transformers_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) -> Step:
-    """Return a step of transformers' GPT-2, whose loss leaves its last position out."""
+    """Return a step of transformers' GPT-2, whose loss leaves out the last position."""
     config = GPT2Config(
         vocab_size=shape.vocab_size, n_positions=shape.block_size, n_layer=shape.n_layer,
         n_head=shape.n_head, n_embd=shape.n_embd, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
@@ -100,7 +100,7 @@ def litgpt_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool)
 def plain_step(
     model: torch.nn.Module, loss_of: Callable[[Tensor], Tensor], dtype: torch.dtype | None
 ) -> Step:
-    """Return a step as the users of a library write it."""
+    """Return a step as a library's users write it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95))
 
     def step(rows: Tensor) -> None:
@@ -119,7 +119,7 @@ PEERS = {"transformers": transformers_step, "litgpt": litgpt_step}
 
 
 def main() -> None:
-    """Print a row a kind of arithmetic."""
+    """Print a row for each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="of each contender in a round")
@@ -130,29 +130,29 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=65)
     parser.add_argument("--peer", default="transformers", choices=PEERS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     shape = ModelSettings(
-        n_layer=wanted.layers, n_head=wanted.width // 64, n_embd=wanted.width,
-        block_size=wanted.context, vocab_size=wanted.vocab, bias=True,
-        pos_emb="rotary" if wanted.peer == "litgpt" else "learned",
+        n_layer=options.layers, n_head=options.width // 64, n_embd=options.width,
+        block_size=options.context, vocab_size=options.vocab, bias=True,
+        pos_emb="rotary" if options.peer == "litgpt" else "learned",
     )  # fmt: skip
-    rows = torch.randint(0, wanted.vocab, (wanted.batch, wanted.context + 1))
-    kinds = {name: KINDS[name] for name in wanted.kinds}
-    their_step = PEERS[wanted.peer]
+    rows = torch.randint(0, options.vocab, (options.batch, options.context + 1))
+    kinds = {name: KINDS[name] for name in options.kinds}
+    their_step = PEERS[options.peer]
     contenders = {
         name: (our_step(shape, *kind), their_step(shape, *kind)) for name, kind in kinds.items()
     }
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in kinds}
-    for number in range(wanted.rounds + 1):
+    for number in range(options.rounds + 1):
         for name, pair in contenders.items():
             for side, step in enumerate(pair):
                 began = time.perf_counter()
-                for _ in range(wanted.steps):
+                for _ in range(options.steps):
                     step(rows)
                 if number:
-                    found[name][side].append((time.perf_counter() - began) / wanted.steps)
-    print(f"{torch.get_num_threads()} threads, {wanted.rounds} rounds; ms a step, medians\n")
-    print(f"| | ours | {wanted.peer} | ratio (lowest to highest round) |\n|---|---|---|---|")
+                    found[name][side].append((time.perf_counter() - began) / options.steps)
+    print(f"{torch.get_num_threads()} threads, {options.rounds} rounds; ms a step, medians\n")
+    print(f"| | ours | {options.peer} | ratio (lowest to highest round) |\n|---|---|---|---|")
     for name, (ours, theirs) in found.items():
         print_row(name, ours, theirs)
     ours = min((pair[0] for pair in found.values()), key=statistics.median)
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 def print_row(name: str, ours: list[float], theirs: list[float]) -> None:
-    """Print medians, and the ratio of each round."""
+    """Print the medians, and the median and range of the rounds' ratios."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     print(
         f"| {name} | {1e3 * statistics.median(ours):,.0f} | {1e3 * statistics.median(theirs):,.0f} "

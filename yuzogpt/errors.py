@@ -1,57 +1,54 @@
-"""The exceptions that are meant for the user's eyes, and what to quote of others.
-
-The command line prints each as one line.
-"""
+"""Exceptions that the command line prints as one line, and what to quote of other errors."""
 
 import difflib
 import errno
 import os
 from collections.abc import Iterable
 
-MAX_QUOTED = 300  # characters of what others say
+MAX_QUOTED = 300  # characters of another library's message
 
 
 class UserError(Exception):
-    """What the user got wrong: one line that says what, where, and what would work.
+    """A mistake of the user's: one line that says what, where, and what would work.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class InUse(UserError):
-    """Another living process holds what was asked for: it may be free later."""
+    """Another running process holds what was asked for; it may be free later."""
 
 
 class RunFailed(Exception):
-    """A run that ended without being done, through no mistake of the user's: exit status 1."""
+    """A run that failed through no mistake of the user's: exit status 1."""
 
 
 class WorkerFailed(Exception):
-    """What ended one of several workers, in one line; the others wait for it: exit status 1."""
+    """Why one of several workers failed, in one line; the others wait for it: exit status 1."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and did, with a checkpoint: exit status 143, as of SIGTERM."""
+    """A run that stopped on request, after writing a checkpoint: exit status 143 (SIGTERM's)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a device, or this machine, had no memory left; torch has many ways to say so."""
+    """Return whether a device, or this machine, ran out of memory; torch says it in many ways."""
     is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return is_named or "allocate memory" in str(error)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in a few words what went wrong: the system's, or else those of a library."""
+    """Return what went wrong in a few words: the system's, else the library's."""
     if isinstance(error, OSError) and error.errno:
-        is_vague = error.errno == errno.EIO  # what a store says comes so, too
+        is_vague = error.errno == errno.EIO  # also the number of an object store's own errors
         return (error.strerror if is_vague else None) or os.strerror(error.errno)
     return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library says, for a message of one line.
+    """Return the first line of an error's message, cut off at MAX_QUOTED characters.
 
-    A library may quote what it read, however long: the end of that is left out.
+    A library may quote what it read, however long that is.
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= MAX_QUOTED else f"{line[:MAX_QUOTED]} ..."

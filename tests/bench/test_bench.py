@@ -1,4 +1,4 @@
-"""`yuzogpt bench` as its user calls it: real runs, a table, JSON, a trace."""
+"""`yuzogpt bench` as a user runs it: real runs, a table, JSON, a trace."""
 
 import json
 import os
@@ -20,16 +20,16 @@ from yuzogpt import cli, tokenization
 from yuzogpt.bench.bench import (
     Row,
     break_even,
-    devices_of,
+    build_table,
+    count_devices,
     in_directory,
-    row,
+    make_row,
     short_run,
-    table,
 )
-from yuzogpt.bench.hardware_rate import flops_per_token, spread
-from yuzogpt.bench.launchers import Timing, measure, what_went_wrong
-from yuzogpt.bench.synthetic import MOST, tokenizer_of
-from yuzogpt.config import BenchSettings, ModelSettings
+from yuzogpt.bench.hardware_rate import flops_per_token, median_and_deciles
+from yuzogpt.bench.launchers import Timing, find_error, measure
+from yuzogpt.bench.synthetic import MAX_CHARACTERS, make_tokenizer
+from yuzogpt.config import BenchSettings, ModelSettings, with_changes
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.model.gpt import GPT
@@ -103,25 +103,25 @@ def test_a_person_gets_a_table(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--launchers=mpi", "not one of bare, torchrun, ray"),
+        ("--launchers=mpi", "unknown; known: bare, torchrun, ray"),
         ("--world_sizes=0", "at least one worker"),
         ("--world_sizes=two", "valid integer"),
         ("--n_head=3", "not a multiple of n_head"),
         ("--synthetic=False", "no prepared corpus here"),
-        ("--trace=t.json --launchers=torchrun", "only launchers=bare"),
-        ("--trace=t.json --steps=2", "the last 3 of more steps"),
+        ("--trace=t.json --launchers=torchrun", "needs bare among the launchers"),
+        ("--trace=t.json --steps=2", "needs more than 3 steps in all"),
         ("--trace=no/such/t.json", "a directory that exists"),
         ("--launchers=torchrun --world_sizes=1,9", "too small for 9 workers"),
-        ("--launchers=ray --ray_address=127.0.0.1:9", "say with --storage"),
+        ("--launchers=ray --ray_address=127.0.0.1:9", "that all nodes share with --storage"),
         ("--init_from=gpt2 --freeze_layers=3", "--freeze_layers=0"),
         ("--vocab_size=1100000", "at most 1,092,096"),
     ],
 )
 def test_mistakes_are_one_line(here, flags, words):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         bench(*flags.split())
-    assert words in str(told.value)
-    assert "\n" not in str(told.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not list(here.iterdir())
 
 
@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_no_process_and_no_file(tmp_path):
         for left in marked(mark):
             os.kill(left, signal.SIGKILL)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "yuzogpt: interrupted"  # it will not go on
+    assert errors.splitlines()[-1] == "yuzogpt: interrupted"  # no hint at resuming: it cannot
 
 
 def test_sigterm_ends_what_runs(tmp_path, monkeypatch):
@@ -188,8 +188,9 @@ def marked(mark: str) -> list[int]:
 
 def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tmp_path):
     settings = resolve(BenchSettings, [], [
-        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear", "--start_rows=12",
-        "--ramp_iters=9", "--eval_tasks=lambada", "--dataset=shakespeare_char", "--steps=1",
+        f"--init_from={pretrained}", "--dropout=0.1", "--batch_schedule=linear",
+        "--batch_start_rows=12", "--batch_ramp_iters=9", "--eval_tasks=lambada",
+        "--dataset=shakespeare_char", "--steps=1",
     ])  # fmt: skip
     run = short_run(settings, tmp_path)
     assert (run.model.n_layer, run.model.n_embd, run.model.dropout) == (3, 48, 0.1)
@@ -200,27 +201,27 @@ def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tm
 
 def test_a_row_that_fails_says_why(tmp_path):
     run = in_directory(short_run(settings_of(), tmp_path), str(tmp_path), "torchrun-1")
-    changed = run.data.model_copy(update={"data_dir": str(tmp_path / "none")})
+    changed = with_changes(run, {"data.data_dir": str(tmp_path / "none")})
     with pytest.raises(RunFailed, match=r"torchrun, 1 worker.*no prepared corpus here"):
-        measure("torchrun", run.model_copy(update={"data": changed}), 1)
+        measure("torchrun", changed, 1)
 
 
 def test_of_a_log_the_line_that_says_it_is_shown():
     rank = ["[rank1]:   File x", "[rank1]: torch.OutOfMemoryError: CUDA out of memory", "W1126 ..."]
     end = ["elastic.errors.ChildFailedError: ", "=====", "exitcode : 1", "====="]
-    assert what_went_wrong([*rank, *end]) == rank[1]
-    assert what_went_wrong(["yuzogpt: too hot", *rank, *end]) == "too hot"
-    assert what_went_wrong(["hm", "-----", ""]) == "hm"
-    assert what_went_wrong([]) == ""
+    assert find_error([*rank, *end]) == rank[1]
+    assert find_error(["yuzogpt: too hot", *rank, *end]) == "too hot"
+    assert find_error(["hm", "-----", ""]) == "hm"
+    assert find_error([]) == ""
 
 
 def test_synthetic_text_has_any_vocabulary_that_unicode_has_characters_for():
-    for size in (40, 50_000, MOST):
-        tokenizer = tokenizer_of("openwebtext", size)
+    for size in (40, 50_000, MAX_CHARACTERS):
+        tokenizer = make_tokenizer("openwebtext", size)
         assert tokenizer.vocab_size == size
         assert tokenization.to_bytes(tokenizer)
     with pytest.raises(UserError, match="at most 1,092,096"):
-        tokenizer_of("openwebtext", MOST + 1)
+        make_tokenizer("openwebtext", MAX_CHARACTERS + 1)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_synthetic_text_has_any_vocabulary_that_unicode_has_characters_for():
 def test_workers_have_a_gpu_or_threads_each_as_far_as_there_are_cores(
     device, threads, workers, devices
 ):
-    assert devices_of(workers, hardware_of(device, threads)) == devices
+    assert count_devices(workers, hardware_of(device, threads)) == devices
 
 
 def hardware_of(device: str, threads: int) -> Hardware:
@@ -246,19 +247,19 @@ def hardware_of(device: str, threads: int) -> Hardware:
 
 def test_shares_are_of_the_ideal_and_of_all_devices():
     shape = ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=40)
-    timing = Timing([0.5, 0.5], tokens=1000, until_first=1.0, memory=None)
+    timing = Timing([0.5, 0.5], tokens=1000, seconds_to_first_step=1.0, memory_bytes=None)
 
     def apart(workers: int) -> Row:
-        return row("torchrun", workers, timing, shape, hardware_of("cuda", CORES), 1e9, 0)
+        return make_row("torchrun", workers, timing, shape, hardware_of("cuda", CORES), 1e9, 0)
 
     def shared(workers: int) -> Row:
-        return row("torchrun", workers, timing, shape, hardware_of("cpu", CORES), 1e9, 0)
+        return make_row("torchrun", workers, timing, shape, hardware_of("cpu", CORES), 1e9, 0)
 
     assert apart(2).mfu == apart(1).mfu / 2
     assert shared(2).mfu == apart(1).mfu
 
     def ideal(*rows: Row) -> list[str]:
-        drawn = table([vars(row) for row in rows])
+        drawn = build_table([vars(row) for row in rows])
         column = next(column for column in drawn.columns if column.header == "of ideal")
         return list(column.cells)
 
@@ -297,5 +298,5 @@ def test_compiling_pays_off_when_its_seconds_are_won_back():
 
 
 def test_the_spread_of_few_values():
-    assert spread([3.0]) == (3.0, 3.0, 3.0)
-    assert spread([5.0, 1.0, 3.0]) == (3.0, 1.4, 4.6)
+    assert median_and_deciles([3.0]) == (3.0, 3.0, 3.0)
+    assert median_and_deciles([5.0, 1.0, 3.0]) == (3.0, 1.4, 4.6)

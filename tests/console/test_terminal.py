@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, prepare_char_corpus
 from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.config import TrainSettings
 from yuzogpt.console import terminal
 from yuzogpt.tuning.table import TrialTable
@@ -54,7 +54,7 @@ def on_terminal(*arguments: str, answers: str = "") -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
     """A run whose alphabet has all of it, and which always repeats the last character."""
-    tokenizer = tokenization.CharTokenizer.of_text(HOSTILE + "\nabc")
+    tokenizer = tokenization.CharTokenizer.from_text(HOSTILE + "\nabc")
     model = small_model(1, vocab_size=tokenizer.vocab_size)
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(1, 1, settings.model_dump(), "none", "none", {})
@@ -109,7 +109,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called(hostile_run, tmp_path, c
         ["serve", str(folder)],
         [f"{folder}"],
     ):
-        assert status_of(command) == 2
+        assert exit_status(command) == 2
         said = capfd.readouterr().err
         assert said.count("\n") == 1
         assert r"a\nb\x1b[2J\x9b2J" in said, command
@@ -144,8 +144,8 @@ class Terminal:
 def test_a_table_that_changes_is_clean_too(monkeypatch):
     here = Terminal(monkeypatch)
     with TrialTable(HOSTILE, 10) as board:
-        board.starts("0000", {"data.dataset": HOSTILE})
-        board.ends("0000", "failed", HOSTILE)
+        board.mark_started("0000", {"data.dataset": HOSTILE})
+        board.mark_ended("0000", "failed", HOSTILE)
     terminal.console().print(HOSTILE, markup=False)
     terminal.say(HOSTILE)
     shown = here.shown()

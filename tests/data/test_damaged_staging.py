@@ -75,7 +75,7 @@ def test_a_damaged_record_is_done_again(tmp_path, source, whole, capsys):
         assert read_record(path.parent, unit) is None, content
     path.write_text(json.dumps(record | change))
     assert run(source, tmp_path / "1", *RULE)[0].fingerprint == whole
-    assert "going on: 1 of 4 units are done" in capsys.readouterr().out
+    assert "resuming: 1 of 4 units are done" in capsys.readouterr().out
     assert (tmp_path / "precious").read_bytes() == PRECIOUS
 
 

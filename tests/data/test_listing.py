@@ -138,7 +138,7 @@ def test_overwrite_deletes_nothing_before_the_work_can_start(tmp_path, monkeypat
     before = snapshot(tmp_path / "1")
     write_jsonl(tmp_path / "new.jsonl", make_documents(20))
     (tmp_path / "bad.jsonl").write_text("nonsense")
-    monkeypatch.setattr("tests.data.test_prepare.ThisProcess", NotStarting)
+    monkeypatch.setattr("tests.data.test_prepare.LocalWorkers", NotStarting)
     with pytest.raises(UserError):
         run(tmp_path / source, tmp_path / "1", "--overwrite")
     assert snapshot(tmp_path / "1") == before

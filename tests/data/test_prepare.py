@@ -274,7 +274,7 @@ def test_an_interrupted_overwrite_goes_on(tmp_path, capsys):
     export_bin(open_corpus(tmp_path / "1"))
     interrupt(source, tmp_path / "1", "--overwrite")
     corpus, _ = run(source, tmp_path / "1", "--overwrite")
-    assert "going on: 2 of 4 units are done" in capsys.readouterr().out
+    assert "resuming: 2 of 4 units are done" in capsys.readouterr().out
     assert corpus.fingerprint == run(source, tmp_path / "2")[0].fingerprint
     assert not (tmp_path / "1" / "train.bin").exists()  # it was of the old corpus
 
@@ -366,7 +366,7 @@ def test_a_killed_command_goes_on(tmp_path):
     assert "an interrupted preparation with another val_fraction" in changed.stderr
     again = yuzogpt(*arguments, f"--data_dir={tmp_path}/killed")
     assert again.returncode == 0, again.stderr
-    assert f"going on: {done - 1} of 100 units are done" in again.stdout
+    assert f"resuming: {done - 1} of 100 units are done" in again.stdout
     whole_manifest = (tmp_path / "whole" / MANIFEST).read_bytes()
     assert (tmp_path / "killed" / MANIFEST).read_bytes() == whole_manifest
     for block in json.loads(whole_manifest)["blocks"]:

@@ -68,7 +68,7 @@ def test_a_large_file_by_pieces_is_the_document_that_it_is_whole(tmp_path, monke
     whole, _ = run(tmp_path / "books", tmp_path / "1")
     monkeypatch.setattr(readers, "MAX_WHOLE_BYTES", 1_000)
     monkeypatch.setattr(readers, "BATCH_BYTES", 777)
-    monkeypatch.setattr("yuzogpt.tokenization.tokenizer.PIECE", 100)
+    monkeypatch.setattr("yuzogpt.tokenization.tokenizer.MAX_PIECE_LENGTH", 100)
     pieces, _ = run(tmp_path / "books", tmp_path / "2")
     assert everything(pieces) == sorted([text.replace("\r\n", "\n"), "short"])
     assert pieces.manifest.blocks == whole.manifest.blocks

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from yuzogpt.config import SoundnessSettings
-from yuzogpt.doctor.display import cores_of
-from yuzogpt.doctor.findings import judge
+from yuzogpt.doctor.display import core_count
+from yuzogpt.doctor.findings import diagnose
 from yuzogpt.doctor.links import Link
 from yuzogpt.doctor.node import Gpu, Node, Storage
 from yuzogpt.doctor.survey import Head, Survey
@@ -61,7 +61,7 @@ def change_links(survey, is_meant, **changes):
 
 
 def test_a_sound_cluster_has_no_findings():
-    assert judge(sound(), WANTED) == []
+    assert diagnose(sound(), WANTED) == []
 
 
 FAULTS = {
@@ -162,7 +162,7 @@ def test_a_fault_is_found_and_named(name):
     break_it, where, what = FAULTS[name]
     survey = sound()
     break_it(survey)
-    (found,) = judge(survey, WANTED)
+    (found,) = diagnose(survey, WANTED)
     assert (found.level, found.where) == ("fault", where)
     assert what in found.what
     assert found.remedy
@@ -201,13 +201,15 @@ def test_what_makes_it_slow_is_a_warning(name):
     for node in NAMES:
         change_versions(survey, node, driver="570")
     break_it(survey)
-    assert [(found.level, found.where) for found in judge(survey, WANTED)] == [("warning", where)]
+    assert [(found.level, found.where) for found in diagnose(survey, WANTED)] == [
+        ("warning", where)
+    ]
 
 
 def test_of_two_clocks_none_is_called_right():
     survey = sound()
     survey.clocks = {"a": (0.0, 0.01), "b": (1.9, 0.01)}
-    (found,) = judge(survey, WANTED)
+    (found,) = diagnose(survey, WANTED)
     assert (found.where, found.what) == ("cluster", "the clocks of a and b are 1.9 s apart")
 
 
@@ -218,9 +220,9 @@ def test_a_head_alone_is_not_the_cluster():
     survey.links = []
     survey.head.takes_work = False
     wanted = WANTED.model_copy(update={"num_nodes": 0})
-    (found,) = judge(survey, wanted)
+    (found,) = diagnose(survey, wanted)
     assert (found.level, found.where) == ("warning", "cluster")
-    assert "only the head is there" in found.what
+    assert "only the head has joined" in found.what
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_what_to_do_about_a_silent_node_depends_on_why(why, remedy):
     survey = sound()
     survey.silent["c"] = why
     del survey.nodes["c"]
-    (found,) = judge(survey, WANTED)
+    (found,) = diagnose(survey, WANTED)
     assert found.remedy.startswith(remedy)
 
 
@@ -243,33 +245,35 @@ def test_a_head_that_does_not_answer_is_not_called_open():
     survey = sound()
     del survey.nodes["head"]
     survey.silent["head"], survey.head = "not within 40 s", Head("head")
-    assert [found.what for found in judge(survey, WANTED)] == ["does not answer (not within 40 s)"]
+    assert [found.what for found in diagnose(survey, WANTED)] == [
+        "does not answer (not within 40 s)"
+    ]
 
 
 @pytest.mark.parametrize("choice", ["^docker0", "eth", "=eth0", "eth0,ib0"])
 def test_nccls_ways_to_choose_an_interface_are_known(choice):
     survey = sound()
     change(survey, "b", choices={"NCCL_SOCKET_IFNAME": choice})
-    assert judge(survey, WANTED) == []
+    assert diagnose(survey, WANTED) == []
 
 
 def test_faults_come_first():
     survey = sound()
     change(survey, "a", load=7.5)
     survey.storage["b"] = Storage(problem="Permission denied")
-    assert [found.level for found in judge(survey, WANTED)] == ["fault", "warning"]
+    assert [found.level for found in diagnose(survey, WANTED)] == ["fault", "warning"]
 
 
 def test_a_ray_of_ones_own_needs_no_lock():
     survey = sound()
     survey.is_shared, survey.head = False, Head("head")
-    assert judge(survey, WANTED) == []
+    assert diagnose(survey, WANTED) == []
 
 
 def test_a_containers_cores_are_shown_and_the_load_is_its_machines():
     survey = sound()
     change(survey, "a", cores=1, quota=0.5, machine_cores=64, load=20.0)
-    assert not judge(survey, WANTED)
-    assert cores_of(survey.nodes["a"]) == "0.5 of 64"
+    assert not diagnose(survey, WANTED)
+    assert core_count(survey.nodes["a"]) == "0.5 of 64"
     change(survey, "a", cores=8, quota=8.0, machine_cores=8, load=0.0)
-    assert cores_of(survey.nodes["a"]) == "8"
+    assert core_count(survey.nodes["a"]) == "8"

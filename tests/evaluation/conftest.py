@@ -1,4 +1,4 @@
-"""What the tests of evaluation share with pytest."""
+"""Fixtures for the tests of evaluation."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from yuzogpt.evaluation.benchmarks import files
 
 
 @pytest.fixture(autouse=True)
-def files_of_our_own(monkeypatch):
-    """What is known by a SHA-256 is not, here: the tests' own files pass for the published ones."""
-    known = {name: replace(one, sha256="") for name, one in files.PUBLISHED.items()}
-    monkeypatch.setattr(files, "PUBLISHED", known)
+def accept_any_file(monkeypatch):
+    """Remove the published files' SHA-256, so that the tests' own files are accepted for them."""
+    unhashed = {name: replace(file, sha256="") for name, file in files.PUBLISHED.items()}
+    monkeypatch.setattr(files, "PUBLISHED", unhashed)

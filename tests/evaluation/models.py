@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: a random GPT-2, and small benchmarks of their own."""
+"""A random GPT-2, and small benchmark files, for the tests of evaluation."""
 
 import json
 import random
@@ -21,7 +21,7 @@ WORDS = (
 
 
 def random_model(run: Path, seed: int = 1, **shape: int) -> Path:
-    """Write a run whose model speaks GPT-2's tokens; return it."""
+    """Write a run with a random model and GPT-2's tokenizer; return it."""
     model = small_model(seed, **{"vocab_size": 50257, "block_size": 64, **shape})
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(20, 20, settings.model_dump(), "none", "none", {})
@@ -31,19 +31,19 @@ def random_model(run: Path, seed: int = 1, **shape: int) -> Path:
 
 
 def exported(run: Path) -> Path:
-    """Export a run as a Hugging Face folder; return that."""
+    """Export a run as a Hugging Face folder; return the folder."""
     folder = run.with_name("hf")
     to_huggingface(resolve_model(str(run)), folder)
     return folder
 
 
 def sentence(generator: random.Random, most: int) -> str:
-    """Return some words."""
+    """Return 3 or more random words, fewer than `most`."""
     return " ".join(generator.choice(WORDS) for _ in range(generator.randrange(3, most)))
 
 
-def some_lambada(path: Path, passages: int = 40) -> None:
-    """Write passages, of which some are longer than a context."""
+def write_lambada(path: Path, passages: int = 40) -> None:
+    """Write passages, some of them longer than the model's context."""
     generator = random.Random(1)
     rows = [
         {"text": f'"{sentence(generator, 90).capitalize()}," {sentence(generator, 9)}'}
@@ -52,8 +52,8 @@ def some_lambada(path: Path, passages: int = 40) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def end_foreseen(path: Path, name: str) -> None:
-    """Let each third passage of LAMBADA end with the word that the model itself would say."""
+def end_with_greedy_words(path: Path, name: str) -> None:
+    """Let each third passage of LAMBADA end with the word that the model predicts."""
     reference = resolve_model(name)
     model, tokenizer = load_model(reference), reference.tokenizer()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -68,8 +68,8 @@ def end_foreseen(path: Path, name: str) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def some_hellaswag(path: Path, scenes: int = 24) -> None:
-    """Write scenes, with marks that are removed."""
+def write_hellaswag(path: Path, scenes: int = 24) -> None:
+    """Write scenes, with markup that is removed."""
     generator = random.Random(3)
     rows = []
     for _ in range(scenes):
@@ -82,8 +82,8 @@ def some_hellaswag(path: Path, scenes: int = 24) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def some_wikitext(path: Path, pages: int = 5) -> list[str]:
-    """Write articles in WikiText's tokens; return them as the harness's dataset has them."""
+def write_wikitext(path: Path, pages: int = 5) -> list[str]:
+    """Write tokenized articles as in WikiText; return them as in the harness's dataset."""
     generator = random.Random(2)
     found = []
     for number in range(pages):

@@ -1,4 +1,4 @@
-"""De-tokenizers lose nothing: what they join can be had back, to the last space."""
+"""Detokenizers are lossless: joined lines can be restored, to the last space."""
 
 import random
 
@@ -34,14 +34,14 @@ PTB_LINES = [
     ("rules", "lines"),
     [(WIKITEXT, WIKITEXT_LINES), (ONE_BILLION, WIKITEXT_LINES), (PTB, PTB_LINES)],
 )
-def test_every_line_can_be_had_back(rules, lines):
-    detokenizer = Detokenizer.of(rules, lines)
+def test_every_line_can_be_restored(rules, lines):
+    detokenizer = Detokenizer.for_lines(rules, lines)
     for line in lines:
-        assert detokenizer.back(detokenizer.join(line)) == line
+        assert detokenizer.restore(detokenizer.join(line)) == line
 
 
 def test_lines_read_as_people_write():
-    detokenizer = Detokenizer.of(WIKITEXT, WIKITEXT_LINES)
+    detokenizer = Detokenizer.for_lines(WIKITEXT, WIKITEXT_LINES)
     joined = [detokenizer.join(line) for line in WIKITEXT_LINES]
     assert joined[2] == (
         'The castle (built 1,204 feet above the sea, or 3.5 km) was "a ruin" by 1650.'
@@ -50,19 +50,19 @@ def test_lines_read_as_people_write():
         "Its well-known keep is John's, the steward's men's and the lords',"
     )
     assert joined[4] == 'He said: "It is not mine!"; the U.S. envoy, Mr. Hay, said "No."'
-    detokenizer = Detokenizer.of(PTB, PTB_LINES)
+    detokenizer = Detokenizer.for_lines(PTB, PTB_LINES)
     assert detokenizer.join(PTB_LINES[0]) == "no it wasn't black monday"
     assert "$N to $N or N N% a share they're told" in detokenizer.join(PTB_LINES[2])
 
 
 def test_what_is_not_tokenized_is_refused():
     with pytest.raises(UserError, match="space around each"):
-        Detokenizer.of(WIKITEXT, []).join("Two  spaces .")
+        Detokenizer.for_lines(WIKITEXT, []).join("Two  spaces .")
 
 
 @pytest.mark.parametrize("rules", [WIKITEXT, PTB, ONE_BILLION], ids=["wikitext", "ptb", "1bw"])
-def test_any_tokens_can_be_had_back(rules):
-    """Whatever the tokens are, be they made of marks: they stay apart where they must."""
+def test_any_tokens_can_be_restored(rules):
+    """Also tokens that are made of marks: they stay apart where they must."""
     generator = random.Random(1)
     pieces = ["a", "St.", "U.S.", "1", "(", ")", ",", ".", "'s", "n't", '"', "@-@", "@,@", "-", "$"]
     pieces += ["''", "'", "...", "x-y", "1,000", "%", "<unk>", "can't", '"x', "x(", ":", "@", "é"]
@@ -70,6 +70,6 @@ def test_any_tokens_can_be_had_back(rules):
         " " + "".join(f"{generator.choice(pieces)} " for _ in range(generator.randrange(12)))
         for _ in range(3000)
     ]
-    detokenizer = Detokenizer.of(rules, lines)
+    detokenizer = Detokenizer.for_lines(rules, lines)
     for line in lines:
-        assert detokenizer.back(detokenizer.join(line)) == line
+        assert detokenizer.restore(detokenizer.join(line)) == line

@@ -1,4 +1,4 @@
-"""`yuzogpt evaluate` as its user meets it: mistakes, a second run, a kill, another batch."""
+"""`yuzogpt evaluate` as a user runs it: mistakes, a second run, a kill, another batch size."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import REPOSITORY, prepare_here, yuzogpt
-from tests.evaluation.models import random_model, some_lambada, some_wikitext
-from yuzogpt.cli import main, status_of
+from tests.evaluation.models import random_model, write_lambada, write_wikitext
+from yuzogpt.cli import exit_status, main
 from yuzogpt.config import CorpusSettings
 from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.benchmarks import files as benchmark_files
-from yuzogpt.evaluation.benchmarks.tasks import Figure
-from yuzogpt.evaluation.results import Result, beside
+from yuzogpt.evaluation.benchmarks.tasks import Metric
+from yuzogpt.evaluation.results import Result, published_figures
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    some_lambada(folder / "lambada_test.jsonl")
-    some_wikitext(folder / "wikitext2_test.txt")
+    write_lambada(folder / "lambada_test.jsonl")
+    write_wikitext(folder / "wikitext2_test.txt")
     return folder
 
 
@@ -53,7 +53,7 @@ def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_
     for line in (
         r"lambada +paper +accuracy .* 0\.4599",
         r"wikitext2 +paper +token_perplexity .* 29\.41",
-        r"wikitext2, of the paper's figures: taken for per token of the model",
+        r"wikitext2, of the paper's figures: taken to be per model.s token",
     ):
         assert re.search(line, shown)
     assert not re.search(r"wikitext2 +paper +perplexity .* 29\.41", shown)
@@ -69,7 +69,7 @@ def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_
     first, before = results(tmp_path / "a"), shard.stat().st_mtime_ns
     capsys.readouterr()
     main(command(model, files, tmp_path / "a", "--num_workers=0"))
-    assert "shards are there already" in capsys.readouterr().out
+    assert "shards are already computed" in capsys.readouterr().out
     assert shard.stat().st_mtime_ns == before
     shard.write_bytes(shard.read_bytes()[:-20])
     main(command(model, files, tmp_path / "a", "--num_workers=0", "--batch_size=1"))
@@ -89,8 +89,8 @@ def test_mistakes(model, files, tmp_path):
     (tmp_path / "mine" / "results.json").write_text("[]")
     for arguments, message in {
         ("--tasks=lambda",): "did you mean lambada?",
-        ("--tasks=hellaswag",): "hellaswag has the protocol harness only",
-        ("--tasks=ptb", "--protocol=harness"): "ptb has the protocol paper only",
+        ("--tasks=hellaswag",): "hellaswag has only --protocol=harness",
+        ("--tasks=ptb", "--protocol=harness"): "ptb has only --protocol=paper",
         ("--tasks=",): "--tasks: none",
         (f"--benchmark_dir={tmp_path / 'empty'}",): "lambada_test.jsonl is missing; put",
         ("--tasks=loss", f"--data_dir={tmp_path / 'empty'}"): "no prepared corpus here",
@@ -117,7 +117,7 @@ def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
     lambada = results(out_dir)["tasks"]["lambada"]
     assert lambada["figures"]["accuracy"]["counted"] == 40
     main(command(model, files, out_dir, "--num_workers=0", "--tasks=lambada", "--limit=9"))
-    assert "keeps those figures" in capsys.readouterr().out
+    assert "keeps the metrics computed without --limit" in capsys.readouterr().out
     assert results(out_dir)["tasks"]["lambada"] == lambada
     harness = ("--tasks=lambada,wikitext2", "--protocol=harness")
     main(command(model, files, out_dir, "--num_workers=0", *harness))
@@ -134,14 +134,14 @@ def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
     assert results(out_dir)["tasks"] == found
     main(command(other, files, out_dir, "--num_workers=0", "--tasks=lambada", "--overwrite"))
     assert list(results(out_dir)["tasks"]) == ["lambada"]
-    # The same run, trained on: its figures begin anew.
+    # The same run, trained on: its figures start over.
     random_model(other, 3)
     main(command(other, files, out_dir, "--num_workers=0", "--tasks=wikitext2"))
     assert list(results(out_dir)["tasks"]) == ["wikitext2"]
 
 
 def shards_in(out_dir):
-    """Return each shard's file, and when it was written."""
+    """Return the modification time of each shard's file."""
     return {path: path.stat().st_mtime_ns for path in out_dir.glob("shards/*/*.json")}
 
 
@@ -166,15 +166,18 @@ def test_a_part_of_a_file_is_told(model, tmp_path, capsys):
     assert "1.16" not in capsys.readouterr().out.split("bits_per_byte")[1].splitlines()[0]
     with zipfile.ZipFile(tmp_path / "enwik8.zip", "a") as archive:
         archive.writestr("README", b"about it")
-    assert status_of(asked) == 2
+    assert exit_status(asked) == 2
     assert "not a whole zip of one file: it has 2" in capsys.readouterr().err
 
 
 def test_losses_stand_beside_nanogpts():
-    figure = Figure("val_loss", 3.2, 10, "tokens")
+    figure = Metric("val_loss", 3.2, 10, "tokens")
     of_openwebtext = Result("loss", [figure], {"corpus": "openwebtext", "limit": 0})
-    assert beside(of_openwebtext, figure) == (3.12, 2.84, 2.67, 2.54)
-    assert beside(Result("loss", [figure], {"corpus": "shakespeare", "limit": 0}), figure) == ()
+    assert published_figures(of_openwebtext, figure) == (3.12, 2.84, 2.67, 2.54)
+    assert (
+        published_figures(Result("loss", [figure], {"corpus": "shakespeare", "limit": 0}), figure)
+        == ()
+    )
 
 
 def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, monkeypatch):
@@ -209,12 +212,12 @@ def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, mon
     # Nothing in it.
     path.write_text("")
     capsys.readouterr()
-    assert status_of([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
-    assert "that it could be counted on" in capsys.readouterr().err
+    assert exit_status([*asked, f"--out_dir={tmp_path / 'none'}"]) == 2
+    assert "has nothing to score" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     # Half a zip.
     (own / "enwik8.zip").write_bytes(b"PK\x03\x04" + bytes(50))
-    assert status_of([*asked, "--tasks=enwik8"]) == 2
+    assert exit_status([*asked, "--tasks=enwik8"]) == 2
     assert "not a whole zip of one file" in capsys.readouterr().err
 
 
@@ -243,8 +246,8 @@ def test_the_loss_on_a_whole_corpus_is_not_replaced_by_that_on_a_part(
     capsys.readouterr()
     main([*asked, "--loss_windows=5"])
     assert results(out_dir)["tasks"]["loss"] == whole
-    said = f"loss: without --loss_windows=5 before; {out_dir}/results.json keeps those figures"
-    assert said in capsys.readouterr().out
+    kept = "keeps the metrics computed without --loss_windows=5"
+    assert f"loss: {out_dir}/results.json {kept}" in capsys.readouterr().out
     main([*asked, "--loss_windows=0", "--limit=2"])
     assert results(out_dir)["tasks"]["loss"] == whole
     main(asked)  # 2,000 windows: more than there are
@@ -281,13 +284,13 @@ def test_results_that_are_none_are_refused_in_one_line(content, model, files, tm
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     asked = command(model, files, tmp_path, "--num_workers=0", "--tasks=lambada", "--limit=3")
-    assert status_of(asked) == 2
+    assert exit_status(asked) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"yuzogpt: {path}: ")
     assert said.endswith(": not the results of an evaluation; choose another --out_dir\n")
     assert said.count("\n") == 1
     assert not (tmp_path / "shards").exists()
-    assert status_of([*asked, "--overwrite"]) == 2  # it may be the user's own
+    assert exit_status([*asked, "--overwrite"]) == 2  # it may be the user's own
 
 
 def test_scores_that_are_none_are_computed_again(model, files, tmp_path):
@@ -307,7 +310,7 @@ def test_scores_that_are_none_are_computed_again(model, files, tmp_path):
     ):
         path.write_text(bad)
         (tmp_path / "results.json").unlink()
-        assert status_of(asked) == 0
+        assert exit_status(asked) == 0
         assert json.loads(path.read_text()) == whole
         assert results(tmp_path) == before
 

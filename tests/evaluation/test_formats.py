@@ -1,4 +1,4 @@
-"""The benchmarks' files: read with limits, as UTF-8, and refused in one line."""
+"""Benchmark files are read with limits and as UTF-8; mistakes are one line."""
 
 import codecs
 import io

@@ -47,7 +47,7 @@ def answer(command: list[str], home: Path) -> Answer:
         status = 70
         try:
             become_command(home, out, err)
-            status = cli.status_of(command)
+            status = cli.exit_status(command)
         except BaseException:
             traceback.print_exc()
         finally:

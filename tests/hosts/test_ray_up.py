@@ -152,7 +152,7 @@ def test_the_doctor_finds_what_is_wrong(cluster, tmp_path):
     shared = cluster.hosts.shared
     with first.read_only(shared), second.slow("10mbit"), second.closed_to(first):
         # Four hosts share two cores with all else that runs: a link of theirs may seem slow.
-        flags = (f"--storage={shared}", "--num_nodes=5", "--least_bandwidth=50", "--json")
+        flags = (f"--storage={shared}", "--num_nodes=5", "--min_bandwidth_mbit=50", "--json")
         printed = cluster.submit("jobs/doctor.py", *flags, fails=True)
     found, _ = json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])
     faults = {(one["where"], one["what"]) for one in found["findings"] if one["level"] == "fault"}

@@ -1,4 +1,4 @@
-"""What README named in version e909652 still works: imports, modules, settings, sections of YAML."""
+"""What README named in version e909652 still works: imports, modules, settings."""
 
 import importlib
 import subprocess

@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from yuzogpt.cli import VERBS
+from yuzogpt.config.renamed import RENAMED_SETTINGS
 from yuzogpt.config.resolve import leaves
 
 README = (REPOSITORY / "README.md").read_text()
@@ -18,7 +19,7 @@ OTHERS = {"working-dir", "address", "node-ip-address", "minutes", "model_args"}
 
 def test_every_flag_is_a_setting():
     known = {name for verb in VERBS.values() for dotted, _ in leaves(verb.schema)
-             for name in (dotted, dotted.split(".")[1])}  # fmt: skip
+             for name in (dotted, dotted.split(".")[1])} | RENAMED_SETTINGS.keys()  # fmt: skip
     named = set(re.findall(r"--([a-zA-Z][\w.-]*\w)", README))
     assert named - known - FOREIGN - OWN - OTHERS == set()
 

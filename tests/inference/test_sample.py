@@ -18,8 +18,8 @@ from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
 from yuzogpt.inference.load import load_engine
-from yuzogpt.inference.requests import Request, Sampling
-from yuzogpt.inference.sample import complete, ids_of, read_prompts
+from yuzogpt.inference.requests import Request, SamplingParams
+from yuzogpt.inference.sample import complete, encode_start, read_prompts
 from yuzogpt.inference.sample import sample as draw_samples
 from yuzogpt.storage.paths import SUBMITTED_JOB
 
@@ -30,8 +30,8 @@ SEPARATOR = "\n---------------\n"
 def run_dir(corpus_dir, tmp_path_factory):
     """A finished run. Read only."""
     out_dir = tmp_path_factory.mktemp("sample") / "run"
-    places = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
-    main(["train", *TINY, *places, "--num_workers=0", "--max_iters=20"])
+    paths = [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
+    main(["train", *TINY, *paths, "--num_workers=0", "--max_iters=20"])
     return out_dir
 
 
@@ -50,11 +50,11 @@ def test_prompts_of_a_file_are_sampled_together_as_they_are_alone(run_dir, tmp_p
     named = [f"--out_dir={run_dir}", f"--prompts={tmp_path / 'prompts.jsonl'}"]
     result = yuzogpt("sample", *named, *flags, "--max_new_tokens=60")
     assert result.returncode == 0, result.stderr
-    found = result.stdout.split(SEPARATOR)[:-1]
-    assert len(found) == 20  # more than are drawn at once
-    assert all(text.startswith(prompts[i // 5]) for i, text in enumerate(found))
-    assert found[5:10] == sample(run_dir, f"--start={prompts[1]}", *flags)
-    assert found[13:14] == sample(
+    samples = result.stdout.split(SEPARATOR)[:-1]
+    assert len(samples) == 20  # more than there are slots
+    assert all(text.startswith(prompts[i // 5]) for i, text in enumerate(samples))
+    assert samples[5:10] == sample(run_dir, f"--start={prompts[1]}", *flags)
+    assert samples[13:14] == sample(
         run_dir, f"--start={prompts[2]}", *flags, "--num_samples=1", "--seed=1340"
     )
     (whole,) = sample(run_dir, "--start=thou", "--num_samples=1", "--dtype=bfloat16")
@@ -83,20 +83,20 @@ def test_end_of_text_in_a_prompt_is_the_token():
         "a<|endoftext|><|endoftext|>b": [*gpt2.encode("a"), end, end, *gpt2.encode("b")],
         "<|endoftext": [*gpt2.encode("<|endoftext")],
     }.items():
-        assert ids_of(prompt, gpt2) == ids
-    characters = tokenization.CharTokenizer.of_text("\n<|endoftxt>")
-    assert ids_of("", characters) == [0]  # a line's end, as nanoGPT's --start
-    assert characters.decode(ids_of("<|endoftext|>", characters)) == "<|endoftext|>"
+        assert encode_start(prompt, gpt2) == ids
+    characters = tokenization.CharTokenizer.from_text("\n<|endoftxt>")
+    assert encode_start("", characters) == [0]  # a line's end, as nanoGPT's --start
+    assert characters.decode(encode_start("<|endoftext|>", characters)) == "<|endoftext|>"
 
 
-def test_a_document_is_begun_however_that_is_said(tmp_path):
+def test_every_way_to_start_a_document_is_the_same(tmp_path):
     run = random_model(tmp_path / "run")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": ""}\n"<|endoftext|>"\n')
     flags = [f"--out_dir={run}", "--num_samples=1", "--max_new_tokens=20", "--device=cpu"]
     engine = load_engine(
         resolve_model(str(run)), tokenization.gpt2_tokenizer(), SampleSettings().device, 1
     )
-    (text,) = complete(engine, [Request([50256], 20, Sampling(temperature=0.8, seed=1337))])
+    (text,) = complete(engine, [Request([50256], 20, SamplingParams(temperature=0.8, seed=1337))])
     assert sample(run, *flags, "--start=", "--top_k=0") == [text]
     assert sample(run, *flags, f"--prompts={tmp_path / 'prompts.jsonl'}", "--top_k=0") == [
         text, f"<|endoftext|>{text}",
@@ -147,8 +147,8 @@ def test_a_submitted_job_says_which_relative_path_it_would_lose(run_dir, flag):
 def test_a_submitted_job_names_no_run_that_it_does_not_read(run_dir, capsys):
     main(["sample", f"--init_from={run_dir}", "--start=thou", *SHORT])
     assert capsys.readouterr().out.startswith("thou")
-    published = resolve(SampleSettings, [], ["--init_from=gpt2"]).sampling
-    assert commands.locate_sampling(published) == published
+    published = resolve(SampleSettings, [], ["--init_from=gpt2"])
+    assert commands.with_sampling_paths(published) == published
 
 
 def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):
@@ -178,7 +178,7 @@ def test_a_cpu_says_that_it_does_not_compile(run_dir, flags):
         ('"ü"', "no id for 'ü'"),
     ],
 )
-def test_prompts_that_are_none(run_dir, tmp_path, content, message):
+def test_broken_prompt_files(run_dir, tmp_path, content, message):
     path = tmp_path / "prompts.jsonl"
     if content is not None:
         path.write_text(content)
@@ -225,11 +225,11 @@ def test_interactive_answers_each_line_until_the_input_ends(run_dir):
     lines = "thou art\nünknown\n\n".encode() + b"th\xffe\nthe king\n"
     out, errors = process.communicate(lines, timeout=60)
     assert process.returncode == 0
-    told = errors.decode().splitlines()
-    assert len(told) == 3
-    assert "no id for 'w' 'ü'" in told[0]
-    assert "empty" in told[1]
-    assert "no id for '\\udcff'" in told[2]  # a byte that is no UTF-8
+    messages = errors.decode().splitlines()
+    assert len(messages) == 3
+    assert "no id for 'w' 'ü'" in messages[0]
+    assert "empty" in messages[1]
+    assert "no id for '\\udcff'" in messages[2]  # a byte that is no UTF-8
     first, second = out.decode().split(SEPARATOR)[:-1]
     assert [first] == sample(run_dir, "--start=thou art", "--num_samples=1")
     assert [second] == sample(run_dir, "--start=the king", "--num_samples=1", "--seed=1341")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from yuzogpt.inference.requests import Sampling
-from yuzogpt.inference.sampler import next_tokens, uniform
+from yuzogpt.inference.requests import SamplingParams
+from yuzogpt.inference.sampler import sample_tokens, uniform
 
 
-def probabilities_of(logits, settings, seen):
-    """Return what each token is drawn with: lists, loops and the papers' words."""
+def probabilities(logits, settings, seen):
+    """Return the probability of each token: a plain implementation of the papers."""
     logits = logits.tolist()
     for token in seen:
         penalty = settings.repetition_penalty
@@ -34,10 +34,10 @@ def probabilities_of(logits, settings, seen):
     return [weights[i] / total if i in kept else 0.0 for i in range(len(weights))]
 
 
-def plain_draw(probabilities, number):
+def plain_draw(probs, number):
     """Return the token in whose share of the line the number falls."""
     so_far = 0.0
-    for token, probability in enumerate(probabilities):
+    for token, probability in enumerate(probs):
         so_far += probability
         if number < so_far:
             return token
@@ -45,7 +45,7 @@ def plain_draw(probabilities, number):
 
 
 def some_settings(chance):
-    return Sampling(
+    return SamplingParams(
         repetition_penalty=chance.choice([1.0, 1.0, 1.3, 0.8]),
         temperature=chance.choice([0, 0.5, 1.0, 2.0]),
         top_k=chance.choice([0, 1, 5, 40, 10_000]),
@@ -66,17 +66,17 @@ def test_every_mix_of_settings_draws_what_the_plain_way_draws(vocabulary, spread
         seen = torch.rand(R, vocabulary, generator=generator) < 0.2
         numbers = [chance.random() for _ in rows]
         before = logits.clone()
-        drawn = next_tokens(logits, rows, numbers, seen).tolist()
+        drawn = sample_tokens(logits, rows, numbers, seen).tolist()
         assert torch.equal(logits, before)
         for row, settings in enumerate(rows):
             tokens = seen[row].nonzero().flatten().tolist()
-            expected = probabilities_of(logits[row], settings, tokens)
+            expected = probabilities(logits[row], settings, tokens)
             assert expected[drawn[row]] > 0
-            # float32 against Python's floats: only a number at a border may fall beside it
+            # float32 against Python's floats: only a number at a border may give the next token
             borders = [min(max(numbers[row] + e, 0), 1 - 1e-9) for e in (-1e-5, 0, 1e-5)]
             assert drawn[row] in {plain_draw(expected, number) for number in borders}
             # Alone as in a batch.
-            alone = next_tokens(
+            alone = sample_tokens(
                 logits[row : row + 1], [settings], [numbers[row]], seen[row : row + 1]
             )
             assert alone.tolist() == [drawn[row]]
@@ -85,9 +85,9 @@ def test_every_mix_of_settings_draws_what_the_plain_way_draws(vocabulary, spread
 def test_draws_have_the_probabilities_of_the_model():
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
     draws = 4000
-    rows = [Sampling(temperature=0.7)] * draws
+    rows = [SamplingParams(temperature=0.7)] * draws
     numbers = [uniform(9, index) for index in range(draws)]
-    drawn = next_tokens(logits.expand(draws, -1), rows, numbers, None)
+    drawn = sample_tokens(logits.expand(draws, -1), rows, numbers, None)
     share = torch.bincount(drawn, minlength=4) / draws
     torch.testing.assert_close(share, (logits[0] / 0.7).softmax(-1), rtol=0, atol=0.03)
 
@@ -108,11 +108,13 @@ def test_numbers_at_the_ends_draw_what_may_be_drawn():
     logits = torch.full((2, 1000), -torch.inf)
     logits[:, 400] = 1.0
     logits[:, 600] = 1.0
-    rows = [Sampling()] * 2
-    assert next_tokens(logits, rows, [2**-49, 1 - 2**-49], None).tolist() == [400, 600]
+    rows = [SamplingParams()] * 2
+    assert sample_tokens(logits, rows, [2**-49, 1 - 2**-49], None).tolist() == [400, 600]
 
 
 def test_equal_logits_pass_together():
     logits = torch.tensor([[2.0, 2.0, 2.0, 0.0]])
-    drawn = {next_tokens(logits, [Sampling(top_k=1)], [n / 10], None).item() for n in range(10)}
+    drawn = {
+        sample_tokens(logits, [SamplingParams(top_k=1)], [n / 10], None).item() for n in range(10)
+    }
     assert drawn == {0, 1, 2}

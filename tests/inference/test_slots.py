@@ -1,4 +1,4 @@
-"""Decoding all slots at once, in one shape: what it computes, and that nobody disturbs another."""
+"""Decode steps of all slots in one shape: the same logits, and no request disturbs another."""
 
 import random
 
@@ -18,24 +18,26 @@ from tests.inference.engines import (
     small_model,
 )
 from yuzogpt.inference.engine import Engine
-from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.tokenization.tokenizer import CharTokenizer
 
 BLOCK = SHAPE.block_size
-COMPILED = {"in_all_slots": True, "compiled": True}
+COMPILED = {"decode_all_slots": True, "compiled": True}
 
 
 @pytest.fixture(autouse=True)
 def nothing_compiled():
-    """Begin without what other tests have compiled in this process."""
+    """Drop what other tests have compiled in this process."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
 
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
 @pytest.mark.parametrize("requests", [1, 3, 7])
-def test_logits_are_those_of_the_whole_context(requests, pos_emb):
-    engine = make_engine(small_model(pos_emb=pos_emb), slots=3, chunk=8, in_all_slots=True)
+def test_logits_are_the_same_without_a_cache(requests, pos_emb):
+    engine = make_engine(
+        small_model(pos_emb=pos_emb), slots=3, prefill_chunk=8, decode_all_slots=True
+    )
     prompts = [random_prompt(length, length) for length in (1, 9, 40, 16, 2, BLOCK, 33)[:requests]]
     events = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
     check_against_uncached(small_model(pos_emb=pos_emb), prompts, events)
@@ -43,7 +45,7 @@ def test_logits_are_those_of_the_whole_context(requests, pos_emb):
 
 @pytest.fixture
 def one_thread():
-    """A CPU's kernel of attention gives each thread a buffer; their places change last bits."""
+    """A CPU's attention kernel gives each thread a buffer; their addresses change last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,50 +59,52 @@ def test_a_request_gets_the_same_bits_alone_and_among_others():
         Request(
             random_prompt(chance.choice([1, 3, 9, 20, 40]), seed),
             chance.randint(1, 40),
-            Sampling(temperature=chance.choice([0, 0.7]), seed=seed),
+            SamplingParams(temperature=chance.choice([0, 0.7]), seed=seed),
             logprobs=SHAPE.vocab_size,
         )
         for seed in range(12)
     ]
-    engine = make_engine(slots=5, chunk=8, in_all_slots=True)
+    engine = make_engine(slots=5, prefill_chunk=8, decode_all_slots=True)
     assert engine.batch_invariant
     together = run(engine, requests)
     for request, events in zip(requests, together, strict=True):
         (alone,) = run(engine, [request])
         assert [e.token for e in events] == [e.token for e in alone]
-        assert [e.alternatives for e in events] == [e.alternatives for e in alone]
+        assert [e.top_logprobs for e in events] == [e.top_logprobs for e in alone]
 
 
-def test_a_prompts_own_log_probabilities_are_told():
+def test_log_probabilities_of_the_prompt():
     prompt = random_prompt(21, 4)  # the last token comes alone: 21 = 16 + 4 + 1
-    wanted, found = (
-        run(make_engine(chunk=16, **how), [greedy(prompt, 2, echo=True), greedy([7], 30)])[0]
-        for how in ({}, {"in_all_slots": True})
+    expected, events = (
+        run(make_engine(prefill_chunk=16, **how), [greedy(prompt, 2, echo=True), greedy([7], 30)])[
+            0
+        ]
+        for how in ({}, {"decode_all_slots": True})
     )
-    assert [event.token for event in found] == [event.token for event in wanted]
-    for ours, theirs in zip(found[1:], wanted[1:], strict=True):
+    assert [event.token for event in events] == [event.token for event in expected]
+    for ours, theirs in zip(events[1:], expected[1:], strict=True):
         torch.testing.assert_close(logprobs(ours), logprobs(theirs), rtol=0, atol=1e-4)
 
 
-def test_a_compiled_step_is_the_computed_one():
+def test_a_compiled_step_computes_the_same():
     model = small_model(pos_emb="rotary")
-    engine = make_engine(model, slots=3, chunk=8, packed=False, **COMPILED)
-    assert engine.all_slots.step != engine.all_slots._compute  # it was not given up
+    engine = make_engine(model, slots=3, prefill_chunk=8, packed=False, **COMPILED)
+    assert engine.decoder.is_compiled
     prompts = [random_prompt(length, length) for length in (1, 9, 40, 16)]
     events = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
     check_against_uncached(small_model(pos_emb="rotary"), prompts, events)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs == 1  # nothing of the step is left to Python
     make_engine(small_model(pos_emb="rotary"), slots=3, packed=False, **COMPILED)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # nor compiled anew
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # a cached one
 
 
-def test_without_a_compiler_it_decodes_on(tmp_path, monkeypatch):
+def test_without_a_compiler_it_still_decodes(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-compiler"),))
     with pytest.warns(UserWarning, match="decoding without torch.compile: "):
         engine = make_engine(small_model(), slots=2, packed=False, **COMPILED)
-    assert engine.all_slots.step == engine.all_slots._compute
+    assert not engine.decoder.is_compiled
     prompt = random_prompt(9, 9)
     events = run(engine, [greedy(prompt, 20)])
     check_against_uncached(small_model(), [prompt], events)
@@ -110,17 +114,17 @@ def test_without_a_compiler_it_decodes_on(tmp_path, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
-def test_a_recorded_step_is_the_computed_one(pos_emb, compiled):
+def test_a_recorded_step_computes_the_same(pos_emb, compiled):
     device = torch.device("cuda")
     tokenizer = CharTokenizer("".join(map(chr, range(48, 48 + SHAPE.vocab_size))))
     model = small_model(pos_emb=pos_emb)
     engine = Engine(model, tokenizer, device, torch.float32, slots=3, compiled=compiled)
-    assert engine.all_slots is not None
-    assert engine.all_slots.graph is not None
+    assert engine.decoder is not None
+    assert engine.decoder.graph is not None
     prompts = [random_prompt(length, length) for length in (1, 9, 40, 16)]
     recorded = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
-    engine.all_slots.graph = None
+    engine.decoder.graph = None
     computed = run(engine, [greedy(prompt, 2 * BLOCK) for prompt in prompts])
     for ours, theirs in zip(recorded, computed, strict=True):
-        assert [event.alternatives for event in ours] == [event.alternatives for event in theirs]
+        assert [event.top_logprobs for event in ours] == [event.top_logprobs for event in theirs]
     check_against_uncached(small_model(pos_emb=pos_emb), prompts, recorded, 1e-2)  # TF32

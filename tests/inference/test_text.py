@@ -1,4 +1,4 @@
-"""Pieces of text: together the whole, nothing of a stop string, whole characters only."""
+"""Pieces of text: together the whole text, whole characters only, nothing of a stop string."""
 
 import random
 
@@ -17,20 +17,20 @@ def gpt2():
 
 def pieces(tokenizer, ids, stops=()):
     stream = TextStream(tokenizer, stops)
-    found = []
+    texts = []
     for token in ids:
-        found.append(stream.push(int(token)))
+        texts.append(stream.push(int(token)))
         if stream.stopped:
-            return found
-    return [*found, stream.flush()]
+            return texts
+    return [*texts, stream.flush()]
 
 
 def test_pieces_are_the_whole_text(gpt2):
     ids = gpt2.encode(TEXT)
     assert any("\ufffd" in gpt2.decode([token]) for token in ids)  # characters are cut
-    found = pieces(gpt2, ids)
-    assert "".join(found) == TEXT
-    assert not any("\ufffd" in piece for piece in found)
+    texts = pieces(gpt2, ids)
+    assert "".join(texts) == TEXT
+    assert not any("\ufffd" in piece for piece in texts)
 
 
 def test_bytes_that_are_no_text_are_shown_as_such(gpt2):
@@ -42,8 +42,8 @@ def test_bytes_that_are_no_text_are_shown_as_such(gpt2):
 
 @pytest.mark.parametrize("stop", ["語", "日本", " family", "ly 👨", "e 日本語 🍋", "done", "n"])
 def test_a_stop_string_across_tokens_is_never_seen(gpt2, stop):
-    found = pieces(gpt2, gpt2.encode(TEXT), ["never there", stop])
-    assert "".join(found) == TEXT[: TEXT.index(stop)]
+    texts = pieces(gpt2, gpt2.encode(TEXT), ["never there", stop])
+    assert "".join(texts) == TEXT[: TEXT.index(stop)]
 
 
 def test_what_began_like_a_stop_string_comes_later():

@@ -120,10 +120,10 @@ def test_the_file_that_an_error_is_about_is_told():
     ("error", "end"),
     [
         (in_task(ValueError("bad row")), ""),
-        (in_task(OSError(28, "full")), "; mend that, and the same command goes on"),
-        (in_task(ConnectionResetError(104, "reset")), "; the same command goes on"),
-        (WorkerCrashedError(), "; the same command goes on"),
-        (RuntimeError("gloo/transport/tcp/pair.cc: closed"), "; the same command goes on"),
+        (in_task(OSError(28, "full")), "; mend that, and the same command resumes it"),
+        (in_task(ConnectionResetError(104, "reset")), "; the same command resumes it"),
+        (WorkerCrashedError(), "; the same command resumes it"),
+        (RuntimeError("gloo/transport/tcp/pair.cc: closed"), "; the same command resumes it"),
         (LOST, ""),
     ],
 )

@@ -27,7 +27,7 @@ def one_core():
 def test_this_machine_is_sound(tmp_path, one_core):
     storage = tmp_path / "shared"
     storage.mkdir()
-    result = yuzogpt("doctor", f"--storage={storage}", "--json", "--least_disk=0.1")
+    result = yuzogpt("doctor", f"--storage={storage}", "--json", "--min_disk_gb=0.1")
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(result.stdout)
     assert found["verdict"] == "sound"
@@ -42,7 +42,7 @@ def test_this_machine_is_sound(tmp_path, one_core):
 
 def test_a_cluster_that_asks_for_no_token_is_a_fault():
     with started(head_cpus=1, nodes=1) as cluster:
-        flags = (f"--ray_address={cluster.address}", "--num_nodes=2", "--least_disk=0.1")
+        flags = (f"--ray_address={cluster.address}", "--num_nodes=2", "--min_disk_gb=0.1")
         result = yuzogpt("doctor", *flags, RAY_AUTH_MODE="disabled")
     assert result.returncode == 1
     assert "token authentication is off" in result.stdout
@@ -52,7 +52,7 @@ def test_a_cluster_that_asks_for_no_token_is_a_fault():
 
 def test_storage_that_cannot_be_written_is_a_fault(tmp_path):
     (tmp_path / "file").touch()
-    result = yuzogpt("doctor", f"--storage={tmp_path / 'file'}", "--least_disk=0.1")
+    result = yuzogpt("doctor", f"--storage={tmp_path / 'file'}", "--min_disk_gb=0.1")
     assert result.returncode == 1
     assert "cannot be written" in result.stdout
     assert result.stderr.strip().startswith("yuzogpt: 1 node(s): 1 fault(s)")
@@ -63,7 +63,7 @@ def test_a_doctor_that_is_stopped_leaves_nothing(tmp_path):
     storage = tmp_path / "shared"
     storage.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "yuzogpt", "doctor", f"--storage={storage}", "--least_disk=0.1"],
+        [sys.executable, "-m", "yuzogpt", "doctor", f"--storage={storage}", "--min_disk_gb=0.1"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,7 +84,7 @@ def test_a_gpu_driver_that_hangs_is_named(tmp_path):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 300\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    result = yuzogpt("doctor", "--least_disk=0.1", PATH=path)
+    result = yuzogpt("doctor", "--min_disk_gb=0.1", PATH=path)
     assert "nvidia-smi does not answer within 10 s" in result.stdout
     assert "TCP ports" not in result.stdout
     assert "warning(s)" in result.stdout

@@ -100,4 +100,4 @@ def test_workers_come_and_go_and_a_node_that_will_go_is_left_with_a_checkpoint(
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert output.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")
+    assert output.strip().endswith("yuzogpt: stopped (SIGTERM); the same command resumes it")

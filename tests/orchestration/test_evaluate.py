@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.evaluation.models import random_model, some_lambada, some_wikitext
+from tests.evaluation.models import random_model, write_lambada, write_wikitext
 from tests.evaluation.test_evaluate import command, results
 from yuzogpt.cli import main
 from yuzogpt.config import EvaluateSettings
@@ -33,8 +33,8 @@ def workers(process):
 @pytest.mark.slow
 def test_a_killed_worker_changes_nothing(tmp_path):
     model = random_model(tmp_path / "run", n_layer=6, n_embd=192, n_head=4)
-    some_lambada(tmp_path / "lambada_test.jsonl", 300)
-    some_wikitext(tmp_path / "wikitext2_test.txt", 10)
+    write_lambada(tmp_path / "lambada_test.jsonl", 300)
+    write_wikitext(tmp_path / "wikitext2_test.txt", 10)
     out_dir = tmp_path / "ray"
     process = subprocess.Popen(
         [sys.executable, "-m", "yuzogpt", *command(model, tmp_path, out_dir, "--num_workers=2")],
@@ -74,7 +74,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
 )
 def test_what_a_worker_asks_for_is_what_every_node_has(monkeypatch, wanted, gpus, cores, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    settings = EvaluateSettings.model_validate({"work": {"num_workers": wanted}})
+    settings = EvaluateSettings.model_validate({"workers": {"num_workers": wanted}})
     assert share_out(settings, gpus, cores) == expected
 
 

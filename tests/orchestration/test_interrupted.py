@@ -25,7 +25,12 @@ pytestmark = pytest.mark.slow
 
 
 STEPS = 250
-FLAGS = ("--dropout=0.1", "--eval_interval=25", f"--max_iters={STEPS}", "--spare_workers=False")
+FLAGS = (
+    "--dropout=0.1",
+    "--eval_interval=25",
+    f"--max_iters={STEPS}",
+    "--warm_spare_workers=False",
+)
 
 
 def start(corpus_dir: Path, out_dir: Path, *more: str) -> "subprocess.Popen[str]":
@@ -59,7 +64,7 @@ def ended_leaving_nothing(process: "subprocess.Popen[str]", directory: Path) -> 
 
 def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_path):
     out_dir = tmp_path / "run"
-    process = start(corpus_dir, out_dir, "--spare_workers=True")
+    process = start(corpus_dir, out_dir, "--warm_spare_workers=True")
     wait_for_start(out_dir, 1, 20)
     (directory,) = rays_of(process)
     everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -79,7 +84,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     process.send_signal(signal.SIGINT)
     line = ended_leaving_nothing(process, directory)
     assert time.monotonic() - began < 15
-    assert line == "yuzogpt: interrupted; the same command goes on"
+    assert line == "yuzogpt: interrupted; the same command resumes it"
     assert process.returncode == 130
 
     process = start(corpus_dir, out_dir)
@@ -161,7 +166,7 @@ def test_a_command_is_ended_while_ray_starts(corpus_dir, tmp_path, sign, status,
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    assert errors.strip().splitlines()[-1] == f"yuzogpt: {says}; the same command goes on"
+    assert errors.strip().splitlines()[-1] == f"yuzogpt: {says}; the same command resumes it"
     assert rays_of(process) == []
 
 

@@ -81,10 +81,10 @@ def test_a_killed_worker_and_a_killed_driver_leave_the_same_bytes(source, refere
     again = start(source, tmp_path / "corpus", workers=1)
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
-    (line,) = [line for line in output.splitlines() if line.startswith("going on: ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("resuming: ")]
     done = int(line.split()[2])
     assert 12 <= done < FILES
-    assert line == f"going on: {done} of {FILES} units are done"
+    assert line == f"resuming: {done} of {FILES} units are done"
     assert (tmp_path / "corpus" / MANIFEST).read_bytes() == reference
     assert "tokens/s" in output
     assert "0 rejected" in output
@@ -167,7 +167,7 @@ from yuzogpt.orchestration import prepare
 run = prepare.run_units
 
 def with_a_folder(plan, undone, most):
-    (Path(plan.recipe.staging) / "unit-000000-train-000.arrow" / "folder").mkdir(parents=True)
+    (Path(plan.shard_config.staging) / "unit-000000-train-000.arrow" / "folder").mkdir(parents=True)
     run(plan, undone, most)
 
 prepare.run_units = with_a_folder
@@ -189,5 +189,5 @@ def test_what_a_task_fails_of_is_told_in_a_line(tmp_path):
     (line,) = ended.stderr.splitlines()
     assert line.startswith("yuzogpt: the preparation failed: IsADirectoryError: ")
     assert "unit-000000-train-000.arrow" in line
-    assert line.endswith(": Is a directory; mend that, and the same command goes on")
+    assert line.endswith(": Is a directory; mend that, and the same command resumes it")
     assert ended.returncode == 1

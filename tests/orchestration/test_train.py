@@ -70,7 +70,7 @@ def test_the_token_is_private(embedded_ray):
 def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     embedded_ray, corpus_dir, tmp_path, capfd
 ):
-    flags = ("--max_iters=300", "--eval_interval=25", "--num_workers=2", "--hang_timeout=5")
+    flags = ("--max_iters=300", "--eval_interval=25", "--num_workers=2", "--hang_timeout_s=5")
     on_ray = settings_for(corpus_dir, tmp_path / "ray", *flags)
     seconds: dict[str, float] = {}
     victims: dict[str, int] = {}

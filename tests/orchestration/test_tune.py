@@ -137,7 +137,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
     # The winner is an ordinary preset, the same sweep is finished, and a longer one goes on.
     again = yuzogpt(*sweep("sweep", *flags))
     assert again.returncode == 0
-    assert "finished; it goes on with a larger --num_samples" in again.stdout
+    assert "finished; a larger --num_samples continues it" in again.stdout
     assert "starting Ray" not in again.stdout
     out_dir = f"--out_dir={tmp_path / 'best'}"
     trained = yuzogpt("train", str(directory / "best.yaml"), out_dir, "--num_workers=0")
@@ -152,7 +152,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
 def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
     """A trial whose loss is not finite fails, and the others go on; three times the same sweep."""
     flags = ["--num_samples=6", "--search_algorithm=random", "--scheduler=none", "--final_seeds=0"]
-    flags += ["--max_skipped=2", "--search.grad_clip={choice:[1.0]}", "--max_iters=100"]
+    flags += ["--max_nonfinite_steps=2", "--search.grad_clip={choice:[1.0]}", "--max_iters=100"]
     flags += ["--search.redecay={choice:[20..100,20..100@1e30]}"]  # some end badly
     undisturbed = yuzogpt(*sweep("undisturbed", *flags))
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
@@ -286,7 +286,7 @@ def test_a_sweep_that_is_asked_to_stop_says_so_in_a_line(sweep, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143, printed
-    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command goes on")
+    assert printed.strip().endswith("yuzogpt: stopped (SIGTERM); the same command resumes it")
     assert "Traceback" not in printed
 
 
@@ -304,17 +304,17 @@ def test_a_sweep_is_not_deleted_for_one_that_cannot_start(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "says"),
     [
-        ("--num_workers=1..2", "a trial wants one number"),
+        ("--num_workers=1..2", "a sweep needs one number"),
         ("--num_workers=0", "a sweep needs Ray"),
         ("--wandb_log", "a sweep's trials are not sent"),
-        ("--search_algorithm=grid", "loguniform has no end"),
+        ("--search_algorithm=grid", "loguniform is a range"),
         ("--init_from=gpt2", "vocabulary"),
         ("--block_size=64", "it has positions for 32 tokens"),
-        ("--init_from=resume", "trials begin anew"),
+        ("--init_from=resume", "every trial starts at step 0"),
         ("--eval_only", "a sweep trains"),
         ("--eval_tasks=lambada", "not evaluated on benchmarks"),
         ("--search.freeze_layers={choice:[0,9]}", "freeze_layers"),
-        ("--search.block_size={choice:[8,16]}", "not to be searched"),
+        ("--search.block_size={choice:[8,16]}", "cannot be searched"),
     ],
 )
 def test_mistakes_are_one_line_before_ray_starts(sweep, tmp_path, flag, says):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
-from tests.evaluation.models import some_lambada
+from tests.evaluation.models import write_lambada
 from tests.orchestration.clusters import started
 from tests.training.worlds import records, wait_for_start
-from yuzogpt.cli.commands import locate_train
+from yuzogpt.checkpoints.locations import with_absolute_paths
 from yuzogpt.config import TrainSettings
 from yuzogpt.orchestration.train.validation import free_on_one
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 
 FLAGS = (
     "--num_workers=1", "--eval_tasks=lambada", "--eval_interval=20", "--max_iters=40",
-    "--eval_iters=1", "--spare_workers=False",
+    "--eval_iters=1", "--warm_spare_workers=False",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    some_lambada(folder / "lambada_test.jsonl", 20)
+    write_lambada(folder / "lambada_test.jsonl", 20)
     return folder
 
 
@@ -87,16 +87,17 @@ def test_a_disk_that_takes_nothing_of_rays_ends_no_run(gpt2_corpus_dir, folder, 
     assert [one["step"] for one in evaluations(run)] == [20, 40]
 
 
-# The command, with an exam that is the end of any process that sits it, as where memory is short.
+# The command, with a task that kills the process that computes it, as a lack of memory would.
 DEADLY = """
 import os, signal
 from dataclasses import replace
 from yuzogpt.evaluation.benchmarks.tasks import TASKS
 
-def deadly(path, reading, read=TASKS["lambada"].prepare["paper"]):
-    return replace(read(path, reading), judge=lambda scores: os.kill(os.getpid(), signal.SIGKILL))
+def deadly(path, options, read=TASKS["lambada"].protocols["paper"]):
+    die = lambda scores: os.kill(os.getpid(), signal.SIGKILL)
+    return replace(read(path, options), compute_metrics=die)
 
-TASKS["lambada"].prepare["paper"] = deadly
+TASKS["lambada"].protocols["paper"] = deadly
 """
 
 
@@ -128,7 +129,7 @@ def test_what_one_node_has_free_wherever_workers_are(cores, taken, free):
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tmp_path):
     """Thousands of passages would take minutes; the run ends within its 30 seconds."""
-    some_lambada(tmp_path / "lambada_test.jsonl", 5_000)
+    write_lambada(tmp_path / "lambada_test.jsonl", 5_000)
     out_dir = tmp_path / "run"
     process = start(gpt2_corpus_dir, tmp_path, out_dir, "--max_iters=100000")
     wait_for_start(out_dir, 1, 25)  # its first evaluation is over, and the figures are on their way
@@ -144,7 +145,8 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tm
 
 def test_where_the_files_are_is_known_from_anywhere():
     settings = TrainSettings.model_validate({"evaluation": {"benchmark_dir": "~/files"}})
-    assert locate_train(settings).evaluation.benchmark_dir == str(Path.home() / "files")
+    located = with_absolute_paths(settings)
+    assert located.evaluation.benchmark_dir == str(Path.home() / "files")
 
 
 def test_mistakes_before_ray_starts(corpus_dir, gpt2_corpus_dir, folder, tmp_path):

@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from tests.report.test_report import RESTARTED, layers, other, start, steps, train, write
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.report import page, tables
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import plots
@@ -53,7 +53,7 @@ def fields_of_each_kind():
 
 def shown(run, records):
     """Return all that a report says of records, without drawing."""
-    history = History.of(records)
+    history = History.from_records(records)
     if history is None:
         return ""
     summary = summarize(run, history)
@@ -106,7 +106,7 @@ def test_a_health_record_of_endless_layers_takes_no_memory():
         other("health", 1000 + n, n, layers={f"{n}.{k}": {"grad_norm": 1.0} for k in range(100)})
         for n in range(100)
     ]
-    assert len(History.of(records).health.layers) == 1000
+    assert len(History.from_records(records).health.layers) == 1000
 
 
 def test_settings_may_hold_anything(tmp_path):
@@ -122,11 +122,11 @@ def test_settings_may_hold_anything(tmp_path):
         "a: !!python/x 3",
     ):  # fmt: skip
         settings.write_text(content)
-        said = tables.facts(summarize(tmp_path, History.of(EVERY_KIND)))
+        said = tables.facts(summarize(tmp_path, History.from_records(EVERY_KIND)))
         assert len(str(said)) < 2000, content
     settings.unlink()
     os.mkfifo(settings)
-    assert status_of(["report", str(tmp_path)]) == 0
+    assert exit_status(["report", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("back", [1, 3600, 10**8])
@@ -134,7 +134,7 @@ def test_a_clock_that_is_set_back_costs_no_time(back, tmp_path):
     """Half of the run is on a clock that is behind by so much."""
     records = [start(10**9, 0), *steps(10**9 + 2, 1, 50)]
     moved = steps(10**9 + 102 - back, 51, 100)
-    history = History.of(
+    history = History.from_records(
         [*records, *moved, other("final", moved[-1]["time"] + 1, 100, val_loss=2.0)]
     )
     summary = summarize(tmp_path, history)

@@ -271,6 +271,13 @@ def test_the_page_is_one_file_and_escapes(tmp_path, capsys):
     assert len(names) == len(set(names))
 
 
+def test_a_heading_in_brackets_is_no_markup(tmp_path, capsys):
+    run = write(tmp_path / "run", RESTARTED)
+    scores = {"kind": "tasks", "step": 10, "time": 1, "mine [red] accuracy": 0.5}
+    (run / "evaluations.jsonl").write_text(json.dumps(scores) + "\n")
+    assert "[red]" in report(run, capsys)
+
+
 def test_no_line_is_wider_than_the_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     found = summary_of(tmp_path, RESTARTED)
@@ -288,7 +295,7 @@ def test_downsampling_keeps_a_spike_of_one_step(tmp_path):
     assert (found.low == 1).all()
     records = [train(1000 + step, step, loss=1.0) for step in range(1, 5001)]
     records[2500]["loss"] = 5.0
-    history = History.of(records)
+    history = History.from_records(records)
     loss, *others = plots(history, summarize(tmp_path, history))
     heights = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", loss.svg)]
     spiked, before = min(heights), sorted(heights)[len(heights) // 2]

@@ -9,15 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
+from fastapi import FastAPI
 
 from tests.conftest import REPOSITORY
 from tests.inference.engines import ALPHABET, SHAPE, small_model
 from yuzogpt import checkpoints, tokenization
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import ServeSettings, TrainSettings
+from yuzogpt.config.resolve import resolve
+from yuzogpt.serving.app import build
 from yuzogpt.tokenization.tokenizer import CharTokenizer
 
 
@@ -62,7 +66,7 @@ class Service:
         return sum(map(float, found))
 
     def wait_until(self, is_so, seconds: float = 30) -> float:
-        """Wait until something is so; return how long that took."""
+        """Wait until a condition holds; return how long that took."""
         begin = time.monotonic()
         wait = threading.Event()
         while not is_so():
@@ -122,3 +126,22 @@ def stream(service: Service, **body) -> Iterator[dict]:
                 return
             if line:
                 yield json.loads(line.removeprefix("data: "))
+
+
+LOCAL = ("127.0.0.1", 40000)  # a client on this machine
+
+
+@contextlib.asynccontextmanager
+async def at_work(run: Path, *flags: str, key: str | None = None) -> AsyncIterator[FastAPI]:
+    """Yield the app in this process, its model loaded."""
+    where = [f"--model={run}", "--device=cpu", "--threads=1", "--num_replicas=0"]
+    keys = [sha256(key.encode()).digest()] if key else []
+    app = build(resolve(ServeSettings, [], [*where, *flags]), keys)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+def client_of(app: FastAPI, root_path: str = "", peer=LOCAL) -> httpx.AsyncClient:
+    """Return a client of an app in this process."""
+    transport = httpx.ASGITransport(app, root_path=root_path, client=peer)
+    return httpx.AsyncClient(transport=transport, base_url=f"http://localhost{root_path}")

@@ -1,34 +1,33 @@
-"""The app in this process: prefixes, peers, clients that do not read, counts, looks at a run."""
+"""The app in this process: prefixes, peers, clients that do not read, and counts."""
 
 import asyncio
-import contextlib
+import importlib.util
+import itertools
 import json
 import math
 import os
 import re
-import threading
-from hashlib import sha256
+import sys
 
 import httpx
 import pytest
+from starlette._utils import get_route_path
 
-from tests.serving.services import SLOW, write_checkpoint
-from yuzogpt import checkpoints
+from tests.serving.services import LOCAL, SLOW, at_work, client_of, write_checkpoint
 from yuzogpt.config import ServeSettings
 from yuzogpt.config.resolve import resolve
-from yuzogpt.serving import answer, model_slot
-from yuzogpt.serving.access import DEAF
+from yuzogpt.serving import access, answer
+from yuzogpt.serving.access import DISCONNECT_DISABLED_HEADER
 from yuzogpt.serving.app import build
 from yuzogpt.serving.errors import to_json
 from yuzogpt.serving.loss_curve import LossCurve
 
 KEY = "sk-a-key-that-is-long-enough"
-ASKED = {"model": "run", "prompt": "bead", "max_tokens": 1}
-HERE = ("127.0.0.1", 40000)
+BODY = {"model": "run", "prompt": "bead", "max_tokens": 1}
 POST = {
     "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
     "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-    "client": HERE, "server": ("localhost", 80),
+    "client": LOCAL, "server": ("localhost", 80),
 }  # fmt: skip
 
 
@@ -39,30 +38,40 @@ def run(tmp_path_factory):
     return directory
 
 
-@contextlib.asynccontextmanager
-async def at_work(run, *flags, key=None):
-    """Yield the app, its model loaded."""
-    flags = [f"--model={run}", "--device=cpu", "--threads=1", "--num_replicas=0", *flags]
-    app = build(resolve(ServeSettings, [], flags), [sha256(key.encode()).digest()] if key else [])
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-def client_of(app, root_path="", peer=HERE) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, root_path=root_path, client=peer)
-    return httpx.AsyncClient(transport=transport, base_url=f"http://localhost{root_path}")
-
-
 def counted(app) -> dict[str, float]:
     """Return how many requests ended with which status."""
     text = app.state.metrics_text()
-    found = re.findall(r'^yuzogpt_requests_total\{status="(\d+)"\} (\S+)$', text, re.MULTILINE)
-    return {status: float(number) for status, number in found}
+    counts = re.findall(r'^yuzogpt_requests_total\{status="(\d+)"\} (\S+)$', text, re.MULTILINE)
+    return {status: float(number) for status, number in counts}
 
 
+@pytest.fixture
+def without_private_names(monkeypatch):
+    """Import the middleware as if starlette had no `_utils`, and use its way to find the path."""
+    monkeypatch.setitem(sys.modules, "starlette._utils", None)
+    spec = importlib.util.spec_from_file_location("access_without", access.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.get_route_path.__module__ == "access_without"
+    monkeypatch.setattr(access, "get_route_path", module.get_route_path)
+    return module
+
+
+def test_a_route_path_is_the_routers(without_private_names):
+    for path, root_path in itertools.product(("", "/", "/a", "/ab", "/a/", "/a/b"), repeat=2):
+        scope = {"type": "http", "path": path, "root_path": root_path}
+        assert without_private_names.get_route_path(scope) == get_route_path(scope), scope
+
+
+@pytest.mark.parametrize("is_private_name_there", [True, False])
 @pytest.mark.parametrize("root_path", ["", "/llm"])
-def test_only_the_page_and_what_watches_need_no_key(run, root_path):
-    async def look() -> None:
+def test_only_the_page_health_and_metrics_need_no_key(
+    run, root_path, is_private_name_there, request
+):
+    if not is_private_name_there:
+        request.getfixturevalue("without_private_names")
+
+    async def check() -> None:
         async with (
             at_work(run, "--requests_per_minute=2", key=KEY) as app,
             client_of(app, root_path) as client,
@@ -76,71 +85,71 @@ def test_only_the_page_and_what_watches_need_no_key(run, root_path):
             assert (await client.get("/v1/models", headers=bearer)).status_code == 200
             assert (await client.get("/openapi.json", headers=bearer)).status_code == 404
             statuses = [
-                (await client.post("/v1/completions", json=ASKED, headers=bearer)).status_code
+                (await client.post("/v1/completions", json=BODY, headers=bearer)).status_code
                 for _ in range(3)
             ]
             assert statuses == [200, 200, 429]
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 def test_without_keys_a_request_must_come_from_this_machine(run):
-    async def look() -> None:
+    async def check() -> None:
         async with at_work(run) as app:
-            for peer, status in ((HERE, 200), (("::1", 1), 200), (("192.0.2.7", 1), 403)):
+            for peer, status in ((LOCAL, 200), (("::1", 1), 200), (("192.0.2.7", 1), 403)):
                 async with client_of(app, peer=peer) as client:
                     assert (await client.get("/v1/models")).status_code == status
             async with client_of(app) as client:
-                twice = [(DEAF, ""), (DEAF, "1")]
+                twice = [(DISCONNECT_DISABLED_HEADER, ""), (DISCONNECT_DISABLED_HEADER, "1")]
                 assert (await client.get("/v1/models", headers=twice)).status_code == 400
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 def test_a_name_of_this_machine_in_capitals(run):
-    async def look() -> None:
+    async def check() -> None:
         async with at_work(run) as app, client_of(app) as client:
             for host, status in (("LOCALHOST:8000", 200), ("LocalHost", 200), ("LOCALHOST.x", 403)):
                 answer = await client.get("/v1/models", headers={"Host": host})
                 assert answer.status_code == status, host
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 def test_head_is_answered_where_get_is(run):
-    async def look() -> None:
+    async def check() -> None:
         async with at_work(run) as app, client_of(app) as client:
             for path in ("/", "/page.js", "/page.css", "/healthz", "/metrics", "/v1/models"):
                 head, whole = await client.head(path), await client.get(path)
                 assert head.status_code == 200, path
                 assert head.headers["content-type"] == whole.headers["content-type"]
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
-def test_a_field_of_null_is_absent(run):
+def test_null_fields_count_as_absent(run):
     nothing = "suffix logit_bias stop best_of user n stream stream_options functions tools".split()
 
-    async def look() -> None:
+    async def check() -> None:
         async with at_work(run) as app, client_of(app) as client:
-            asked = {**ASKED, "temperature": 0, "max_tokens": 5}
-            expected = (await client.post("/v1/completions", json=asked)).json()["choices"]
-            nulls = {**asked, **dict.fromkeys(nothing)}
+            body = {**BODY, "temperature": 0, "max_tokens": 5}
+            expected = (await client.post("/v1/completions", json=body)).json()["choices"]
+            nulls = {**body, **dict.fromkeys(nothing)}
             answer = await client.post("/v1/completions", json=nulls)
             assert answer.json()["choices"] == expected
             options = {"stream": True, "stream_options": {"include_usage": None, "x": None}}
-            answer = await client.post("/v1/completions", json={**asked, **options})
+            answer = await client.post("/v1/completions", json={**body, **options})
             assert answer.status_code == 200
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize("allowed", ["", "https://app.example", "*"])
 def test_pages_of_allowed_origins_may_use_it(run, allowed):
-    async def look() -> None:
+    async def check() -> None:
         origins = [f"--allowed_origins=http://localhost:3000,{allowed}"] if allowed else []
         async with at_work(run, *origins, key=KEY) as app, client_of(app) as client:
-            asking = {
+            preflight_headers = {
                 "Access-Control-Request-Method": "POST",
                 "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
             }
@@ -150,18 +159,20 @@ def test_pages_of_allowed_origins_may_use_it(run, allowed):
                 ("https://app.example.evil.example", allowed == "*"),
             ):
                 names = {"Origin": origin}
-                asked = await client.options("/v1/completions", headers={**asking, **names})
-                assert (asked.status_code == 200) == may
-                # Refusals, too, can be read by a page that may ask.
+                preflight = await client.options(
+                    "/v1/completions", headers={**preflight_headers, **names}
+                )
+                assert (preflight.status_code == 200) == may
+                # An allowed page can read errors, too.
                 for headers in ({}, {"Authorization": f"Bearer {KEY}"}):
                     answer = await client.post(
-                        "/v1/completions", json=ASKED, headers={**names, **headers}
+                        "/v1/completions", json=BODY, headers={**names, **headers}
                     )
                     assert answer.status_code == (200 if headers else 401)
-                    found = answer.headers.get("Access-Control-Allow-Origin")
-                    assert (found in (origin, "*")) == may
+                    allow = answer.headers.get("Access-Control-Allow-Origin")
+                    assert (allow in (origin, "*")) == may
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 def strict(answer: httpx.Response):
@@ -178,22 +189,22 @@ def test_numbers_that_json_has_no_word_for_are_null(tmp_path):
     run = tmp_path / "run"
     write_checkpoint(run, 20, math.nan, **SLOW)
 
-    async def look() -> None:
+    async def check() -> None:
         async with at_work(run) as app, client_of(app) as client:
             (model,) = strict(await client.get("/v1/models"))["data"]
             assert model["val_loss_estimate"] is None
             assert strict(await client.get("/v1/models/run"))["val_loss_estimate"] is None
-            app.state.serving.now.driver.engine.model.ln_f.weight.data.fill_(math.nan)
-            asked = {**ASKED, "temperature": 0, "echo": True, "logprobs": 1}
-            (choice,) = strict(await client.post("/v1/completions", json=asked))["choices"]
+            app.state.manager.current.engine_loop.engine.model.ln_f.weight.data.fill_(math.nan)
+            body = {**BODY, "temperature": 0, "echo": True, "logprobs": 1}
+            (choice,) = strict(await client.post("/v1/completions", json=body))["choices"]
             assert choice["logprobs"]["token_logprobs"] == [None] * 5
-            answer = await client.post("/v1/completions", json={**asked, "stream": True})
+            answer = await client.post("/v1/completions", json={**body, "stream": True})
             assert answer.text.endswith("data: [DONE]\n\n")
             assert "NaN" not in answer.text
-            drawn = await client.post("/v1/completions", json={**ASKED, "max_tokens": 3})
+            drawn = await client.post("/v1/completions", json={**BODY, "max_tokens": 3})
             assert strict(drawn)["choices"][0]["finish_reason"] == "length"
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize("line", [
@@ -220,41 +231,41 @@ def test_a_curve_of_damaged_metrics_breaks_nothing(tmp_path, line):
         (mine / "metrics.jsonl").write_text(f"{line}\n")
     curve = LossCurve(str(mine))
     for _ in range(2):
-        found = json.loads(to_json(curve.read()))
-        numbers = [number for points in found.values() for point in points for number in point]
+        content = json.loads(to_json(curve.read()))
+        numbers = [number for points in content.values() for point in points for number in point]
         assert all(math.isfinite(number) and number < 2**53 for number in numbers)
 
 
 def test_every_end_is_counted(run):
-    async def look() -> None:
+    async def check() -> None:
         flags = "--requests_per_minute=100", "--max_body_bytes=200", "--max_waiting=0"
         async with at_work(run, *flags, "--max_batch=2") as app, client_of(app) as client:
             bodies = {
-                200: ASKED,
-                400: {**ASKED, "temperature": -1},
-                404: {**ASKED, "model": "x"},
-                413: {**ASKED, "prompt": "a" * 300},
+                200: BODY,
+                400: {**BODY, "temperature": -1},
+                404: {**BODY, "model": "x"},
+                413: {**BODY, "prompt": "a" * 300},
             }
             for status, body in bodies.items():
                 assert (await client.post("/v1/completions", json=body)).status_code == status
-            # More than there is ever room for: not 503, which says that it may be tried again.
-            many = await client.post("/v1/completions", json={**ASKED, "n": 3})
+            # More than the capacity: not 503, which would invite a retry.
+            many = await client.post("/v1/completions", json={**BODY, "n": 3})
             assert many.status_code == 400
             assert "room for 2 at a time" in many.json()["error"]["message"]
             elsewhere = {"Host": "evil.example"}
             assert (await client.post("/v1/completions", headers=elsewhere)).status_code == 403
-            app.state.serving.now.driver.engine.tokenizer = None  # whatever may break
+            app.state.manager.current.engine_loop.engine.tokenizer = None  # an unexpected error
             with pytest.raises(AttributeError):
-                await client.post("/v1/completions", json=ASKED)
+                await client.post("/v1/completions", json=BODY)
             assert counted(app) == {
                 "200": 1, "400": 2, "404": 1, "413": 1, "403": 1, "500": 1,
             }  # fmt: skip
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 def test_a_client_that_goes_in_the_middle_of_its_upload_made_no_mistake(run):
-    async def look() -> None:
+    async def check() -> None:
         async with at_work(run) as app:
             part = {"type": "http.request", "body": b'{"model', "more_body": True}
             messages = [{"type": "http.disconnect"}, part]
@@ -268,32 +279,32 @@ def test_a_client_that_goes_in_the_middle_of_its_upload_made_no_mistake(run):
             await app(dict(POST), receive, send)
             assert counted(app) == {"499": 1}
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 def test_a_share_of_the_rate_below_one_is_one_at_a_time(run):
-    async def look() -> None:
+    async def check() -> None:
         flags = f"--model={run}", "--device=cpu", "--threads=1", "--num_replicas=1..4"
         settings = resolve(ServeSettings, [], [*flags, "--requests_per_minute=3"])
         app = build(settings)
         async with app.router.lifespan_context(app), client_of(app) as client:
-            first = await client.post("/v1/completions", json=ASKED)
-            second = await client.post("/v1/completions", json=ASKED)
+            first = await client.post("/v1/completions", json=BODY)
+            second = await client.post("/v1/completions", json=BODY)
             assert (first.status_code, second.status_code) == (200, 429)
             assert 60 <= int(second.headers["Retry-After"]) <= 82  # 3 / 4 a minute
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_does_not_read_keeps_its_places_until_the_deadline(run, stream, monkeypatch):
-    monkeypatch.setattr(answer, "LAST_WORDS", 0.2)
+def test_a_client_that_does_not_read_holds_capacity_until_the_deadline(run, stream, monkeypatch):
+    monkeypatch.setattr(answer, "FINAL_SEND_TIMEOUT_S", 0.2)
 
-    async def look() -> None:
+    async def check() -> None:
         async with at_work(run, "--deadline=1", "--max_new_tokens=100000") as app:
-            full, driver = asyncio.Event(), app.state.serving.now.driver
+            full, loop = asyncio.Event(), app.state.manager.current.engine_loop
             tokens = 100_000 if stream else 5
-            body = {**ASKED, "max_tokens": tokens, "stream": stream}
+            body = {**BODY, "max_tokens": tokens, "stream": stream}
             messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
 
             async def receive():
@@ -306,144 +317,11 @@ def test_a_client_that_does_not_read_keeps_its_places_until_the_deadline(run, st
 
             asking = asyncio.create_task(app(dict(POST), receive, send))
             await full.wait()
-            assert driver.taken == stream  # a whole answer is sent when its places are free
+            assert (
+                loop.admitted == stream
+            )  # a whole response is sent after its capacity is released
             await asyncio.wait_for(asking, 5)
-            assert driver.taken == 0
+            assert loop.admitted == 0
             assert counted(app) == {"499": 1}
 
-    asyncio.run(look())
-
-
-def test_a_checkpoint_that_its_run_deletes_while_it_is_loaded_is_looked_up_again(
-    run, tmp_path, monkeypatch
-):
-    """What is said to serve is what was read."""
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-    load = model_slot.load_engine
-
-    def slowly(reference, *arguments, **options):
-        if reference.checkpoint.state.step == 20:
-            write_checkpoint(mine, 40, 1.9, seed=2, **SLOW)
-            checkpoints.remove(mine / "checkpoints" / "step-20")
-        return load(reference, *arguments, **options)
-
-    monkeypatch.setattr(model_slot, "load_engine", slowly)
-
-    async def look() -> None:
-        async with at_work(mine) as app:
-            assert app.state.serving.now.step == 40
-
-    asyncio.run(look())
-    assert [path.name for path in checkpoints.candidates(mine)] == ["step-40"]
-
-
-def looks(serving) -> "asyncio.Queue[None]":
-    """Return a queue that grows with every look at the run that has ended."""
-    found, loop, look = asyncio.Queue(), asyncio.get_running_loop(), serving._look
-
-    def counted_look(passed_over):
-        try:
-            return look(passed_over)
-        finally:
-            loop.call_soon_threadsafe(found.put_nowait, None)
-
-    serving._look = counted_look
-    return found
-
-
-async def two(looked) -> None:
-    """Wait until a look that begins from now on has ended: the next may have begun before."""
-    while not looked.empty():
-        looked.get_nowait()
-    await looked.get()
-    await looked.get()
-
-
-FOLLOWING = "--follow", "--follow_interval=0.05"
-
-
-def test_worse_weights_are_not_taken_even_when_the_best_are_deleted(tmp_path):
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-
-    async def look() -> None:
-        async with at_work(mine, *FOLLOWING) as app:
-            serving = app.state.serving
-            looked = looks(serving)
-            write_checkpoint(mine, 40, 2.5, seed=2, **SLOW)
-            checkpoints.remove(mine / "checkpoints" / "step-20")
-            await two(looked)
-            assert serving.now.step == 20
-            write_checkpoint(mine, 60, 1.8, seed=3, **SLOW)
-            while serving.now.step != 60:
-                await looked.get()
-            checkpoints.remove(mine / "checkpoints" / "step-60")
-            write_checkpoint(mine, 80, 1.85, seed=4, **SLOW)
-            await two(looked)
-            assert serving.now.step == 60
-
-    asyncio.run(asyncio.wait_for(look(), 60))
-
-
-def test_what_may_pass_is_told_once_and_tried_again(tmp_path, monkeypatch, capfd):
-    """No memory for the best: the second best serves until there is."""
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-    load, is_short = model_slot.load_engine, True
-
-    def short(reference, *arguments, **options):
-        if is_short and reference.checkpoint.state.step == 40:
-            raise MemoryError
-        return load(reference, *arguments, **options)
-
-    monkeypatch.setattr(model_slot, "load_engine", short)
-
-    async def look() -> None:
-        nonlocal is_short
-        async with at_work(mine, *FOLLOWING) as app:
-            serving = app.state.serving
-            looked = looks(serving)
-            write_checkpoint(mine, 40, 1.5, seed=2, **SLOW)
-            write_checkpoint(mine, 60, 1.9, seed=3, **SLOW)
-            while serving.now.step != 60:
-                await looked.get()
-            await two(looked)
-            is_short = False
-            while serving.now.step != 40:
-                await looked.get()
-            # Those that failed, and those that served before, have left no thread behind.
-            while sum(thread.name.startswith("engine") for thread in threading.enumerate()) > 1:
-                await looked.get()
-
-    asyncio.run(asyncio.wait_for(look(), 60))
-    assert capfd.readouterr().err.count("step-40: MemoryError") == 1
-
-
-def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_called_corrupt(
-    tmp_path, monkeypatch, capfd
-):
-    mine = tmp_path / "run"
-    write_checkpoint(mine, 20, 2.0, **SLOW)
-
-    async def look() -> None:
-        async with at_work(mine, *FOLLOWING) as app:
-            looked, verify = looks(app.state.serving), checkpoints.verify
-            was_gone = asyncio.Event()
-            loop = asyncio.get_running_loop()
-
-            def late(checkpoint, **options):
-                if checkpoint.name == "step-40":
-                    checkpoints.remove(checkpoint.local)
-                    loop.call_soon_threadsafe(was_gone.set)
-                return verify(checkpoint, **options)
-
-            better = write_checkpoint(tmp_path / "elsewhere", 40, 1.5, seed=2, **SLOW)
-            monkeypatch.setattr(checkpoints, "verify", late)
-            better.rename(mine / "checkpoints" / "step-40")
-            await was_gone.wait()
-            await two(looked)
-            assert app.state.serving.now.step == 20
-
-    asyncio.run(asyncio.wait_for(look(), 60))
-    assert capfd.readouterr().err == ""
+    asyncio.run(check())

@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     return directory
 
 
-def test_mistakes_are_told_before_anything_starts(run, tmp_path):
+def test_mistakes_are_reported_before_anything_starts(run, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("sk-a-key-that-is-long-enough\n")
     keys.chmod(0o644)
@@ -40,7 +40,7 @@ def test_mistakes_are_told_before_anything_starts(run, tmp_path):
         taken.listen()
         mistakes = {
             (str(tmp_path / "nothing"),): "no model here",
-            (str(run), "--host=0.0.0.0"): "everybody who reaches it could use it",
+            (str(run), "--host=0.0.0.0"): "anyone who can reach it could use it",
             (str(run), f"--api_keys_file={keys}"): f"others may read it; chmod 600 {keys}",
             (str(run), f"--api_keys_file={tmp_path / 'none'}"): "not readable",
             (str(run), f"--api_keys_file={short}"): "line 1: the key is shorter than 16",
@@ -114,7 +114,7 @@ def test_a_dead_engine_ends_the_server_and_says_why(run):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_it_ends_when_it_is_told_to_and_its_port_is_free_again(run, number, status):
+def test_a_signal_ends_it_and_its_port_is_free_again(run, number, status):
     flags = ("--num_replicas=0", "--max_new_tokens=100000", "--threads=1")
     with service(run, *flags) as served:
         pieces = stream(served, max_tokens=300)

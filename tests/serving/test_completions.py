@@ -1,4 +1,4 @@
-"""What OpenAI's client gets: the very tokens of the engine, whole and as a stream."""
+"""OpenAI's client gets the engine's own tokens, whole and as a stream."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from yuzogpt import checkpoints, tokenization
 from yuzogpt.config import ServeSettings, TrainSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.inference.detokenize import TextStream
-from yuzogpt.inference.requests import Event, Request, Sampling
+from yuzogpt.inference.requests import Event, Request, SamplingParams
 from yuzogpt.serving.app import build
 from yuzogpt.serving.completions import Logprobs, TokenOffsets
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
@@ -52,7 +52,7 @@ def expected(tokens: int, n: int = 1, prompt: str = PROMPT, seed: int = 7, **cha
     return [
         run(
             make_engine(small_model(1)),
-            [Request(ids, tokens, Sampling(**sampling, seed=seed + i), **changes)],
+            [Request(ids, tokens, SamplingParams(**sampling, seed=seed + i), **changes)],
         )[0]
         for i in range(n)
     ]
@@ -85,7 +85,7 @@ def test_a_completion_is_the_engines(client):
         assert 2 <= len(top) <= 3
 
 
-def test_a_stream_says_the_same_piece_by_piece(client):
+def test_a_stream_has_the_same_tokens(client):
     whole = client.completions.create(**SETTINGS, max_tokens=30, n=2, logprobs=1)
     pieces = list(
         client.completions.create(
@@ -93,12 +93,12 @@ def test_a_stream_says_the_same_piece_by_piece(client):
             stream_options={"include_usage": True},
         )
     )  # fmt: skip
-    *told, last = pieces
+    *chunks, last = pieces
     assert last.usage == whole.usage
     assert last.choices == []
     assert len({piece.id for piece in pieces}) == 1
     for index, choice in enumerate(whole.choices):
-        mine = [piece.choices[0] for piece in told if piece.choices[0].index == index]
+        mine = [piece.choices[0] for piece in chunks if piece.choices[0].index == index]
         assert len(mine) == 30  # one a token, as they come
         assert "".join(piece.text for piece in mine) == choice.text
         assert [piece.logprobs.token_logprobs[0] for piece in mine] == (
@@ -159,7 +159,7 @@ def test_what_is_served(served, client):
     assert httpx.get(f"{served.url}v1/run").json() == {"train": [], "val": [], "step": 20}
 
 
-def test_prometheus_is_told(served):
+def test_prometheus_metrics(served):
     assert served.post(max_tokens=1).status_code == 200
     before = served.gauge("new_tokens_total"), served.gauge("requests_total")
     assert served.post(max_tokens=12, n=2, seed=1).status_code == 200
@@ -185,7 +185,7 @@ def test_events_of_a_stream_are_server_sent_events(served):
         assert {piece["object"] for piece in pieces} == {"text_completion"}
         assert pieces[2]["choices"][0]["finish_reason"] == "length"
         assert len(pieces) == 3 + len(ends)
-        # Asked for, it is in all of them, as OpenAI says.
+        # If asked for, usage is in every chunk, as OpenAI documents.
         used = [piece.get("usage", "none") for piece in pieces[:3]]
         assert used == ([None] * 3 if ends else ["none"] * 3)
         assert [piece["usage"]["prompt_tokens"] for piece in pieces[3:]] == ends
@@ -205,8 +205,8 @@ def test_tokens_of_a_text_that_a_stop_string_ends_lie_in_it(served, client):
     pieces = [piece.choices[0] for piece in client.completions.create(**settings, stream=True)]
     assert "".join(piece.text for piece in pieces) == choice.text
     for name in ("tokens", "text_offset", "token_logprobs"):
-        told = [value for piece in pieces for value in getattr(piece.logprobs, name)]
-        assert told == getattr(choice.logprobs, name)
+        values = [value for piece in pieces for value in getattr(piece.logprobs, name)]
+        assert values == getattr(choice.logprobs, name)
 
 
 def test_offsets_count_characters_not_tokens():
@@ -215,17 +215,17 @@ def test_offsets_count_characters_not_tokens():
     first, second = (tokenizer.ranks[bytes([byte])] for byte in "ä".encode())
     (cat,) = tokenizer.encode(" cat").tolist()
     stream = TextStream(tokenizer, ["at"])
-    places = TokenOffsets(tokenizer, 7)
-    found = Logprobs()
+    offsets = TokenOffsets(tokenizer, 7)
+    logprobs = Logprobs()
     for token in (first, second, cat, cat):
-        found.extend(places.add(Event(0, token, stream.push(token), logprob=-1.0)))
-    assert found.text_offset == [7, 7, 8]
-    assert found.tokens == ["bytes:\\xc3", "bytes:\\xa4", " cat"]
+        logprobs.extend(offsets.add(Event(0, token, stream.push(token), logprob=-1.0)))
+    assert logprobs.text_offset == [7, 7, 8]
+    assert logprobs.tokens == ["bytes:\\xc3", "bytes:\\xa4", " cat"]
 
 
 @pytest.fixture(scope="module")
 def ends_at_once(tmp_path_factory):
-    """A model of GPT-2's tokens that thinks that every text has ended; and its run."""
+    """A model with GPT-2's tokens that always predicts the end of text; and its run."""
     run, tokenizer = tmp_path_factory.mktemp("ends") / "run", gpt2_tokenizer()
     model = small_model(1, vocab_size=50257)
     with torch.no_grad():
@@ -282,8 +282,8 @@ def test_what_a_stop_string_cuts_off_is_not_listed_but_the_end_is():
         (Event(0, end, "\ufffd", finish="end_of_text"), "\ufffd", ["bytes:\\xc3", "<|endoftext|>"]),
         (Event(0, end, "", finish="stop"), "", []),
     ):
-        places = TokenOffsets(tokenizer, 3)
-        found = places.add(Event(0, half, "", logprob=-1.0))
-        found.extend(places.add(last))
-        assert found.tokens == tokens
-        assert found.text_offset == [3, 3 + len(text)][: len(tokens)]
+        offsets = TokenOffsets(tokenizer, 3)
+        logprobs = offsets.add(Event(0, half, "", logprob=-1.0))
+        logprobs.extend(offsets.add(last))
+        assert logprobs.tokens == tokens
+        assert logprobs.text_offset == [3, 3 + len(text)][: len(tokens)]

@@ -1,4 +1,4 @@
-"""Connections that want nothing: the service answers beside them, and does not grow."""
+"""Connections that send or read nothing: the service still answers, and does not grow."""
 
 import asyncio
 import contextlib
@@ -71,13 +71,13 @@ def connections_of(process: int) -> int:
     """Return how many connections a process has accepted that are open."""
     with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(process).net_connections("tcp")
-        ports = {one.laddr.port for one in found if one.status == "LISTEN"}
-        return sum(one.laddr.port in ports and one.status != "LISTEN" for one in found)
+        ports = {each.laddr.port for each in found if each.status == "LISTEN"}
+        return sum(each.laddr.port in ports and each.status != "LISTEN" for each in found)
     return 0
 
 
 def flood(served: Service, process: int) -> None:
-    """Open silent connections and endless heads, and see that everybody else is answered."""
+    """Open silent connections and endless heads, and check that other clients are answered."""
     before = psutil.Process(process).memory_info().rss
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(served)) for _ in range(400)]
@@ -100,7 +100,7 @@ def flood(served: Service, process: int) -> None:
     assert served.post(max_tokens=2).status_code == 200
 
 
-def test_silent_connections_and_endless_heads_keep_nobody_out(run):
+def test_silent_connections_and_endless_heads_keep_no_client_out(run):
     command = [sys.executable, "-c", WITH_FEW_DESCRIPTORS]
     with service(run, "--num_replicas=0", "--threads=1", command=command) as served:
         assert served.post(max_tokens=2).status_code == 200
@@ -116,7 +116,7 @@ def test_nor_at_serves_proxy(run):
         assert served.post(max_tokens=2).status_code == 200
         proxy = proxy_of(served)
         flood(served, proxy)
-        with connect(served) as endless:  # a body that nobody asked for
+        with connect(served) as endless:  # a body that is not wanted
             endless.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n")
             assert endless.recv(100).startswith(b"HTTP/1.1 413")
         served.wait_until(lambda: connections_of(proxy) < 10)
@@ -125,8 +125,8 @@ def test_nor_at_serves_proxy(run):
 
 
 def test_who_brings_no_head_or_takes_no_answer_is_left(run):
-    few = "import yuzogpt.serving.connections as c; c.TAKEN_WITHIN = 0.5"
-    command = [sys.executable, "-c", f"{few}\nfrom yuzogpt.cli import run\nrun()"]
+    patch = "import yuzogpt.serving.connections as c; c.WRITE_TIMEOUT_S = 0.5"
+    command = [sys.executable, "-c", f"{patch}\nfrom yuzogpt.cli import run\nrun()"]
     flags = ("--num_replicas=0", "--threads=1", "--head_timeout=0.5")
     with service(run, *flags, command=command) as served, contextlib.ExitStack() as stack:
         silent, half, deaf, slow = (stack.enter_context(connect(served)) for _ in range(4))

@@ -1,4 +1,4 @@
-"""A run that goes on while it is served: better weights come without a gap, broken ones never."""
+"""A run that is followed: better weights are served without a gap, broken ones never."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ def served(run) -> Service:
         yield found
 
 
-def test_better_weights_come_without_a_gap(run, served):
+def test_better_weights_are_served_without_a_gap(run, served):
     assert served.model()["follows_its_run"] is True
     curve = httpx.get(f"{served.url}v1/run").json()
     assert curve == {
@@ -47,13 +47,13 @@ def test_better_weights_come_without_a_gap(run, served):
     asking = threading.Thread(target=keep_asking)
     asking.start()
     pieces = stream(served, **body)
-    told = [next(pieces)]
+    chunks = [next(pieces)]
     write_checkpoint(run, 40, 1.9, seed=2, **SLOW)
     served.wait_until(lambda: served.model()["step"] == 40)
-    # What had begun ends with the weights that it began with.
-    told += pieces
-    assert "".join(piece["choices"][0]["text"] for piece in told) == undisturbed
-    assert {piece["system_fingerprint"] for piece in told} == {"step-20-float32"}
+    # A running request finishes with the weights that it started with.
+    chunks += pieces
+    assert "".join(piece["choices"][0]["text"] for piece in chunks) == undisturbed
+    assert {piece["system_fingerprint"] for piece in chunks} == {"step-20-float32"}
     answer = served.post(**body).json()
     assert answer["system_fingerprint"] == "step-40-float32"
     assert answer["choices"][0]["text"] != undisturbed
@@ -64,7 +64,7 @@ def test_better_weights_come_without_a_gap(run, served):
 
 
 def test_a_corrupt_checkpoint_is_refused_and_the_next_one_taken(run, served):
-    # Made elsewhere, and put there by a rename, as a run does: the disk gave other bytes back.
+    # Made elsewhere and renamed, as a run does; then the disk returns other bytes.
     broken = write_checkpoint(run.parent / "elsewhere", 40, 1.9, seed=2, **SLOW)
     weights = broken / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -76,7 +76,7 @@ def test_a_corrupt_checkpoint_is_refused_and_the_next_one_taken(run, served):
     assert served.model()["step"] == 20
     write_checkpoint(run, 60, 1.0, seed=3, **SLOW)
     served.wait_until(lambda: served.model()["step"] == 60)
-    assert sum("is corrupt" in line for line in served.printed) == 1  # said once
+    assert sum("is corrupt" in line for line in served.printed) == 1  # reported once
 
 
 def unloadable(run, step: int, val_loss: float) -> None:
@@ -93,7 +93,7 @@ def unloadable(run, step: int, val_loss: float) -> None:
 
 def test_a_whole_checkpoint_that_cannot_be_loaded_is_passed_over(run, served):
     unloadable(run, 40, 1.9)
-    served.wait_until(lambda: any("what was loaded goes on" in line for line in served.printed))
+    served.wait_until(lambda: any("still serving step 20" in line for line in served.printed))
     assert served.post(max_tokens=5).status_code == 200
     write_checkpoint(run, 60, 1.95, seed=3, **SLOW)  # the second best
     served.wait_until(lambda: served.model()["step"] == 60)

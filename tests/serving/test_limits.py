@@ -1,7 +1,6 @@
-"""What the service refuses, and for whom: in OpenAI's form, and nothing else suffers."""
+"""What the service refuses, and for whom: in OpenAI's JSON, and without harm to other requests."""
 
 import contextlib
-import itertools
 import json
 import re
 import socket
@@ -31,7 +30,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(directory) -> Service:
-    """Two slots and two places behind them, and requests that take long."""
+    """Two slots, room for two waiting requests, and requests that take long."""
     flags = ["--max_batch=2", "--max_waiting=2", "--max_choices=4", "--max_new_tokens=100000"]
     flags += ["--max_body_bytes=10000", "--max_prompt_tokens=300", "--threads=1"]
     with service(directory, "--num_replicas=0", *flags) as found:
@@ -39,7 +38,7 @@ def slow(directory) -> Service:
 
 
 def is_refused(answer: httpx.Response, status: int, message: str) -> None:
-    """Hold an answer against OpenAI's form of an error."""
+    """Compare a response with OpenAI's JSON of an error."""
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -129,7 +128,7 @@ def test_what_is_not_there(slow):
     is_refused(httpx.post(f"{slow.url}v1/embeddings", json={}), 404, "POST /v1/completions and GET")
     bare = httpx.post(f"{slow.url}v1/completions", content='{"model": "run", "max_tokens": 1}')
     is_refused(bare, 400, "send the header Content-Type: application/json")
-    # A page from elsewhere, whose name leads here; and one that cannot say that it is JSON.
+    # A foreign page by DNS rebinding; and one with a media type that needs no preflight request.
     foreign = httpx.get(f"{slow.url}v1/models", headers={"Host": "evil.example"})
     is_refused(foreign, 403, "only requests to localhost")
     simple = httpx.post(
@@ -138,13 +137,13 @@ def test_what_is_not_there(slow):
         headers={"Content-Type": "text/plain"},
     )
     is_refused(simple, 400, "send the header Content-Type: application/json")
-    deaf = {"x-request-disconnect-disabled": "1"}
-    is_refused(httpx.get(f"{slow.url}v1/models", headers=deaf), 400, "not allowed")
+    disabled = {"x-request-disconnect-disabled": "1"}
+    is_refused(httpx.get(f"{slow.url}v1/models", headers=disabled), 400, "not allowed")
 
 
 @pytest.mark.parametrize("says_how_long", [True, False])
 def test_a_body_of_100_mb_is_not_read(slow, says_how_long):
-    """It is refused while the client still sends; the connection ends."""
+    """It is refused while the client still sends, and the connection is closed."""
     address = urlsplit(slow.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         length = "Content-Length: 100000000" if says_how_long else "Transfer-Encoding: chunked"
@@ -165,39 +164,38 @@ def test_a_body_of_100_mb_is_not_read(slow, says_how_long):
 
 
 def fill(service: Service) -> list[contextlib.ExitStack]:
-    """Take all places by streams that have begun or wait; return what ends each."""
-    taken = []
+    """Take all capacity with streams that run or wait; return what ends each."""
+    streams = []
     for _ in range(4):
         stack = contextlib.ExitStack()
         body = {"model": "run", "prompt": "bead", "max_tokens": 100_000, "stream": True}
         stack.enter_context(
             httpx.stream("POST", f"{service.url}v1/completions", json=body, timeout=60)
         )
-        taken.append(stack)
-    return taken
+        streams.append(stack)
+    return streams
 
 
-def test_what_finds_no_place_is_refused_at_once_and_a_client_that_goes_makes_room(slow):
-    taken = fill(slow)
+def test_overload_is_refused_at_once_and_a_client_that_disconnects_makes_room(slow):
+    streams = fill(slow)
     slow.wait_until(lambda: slow.gauge("waiting_requests") == 2)
     assert slow.gauge("running_requests") == 2
-    begin = time.monotonic()
     refused = slow.post(max_tokens=1)
-    assert time.monotonic() - begin < 1
     is_refused(refused, 503, "overloaded: 4 of 4 places")
     assert int(refused.headers["Retry-After"]) >= 1
-    for places in (3, 2, 1, 0):
-        taken.pop().close()  # whether it ran or waited
-        seconds = slow.wait_until(
-            lambda places=places: (
-                slow.gauge("running_requests") + slow.gauge("waiting_requests") == places
+    # It was refused before any of the others had finished.
+    assert (slow.gauge("running_requests"), slow.gauge("waiting_requests")) == (2, 2)
+    for left in (3, 2, 1, 0):
+        streams.pop().close()  # whether it ran or waited; to finish it would take minutes
+        slow.wait_until(
+            lambda left=left: (
+                slow.gauge("running_requests") + slow.gauge("waiting_requests") == left
             )
         )
-        assert seconds < 1
     assert slow.post(max_tokens=2).status_code == 200
 
 
-def test_a_client_that_goes_before_its_answer_is_whole_makes_room(slow):
+def test_a_client_that_disconnects_before_a_whole_response_makes_room(slow):
     def ask() -> None:
         with contextlib.suppress(httpx.TimeoutException):
             httpx.post(
@@ -206,17 +204,17 @@ def test_a_client_that_goes_before_its_answer_is_whole_makes_room(slow):
                 timeout=1.0,
             )
 
-    before = went(slow)
+    before = disconnected(slow)
     thread = threading.Thread(target=ask)
     thread.start()
     slow.wait_until(lambda: slow.gauge("running_requests") == 1)
     thread.join()
-    assert slow.wait_until(lambda: slow.gauge("running_requests") == 0) < 1
-    assert went(slow) == before + 1
+    slow.wait_until(lambda: slow.gauge("running_requests") == 0)  # to finish would take minutes
+    assert disconnected(slow) == before + 1
 
 
-def went(service: Service) -> float:
-    """Return how many clients are counted that went."""
+def disconnected(service: Service) -> float:
+    """Return how many requests were counted as ended by their client."""
     text = httpx.get(f"{service.url}metrics").text
     found = re.search(r'^yuzogpt_requests_total\{status="499"\} (\S+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0
@@ -227,16 +225,16 @@ def test_a_request_ends_at_its_deadline(directory):
     with service(directory, *flags) as served:
         begin = time.monotonic()
         is_refused(served.post(max_tokens=100_000), 504, "not done within 1.5 s")
-        assert 1.5 <= time.monotonic() - begin < 4
-        *told, last = stream(served, max_tokens=100_000)
-        assert told
+        assert time.monotonic() - begin >= 1.5
+        *chunks, last = stream(served, max_tokens=100_000)
+        assert chunks
         assert last["error"]["message"] == "not done within 1.5 s"
         assert last["error"]["code"] == "timeout"
-        served.wait_until(lambda: served.gauge("running_requests") == 0, 2)
+        served.wait_until(lambda: served.gauge("running_requests") == 0)
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(directory):
-    """Its place is held from its head on: on Ray, at Serve's proxy."""
+    """It takes up capacity from its head on: on Ray, at Serve's proxy."""
     flags = ("--num_replicas=1", "--deadline=1.5", "--max_batch=1", "--max_waiting=0")
     with service(directory, *flags, "--max_choices=1", "--threads=1") as served:
         address = urlsplit(served.url)
@@ -247,7 +245,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(directory):
             answer = b"".join(iter(lambda: connection.recv(10000), b""))  # until it is closed
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"the body did not come within 1.5 s" in answer
-        served.wait_until(lambda: served.post(max_tokens=1).status_code == 200, 2)
+        served.wait_until(lambda: served.post(max_tokens=1).status_code == 200)
 
 
 def test_a_context_that_ends_there_says_so(directory):
@@ -255,14 +253,14 @@ def test_a_context_that_ends_there_says_so(directory):
     with service(directory, *flags) as served:
         assert served.model()["context_overflow"] == "stop"
         answer = served.post(max_tokens=500).json()
-        assert answer["usage"]["total_tokens"] == 257  # the last needs no place in the context
+        assert answer["usage"]["total_tokens"] == 257  # the last token is never fed back
         assert answer["choices"][0]["finish_reason"] == "length"
         is_refused(served.post(prompt="a" * 257), 400, "at most 256")
 
 
-def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
+def test_a_key_is_needed_and_has_a_rate(directory, tmp_path):
     file = tmp_path / "keys"
-    # As Notepad saves it, with a mark at the beginning.
+    # With a byte order mark, as Notepad saves it.
     file.write_text(f"{KEY}\n# of the team\n\n{CANARY}\n", encoding="utf-8-sig")
     file.chmod(0o600)
     flags = (f"--api_keys_file={file}", "--requests_per_minute=3", "--threads=1")
@@ -276,8 +274,8 @@ def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
 
         for wrong in (None, "", "Bearer", "Basic " + KEY, KEY):
             is_refused(post(wrong), 401, "no API key")
-        is_refused(post("Bearer " + KEY[:-1]), 401, "not known here")
-        is_refused(post("Bearer # of the team"), 401, "not known here")
+        is_refused(post("Bearer " + KEY[:-1]), 401, "unknown API key")
+        is_refused(post("Bearer # of the team"), 401, "unknown API key")
         assert post("Bearer " + KEY).headers.get("WWW-Authenticate") is None
         assert [post(f"Bearer {KEY}").status_code for _ in range(3)] == [200, 200, 429]
         refused = post(f"bearer {KEY}")
@@ -289,30 +287,35 @@ def test_only_who_has_a_key_is_answered_and_so_often(directory, tmp_path):
         assert httpx.get(f"{served.url}healthz").status_code == 200
         assert CANARY not in httpx.get(f"{served.url}metrics").text
         for _ in range(100):
-            is_refused(post("Bearer " + KEY[:-1]), 401, "not known here")
+            is_refused(post("Bearer " + KEY[:-1]), 401, "unknown API key")
     assert not any(CANARY in line or KEY[:-1] in line for line in served.printed)
-    # Who was refused is told, but not for each request.
-    told = [line for line in served.printed if line.startswith("401 for 127.0.0.1: ")]
-    assert told[0] == "401 for 127.0.0.1: 'POST /v1/completions'\n"
-    assert len(told) < 20
+    # Refused clients are logged, but not each of their requests.
+    logged = [line for line in served.printed if line.startswith("401 for 127.0.0.1: ")]
+    assert logged[0] == "401 for 127.0.0.1: 'POST /v1/completions'\n"
+    assert len(logged) < 20
 
 
-def test_a_client_is_told_to_wait_whole_seconds_and_no_more_than_it_must():
-    for seconds, told in ((0, "1"), (0.2, "1"), (1, "1"), (1.1, "2"), (2, "2"), (3, "3")):
-        assert APIError(429, "", retry_after=seconds).headers["Retry-After"] == told
+def test_retry_after_is_rounded_up_to_whole_seconds():
+    for seconds, header in ((0, "1"), (0.2, "1"), (1, "1"), (1.1, "2"), (2, "2"), (3, "3")):
+        assert APIError(429, "", retry_after=seconds).headers["Retry-After"] == header
 
 
-def test_an_allowance_comes_back_with_time(monkeypatch):
-    now = itertools.count(10.0, 10.0)  # ten seconds from one look to the next
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    allowance = TokenBucket(3, 3, since=0.0)
-    waits = [allowance.take() for _ in range(8)]
+def test_a_token_bucket_refills_with_time():
+    now = 0.0
+    bucket, waits = TokenBucket(3, clock=lambda: now), []
+    for _ in range(6):  # every ten seconds; a token takes twenty
+        now += 10
+        waits.append(bucket.take())
     assert waits[:5] == [0, 0, 0, 0, 0]
     assert waits[5] == pytest.approx(10)
+    now += waits[5]
+    assert bucket.take() == 0
+    now += 3600
+    assert [bucket.take() for _ in range(4)] == [0, 0, 0, pytest.approx(20)]
 
 
 def test_of_a_million_mistakes_few_are_listed():
-    """The event loop makes the list: while it does, nobody else is served."""
+    """The list is made on the event loop, which serves no other request meanwhile."""
     for content in (
         {"prompt": [-1] * 1000}, {"prompt": [[-1]] * 1000}, {"prompt": ["a", *[1] * 1000]},
         {"stop": [""] * 1000}, {"logit_bias": {str(n): "x" for n in range(1000)}},

@@ -132,7 +132,7 @@ def test_escape_stops_and_frees_the_slot(served, page):
     until(page, lambda: len(tokens(page)) > 3)
     webdriver.ActionChains(page).send_keys(Keys.ESCAPE).perform()
     until(page, lambda: "stopped" in text_of(page, "status"))
-    served.wait_until(lambda: served.gauge("running_requests") == 0, 2)
+    served.wait_until(lambda: served.gauge("running_requests") == 0)
     assert not page.find_element(By.ID, "stop").is_enabled()
 
 

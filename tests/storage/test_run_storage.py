@@ -532,7 +532,7 @@ def test_a_checkpoint_of_others_names_no_file_of_mine(
             else:
                 put(store, f"checkpoints/step-5/{head}", content)
         before = {path for path in home.rglob("*") if path.is_file()}
-        assert cli.status_of([verb, *flags[verb]]) == 2
+        assert cli.exit_status([verb, *flags[verb]]) == 2
         assert victim.read_text() == "mine"
         assert {path for path in home.rglob("*") if path.is_file()} == before
         printed = capfd.readouterr().err.splitlines()

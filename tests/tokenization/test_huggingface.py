@@ -42,7 +42,7 @@ def another_bpe():
 @pytest.mark.parametrize("left", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
 def test_a_bpe_of_its_own_is_used_though_it_is_as_large_as_gpt2s(tmp_path, left):
     own = another_bpe()
-    files = huggingface.files_of(own, 16)
+    files = huggingface.to_files(own, 16)
     folder = folder_of(tmp_path, 50_257, {name: files[name] for name in left})
     found = resolve_model(str(folder)).tokenizer()
     assert found.to_dict() == own.to_dict()
@@ -53,20 +53,20 @@ def test_a_bpe_of_its_own_is_used_though_it_is_as_large_as_gpt2s(tmp_path, left)
 
 @pytest.mark.parametrize("left", [["tokenizer.json"], ["vocab.json", "merges.txt"], []])
 def test_gpt2s_is_gpt2s(tmp_path, left):
-    files = huggingface.files_of(gpt2_tokenizer(), 16)
+    files = huggingface.to_files(gpt2_tokenizer(), 16)
     folder = folder_of(tmp_path, 50_257, {name: files[name] for name in left})
     assert resolve_model(str(folder)).tokenizer().to_dict() == gpt2_tokenizer().to_dict()
 
 
 def test_an_export_of_characters_is_read_back(tmp_path):
     own = CharTokenizer("\n abcdé")
-    folder = folder_of(tmp_path, own.vocab_size, huggingface.files_of(own, 16))
+    folder = folder_of(tmp_path, own.vocab_size, huggingface.to_files(own, 16))
     assert resolve_model(str(folder)).tokenizer().to_dict() == own.to_dict()
 
 
 def changed(**parts):
     """tokenizer.json of GPT-2 with other parts; a part of None is left out."""
-    content = json.loads(huggingface.files_of(gpt2_tokenizer(), 16)["tokenizer.json"])
+    content = json.loads(huggingface.to_files(gpt2_tokenizer(), 16)["tokenizer.json"])
     for path, value in parts.items():
         *sections, last = path.split("__")
         place = content
@@ -112,7 +112,7 @@ def test_a_damaged_one_is_one_line(tmp_path, content):
 
 
 def test_a_vocabulary_without_its_merges_is_refused(tmp_path):
-    files = huggingface.files_of(gpt2_tokenizer(), 16)
+    files = huggingface.to_files(gpt2_tokenizer(), 16)
     folder = folder_of(tmp_path, 50_257, {"vocab.json": files["vocab.json"]})
     with pytest.raises(DamagedFile, match=r"merges\.txt: not readable"):
         resolve_model(str(folder)).tokenizer()
@@ -120,6 +120,6 @@ def test_a_vocabulary_without_its_merges_is_refused(tmp_path):
 
 def test_tokenizer_and_model_of_two_sizes_do_not_belong_together(tmp_path):
     own = CharTokenizer("abc")
-    folder = folder_of(tmp_path, 5, huggingface.files_of(own, 16))
+    folder = folder_of(tmp_path, 5, huggingface.to_files(own, 16))
     with pytest.raises(UserError, match="has 3 tokens, its model 5"):
         resolve_model(str(folder)).tokenizer()

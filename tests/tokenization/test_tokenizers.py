@@ -104,7 +104,7 @@ def test_end_of_text_in_a_document_is_text():
     assert gpt2_tokenizer().decode(ids) == "a<|endoftext|>b"
 
 
-@pytest.mark.parametrize("tokenizer", [gpt2_tokenizer(), CharTokenizer.of_text(TEXT)])
+@pytest.mark.parametrize("tokenizer", [gpt2_tokenizer(), CharTokenizer.from_text(TEXT)])
 def test_round_trips(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(tokenization.to_bytes(tokenizer))
@@ -146,7 +146,7 @@ def test_long_text_is_cut_where_its_tokens_do_not_change(monkeypatch):
     ]
     generator = random.Random(1)
     for piece in (1, 2, 5, 20):
-        monkeypatch.setattr("yuzogpt.tokenization.tokenizer.PIECE", piece)
+        monkeypatch.setattr("yuzogpt.tokenization.tokenizer.MAX_PIECE_LENGTH", piece)
         for _ in range(5_000):
             text = "".join(generator.choices(kinds, k=generator.randint(0, 60)))
             whole = tokenizer.encoding.encode_to_numpy(text, disallowed_special=())
@@ -161,7 +161,7 @@ def test_a_document_that_the_tokenizer_cannot_take_has_no_tokens():
 
 
 def test_char_ids_are_in_code_point_order():
-    assert CharTokenizer.of_text("banana\n").characters == "\nabn"
+    assert CharTokenizer.from_text("banana\n").characters == "\nabn"
 
 
 ALL_BYTES = {bytes([byte]): byte for byte in range(256)}

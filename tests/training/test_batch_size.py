@@ -15,9 +15,9 @@ from yuzogpt.training.batch_size import MEASURE_INTERVAL_STEPS, WARMUP_MEASUREME
 from yuzogpt.training.schedules import batch_lr_scale, lr_at
 
 RAMPS = {
-    "linear": ("--batch_schedule=linear", "--start_rows=2", "--ramp_iters=20"),
-    "steps": ("--batch_schedule=steps", "--start_rows=3", "--ramp_iters=20"),
-    "noise": ("--batch_schedule=noise", "--start_rows=4"),
+    "linear": ("--batch_schedule=linear", "--batch_start_rows=2", "--batch_ramp_iters=20"),
+    "steps": ("--batch_schedule=steps", "--batch_start_rows=3", "--batch_ramp_iters=20"),
+    "noise": ("--batch_schedule=noise", "--batch_start_rows=4"),
 }
 LAST = {"linear": 30, "steps": 30, "noise": 120}
 
@@ -25,7 +25,7 @@ LAST = {"linear": 30, "steps": 30, "noise": 120}
 def batch(kind: str, start: int, ramp: int, micro: int = 4, times: int = 4) -> BatchSettings:
     return BatchSettings(
         batch_size=micro, gradient_accumulation_steps=times, batch_schedule=kind,
-        start_rows=start, ramp_iters=ramp,
+        batch_start_rows=start, batch_ramp_iters=ramp,
     )  # fmt: skip
 
 
@@ -74,11 +74,17 @@ def test_a_cooldown_longer_than_there_is_room_for_begins_after_the_warmup():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--batch_schedule=linear", "--ramp_iters=5"), "start_rows=0 must divide"),
-        (("--batch_schedule=noise", "--start_rows=5"), "start_rows=5 must divide"),
-        (("--batch_schedule=steps", "--start_rows=4", "--ramp_iters=5"), "4 times 2, 4, 8"),
-        (("--batch_schedule=linear", "--start_rows=4"), "ramp_iters says where"),
-        (("--lr_schedule=wsd",), "cooldown_iters says how long"),
+        (("--batch_schedule=linear", "--batch_ramp_iters=5"), "batch_start_rows=0 must divide"),
+        (("--batch_schedule=noise", "--batch_start_rows=5"), "batch_start_rows=5 must divide"),
+        (
+            ("--batch_schedule=steps", "--batch_start_rows=4", "--batch_ramp_iters=5"),
+            "4 times 2, 4, 8",
+        ),
+        (
+            ("--batch_schedule=linear", "--batch_start_rows=4"),
+            "set batch_ramp_iters, where it ends",
+        ),
+        (("--lr_schedule=wsd",), "set cooldown_iters, the length"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words):
@@ -88,18 +94,22 @@ def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words
 
 def test_a_schedule_by_noise_needs_two_rows_a_worker(corpus_dir, tmp_path):
     """Fewer are one gradient, and nothing to hold it against: the batch would never grow."""
-    settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=4")
+    settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--batch_start_rows=4")
     requirements.check_world(settings, 2, None)
-    with pytest.raises(UserError, match="3 workers need 6 rows to measure it; raise --start_rows"):
+    with pytest.raises(
+        UserError, match="3 workers need 6 rows to measure it; raise --batch_start_rows"
+    ):
         requirements.check_world(settings, 3, None)
-    whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--start_rows=12")
+    whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--batch_start_rows=12")
     requirements.check_world(whole, 12, None)  # has nowhere to grow
 
 
 def test_more_workers_may_go_on_with_a_batch_that_has_grown(root, corpus_dir):
     wider = (*RAMPS["linear"], "--max_iters=40", "--num_workers=8")
     runs.check(tiny_settings(corpus_dir, root / "linear", *wider))
-    with pytest.raises(UserError, match="2 rows is too small for 8 workers; raise --start_rows"):
+    with pytest.raises(
+        UserError, match="2 rows is too small for 8 workers; raise --batch_start_rows"
+    ):
         runs.check(tiny_settings(corpus_dir, root / "another", *wider))
 
 
@@ -139,7 +149,7 @@ def rows_before(step: int, name: str) -> int:
 def test_tokens_seen_at_a_step_match_the_formula(root, name):
     settings = BatchSettings(
         batch_size=4, gradient_accumulation_steps=3, batch_schedule=name,
-        start_rows=2 if name == "linear" else 3, ramp_iters=20,
+        batch_start_rows=2 if name == "linear" else 3, batch_ramp_iters=20,
     )  # fmt: skip
     for record in records(root / name, "train"):
         assert record["rows_seen"] == rows_before(record["step"], name)

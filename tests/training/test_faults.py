@@ -1,4 +1,4 @@
-"""Ranks that die or stand still, for real: killed and stopped by signals, waiting for ever.
+"""Ranks that die or hang, for real: killed and stopped by signals, waiting for ever.
 
 Real ranks, connected by gloo.
 """
@@ -101,12 +101,12 @@ def test_killed_at_any_boundary_of_a_checkpoint(
         assert not list((tmp_path / "run" / "checkpoints").glob(".step-*"))
 
 
-# --- a rank stands still
+# --- a rank hangs
 
 
 def start_long_run(corpus_dir, run):
     """Start two ranks that notice a hang after 3 s, and wait until they train."""
-    flags = ("--max_iters=100000", "--eval_interval=100000", "--hang_timeout=3")
+    flags = ("--max_iters=100000", "--eval_interval=100000", "--hang_timeout_s=3")
     ranks = start_world(2, tiny_settings(corpus_dir, run, *flags))
     wait_for_step(run, 20)
     return ranks
@@ -147,7 +147,7 @@ class HangAt:
 
 def test_a_rank_that_waits_for_ever_is_named(corpus_dir, tmp_path):
     settings = tiny_settings(
-        corpus_dir, tmp_path / "run", "--max_iters=100000", "--hang_timeout=3",
+        corpus_dir, tmp_path / "run", "--max_iters=100000", "--hang_timeout_s=3",
     )  # fmt: skip
     codes = exit_codes(start_world(2, settings, HangAt(1, 40)))
     assert codes == [EXIT_STATUS] * 2
@@ -173,7 +173,7 @@ def exit_code_of_only_worker(settings, fault):
 
 
 def test_an_only_worker_that_waits_for_ever_ends(corpus_dir, tmp_path):
-    flags = ("--max_iters=100000", "--hang_timeout=1")
+    flags = ("--max_iters=100000", "--hang_timeout_s=1")
     settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
     assert exit_code_of_only_worker(settings, HangAt(0, 40)) == EXIT_STATUS
     (failure,) = records(tmp_path / "run", "failure")
@@ -183,7 +183,7 @@ def test_an_only_worker_that_waits_for_ever_ends(corpus_dir, tmp_path):
 
 def test_a_slow_step_is_no_hang(corpus_dir, tmp_path):
     flags = ("--batch_size=12", "--gradient_accumulation_steps=1", "--max_iters=3")
-    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags, "--hang_timeout=0.5")
+    settings = tiny_settings(corpus_dir, tmp_path / "run", *flags, "--hang_timeout_s=0.5")
     assert exit_code_of_only_worker(settings, Slow(1)) == 0
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
 

@@ -51,7 +51,7 @@ def test_the_shape_is_the_pretrained_models(corpus_dir, pretrained, tmp_path):
     again = resolve(TrainSettings, [str(tmp_path / "run" / "settings.yaml")], [])
     assert again.model == settings.model.model_copy(update={"block_size": 8})
     assert load_model(resolve_model(str(tmp_path / "run"))).settings == again.model
-    # The run goes on with its shape, and with no other.
+    # The run resumes with its shape, and with no other.
     train(*places, "--max_iters=3", "--dropout=0.1")
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
     for flags, difference in (
@@ -73,7 +73,7 @@ def test_the_first_weights_are_the_pretrained_models(corpus_dir, pretrained, tmp
 
 
 # How a run of 12 steps is made: by how many ranks, to which step, and with which flags. "mixed"
-# goes on from what "fsdp, resumed" has made by step 6.
+# resumes from what "fsdp, resumed" has made by step 6.
 FSDP = "--parallel=fsdp"
 WAYS = {
     "one": [(1, 12)],

@@ -111,7 +111,9 @@ def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path
     poison(monkeypatch, range(20, 1000))
     with pytest.raises(RunFailed) as error:
         train_here(
-            tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=100", "--max_skipped=4")
+            tiny_settings(
+                corpus_dir, tmp_path / "run", "--max_iters=100", "--max_nonfinite_steps=4"
+            )
         )
     text = str(error.value)
     assert "step 23 is number 4 in a row to be skipped: loss nan" in text

@@ -101,6 +101,6 @@ def test_a_command_that_does_not_train_ends_in_one_line(tmp_path, number):
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (
         143,
-        "yuzogpt: stopped (SIGTERM); the same command goes on\n",
+        "yuzogpt: stopped (SIGTERM); the same command resumes it\n",
     )
     wait_until(lambda: not list(tmp_path.iterdir()))

@@ -364,7 +364,7 @@ def test_models_without_learned_positions_read_further(finished, corpus_dir, tmp
     assert model(ids).shape[:2] == (1, 64)
     with pytest.raises(UserError, match="no pos_emb=rotary, qk_norm=True; only models"):
         to_huggingface(resolve_model(str(run)), tmp_path / "hf")
-    longer = tmp_path / "longer"  # and goes on to learn from longer rows
+    longer = tmp_path / "longer"  # and it then learns from longer rows
     train(corpus_dir, longer, "--max_iters=2", f"--init_from={run}", "--block_size=64")
     assert resolve_model(str(longer)).shape.block_size == 64
     with pytest.raises(UserError, match="learned positions, for 16 tokens"):

@@ -104,7 +104,7 @@ def test_steps_are_torchs_but_for_its_bfloat16():
 def test_what_is_no_matrix_of_a_layer_is_adamws():
     model = GPT(SHAPE.model_copy(update={"tie_embeddings": False, "activation": "swiglu"}))
     settings = WITH_MUON.model_copy(
-        update={"matrix_rate": 5.0, "embedding_rate": 3.0, "head_rate": 0.5}
+        update={"matrix_lr_mult": 5.0, "embedding_lr_mult": 3.0, "head_lr_mult": 0.5}
     )
     adamw, muon = build_optimizer(model, settings, FinetuningSettings()).each
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -185,7 +185,7 @@ def test_a_step_of_shards_is_that_of_one_worker(corpus_dir, tmp_path):
         torch.testing.assert_close(after[name], parameter.detach(), rtol=0, atol=1e-6)
 
 
-MUON = ("--optimizer=muon", "--learning_rate=5e-3", "--matrix_rate=4", "--dropout=0.1")
+MUON = ("--optimizer=muon", "--learning_rate=5e-3", "--matrix_lr_mult=4", "--dropout=0.1")
 
 
 def test_training_is_the_same_in_every_way_and_goes_on_exactly(corpus_dir, tmp_path):

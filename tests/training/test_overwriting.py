@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY, TINY, tiny_settings, yuzogpt
 from tests.training.worlds import records, train_here, wait_for_start
 from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
-from yuzogpt.cli import status_of
+from yuzogpt.cli import exit_status
 from yuzogpt.errors import UserError
 from yuzogpt.storage.run_storage import LocalStorage
 
@@ -141,7 +141,7 @@ def test_nothing_is_put_where_a_run_deletes(old_run, corpus_dir, inside):
     with pytest.raises(UserError, match="lies in the checkpoints of"):
         runs.check(tiny_settings(corpus_dir, old_run / inside))
     exported = ["export", str(old_run), "--to=huggingface", str(old_run / inside / "hf")]
-    assert status_of(exported) == 2
+    assert exit_status(exported) == 2
 
 
 def test_a_corpus_is_no_place_for_a_run(corpus_dir):

@@ -1,4 +1,4 @@
-"""FSDP2 against DDP: the same losses, a part of the memory, checkpoints that both go on from."""
+"""FSDP2 against DDP: the same losses, a part of the memory, checkpoints from which both resume."""
 
 import functools
 import json

@@ -5,7 +5,7 @@ import pytest
 from tests.conftest import tiny_settings, yuzogpt
 from tests.training.worlds import records, train_here
 from yuzogpt import runs
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.config.resolve import preset_names, resolve
 from yuzogpt.errors import UserError
 from yuzogpt.training.schedules import lr_at
@@ -69,8 +69,7 @@ def test_a_further_decay_keeps_the_past_and_is_resumed_exactly(settings_of, corp
     assert rates(tmp_path / "run")[21] == 0.001
     # The settings say all of it: another run of them has the same learning rates.
     found = resolve(TrainSettings, [str(tmp_path / "run" / runs.SETTINGS)], [])
-    run = found.run.model_copy(update={"out_dir": str(tmp_path / "other")})
-    train_here(found.model_copy(update={"run": run}))
+    train_here(with_changes(found, {"run.out_dir": str(tmp_path / "other")}))
     assert rates(tmp_path / "other") == rates(tmp_path / "run")
 
 
@@ -135,15 +134,18 @@ def test_a_run_beyond_its_decay_says_from_where_on_it_stays_at_min_lr(settings_o
 @pytest.mark.parametrize(
     ("flags", "advice"),
     [
-        (("--decay_lr=False",), "raise --max_iters to go on"),
-        (("--lr_decay_iters=8",), "raise --max_iters, to 8 at most for the same decay, to go on"),
+        (("--decay_lr=False",), "raise --max_iters to continue"),
+        (
+            ("--lr_decay_iters=8",),
+            "raise --max_iters, to 8 at most for the same decay, to continue",
+        ),
         (
             ("--lr_decay_iters=4", "--min_lr=1e-3"),
-            "raise --max_iters to N to go on at min_lr=0.001, with --redecay=4..N@RATE to decay",
+            "raise --max_iters to N to continue at min_lr=0.001, with --redecay=4..N@RATE to decay",
         ),
         (
             (*LINEAR, "--lr_decay_iters=4"),
-            "raise --max_iters to N, with --redecay=4..N@RATE to decay again, to go on",
+            "raise --max_iters to N, with --redecay=4..N@RATE to decay again, to continue",
         ),
     ],
 )

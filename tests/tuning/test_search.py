@@ -1,4 +1,4 @@
-"""Which trial is next: the same whatever happened before, and told apart from what is known."""
+"""Which trial is next: the same after any interruption, given the same known losses."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from yuzogpt.config import TuneSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.tuning.search import Finals, Search
 from yuzogpt.tuning.space import read_space
-from yuzogpt.tuning.sweep import Sweep, outcome
+from yuzogpt.tuning.sweep import Sweep, collect_outcome
 from yuzogpt.tuning.trials import Trial, conclude
 
 SPACE = ("dropout={uniform: [0, 0.3]}", "learning_rate={loguniform: [1e-5, 1e-2]}")
@@ -24,14 +24,14 @@ def loss_of(values):
 def search_through(search, most=100):
     """Do trials one after the other; return the values of each."""
     found = []
-    while len(found) < most and (trial := search.next()):
+    while len(found) < most and (trial := search.ask()):
         found.append(trial.values)
-        search.learn(trial.name, loss_of(trial.values))
+        search.tell(trial.name, loss_of(trial.values))
     return found
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
-def test_a_search_that_was_cut_off_goes_on_with_what_it_would_have_tried(tmp_path, algorithm):
+def test_a_search_that_was_cut_off_resumes_with_what_it_would_have_tried(tmp_path, algorithm):
     flag = f"--search_algorithm={algorithm}"
     whole = search_through(Search(sweep_in(tmp_path / "whole", flag)))
     assert len(whole) == 8
@@ -41,7 +41,7 @@ def test_a_search_that_was_cut_off_goes_on_with_what_it_would_have_tried(tmp_pat
     assert search_through(Search(sweep_in(tmp_path / "cut", flag))) == whole
 
 
-def test_tpe_learns(tmp_path):
+def test_tpe_uses_the_losses(tmp_path):
     found = search_through(Search(sweep_in(tmp_path, "--num_samples=40")))
     first, last = found[1:11], found[-10:]
     assert sum(map(loss_of, last)) < sum(map(loss_of, first)) / 2
@@ -59,10 +59,10 @@ def test_failed_trials_and_values_outside_of_the_space_are_no_trouble(tmp_path):
     sweep = sweep_in(tmp_path, "--dropout=0.9")
     search = Search(sweep)
     for number in range(8):
-        trial = search.next()
+        trial = search.ask()
         assert (trial.values["model.dropout"] == 0.9) == (number == 0)
-        search.learn(trial.name, None if number % 2 else 1.0)
-    assert search.next() is None
+        search.tell(trial.name, None if number % 2 else 1.0)
+    assert search.ask() is None
 
 
 def test_the_winner_is_compared_on_seeds_that_no_trial_had(tmp_path):
@@ -77,7 +77,7 @@ def test_the_winner_is_compared_on_seeds_that_no_trial_had(tmp_path):
             )
         )
         conclude(Trial.read(directory), "failed" if name == "0002" else "finished")
-    found = outcome(sweep)
+    found = collect_outcome(sweep)
     assert found["best"] == "0001"
     finals = Finals.of(sweep, found)
     assert [trial.name for trial in finals.trials] == [

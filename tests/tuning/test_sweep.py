@@ -1,4 +1,4 @@
-"""A sweep's directory: whose it is, what may go on in it, and what comes out."""
+"""A sweep's directory: whose it is, what may resume in it, and its outcome."""
 
 import json
 import shutil
@@ -10,10 +10,10 @@ from yuzogpt import runs
 from yuzogpt.config import TuneSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
-from yuzogpt.tuning.search import Search, is_over
+from yuzogpt.tuning.search import Search, is_done
 from yuzogpt.tuning.space import read_space
 from yuzogpt.tuning.summary import margin
-from yuzogpt.tuning.sweep import Sweep, outcome
+from yuzogpt.tuning.sweep import Sweep, collect_outcome
 from yuzogpt.tuning.table import Row, TrialTable
 from yuzogpt.tuning.trials import Trial
 
@@ -49,7 +49,7 @@ def write(directory, state="finished", losses=(2.0,), **more):
     ["--batch_size=8", "--eval_iters=1", "--eval_interval=7", "--max_iters=3", "--seed=1"],
 )
 def test_another_sweep_is_refused_in_its_directory(sweep, flag):
-    with sweep().writing():
+    with sweep().hold_directory():
         pass
     sweep("--num_samples=99")  # the same, longer
     with pytest.raises(UserError, match="another sweep: "):
@@ -66,15 +66,15 @@ def test_another_sweep_is_refused_in_its_directory(sweep, flag):
     ],
 )
 def test_damaged_settings_of_a_sweep_are_one_line(sweep, tmp_path, damage, says):
-    with sweep().writing():
+    with sweep().hold_directory():
         pass
     path = tmp_path / "sweep" / "settings.yaml"
     path.write_text(path.read_text().splitlines()[0] + "\n" + damage + "\n")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         sweep()
-    assert str(path) in str(told.value)
-    assert says in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_trial_of_another_search_is_refused(sweep):
@@ -82,7 +82,7 @@ def test_a_trial_of_another_search_is_refused(sweep):
     directory = described.directory / "trials" / "0000"
     Trial(directory, "0000", {"optimizer.beta2": 0.9}).write()
     with pytest.raises(UserError, match=r"trial.json: values: not those of this search"):
-        Search(described).next()
+        Search(described).ask()
 
 
 def test_a_directory_of_others_is_refused_and_one_that_was_cut_off_is_not(sweep, tmp_path):
@@ -112,10 +112,10 @@ def test_overwrite_deletes_no_model_that_it_starts_from(sweep, tmp_path):
 
 def test_a_sweep_is_whole_until_the_one_that_replaces_it_begins(sweep):
     old = sweep()
-    with old.writing():
+    with old.hold_directory():
         write(old.directory / "trials" / "0000")
     new = sweep("--overwrite", "--seed=9")
-    with new.writing():
+    with new.hold_directory():
         assert [trial.name for trial in old.trials()] == ["0000"]
         sweep()  # nor has the old one's settings.yaml changed
         new.begin()
@@ -125,11 +125,11 @@ def test_a_sweep_is_whole_until_the_one_that_replaces_it_begins(sweep):
 
 def test_a_sweep_that_was_being_deleted_is_none(sweep):
     old = sweep()
-    with old.writing():
+    with old.hold_directory():
         write(old.directory / "trials" / "0001")
     path = old.directory / "settings.yaml"
     path.write_text(path.read_text().replace("\n", f"\n{runs.DELETING}", 1))
-    with sweep("--seed=9").writing():
+    with sweep("--seed=9").hold_directory():
         sweep("--seed=9").begin()
     assert old.trials() == []
 
@@ -138,13 +138,13 @@ def test_a_final_run_without_its_score_is_left_to_do(sweep):
     described = sweep()
     for name, losses in (("0000", [2.0]), ("0001", [1.0])):
         write(described.directory / "trials" / name, losses=losses)
-    assert not is_over(described)
+    assert not is_done(described)
     finals = [f"{name}-{seed}" for seed in (1338, 1339) for name in ("0000", "0001")]
     for name in finals:
         write(described.directory / "final" / name, score=1.5)
-    assert is_over(described)
+    assert is_done(described)
     write(described.directory / "final" / finals[0])
-    assert not is_over(described)
+    assert not is_done(described)
 
 
 def test_a_trial_whose_folder_was_deleted_is_left_to_do(sweep):
@@ -153,7 +153,7 @@ def test_a_trial_whose_folder_was_deleted_is_left_to_do(sweep):
     for name, losses in (("0000", [2.0]), ("0001", [1.0])):
         write(described.directory / "trials" / name, losses=losses)
     shutil.rmtree(described.directory / "trials" / "0000")
-    assert not is_over(described)
+    assert not is_done(described)
 
 
 def test_seeds_that_diverge_are_not_left_out_in_silence(sweep):
@@ -162,15 +162,15 @@ def test_seeds_that_diverge_are_not_left_out_in_silence(sweep):
         write(described.directory / "trials" / name, losses=losses)
         write(described.directory / "final" / f"{name}-1338", score=losses[0])
         write(described.directory / "final" / f"{name}-1339", score=losses[0] + 0.1)
-    assert "more than twice what seeds make" in margin(outcome(described))
+    assert "more than twice the spread between seeds" in margin(collect_outcome(described))
     write(described.directory / "final" / "0001-1340", state="failed")
-    assert margin(outcome(described)).startswith("seeds have no score: 1 with tuned")
+    assert margin(collect_outcome(described)).startswith("seeds have no score: 1 with tuned")
 
 
 def test_a_trial_that_was_over_before_is_said_to_be_kept(capsys):
-    board = TrialTable("trials", 10)
-    board.keeps("0000", Row({"model.dropout": 0.1}, "finished", 10, 2.0))
-    board.keeps("0001", Row({"model.dropout": 0.2}, "failed", error="out of memory"))
+    table = TrialTable("trials", 10)
+    table.mark_kept("0000", Row({"model.dropout": 0.1}, "finished", 10, 2.0))
+    table.mark_kept("0001", Row({"model.dropout": 0.2}, "failed", error="out of memory"))
     assert capsys.readouterr().out.splitlines() == [
         "0000 kept: finished at step 10: val loss 2.0000",
         "0001 kept: failed at step 0: val loss - (out of memory)",
@@ -178,13 +178,13 @@ def test_a_trial_that_was_over_before_is_said_to_be_kept(capsys):
 
 
 def test_a_failed_trial_is_not_marked_as_the_best():
-    board = TrialTable("trials", 10)
+    table = TrialTable("trials", 10)
     for name, loss in (("0000", 2.0), ("0001", 1.0)):
-        board.starts(name, {"model.dropout": 0.1})
-        board.moves(name, 5, loss)
-    board.ends("0001", "failed", "out of memory")
-    board.ends("0002", "failed", "its process died")  # one that never came to start
-    with board.console.capture() as shown:
-        board.console.print(board.table())
+        table.mark_started(name, {"model.dropout": 0.1})
+        table.update(name, 5, loss)
+    table.mark_ended("0001", "failed", "out of memory")
+    table.mark_ended("0002", "failed", "its process died")  # one that never came to start
+    with table.console.capture() as shown:
+        table.console.print(table.table())
     (marked,) = (line for line in shown.get().splitlines() if " * " in line)
     assert marked.split()[0] == "0000"

@@ -22,12 +22,12 @@ def train(settings, listener):
 
 @pytest.fixture
 def attempt(corpus_dir, tmp_path):
-    """Return how a trial is done, and what it reports."""
+    """Return a function that runs a trial."""
     trial = Trial(tmp_path / "0003", "0003", {"model.dropout": 0.1})
     trial.write()
 
     def do(train=train, most=math.inf, steps=30):
-        """Do the trial until it has made `most` steps; return its reports, and how it ended."""
+        """Run the trial for at most `most` steps; return its reports, and how it ended."""
         flags = (f"--max_iters={steps}", "--eval_interval=10", "--eval_iters=0")
         settings = tiny_settings(corpus_dir, trial.directory, *flags)
         reports = []
@@ -36,24 +36,24 @@ def attempt(corpus_dir, tmp_path):
             reports.append((step, loss))
             return step < most
 
-        goes_on = run_trial(settings, Trial.read(trial.directory), report, train)
-        return reports, goes_on, Trial.read(trial.directory)
+        is_wanted = run_trial(settings, Trial.read(trial.directory), report, train)
+        return reports, is_wanted, Trial.read(trial.directory)
 
     return do
 
 
 def test_a_trial_reports_its_best_loss_so_far(attempt):
-    reports, goes_on, trial = attempt()
+    reports, is_wanted, trial = attempt()
     assert [step for step, _ in reports] == [0, 10, 20, 30]
     losses = [loss for _, loss in reports]
     assert losses == sorted(losses, reverse=True)
-    assert (goes_on, trial.state) == (True, "finished")
-    assert attempt(train=None)[0] == reports  # it is over: only told again
+    assert (is_wanted, trial.state) == (True, "finished")
+    assert attempt(train=None)[0] == reports  # it has ended: its losses are only reported again
 
 
-def test_a_trial_that_is_told_to_stop_keeps_its_best_weights(attempt):
-    reports, goes_on, trial = attempt(most=20, steps=3000)
-    assert (goes_on, trial.state) == (False, "stopped")
+def test_a_trial_that_is_asked_to_stop_keeps_its_best_weights(attempt):
+    reports, is_wanted, trial = attempt(most=20, steps=3000)
+    assert (is_wanted, trial.state) == (False, "stopped")
     assert [step for step, _ in reports] == [0, 10, 20]
     assert trial.evaluations()[-1][0] < 3000
     (kept,) = (trial.directory / "checkpoints").iterdir()
@@ -63,8 +63,8 @@ def test_a_trial_that_is_told_to_stop_keeps_its_best_weights(attempt):
 
 @pytest.mark.parametrize("need", [lambda: torch.empty(2**50), lambda: bytearray(2**62)])
 def test_a_trial_that_needs_too_much_memory_has_failed(attempt, need):
-    _, goes_on, trial = attempt(lambda settings, listener: need())
-    assert (goes_on, trial.state, trial.error) == (True, "failed", "out of memory")
+    _, is_wanted, trial = attempt(lambda settings, listener: need())
+    assert (is_wanted, trial.state, trial.error) == (True, "failed", "out of memory")
 
 
 def test_a_mistake_in_the_program_is_no_failed_trial(attempt):
@@ -98,11 +98,11 @@ def test_a_damaged_trial_is_one_line_that_names_the_file(tmp_path, content, says
     directory.mkdir()
     text = content if isinstance(content, str) else json.dumps(content)
     (directory / "trial.json").write_text(text)
-    with pytest.raises(DamagedFile) as told:
+    with pytest.raises(DamagedFile) as caught:
         Trial.read(directory)
-    assert str(told.value).startswith(f"{directory / 'trial.json'}: ")
-    assert says in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(f"{directory / 'trial.json'}: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
     (directory / "trial.json").unlink()
     assert Trial.read(directory) is None
     os.mkfifo(directory / "trial.json")

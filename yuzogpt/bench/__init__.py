@@ -1,1 +1,1 @@
-"""`yuzogpt bench`: what a training step costs on this hardware, and what it could cost."""
+"""`yuzogpt bench`: what a training step costs on this machine."""

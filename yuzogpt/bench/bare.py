@@ -1,69 +1,60 @@
-"""The loop in a process, and no launcher: `python -m yuzogpt.bench.bare FILE [TRACE]`.
+"""The training loop without a launcher: `python -m yuzogpt.bench.bare FILE [TRACE]`.
 
-In: the settings of a short run. Out: that run, and in it how much memory it took at most; a trace
-of its last steps, if there is a file for it.
+FILE has the settings of a short run. The run's directory also gets its peak memory, and TRACE a
+profiler's trace of the last steps.
 """
 
-import contextlib
 import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings
-from yuzogpt.config.bench import TRACED
+from yuzogpt.config.bench import TRACED_STEPS
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.training.launch import work_here
 
-MEMORY = "memory.txt"  # bytes
-STATUS = Path("/proc/self/status")  # Linux's
+PEAK_MEMORY_FILE = "memory.txt"  # bytes
+STATUS = Path("/proc/self/status")  # on Linux
 
 
 def main(file: str, trace: str = "") -> None:
-    """Be the run."""
+    """Run the loop."""
     settings, _ = runs.check(resolve(TrainSettings, [file], []))
-    tracing = tracer(settings.schedule.max_iters, Path(trace)) if trace else do_not_trace()
-    with runs.hold_run_dir(settings) as run, tracing as listener:
+    listener = tracer(settings.schedule.max_iters, Path(trace)) if trace else lambda _: None
+    with runs.hold_run_dir(settings) as run:
         work_here(settings, run, listener)
-    (run.local / MEMORY).write_text(str(peak_memory()))
+    (run.local / PEAK_MEMORY_FILE).write_text(str(peak_memory()))
 
 
-@contextlib.contextmanager
-def do_not_trace() -> Iterator[Listener]:
-    """Yield what hears of each step, and does nothing."""
-    yield lambda _: None
-
-
-@contextlib.contextmanager
-def tracer(last: int, path: Path) -> Iterator[Listener]:
-    """Trace the last steps of a run; yield what must hear of each."""
+def tracer(last: int, path: Path) -> Listener:
+    """Return a listener that traces the last steps of a run and writes the trace."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     profiler = torch.profiler.profile(activities=activities, profile_memory=True)
 
     def listen(record: Record) -> None:
-        if record["kind"] == "train" and record["step"] == last - TRACED:
+        if record["kind"] == "train" and record["step"] == last - TRACED_STEPS:
             profiler.start()
         elif record["kind"] == "train" and record["step"] == last:
             profiler.stop()
             profiler.export_chrome_trace(str(path))
 
-    yield listen
+    return listen
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process has had: of the GPU, if it has one."""
+    """Return this process's peak memory in bytes: the GPU's if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    if STATUS.exists():  # what getrusage says, a process inherits from the one that started it
-        found = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-        return int(found["VmHWM"].split()[0]) * 1024
+    if STATUS.exists():  # a process inherits getrusage's value from the one that started it
+        status = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,7 +1,4 @@
-"""How much of the device's arithmetic a step uses (MFU), against a rate that is measured here.
-
-In: a shape, a device and a type. Out: floating-point operations: of a token, and of a second.
-"""
+"""The two sides of MFU: a token's floating-point operations, and the device's measured rate."""
 
 import statistics
 import time
@@ -11,24 +8,24 @@ import torch
 from yuzogpt.config import ModelSettings
 from yuzogpt.runtime.device import Hardware
 
-WIDTHS = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices that are multiplied
+MATRIX_WIDTHS = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of square matrices
 ROUNDS = 7
 
 
 def flops_per_token(shape: ModelSettings) -> float:
-    """Return the operations of one token, forward and backward (PaLM, appendix B).
+    """Return the floating-point operations per token, forward and backward (PaLM, appendix B).
 
-    Six for each weight that something is multiplied with, and 12 n_layer n_embd T for attention,
-    as if all of T tokens were seen. What is computed again is not counted.
+    Six per weight of a matrix product, and 12 n_layer n_embd T for attention, as if every token
+    attended to all T. Recomputed activations are not counted.
     """
     multiplied = shape.n_layer * shape.count_layer() + shape.vocab_size * shape.n_embd
     return 6.0 * multiplied + 12.0 * shape.n_layer * shape.n_embd * shape.block_size
 
 
-def matrix_rate(hardware: Hardware) -> float:
-    """Return how many operations a second the device makes in large products; the best round."""
+def matmul_rate(hardware: Hardware) -> float:
+    """Return the operations per second of large matrix products, in the best round."""
     device, dtype = hardware.device, hardware.autocast_dtype or torch.float32
-    width = WIDTHS.get(device.type, 2048)
+    width = MATRIX_WIDTHS.get(device.type, 2048)
     left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(ROUNDS + 1):
@@ -41,15 +38,15 @@ def matrix_rate(hardware: Hardware) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a device is still doing."""
+    """Wait until the device has no work left."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """Return the median, and what a tenth of the values lies below and above."""
+def median_and_deciles(values: list[float]) -> tuple[float, float, float]:
+    """Return the median and the first and last decile."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     tenths = statistics.quantiles(values, n=10, method="inclusive")

@@ -1,8 +1,7 @@
-"""The loop of `yuzogpt train`, started in each of its ways for a few steps.
+"""Run the loop of `yuzogpt train` for a few steps with each launcher, and read its step times.
 
-In: settings of a short run in a directory of its own. Out: the seconds of each step, as rank 0
-wrote them to metrics.jsonl. Nothing is measured but what a user's run does, too: each is a command
-of its own, with the time that its imports take.
+Each run is a command of its own, as a user's would be, so imports are measured, too. Step times are
+those that rank 0 writes to metrics.jsonl.
 """
 
 import contextlib
@@ -19,33 +18,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yuzogpt import runs
-from yuzogpt.bench.bare import MEMORY
+from yuzogpt.bench.bare import PEAK_MEMORY_FILE
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.resolve import to_yaml
 from yuzogpt.errors import RunFailed, Stopped
 from yuzogpt.runs.event_log import read_records, seconds_of_step
 from yuzogpt.runtime import ranks
 
-ENDS_WITHIN = 60.0  # seconds; torchrun itself gives its ranks 30
+STOP_TIMEOUT_S = 60.0  # torchrun itself gives its ranks 30 s
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a short run took."""
+    """The time and memory of a short run."""
 
-    seconds: list[float]  # of each step, those of the warm-up included
-    tokens: int  # of a step
-    until_first: float  # seconds from the command to the end of the first step
-    memory: int | None  # bytes at most: of the GPU, or resident; not known of several processes
+    seconds: list[float]  # of each step, with the warm-up
+    tokens: int  # per step
+    seconds_to_first_step: float  # from the command to the end of the first step
+    memory_bytes: int | None  # peak, of the GPU or resident; None for several processes
 
 
 def measure(launcher: str, settings: TrainSettings, workers: int, trace: str = "") -> Timing:
-    """Run the loop as a command, read off what it took, and delete the run."""
+    """Run the loop as a command, return its timing, and delete the run."""
     run = Path(settings.run.out_dir)
     file, log = run.with_suffix(".yaml"), run.with_suffix(".log")
     file.write_text(to_yaml(settings))
     command = [sys.executable, "-m", *arguments(launcher, str(file), workers, trace)]
-    began = time.time()
+    start = time.time()
     with log.open("wb") as out:
         status = wait_for(
             subprocess.Popen(
@@ -53,15 +52,15 @@ def measure(launcher: str, settings: TrainSettings, workers: int, trace: str = "
             )
         )
     if status:
-        said = what_went_wrong(log.read_text(errors="replace").splitlines())
-        raise RunFailed(f"{launcher}, {workers} worker(s): {said or f'ended with {status}'}")
-    found = timing(run, began)
+        error = find_error(log.read_text(errors="replace").splitlines())
+        raise RunFailed(f"{launcher}, {workers} worker(s): {error or f'ended with {status}'}")
+    timing = read_timing(run, start)
     shutil.rmtree(run)
-    return found
+    return timing
 
 
 def arguments(launcher: str, file: str, workers: int, trace: str) -> Sequence[str]:
-    """Return the module that is run, and its arguments."""
+    """Return the module to run, and its arguments."""
     if launcher == "bare":
         return "yuzogpt.bench.bare", file, *([trace] if trace else [])
     if launcher == "torchrun":
@@ -74,45 +73,45 @@ LAUNCHERS = {name: functools.partial(measure, name) for name in ("torchrun", "ra
 
 
 def environment() -> dict[str, str]:
-    """Return this process's variables, without those that would make it one of several ranks."""
+    """Return this process's variables without those that would make the command a rank."""
     return ranks.without_ranks(dict(os.environ))
 
 
 def wait_for(child: "subprocess.Popen[bytes]") -> int:
-    """Return what a command ends with; one that is interrupted ends first, with all it started."""
+    """Return a command's exit status; on SIGTERM or Ctrl-C stop it first, with all its children."""
     try:
         return child.wait()
     except (KeyboardInterrupt, Stopped) as error:
         is_interrupted = isinstance(error, KeyboardInterrupt)
         child.send_signal(signal.SIGINT if is_interrupted else signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(ENDS_WITHIN)
+            child.wait(STOP_TIMEOUT_S)
         raise
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def what_went_wrong(lines: Sequence[str]) -> str:
-    """Return the line of a log that says it: ours, else an exception's last, else the last."""
-    for is_it in (
+def find_error(lines: Sequence[str]) -> str:
+    """Return a log's last line of our own, else its last exception, else its last line."""
+    for is_match in (
         lambda line: line.startswith("yuzogpt: "),
         lambda line: re.search(r"Error: \S", line),
         lambda line: line.strip("=- "),
     ):
         for line in reversed(lines):
-            if is_it(line):
+            if is_match(line):
                 return line.removeprefix("yuzogpt: ").strip()
     return ""
 
 
-def timing(run: Path, began: float) -> Timing:
-    """Read off a run what its steps took."""
-    train = [record for record in read_records(run / runs.METRICS) if record["kind"] == "train"]
-    memory = run / MEMORY
+def read_timing(run: Path, start: float) -> Timing:
+    """Return the timing of a run from its files."""
+    steps = [record for record in read_records(run / runs.METRICS) if record["kind"] == "train"]
+    memory = run / PEAK_MEMORY_FILE
     return Timing(
-        seconds=[seconds_of_step(record) for record in train],
-        tokens=train[-1]["tokens_per_step"],
-        until_first=train[0]["time"] - began,
-        memory=int(memory.read_text()) if memory.exists() else None,
+        seconds=[seconds_of_step(record) for record in steps],
+        tokens=steps[-1]["tokens_per_step"],
+        seconds_to_first_step=steps[0]["time"] - start,
+        memory_bytes=int(memory.read_text()) if memory.exists() else None,
     )

@@ -1,7 +1,4 @@
-"""A corpus of random tokens: what a step costs does not depend on what the text says.
-
-In: how many tokens, of which vocabulary. Out: a prepared corpus.
-"""
+"""A prepared corpus of random tokens: the cost of a step does not depend on the text."""
 
 import functools
 import itertools
@@ -13,32 +10,34 @@ from yuzogpt import tokenization
 from yuzogpt.checkpoints.resolve import GPT2_VOCABULARY
 from yuzogpt.data import blocks
 from yuzogpt.data.block_writer import BlockWriter, list_array
-from yuzogpt.data.blocks import Manifest
+from yuzogpt.data.manifest import Manifest
 from yuzogpt.data.preparation.corpora import CORPORA
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.tokenization.tokenizer import CharTokenizer, Tokenizer, gpt2_tokenizer
 
-FIRST = 0x4E00  # of the characters; what they are does not matter
-SURROGATES = range(0xD800, 0xE000)  # no characters, and no UTF-8 has them
-MOST = 0x110000 - FIRST - len(SURROGATES)  # characters up to Unicode's last
-SHAKESPEARES = 65  # characters of tinyshakespeare
+FIRST_CODE_POINT = 0x4E00  # an arbitrary one
+SURROGATES = range(0xD800, 0xE000)  # not characters: UTF-8 cannot encode them
+MAX_CHARACTERS = 0x110000 - FIRST_CODE_POINT - len(SURROGATES)
+TINYSHAKESPEARE_CHARACTERS = 65
 
 
-def tokenizer_of(dataset: str, vocab_size: int) -> Tokenizer:
-    """Return GPT-2's tokenizer, or one of characters where the corpus or the size asks for it."""
+def make_tokenizer(dataset: str, vocab_size: int) -> Tokenizer:
+    """Return GPT-2's tokenizer, or one of characters if the corpus or the size needs it."""
     of_characters = dataset in CORPORA and CORPORA[dataset].tokenizer == "char"
     if vocab_size in (0, GPT2_VOCABULARY) and not of_characters:
         return gpt2_tokenizer()
-    if vocab_size > MOST:
-        raise UserError(f"--vocab_size={vocab_size}: of random tokens there are at most {MOST:,}")
-    points = (point for point in range(FIRST, 0x110000) if point not in SURROGATES)
-    characters = itertools.islice(points, vocab_size or SHAKESPEARES)
+    if vocab_size > MAX_CHARACTERS:
+        raise UserError(
+            f"--vocab_size={vocab_size}: a synthetic corpus has at most {MAX_CHARACTERS:,} tokens"
+        )
+    points = (point for point in range(FIRST_CODE_POINT, 0x110000) if point not in SURROGATES)
+    characters = itertools.islice(points, vocab_size or TINYSHAKESPEARE_CHARACTERS)
     return CharTokenizer("".join(map(chr, characters)))
 
 
 def write_random_corpus(directory: Path, tokenizer: Tokenizer, train: int, val: int) -> None:
-    """Write so many tokens of each split."""
+    """Write a corpus with `train` and `val` tokens in its splits."""
     directory.mkdir(parents=True)
     dtype, generator = tokenization.id_dtype(tokenizer.vocab_size), np.random.default_rng(1)
     written = []

@@ -24,7 +24,7 @@ def to_huggingface(reference: ModelReference, folder: Path) -> None:
     """Write a model and its tokenizer; the folder gets its name when it is complete."""
     check_no_other_parts(reference)
     tokenizer = reference.tokenizer()
-    files = tokenizer_files.files_of(tokenizer, reference.shape.block_size)
+    files = tokenizer_files.to_files(tokenizer, reference.shape.block_size)
 
     # Only now torch, which takes seconds to import: mistakes have shown by here.
     from safetensors import SafetensorError

@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from yuzogpt.checkpoints.safetensors_file import read_tensors, write_tensors
+from yuzogpt.config.renamed import with_current_names
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import sha256, sync_directory, sync_file, to_json, write_durably
 from yuzogpt.storage.run_storage import LocalStorage, RunStorage
@@ -78,7 +79,7 @@ class State:
 
     step: Whole
     rows_seen: Whole
-    settings: dict[str, dict[str, Any]]
+    settings: Annotated[dict[str, dict[str, Any]], AfterValidator(with_current_names)]
     dataset: str
     tokenizer: str
     metrics: dict[str, Number]

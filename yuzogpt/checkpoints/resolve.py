@@ -17,7 +17,6 @@ from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED, read_config
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
-from yuzogpt.storage.paths import directory_or_store
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenization import huggingface
 from yuzogpt.tokenization.tokenizer import Tokenizer
@@ -60,11 +59,6 @@ class ModelReference:
         if self.checkpoint or self.shape.vocab_size == GPT2_VOCABULARY:
             return True
         return huggingface.has_tokenizer(Path(self.name))
-
-
-def locate_model(name: str, storage: str, key: str) -> str:
-    """Return a published name as it is, else where the model is; `key`: the setting, for errors."""
-    return name if name in PUBLISHED else directory_or_store(name, storage, key)
 
 
 def resolve_model(name: str, context: int = 0) -> ModelReference:

@@ -1,5 +1,5 @@
 """The command line: `yuzogpt VERB ... --key=value`."""
 
-from yuzogpt.cli.entry_point import VERBS, main, run, status_of
+from yuzogpt.cli.entry_point import VERBS, exit_status, main, run
 
-__all__ = ["VERBS", "main", "run", "status_of"]
+__all__ = ["VERBS", "exit_status", "main", "run"]

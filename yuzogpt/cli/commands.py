@@ -1,7 +1,6 @@
-"""What each verb does with its settings: paths made absolute, then the work, wherever it runs.
+"""What each verb does with its settings: make paths absolute, check, then run it where it belongs.
 
-In: settings, as cli.py resolved them. Out: what the verb is for. Nothing heavy is imported before
-what can be checked is known to be right.
+Torch and Ray are imported only after everything that can be checked without them.
 """
 
 import contextlib
@@ -20,28 +19,28 @@ from yuzogpt.config import (
     PrepareSettings,
     ReportSettings,
     SampleSettings,
-    SamplingSettings,
     Section,
     ServeSettings,
     TrainSettings,
     TuneSettings,
+    with_changes,
 )
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.paths import absolute, absolute_or_remote, directory_or_store, expanded
+from yuzogpt.storage.paths import absolute
 from yuzogpt.storage.run_storage import SCHEMES
 
 T = TypeVar("T", bound=TrainSettings)
 
 
 def train(settings: Section) -> None:
-    """Train, on Ray, in this process, or as one of torchrun's ranks."""
+    """Train on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
     from yuzogpt import runs
     from yuzogpt.runtime import ranks
 
-    settings = locate_train(settings)
+    settings = with_run_paths(settings)
     if ranks.of_torchrun():
         if settings.workers.num_workers != 0:
             raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
@@ -62,83 +61,50 @@ def train(settings: Section) -> None:
         run_on_ray(settings)
 
 
-def locate_train(settings: T) -> T:
-    """Make every path absolute; one in an object store stays a URI."""
-    run, data = settings.run, settings.data
-    changes = {
-        "out_dir": directory_or_store(run.out_dir, run.storage, "out_dir"),
-        "init_from": locate_start(settings),
-    }
-    folder = settings.evaluation.benchmark_dir
-    benchmark_dir = folder and str(absolute(folder, run.storage, "benchmark_dir"))
-    key_file = settings.log.wandb_key_file
-    key_file = key_file and str(expanded(key_file, "wandb_key_file"))
-    return settings.model_copy(
-        update={
-            "run": run.model_copy(update=changes),
-            "data": data.model_copy(update={"data_dir": locate_data(settings)}),
-            "log": settings.log.model_copy(update={"wandb_key_file": key_file}),
-            "evaluation": settings.evaluation.model_copy(update={"benchmark_dir": benchmark_dir}),
-        }
-    )
+def with_run_paths(settings: T, unused: Sequence[str] = ()) -> T:
+    """Make the paths of a training run absolute, except for `unused` settings."""
+    from yuzogpt.checkpoints.locations import with_absolute_paths
 
-
-def locate_data(settings: TrainSettings) -> str:
-    """Return where the corpus is."""
-    data = settings.data
-    named = data.data_dir or f"data/{data.dataset}"
-    return absolute_or_remote(named, settings.run.storage, "data_dir")
-
-
-def locate_start(settings: TrainSettings) -> str:
-    """Return where weights start: a name, or where the directory is."""
-    from yuzogpt.checkpoints.resolve import locate_model
-
-    start = settings.run.init_from
-    if start in ("scratch", "resume"):
-        return start
-    return locate_model(start, settings.run.storage, "init_from")
+    is_path = settings.run.init_from not in ("scratch", "resume")
+    return with_absolute_paths(settings, unused if is_path else (*unused, "run.init_from"))
 
 
 def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
-    """Search for the best settings: a sweep of trainings, on Ray Tune."""
+    """Search for the best settings with a sweep of training runs on Ray Tune."""
     assert isinstance(settings, TuneSettings)
     from yuzogpt.tuning.space import read_space
     from yuzogpt.tuning.sweep import Sweep
 
-    settings = locate_train(settings)
+    settings = with_run_paths(settings)
     sweep = Sweep(settings, read_space(settings, files, searched)).checked()
 
-    from yuzogpt.tuning.search import is_over
+    from yuzogpt.tuning.search import is_done
     from yuzogpt.tuning.summary import show
     from yuzogpt.tuning.sweep import write_outcome
 
-    with sweep.writing():
-        if not sweep.replaces_another and is_over(sweep):
-            say(f"{settings.run.out_dir}: finished; it goes on with a larger --num_samples")
-            found = write_outcome(sweep)
+    with sweep.hold_directory():
+        if not sweep.replaces_another and is_done(sweep):
+            say(f"{settings.run.out_dir}: finished; a larger --num_samples continues it")
+            outcome = write_outcome(sweep)
         else:
             from yuzogpt.orchestration.tune.tuner import on_ray, search
 
             with on_ray(sweep.base):
-                found = search(sweep)
-        show(sweep, found)
+                outcome = search(sweep)
+        show(sweep, outcome)
 
 
 def prepare(settings: Section) -> None:
-    """Turn text into Arrow blocks, on Ray where the corpus is large."""
+    """Turn text into Arrow blocks, on Ray if the corpus is large."""
     assert isinstance(settings, PrepareSettings)
+    from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.data.preparation.prepare import LocalWorkers
     from yuzogpt.data.preparation.prepare import prepare as prepare_corpus
-    from yuzogpt.data.preparation.records import source_of
+    from yuzogpt.data.preparation.records import recorded_source
 
-    wanted = settings.corpus
-    if wanted.source:
-        source_path = absolute_or_remote(wanted.source, wanted.storage, "source")
-        wanted = wanted.model_copy(update={"source": source_path})
-        settings = settings.model_copy(update={"corpus": wanted})
-    directory = absolute(wanted.data_dir or f"data/{wanted.dataset}", wanted.storage, "data_dir")
-    if settings.large.num_workers == 0:
+    settings = with_absolute_paths(settings)
+    directory = Path(settings.corpus.data_dir)
+    if settings.preparation.num_workers == 0:
         corpus, is_new = prepare_corpus(settings, directory, LocalWorkers())
     else:
         from yuzogpt.orchestration.data.prepare import prepare_on_ray
@@ -146,7 +112,7 @@ def prepare(settings: Section) -> None:
         corpus, is_new = prepare_on_ray(settings, directory)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
-    made_from = source_of(corpus)
+    made_from = recorded_source(corpus)
     source = f"{made_from.name}, SHA-256 {made_from.sha256[:12]}"
     say(f"{state}: {manifest.corpus} from {source} in {directory}")
     say(
@@ -156,74 +122,59 @@ def prepare(settings: Section) -> None:
 
 
 def inspect(settings: Section) -> None:
-    """Print what a prepared corpus is; check it, or export it."""
+    """Print what is in a prepared corpus, check it, or export it."""
     assert isinstance(settings, InspectSettings)
+    from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.data.inspect import export_bin, show, verify
     from yuzogpt.data.remote import open_anywhere
 
-    wanted = settings.inspect
-    corpus = open_anywhere(absolute_or_remote(wanted.data_dir, wanted.storage, "data_dir"))
-    if wanted.verify:
+    options = with_absolute_paths(settings).inspect
+    corpus = open_anywhere(options.data_dir)
+    if options.verify:
         say(verify(corpus))
-    if wanted.export_bin:
+    if options.export_bin:
         say("exported: " + ", ".join(str(path) for path in export_bin(corpus)))
-    if not (wanted.verify or wanted.export_bin) or "examples" in wanted.model_fields_set:
-        show(corpus, wanted.examples)
+    if not (options.verify or options.export_bin) or "examples" in options.model_fields_set:
+        show(corpus, options.examples)
 
 
 def report(settings: Section) -> None:
-    """Say what a run did: here, and in a page of its own."""
+    """Summarize a run in the terminal and in an HTML page."""
     assert isinstance(settings, ReportSettings)
     from yuzogpt import runs
+    from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.report.report import write
 
-    wanted = settings.report
-    run = directory_or_store(wanted.out_dir, wanted.storage, "out_dir")
-    html = absolute(wanted.html, wanted.storage, "html") if wanted.html else None
-    say(f"\npage: {write(runs.open_for_reading(run), html)}")
+    paths = with_absolute_paths(settings).report
+    html = Path(paths.html) if paths.html else None
+    say(f"\npage: {write(runs.open_for_reading(paths.out_dir), html)}")
 
 
 def bench(settings: Section) -> None:
-    """Measure what a training step costs."""
+    """Measure how long a training step takes."""
     assert isinstance(settings, BenchSettings)
-    settings = locate_bench(settings)
-
     from yuzogpt.bench.bench import bench as measure
     from yuzogpt.bench.bench import show
 
+    # The measured runs write to a temporary directory.
+    unused = ["run.out_dir", "evaluation.benchmark_dir", "log.wandb_key_file"]
+    unused += ["data.data_dir"] if settings.bench.synthetic else []
+    settings = with_run_paths(settings, unused)
     show(measure(settings), settings.bench.output)
 
 
-def locate_bench(settings: BenchSettings) -> BenchSettings:
-    """Make the paths absolute that are used: its runs are in a directory that is deleted."""
-    run, data, wanted = settings.run, settings.data, settings.bench
-    trace, data_dir = wanted.trace, data.data_dir
-    if trace:
-        trace = str(absolute(trace, run.storage, "trace"))
-    if not wanted.synthetic:
-        data_dir = locate_data(settings)
-    return settings.model_copy(
-        update={
-            "run": run.model_copy(update={"init_from": locate_start(settings)}),
-            "data": data.model_copy(update={"data_dir": data_dir}),
-            "bench": wanted.model_copy(update={"trace": trace}),
-        }
-    )
-
-
 def sample(settings: Section) -> None:
-    """Print samples, or answer line by line."""
+    """Print samples, or answer prompts from standard input line by line."""
     assert isinstance(settings, SampleSettings)
     from yuzogpt.inference.sample import converse
     from yuzogpt.inference.sample import sample as draw_samples
 
-    wanted = locate_sampling(settings.sampling)
-    settings = settings.model_copy(update={"sampling": wanted})
-    if wanted.interactive:
+    settings = with_sampling_paths(settings)
+    if settings.sampling.interactive:
         if isinstance(sys.stdin, io.TextIOWrapper):
-            # The tokenizer refuses the line of a byte that is no text; the next one is answered.
+            # The tokenizer refuses a line with bytes that are no text; later lines still work.
             sys.stdin.reconfigure(errors="surrogateescape")
-        with contextlib.suppress(KeyboardInterrupt):  # as good an end as that of the input
+        with contextlib.suppress(KeyboardInterrupt):  # ends the session as end of input does
             converse(settings, sys.stdin, sys.stdout)
         return
     for text in draw_samples(settings):
@@ -231,63 +182,44 @@ def sample(settings: Section) -> None:
         say("---------------")
 
 
-def locate_sampling(wanted: SamplingSettings) -> SamplingSettings:
-    """Make the paths absolute that are used."""
-    from yuzogpt.checkpoints.resolve import locate_model
+def with_sampling_paths(settings: SampleSettings) -> SampleSettings:
+    """Make the paths absolute that sampling reads."""
+    from yuzogpt.checkpoints.locations import with_absolute_paths
 
-    storage, changes = wanted.storage, {}
-    if wanted.init_from == "resume":
-        changes["out_dir"] = directory_or_store(wanted.out_dir, storage, "out_dir")
-    else:
-        changes["init_from"] = locate_model(wanted.init_from, storage, "init_from")
-    if wanted.prompts:
-        changes["prompts"] = str(absolute(wanted.prompts, storage, "prompts"))
-    elif wanted.start.startswith("FILE:"):
-        file = absolute(wanted.start.removeprefix("FILE:"), storage, "start")
-        changes["start"] = f"FILE:{file}"
-    return wanted.model_copy(update=changes)
+    source = settings.sampling
+    is_run = source.init_from == "resume"
+    unused = "sampling.init_from" if is_run else "sampling.out_dir"
+    settings = with_absolute_paths(settings, [unused])
+    if source.prompts or not source.start.startswith("FILE:"):
+        return settings
+    file = absolute(source.start.removeprefix("FILE:"), source.storage, "start")
+    return with_changes(settings, {"sampling.start": f"FILE:{file}"})
 
 
 def evaluate(settings: Section) -> None:
-    """Hold a model against benchmarks, on Ray or in this process."""
+    """Score a model on benchmarks, on Ray or in this process."""
     assert isinstance(settings, EvaluateSettings)
-    from yuzogpt.evaluation.evaluate import check, here
+    from yuzogpt.checkpoints.locations import with_absolute_paths
+    from yuzogpt.evaluation.evaluate import check, compute_here
     from yuzogpt.evaluation.evaluate import evaluate as run_evaluation
 
-    settings, directory, corpus = locate_evaluation(settings)
-    evaluation = check(settings, directory, corpus)
-    if settings.work.num_workers == 0:
-        run_evaluation(evaluation, here)
+    reads_corpus = "loss" in settings.benchmarks.tasks
+    settings = with_absolute_paths(settings, () if reads_corpus else ["benchmarks.data_dir"])
+    out_dir = settings.evaluated.out_dir
+    if not out_dir:
+        name = f"eval-{Path(settings.evaluated.model).name}"
+        out_dir = str(absolute(name, settings.evaluated.storage, "out_dir"))
+    evaluation = check(settings, Path(out_dir), settings.benchmarks.data_dir)
+    if settings.workers.num_workers == 0:
+        run_evaluation(evaluation, compute_here)
     else:
         from yuzogpt.orchestration.evaluate import on_ray
 
         run_evaluation(evaluation, on_ray(settings))
 
 
-def locate_evaluation(settings: EvaluateSettings) -> tuple[EvaluateSettings, Path, str]:
-    """Make every path absolute; return where results go, too, and the corpus."""
-    from yuzogpt.checkpoints.resolve import locate_model
-
-    wanted, benchmarks = settings.evaluated, settings.benchmarks
-    model = locate_model(wanted.model, wanted.storage, "model")
-    out_dir = absolute(wanted.out_dir or f"eval-{Path(model).name}", wanted.storage, "out_dir")
-    named = benchmarks.data_dir or f"data/{benchmarks.dataset}"
-    reads_corpus = "loss" in benchmarks.tasks
-    corpus = absolute_or_remote(named, wanted.storage, "data_dir") if reads_corpus else ""
-    folder = benchmarks.benchmark_dir
-    if folder:
-        folder = str(absolute(folder, wanted.storage, "benchmark_dir"))
-    located = settings.model_copy(
-        update={
-            "evaluated": wanted.model_copy(update={"model": model}),
-            "benchmarks": benchmarks.model_copy(update={"benchmark_dir": folder}),
-        }
-    )
-    return located, out_dir, corpus
-
-
 def serve(settings: Section) -> None:
-    """Answer HTTP requests, until it is interrupted."""
+    """Answer HTTP requests until interrupted."""
     assert isinstance(settings, ServeSettings)
     from yuzogpt.serving.launch import check, serve_here
 
@@ -304,36 +236,38 @@ def export(settings: Section) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     assert isinstance(settings, ExportSettings)
     from yuzogpt.checkpoints.export import to_huggingface
+    from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.checkpoints.resolve import resolve_model
     from yuzogpt.runs.requirements import check_not_in_a_run, check_writable
 
-    wanted = settings.export
-    folder = absolute(wanted.hf_dir, wanted.storage, "hf_dir")
+    paths = with_absolute_paths(settings).export
+    folder = Path(paths.hf_dir)
     if folder.exists() or folder.is_symlink():
         raise UserError(f"--hf_dir={folder}: exists already; choose another")
-    check_writable(folder, wanted.hf_dir, "hf_dir")
+    check_writable(folder, settings.export.hf_dir, "hf_dir")
     check_not_in_a_run(folder, f"--hf_dir={folder}")
-    reference = resolve_model(directory_or_store(wanted.out_dir, wanted.storage, "out_dir"))
+    reference = resolve_model(paths.out_dir)
     to_huggingface(reference, folder)
     say(f"{reference.name} -> {folder}")
 
 
 def doctor(settings: Section) -> None:
-    """Examine a cluster; RunFailed if it is not sound."""
+    """Check a cluster; RunFailed if it has a fault."""
     assert isinstance(settings, DoctorSettings)
+    from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.doctor.display import show, to_json, verdict
-    from yuzogpt.doctor.findings import judge
+    from yuzogpt.doctor.findings import diagnose
     from yuzogpt.orchestration.doctor.doctor import survey_cluster
 
-    wanted = settings.doctor
-    if wanted.storage:
-        place = absolute_or_remote(wanted.storage, "", "storage").rstrip("/") or "/"
-        if scheme_of(place) not in ("", *SCHEMES):
-            raise UserError(f"--storage={place}: give a directory, s3://bucket or gs://bucket")
-        wanted = wanted.model_copy(update={"storage": place})
-    survey = survey_cluster(wanted)
-    findings = judge(survey, wanted)
-    if wanted.output == "json":
+    settings = with_absolute_paths(settings)
+    if storage := settings.doctor.storage:
+        storage = storage.rstrip("/") or "/"
+        if scheme_of(storage) not in ("", *SCHEMES):
+            raise UserError(f"--storage={storage}: give a directory, s3://bucket or gs://bucket")
+        settings = with_changes(settings, {"doctor.storage": storage})
+    survey = survey_cluster(settings.doctor)
+    findings = diagnose(survey, settings.doctor)
+    if settings.doctor.output == "json":
         say(to_json(survey, findings))
     else:
         show(survey, findings)

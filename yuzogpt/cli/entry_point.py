@@ -1,9 +1,8 @@
 """`yuzogpt VERB ... --key=value`: from the command line to the verbs.
 
-In: arguments. Out: an exit status: 0 done, 1 a run that failed, 2 the user's mistake (one line on
-stderr), 130 Ctrl-C, 143 stopped when asked to (SIGTERM, a closed terminal), with a checkpoint where
-it trains (under torchrun 0).
-Nothing heavy is imported before the settings are known to be right.
+Exit status: 0 done, 1 the run failed, 2 the user's mistake (one line on stderr), 130 Ctrl-C, 143
+stopped by SIGTERM or a closed terminal, after writing a checkpoint if it was training (0 under
+torchrun). Nothing heavy is imported before the settings are known to be valid.
 """
 
 import atexit
@@ -13,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from yuzogpt.cli import commands
 from yuzogpt.config import (
@@ -30,6 +29,7 @@ from yuzogpt.config import (
     TrainSettings,
     TuneSettings,
 )
+from yuzogpt.config.renamed import current_name
 from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.console.terminal import complain, say
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
@@ -41,8 +41,8 @@ from yuzogpt.runtime.signals import (
 )
 from yuzogpt.storage.atomic_files import expect_no_home
 
-OWN = ("dry_run", "json", "help")  # flags of the command itself
-BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # what pydantic takes for one
+COMMAND_FLAGS = ("dry_run", "json", "help")  # of the command itself
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as pydantic reads them
 
 
 @dataclass(frozen=True)
@@ -53,51 +53,55 @@ class Verb:
     summary: str
     schema: type[Section]
     run: Callable[..., None]
-    positional: tuple[str, ...] = ()  # settings that are given without their names, in this order
-    one: str = ""  # what these are
-    takes_presets: bool = False
-    goes_on: bool = False  # where it was interrupted, when it is called again
+    positional: tuple[str, ...] = ()  # settings that can be given without their names, in order
+    takes: str = ""  # what the positional settings are, for messages
+    presets: Literal["", "train", "eval"] = ""  # which presets it takes
+    is_resumable: bool = False  # the same command continues after an interruption
+    is_search: bool = False  # takes `search:` and --search.KEY=...
+    has_json: bool = False  # takes --json, short for --output=json
 
 
 VERBS = {
     "prepare": Verb(
-        "CORPUS", "text -> Arrow blocks", PrepareSettings, commands.prepare,
-        ("dataset",), "one corpus", goes_on=True,
+        "CORPUS", "turn text into a corpus of Arrow blocks", PrepareSettings, commands.prepare,
+        ("dataset",), "one corpus", is_resumable=True,
     ),
     "inspect": Verb(
-        "DIR", "what is in a prepared corpus", InspectSettings, commands.inspect,
+        "DIR", "show what is in a prepared corpus", InspectSettings, commands.inspect,
         ("data_dir",), "one corpus",
     ),
     "train": Verb(
-        "[PRESET | FILE.yaml]...", "Arrow blocks -> checkpoints", TrainSettings, commands.train,
-        takes_presets=True, goes_on=True,
+        "[PRESET | FILE.yaml]...", "train a model on a prepared corpus",
+        TrainSettings, commands.train, presets="train", is_resumable=True,
     ),
     "tune": Verb(
-        "[PRESET | FILE.yaml]...", "which settings are best?", TuneSettings, commands.tune,
-        takes_presets=True, goes_on=True,
+        "[PRESET | FILE.yaml]...", "search for the best training settings",
+        TuneSettings, commands.tune, presets="train", is_resumable=True, is_search=True,
     ),
     "report": Verb(
-        "OUT_DIR", "what a run did -> report.html", ReportSettings, commands.report,
+        "OUT_DIR", "summarize a run and write report.html", ReportSettings, commands.report,
         ("out_dir",), "one run",
     ),
     "evaluate": Verb(
-        "RUN | DIR | gpt2 | PRESET", "checkpoint -> benchmarks",
+        "RUN | DIR | gpt2 | PRESET", "score a model on benchmarks",
         EvaluateSettings, commands.evaluate,
-        ("model",), "one model", takes_presets=True, goes_on=True,
+        ("model",), "one model", presets="eval", is_resumable=True,
     ),
     "bench": Verb(
-        "[PRESET | FILE.yaml]...", "what a training step costs", BenchSettings, commands.bench,
-        takes_presets=True,
+        "[PRESET | FILE.yaml]...", "measure how long a training step takes",
+        BenchSettings, commands.bench, presets="train", has_json=True,
     ),
-    "sample": Verb("", "checkpoint -> text", SampleSettings, commands.sample),
+    "sample": Verb("", "generate text with a model", SampleSettings, commands.sample),
     "serve": Verb(
-        "RUN | DIR | gpt2", "checkpoint -> HTTP and a page", ServeSettings, commands.serve,
-        ("model",), "one model",
+        "RUN | DIR | gpt2", "serve a model over HTTP, with a web page",
+        ServeSettings, commands.serve, ("model",), "one model",
     ),
-    "doctor": Verb("", "is a cluster sound?", DoctorSettings, commands.doctor),
+    "doctor": Verb(
+        "", "check that a cluster is healthy", DoctorSettings, commands.doctor, has_json=True
+    ),
     "export": Verb(
-        "RUN --to=huggingface DIR", "checkpoint -> folder", ExportSettings, commands.export,
-        ("out_dir", "hf_dir"), "one run, and one folder,",
+        "RUN --to=huggingface DIR", "write a checkpoint as a Hugging Face folder",
+        ExportSettings, commands.export, ("out_dir", "hf_dir"), "one run, and one folder,",
     ),
 }  # fmt: skip
 
@@ -115,50 +119,54 @@ def main(arguments: Sequence[str]) -> None:
     if "--help" in rest or "-h" in rest:
         say(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
         say(help_text(verb.schema))
-        if verb.takes_presets:
+        if verb.presets:
             say(f"\npresets: {', '.join(presets_of(verb))}")
         return
     files, flags = read_arguments(name, verb, rest)
-    searched = [flag for flag in flags if flag.startswith(f"--{SEARCH}.")]
-    if verb.schema is TuneSettings:
-        flags = [flag for flag in flags if flag not in searched]
+    searched = [flag for flag in flags if verb.is_search and flag.startswith(f"--{SEARCH}.")]
+    flags = [flag for flag in flags if flag not in searched]
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
-    settings = resolve(verb.schema, files, [flag for flag in flags if flag not in dry_run])
+    flags = [flag for flag in flags if flag not in dry_run]
+    settings = resolve(verb.schema, files, flags, complain if is_first_of_node() else drop)
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
-        more = space_of(settings, files, searched) if isinstance(settings, TuneSettings) else ""
-        say(preview(settings) + more, end="")
+        space = search_space_yaml(settings, files, searched) if verb.is_search else ""
+        say(preview(settings) + space, end="")
         return
-    if verb.schema is TuneSettings:
+    if verb.is_search:
         verb.run(settings, files, searched)
     else:
         verb.run(settings)
 
 
+def drop(_: str) -> None:
+    """Print nothing: another rank of this node does."""
+
+
 def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the presets and YAML files, and the flags, of which some came without their names."""
-    arguments = list(in_one_word(verb, arguments))
+    """Return the presets and YAML files, and the flags; positional settings become flags."""
+    arguments = list(join_flags_and_values(verb, arguments))
     flags = [argument for argument in arguments if argument.startswith("-")]
     plain = [argument for argument in arguments if not argument.startswith("-")]
-    if verb.schema in (BenchSettings, DoctorSettings):
+    if verb.has_json:
         flags = ["--output=json" if flag == "--json" else flag for flag in flags]
-    if not verb.positional and verb.takes_presets:
+    if not verb.positional and verb.presets:
         return plain, flags
     files = []
-    if verb.takes_presets:
+    if verb.presets:
         named = [flag for flag in flags if flag.startswith("--preset=")]
         flags = [flag for flag in flags if flag not in named]
-        is_file = {one: one in presets_of(verb) or one.endswith((".yaml", ".yml")) for one in plain}
-        files = [flag.partition("=")[2] for flag in named] + [one for one in plain if is_file[one]]
-        plain = [one for one in plain if not is_file[one]]
+        given = [word for word in plain if word in presets_of(verb) or is_yaml(word)]
+        files = [flag.partition("=")[2] for flag in named] + given
+        plain = [word for word in plain if word not in given]
     if len(plain) > len(verb.positional):
-        what = f"{verb.one} at a time" if verb.one else "takes --key=value only"
-        raise UserError(f"{name} {' '.join(plain)}: {what}")
+        reason = f"{verb.takes} at a time" if verb.takes else "takes --key=value only"
+        raise UserError(f"{name} {' '.join(plain)}: {reason}")
     named = [f"--{key}={value}" for key, value in zip(verb.positional, plain, strict=False)]
     return files, named + flags
 
 
-def in_one_word(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the arguments, but `--key value` as `--key=value`."""
+def join_flags_and_values(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments, with `--key value` as `--key=value`."""
     types = {
         name: str(field.annotation)
         for dotted, field in leaves(verb.schema)
@@ -166,25 +174,30 @@ def in_one_word(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
     }
 
     def is_value(key: str, word: str) -> bool:
-        if word.startswith("--") or key in OWN:
+        if word.startswith("--") or key in COMMAND_FLAGS:
             return False
-        if "bool" in types.get(key, ""):  # which may stand alone
+        if "bool" in types.get(key, ""):  # a boolean flag may stand alone
             return word.lower() in BOOLEANS or (word == "auto" and "'auto'" in types[key])
-        # After a misspelt key, too: that is the mistake then.
-        is_file = word.endswith((".yaml", ".yml")) or word in preset_names()
+        # Also after a misspelt key, so that the key is what the error names.
+        is_file = is_yaml(word) or word in preset_names()
         return key in types or key == "preset" or not (is_file or verb.positional)
 
     words = list(arguments)
     while words:
         word = words.pop(0)
         is_key = word.startswith("--") and "=" not in word
-        if is_key and words and is_value(word[2:], words[0]):
+        if is_key and words and is_value(current_name(word[2:]), words[0]):
             word = f"{word}={words.pop(0)}"
         yield word
 
 
-def with_preset(arguments: Sequence[str], preset: str) -> Sequence[str]:
-    """Return the arguments with a preset if they name none, and no file."""
+def is_yaml(word: str) -> bool:
+    """Return whether an argument names a YAML file."""
+    return word.endswith((".yaml", ".yml"))
+
+
+def with_default_preset(arguments: Sequence[str], preset: str) -> Sequence[str]:
+    """Return the arguments with a preset, unless they name a preset or a file."""
     name, *rest = arguments
     files, _ = read_arguments(name, VERBS[name], rest)
     return arguments if files else [name, preset, *rest]
@@ -192,66 +205,69 @@ def with_preset(arguments: Sequence[str], preset: str) -> Sequence[str]:
 
 def presets_of(verb: Verb) -> list[str]:
     """Return the presets that a verb takes."""
-    of_evaluation = verb.schema is EvaluateSettings
-    return [name for name in preset_names() if name.startswith("eval_") == of_evaluation]
+    is_eval = verb.presets == "eval"
+    return [name for name in preset_names() if name.startswith("eval_") == is_eval]
 
 
-def space_of(settings: TuneSettings, files: Sequence[str], searched: Sequence[str]) -> str:
+def search_space_yaml(settings: Section, files: Sequence[str], searched: Sequence[str]) -> str:
     """Return the search space as YAML that `tune` reads back."""
     from yuzogpt.tuning.space import read_space
 
+    assert isinstance(settings, TuneSettings)
     return read_space(settings, files, searched).to_yaml()
 
 
 def preview(settings: Section) -> str:
-    """Return the resolved settings as YAML, without the shape that another model will give."""
+    """Return the resolved settings as YAML, without the shape that init_from's model decides."""
     if isinstance(settings, TrainSettings) and settings.run.init_from != "scratch":
-        own = {"dropout", *settings.model.model_fields_set}
-        return to_yaml(settings, {"model": set(type(settings.model).model_fields) - own})
+        kept = {"dropout", *settings.model.model_fields_set}
+        return to_yaml(settings, {"model": set(type(settings.model).model_fields) - kept})
     return to_yaml(settings)
 
 
 def overview() -> str:
     """Return what `yuzogpt --help` prints."""
     lines = ["yuzogpt VERB ... --key=value", ""]
-    lines += [f"  {name:<8} {verb.usage:<24} {verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join([*lines, "", "`yuzogpt VERB --help` lists every setting of a verb."])
+    lines += [f"  {name:<8} {verb.usage:<27} {verb.summary}" for name, verb in VERBS.items()]
+    lines += ["", "`yuzogpt VERB --help` lists the settings of a verb."]
+    lines += ["With --dry_run a command only prints its settings."]
+    return "\n".join(lines)
 
 
 def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:
-    """Run the command line in a process of its own, and end that with its status.
+    """Run the command line and exit this process with its status.
 
-    `preset`: taken if the arguments name none.
+    `preset`: used if the arguments name no preset.
     """
     expect_no_home()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is no reason to end
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that cannot be encoded is no error
         sys.stdout.reconfigure(errors="replace")
     if arguments and preset:
-        arguments = with_preset(arguments, preset)
-    ended: list[int] = []
-    atexit.register(end_now, ended)  # the first that is registered is called last
-    ended.append(status_of(sys.argv[1:] if arguments is None else arguments))
-    sys.exit(ended[0])
+        arguments = with_default_preset(arguments, preset)
+    status: list[int] = []
+    atexit.register(exit_now, status)  # registered first, so called last
+    status.append(exit_status(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(status[0])
 
 
-def end_now(ended: Sequence[int]) -> None:
-    """End where all else is done: to take torch and Ray apart would take another second."""
-    if ended:
-        with contextlib.suppress(OSError):  # what cannot be written is told of by Python's own end
-            for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was begun without
+def exit_now(status: Sequence[int]) -> None:
+    """Exit at once: tearing down torch and Ray would take another second."""
+    if status:
+        with contextlib.suppress(OSError):  # Python reports it when it exits by itself
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # None: started without it
                 stream.flush()
-            os._exit(ended[0])
+            os._exit(status[0])
 
 
-def status_of(arguments: Sequence[str]) -> int:
-    """Run the command line; return its status, and say on stderr why it is not 0."""
-    goes_on = any(verb.goes_on for name, verb in VERBS.items() if name in arguments[:1])
-    more = "; the same command goes on" if goes_on else ""
+def exit_status(arguments: Sequence[str]) -> int:
+    """Run the command line and return its status; print on stderr why it is not 0."""
+    is_resumable = any(VERBS[name].is_resumable for name in arguments[:1] if name in VERBS)
+    hint = "; the same command resumes it" if is_resumable else ""
     try:
         with hangup_as_sigterm(), contextlib.ExitStack() as stack:
-            # A rank that waits for others in compiled code would not hear of it: it ends at once.
+            # A rank that waits for others in compiled code would not notice: SIGTERM kills it.
             if not are_started_by_torchrun():
-                stack.enter_context(stopped_by_sigterm(f"stopped (SIGTERM){more}"))
+                stack.enter_context(stopped_by_sigterm(f"stopped (SIGTERM){hint}"))
             main(arguments)
     except UserError as error:
         if is_first_of_node():  # under torchrun, all ranks find the same mistake
@@ -262,18 +278,18 @@ def status_of(arguments: Sequence[str]) -> int:
         return 1
     except Stopped as error:
         complain(f"yuzogpt: {error}")
-        # torchrun takes any other status for a failure, and starts all ranks again.
+        # torchrun treats any other status as a failure and restarts all ranks.
         return 0 if are_started_by_torchrun() else 143
-    except BrokenPipeError:  # `| head`: whoever read has seen enough
+    except BrokenPipeError:  # `| head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         reason = error.strerror or str(error)
-        complain(f"yuzogpt: {error.filename or 'the system says'}: {reason}")
+        complain(f"yuzogpt: {error.filename or 'I/O error'}: {reason}")
         return 1
     except KeyboardInterrupt:
         # A second one would only spoil the end, unless a thread holds that up: then it is the end.
         exit_on_next_interrupt()
-        complain(f"yuzogpt: interrupted{more}")
+        complain(f"yuzogpt: interrupted{hint}")
         return 130
     return 0

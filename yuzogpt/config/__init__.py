@@ -1,9 +1,8 @@
-"""Every setting, once: its name, default, unit and meaning. A file for each verb.
+"""Every setting, declared once: its name, default, unit and meaning. One file per verb.
 
-In: nothing. Out: one pydantic model for each verb (`TrainSettings`, `PrepareSettings`,
-`SampleSettings`), composed of sections. Leaf names are nanoGPT's where nanoGPT has one, and unique
-within a verb, so that `--n_layer=4` needs no section. How values get in (defaults, YAML files,
-`--key=value`) is in overrides.py.
+Each verb has one pydantic model (`TrainSettings`, `PrepareSettings`, ...), composed of sections.
+Leaf names are nanoGPT's where nanoGPT has one, and unique within a verb, so that `--n_layer=4`
+needs no section. Next on the line: resolve.py reads values from YAML files and flags.
 """
 
 from yuzogpt.config.bench import BenchmarkedSettings, BenchSettings
@@ -26,7 +25,7 @@ from yuzogpt.config.prepare import (
 from yuzogpt.config.read import ExportSettings, ExportTarget, ReportedRun, ReportSettings
 from yuzogpt.config.sample import SampleSettings, SamplingDeviceSettings, SamplingSettings
 from yuzogpt.config.schedule import ScheduleSettings
-from yuzogpt.config.section import DeviceSettings, Part, Section
+from yuzogpt.config.section import DeviceSettings, Part, Section, with_changes
 from yuzogpt.config.serve import (
     HTTPSettings,
     LimitSettings,
@@ -99,4 +98,5 @@ __all__ = [
     "TrainingDeviceSettings",
     "TuneSettings",
     "WorkerSettings",
+    "with_changes",
 ]

@@ -6,19 +6,30 @@ from yuzogpt.config.section import Count, NonNegative, Section, setting
 
 
 class SoundnessSettings(Section):
-    """What is examined, and what a sound cluster must have."""
+    """What is checked, and what a healthy cluster must have."""
 
-    ray_address: str = setting("", "the cluster; empty: RAY_ADDRESS, else this machine")
-    num_nodes: Count = setting(0, "nodes that must be there, the head included; 0: any number")
-    storage: str = setting("", "what all nodes share: a directory or URI; empty: not examined")
-    least_bandwidth: NonNegative = setting(500.0, "between any two nodes", "Mbit/s")
-    most_latency: NonNegative = setting(5.0, "between any two nodes, there and back", "ms")
-    most_skew: NonNegative = setting(1.0, "of a node's clock", "s")
-    least_storage_speed: NonNegative = setting(20.0, "writing to storage", "MB/s")
-    least_disk: NonNegative = setting(
-        5.0, "free in storage, and on each node for Ray's files", "GB"
+    ray_address: str = setting(
+        "", "check the Ray cluster at this address; empty: RAY_ADDRESS if set, else this machine"
     )
-    least_memory: NonNegative = setting(2.0, "free on each node", "GB")
+    num_nodes: Count = setting(0, "expected number of nodes, including the head; 0: any")
+    storage: str = setting(
+        "",
+        "directory or URI that all nodes share; empty: not checked",
+        path="remote",
+        if_empty="",
+    )
+    min_bandwidth_mbit: NonNegative = setting(
+        500.0, "lowest bandwidth between any two nodes", "Mbit/s"
+    )
+    max_latency_ms: NonNegative = setting(5.0, "longest round trip between any two nodes", "ms")
+    max_clock_skew_s: NonNegative = setting(
+        1.0, "largest difference of a node's clock from the others'", "s"
+    )
+    min_storage_mb_s: NonNegative = setting(20.0, "lowest write speed to storage", "MB/s")
+    min_disk_gb: NonNegative = setting(
+        5.0, "least free space in storage, and on each node for Ray's files", "GB"
+    )
+    min_memory_gb: NonNegative = setting(2.0, "least free memory on each node", "GB")
     output: Literal["table", "json"] = setting("table", "--json is short for --output=json")
 
 

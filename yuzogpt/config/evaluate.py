@@ -1,74 +1,98 @@
-"""`yuzogpt evaluate`: which benchmarks, of which model, counted how."""
+"""`yuzogpt evaluate`: the model, the benchmarks, and how they are scored."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from yuzogpt.config.section import Auto, Count, DeviceSettings, Names, Positive, Section, setting
+from yuzogpt.config.section import (
+    CONTEXT,
+    MODEL,
+    RAY_ADDRESS,
+    STORAGE,
+    Auto,
+    Count,
+    DeviceSettings,
+    Names,
+    Positive,
+    Section,
+    setting,
+)
 
 
 class EvaluatedModelSettings(Section):
-    """What is evaluated, and where the results go."""
+    """Which model is evaluated, and where results are written."""
 
-    model: str = setting(
-        "gpt2", "a run (its best checkpoint), a checkpoint or Hugging Face folder, gpt2 ... gpt2-xl"
+    model: str = setting("gpt2", MODEL, path="model")
+    out_dir: str = setting(
+        "",
+        "directory for results.json and partial results; empty: eval-<model>",
+        path="local",
+        if_empty="",
     )
-    out_dir: str = setting("", "results.json, and what is done so far; empty: eval-<model>")
-    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
-    overwrite: bool = setting(False, "evaluate anew what out_dir has results of")
+    storage: str = setting("", STORAGE)
+    overwrite: bool = setting(False, "evaluate again what out_dir has results of")
 
 
 class BenchmarkSettings(Section):
-    """What is read, and how it is counted."""
+    """Which benchmarks are run, and how they are scored."""
 
     tasks: Names = setting(
         ("lambada", "wikitext2"),
-        "names with commas between: lambada, wikitext2, ptb, wikitext103, enwik8, text8, 1bw, "
-        "cbt_cn, cbt_ne, hellaswag; loss: of a prepared corpus",
+        "comma-separated: lambada, wikitext2, ptb, wikitext103, enwik8, text8, 1bw, cbt_cn, "
+        "cbt_ne, hellaswag; or loss, the loss on a prepared corpus",
     )
     protocol: Literal["paper", "harness"] = setting(
-        "paper", "paper: the GPT-2 paper's; harness: lm-evaluation-harness's"
+        "paper", "score as in the GPT-2 paper, or as lm-evaluation-harness does"
     )
     benchmark_dir: str = setting(
-        "", "where the benchmarks' files are; empty: the cache, filled from the web where it can be"
+        "",
+        "directory with the benchmarks' files; empty: the cache, downloaded on first use where "
+        "possible",
+        path="local",
+        if_empty="",
     )
-    context: Count = setting(
-        0, "what the model sees at a time; 0: its block_size; more: rotary, alibi only", "tokens"
-    )
-    stride: Positive = setting(
-        512, "paper: tokens that each window foretells after the first", "tokens"
-    )
+    context: Count = setting(0, CONTEXT, "tokens")
+    stride: Positive = setting(512, "paper: tokens scored by each window after the first", "tokens")
     stop_word_filter: bool = setting(
-        False, "paper: a stop word is no answer to LAMBADA (the paper's own figure has this on)"
+        False, "paper: never predict a stop word for LAMBADA (the paper's own figure has this on)"
     )
     limit: Count = setting(
-        0, "only the first lines, passages or questions of each task, to try it; 0: all"
+        0, "lines, passages or questions of each task to use, from its start; 0: all"
     )
     dataset: str = setting("openwebtext", "loss: name of the prepared corpus")
-    data_dir: str = setting("", "loss: its directory; empty: data/<dataset>")
+    data_dir: str = setting(
+        "",
+        "loss: directory of the prepared corpus; empty: data/<dataset>",
+        path="remote",
+        if_empty="data/{dataset}",
+    )
     loss_windows: Count = setting(
-        2000, "loss: windows of each split, evenly spaced; 0: all (40 KB of memory each)", "windows"
+        2000,
+        "loss: windows to read of each split, evenly spaced; 0: all (40 KB of memory each)",
+        "windows",
     )
 
 
 class EvaluationWorkSettings(Section):
-    """Who does the work."""
+    """Where the evaluation runs."""
 
-    batch_size: Positive = setting(8, "passages that one forward pass holds", "passages")
+    batch_size: Positive = setting(8, "passages per forward pass, at most", "passages")
     shard_size: Annotated[int, Field(ge=8)] = setting(
-        128, "passages between two looks at what is done", "passages"
+        128, "passages between saves of partial results", "passages"
     )
     num_workers: Auto | Count = setting(
-        "auto", "Ray tasks at a time; auto: one per GPU, or one; 0: this process, without Ray"
+        "auto",
+        "concurrent Ray tasks; auto: one per GPU, or one; 0: run in this process, without Ray",
     )
-    ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
+    ray_address: str = setting("", RAY_ADDRESS)
 
 
 class EvaluationDeviceSettings(DeviceSettings):
-    """What it runs on."""
+    """What the evaluation runs on."""
 
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "of matrix products (autocast); bfloat16 changes the third digit"
+        "float32",
+        "dtype of matrix products (autocast); bfloat16 changes results in the third digit",
     )
 
 
@@ -77,5 +101,5 @@ class EvaluateSettings(Section):
 
     evaluated: EvaluatedModelSettings = EvaluatedModelSettings()
     benchmarks: BenchmarkSettings = BenchmarkSettings()
-    work: EvaluationWorkSettings = EvaluationWorkSettings()
+    workers: EvaluationWorkSettings = EvaluationWorkSettings()
     device: EvaluationDeviceSettings = EvaluationDeviceSettings()

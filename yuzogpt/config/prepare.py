@@ -1,10 +1,10 @@
-"""`yuzogpt prepare`, and `yuzogpt inspect`: corpora."""
+"""`yuzogpt prepare` and `yuzogpt inspect`: corpora."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from yuzogpt.config.section import Auto, Count, Name, Section, setting
+from yuzogpt.config.section import RAY_ADDRESS, STORAGE, Auto, Count, Name, Section, setting
 
 
 class CorpusSettings(Section):
@@ -15,42 +15,49 @@ class CorpusSettings(Section):
     )
     source: str = setting(
         "",
-        "text: a file, folder or glob, here or at s3://, gs://, hf:// (parquet, JSON lines, plain "
-        "text; .gz, .zst); empty: the corpus's own, downloaded",
+        "text to prepare: a local file, folder or glob, or one at s3://, gs://, hf:// (parquet, "
+        "JSON lines, plain text; .gz, .zst); empty: download the corpus's own source",
+        path="remote",
+        if_empty="",
     )
-    tokenizer: Literal["", "char", "gpt2"] = setting("", "empty: the corpus's own")
-    data_dir: str = setting("", "where it goes; empty: data/<dataset>")
-    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
-    overwrite: bool = setting(False, "replace what data_dir holds")
+    tokenizer: Literal["", "char", "gpt2"] = setting("", "empty: the corpus's own tokenizer")
+    data_dir: str = setting(
+        "", "output directory; empty: data/<dataset>", path="local", if_empty="data/{dataset}"
+    )
+    storage: str = setting("", STORAGE)
+    overwrite: bool = setting(False, "replace what is in data_dir")
 
 
 class DistributedPrepareSettings(Section):
-    """How a corpus is prepared that need not fit in memory: openwebtext, folders, parquet, ..."""
+    """Preparing a corpus that need not fit in memory: openwebtext, folders, parquet, ..."""
 
-    text_column: str = setting("text", "of parquet and JSON lines")
-    by_line: bool = setting(False, "each line of plain text is a document; False: each file")
+    text_column: str = setting(
+        "text", "column or field that holds the text, in parquet and JSON lines"
+    )
+    by_line: bool = setting(False, "each line of plain text is a document; False: each file is one")
     split_rule: Literal["", "tail", "nanogpt", "hash"] = setting(
         "",
-        "tail: the last tenth; nanogpt: its shuffle with seed 2357; hash: by each document's "
-        "SHA-256; empty: the corpus's own, else tail for one text file, hash for more",
+        "how the val split is chosen; tail: the last tenth; nanogpt: nanoGPT's shuffle with seed "
+        "2357; hash: by each document's SHA-256; empty: the corpus's own rule, else tail for one "
+        "text file and hash for several",
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
-        0.0005, "share of documents that nanogpt and hash hold out; one at least"
+        0.0005, "share of documents held out by nanogpt and hash; at least one document"
     )
-    max_document_bytes: Count = setting(0, "longer documents are rejected; 0: none", "bytes")
+    max_document_bytes: Count = setting(0, "reject longer documents; 0: no limit", "bytes")
     block_tokens: Annotated[int, Field(gt=0, lt=2**31)] = setting(
-        2**25, "a block has at most as many; documents are not cut", "tokens"
+        2**25, "most tokens in a block; documents are never split between blocks", "tokens"
     )
     num_workers: Auto | Count = setting(
-        "auto", "tasks at a time on Ray Data; auto: one per core; 0: this process, without Ray"
+        "auto", "concurrent Ray Data tasks; auto: one per core; 0: run in this process, without Ray"
     )
-    ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
+    ray_address: str = setting("", RAY_ADDRESS)
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse what excludes each other."""
+        """Without Ray there is no cluster to join."""
         if self.num_workers == 0 and self.ray_address:
-            raise ValueError("--num_workers=0 is this process, without --ray_address; give one")
+            raise ValueError("--num_workers=0 runs without Ray; leave out it or --ray_address")
         return self
 
 
@@ -58,19 +65,19 @@ class PrepareSettings(Section):
     """`yuzogpt prepare`."""
 
     corpus: CorpusSettings = CorpusSettings()
-    large: DistributedPrepareSettings = DistributedPrepareSettings()
+    preparation: DistributedPrepareSettings = DistributedPrepareSettings()
 
 
 class InspectedCorpus(Section):
-    """A prepared corpus, and what to do with it."""
+    """Which prepared corpus, and what to do with it."""
 
-    data_dir: str = setting("", "the corpus's directory")
-    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    data_dir: str = setting("", "directory of the prepared corpus", path="remote")
+    storage: str = setting("", STORAGE)
     examples: Count = setting(
-        3, "documents to print the beginning of; with --verify or --export_bin only if given"
+        3, "documents whose beginning is printed; with --verify or --export_bin only if set"
     )
-    verify: bool = setting(False, "hash every block anew")
-    export_bin: bool = setting(False, "write nanoGPT's train.bin and val.bin beside the blocks")
+    verify: bool = setting(False, "check the SHA-256 of every block")
+    export_bin: bool = setting(False, "write nanoGPT's train.bin and val.bin next to the blocks")
 
 
 class InspectSettings(Section):

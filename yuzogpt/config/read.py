@@ -1,16 +1,18 @@
-"""`yuzogpt report` and `yuzogpt export`: what reads a run."""
+"""`yuzogpt report` and `yuzogpt export`."""
 
 from typing import Literal
 
-from yuzogpt.config.section import Section, setting
+from yuzogpt.config.section import STORAGE, Section, setting
 
 
 class ReportedRun(Section):
-    """A run, and where its page goes."""
+    """Which run, and where its page is written."""
 
-    out_dir: str = setting("", "the run's directory; it may be going on")
-    html: str = setting("", "the page; empty: report.html in out_dir")
-    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    out_dir: str = setting("", "directory of the run, finished or still running", path="store")
+    html: str = setting(
+        "", "file for the page; empty: report.html in out_dir", path="local", if_empty=""
+    )
+    storage: str = setting("", STORAGE)
 
 
 class ReportSettings(Section):
@@ -20,14 +22,14 @@ class ReportSettings(Section):
 
 
 class ExportTarget(Section):
-    """From a checkpoint to a folder that other programs load."""
+    """Which checkpoint is exported, and to which folder."""
 
-    out_dir: str = setting("out", "the run (its best checkpoint) or checkpoint to export")
+    out_dir: str = setting("out", "run (its best checkpoint) or checkpoint to export", path="store")
     to: Literal["huggingface"] = setting(
-        "huggingface", "the format: what transformers, vLLM and lm-evaluation-harness load"
+        "huggingface", "format; huggingface loads in transformers, vLLM and lm-evaluation-harness"
     )
-    hf_dir: str = setting("hf", "the folder to write; must not exist")
-    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    hf_dir: str = setting("hf", "folder to write; it must not exist yet", path="local")
+    storage: str = setting("", STORAGE)
 
 
 class ExportSettings(Section):

@@ -1,13 +1,14 @@
-"""How values get into settings: defaults < YAML files, left to right < `--key=value`.
+"""How settings get their values: defaults < YAML files, left to right < `--key=value`.
 
 In: names of presets or YAML files, and flags. Out: one validated settings object, or a UserError
-that names the nearest thing that would work. A dotted key is exact (`--model.n_layer=4`); a bare
-key resolves by its leaf name (`--n_layer=4`). YAML files follow the same rule, and the same text
-means the same in both: YAML decides the structure, the setting's type what a text means.
+that suggests what would work. A dotted key is exact (`--model.n_layer=4`); a bare key is found by
+its leaf name (`--n_layer=4`). YAML files follow the same rule, and a text means the same in both:
+YAML decides the structure, the setting's type decides what the text means.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -17,39 +18,51 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from yuzogpt.config import Section
+from yuzogpt.config.renamed import RENAMED_SECTIONS, current_name
+from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError, nearest
 
 PRESETS = Path(__file__).parent / "presets"
 MERGE = "tag:yaml.org,2002:merge"
 SEARCH = "search"  # a section of YAML files: what `yuzogpt tune` varies
+FLAG_WIDTH, HELP_WIDTH = 33, 64  # columns of --help
 
 S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
 class Override:
-    """One value on its way into the settings, and where the user wrote it."""
+    """One value for a setting, and where the user wrote it."""
 
     key: str
     value: Any
-    origin: str
+    origin: str  # for messages
+    file: str = ""  # none: it is a flag
 
 
-def resolve(schema: type[S], files: Sequence[str], flags: Sequence[str]) -> S:
-    """Return the settings that the defaults, `files` and `flags` add up to.
+def resolve(
+    schema: type[S],
+    files: Sequence[str],
+    flags: Sequence[str],
+    notify: Callable[[str], None] = complain,
+) -> S:
+    """Return the settings from the defaults, `files` and `flags`; later values win.
 
     Raises UserError for an unknown file or key, and for a value of the wrong type or range.
+    `notify` is called with a line for each setting that is given by its old name.
     """
+    sections = (*schema.model_fields, *RENAMED_SECTIONS)
     overrides = [item for name in files for item in read_yaml(name)]
-    # A section with nothing below it.
-    overrides = [one for one in overrides if one.value != "" or one.key not in schema.model_fields]
+    # An empty section sets nothing.
+    overrides = [item for item in overrides if item.value != "" or item.key not in sections]
     overrides += [parse_flag(flag) for flag in flags]
     known = dict(leaves(schema))
+    check_renamed(overrides, known, notify)
     nested: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     for override in overrides:
         dotted = find_key(override, known)
-        # pydantic would take true for 1.
+        # pydantic would accept true as 1.
         if isinstance(override.value, bool) and "bool" not in str(known[dotted].annotation):
             raise UserError(f"{override.origin}: needs a value: --{dotted.split('.')[1]}=VALUE")
         section, leaf = dotted.split(".")
@@ -71,7 +84,7 @@ def leaves(schema: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def parse_flag(flag: str) -> Override:
-    """Split `--key=value`; a key alone means true."""
+    """Split `--key=value`; a flag without a value means true."""
     if not flag.startswith("--") or flag == "--":
         raise UserError(f"{flag}: not a flag; write --key=value")
     key, equals, value = flag[2:].partition("=")
@@ -98,7 +111,7 @@ def read_mapping(name: str) -> Mapping[Any, Any]:
 
 
 class TextLoader(yaml.SafeLoader):
-    """A safe loader that leaves each scalar the text that it is, as flags have it.
+    """A safe loader that leaves scalars as text, so that they are read as flags are.
 
     YAML 1.1 would read 012 as 10, 1e-3 as text, and yes as true.
     """
@@ -107,7 +120,7 @@ class TextLoader(yaml.SafeLoader):
 
 
 def load_yaml(content: bytes | str, origin: str, loader: type[yaml.SafeLoader]) -> Any:
-    """Return the value of YAML; UserError, which begins with `origin`, if it is none."""
+    """Parse YAML; for invalid YAML raise a UserError that begins with `origin`."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         return yaml.load(text, loader)
@@ -125,7 +138,7 @@ def flatten(content: Mapping[Any, Any], file: str, prefix: str = "") -> Iterator
         if isinstance(value, Mapping):
             yield from flatten(value, file, f"{dotted}.")
         else:
-            yield Override(dotted, value, f"{file}: {dotted}: {value}")
+            yield Override(dotted, value, f"{file}: {dotted}: {value}", file)
 
 
 def preset_names() -> list[str]:
@@ -134,38 +147,67 @@ def preset_names() -> list[str]:
 
 
 def find_key(override: Override, known: Mapping[str, FieldInfo]) -> str:
-    """Return the one `section.leaf` that a dotted or bare key means."""
-    if override.key in known:
-        return override.key
+    """Return the `section.leaf` that a dotted or bare key means, also if it is an old name."""
     by_leaf = {dotted.split(".")[1]: dotted for dotted in known}
-    if override.key in by_leaf:
-        return by_leaf[override.key]
+    for key in (override.key, current_name(override.key)):
+        if key in known:
+            return key
+        if key in by_leaf:
+            return by_leaf[key]
     names = [*by_leaf, *known] if "." in override.key else list(by_leaf)
     hint = nearest(override.key.replace("-", "_"), names) or "--help lists every setting"
     raise UserError(f"{override.origin}: unknown setting; {hint}")
 
 
+def check_renamed(
+    overrides: Sequence[Override],
+    known: Mapping[str, FieldInfo],
+    notify: Callable[[str], None] = complain,
+) -> None:
+    """Report settings that are given by an old name.
+
+    Raises UserError if the same file (or the command line) gives the new name, too.
+    """
+    new: set[tuple[str, str]] = set()
+    old: list[tuple[Override, str]] = []
+    for override in overrides:
+        dotted = find_key(override, known)
+        if override.key in (dotted, dotted.split(".")[1]):
+            new.add((override.file, dotted))
+        else:
+            old.append((override, dotted))
+    for override, dotted in old:
+        if (override.file, dotted) in new:
+            raise UserError(
+                f"{override.origin}: {override.key} is now {current_name(override.key)}, which is "
+                "given, too; leave one out"
+            )
+    for file, key in dict.fromkeys((override.file, override.key) for override, _ in old):
+        where, dashes = (f"{file}: ", "") if file else ("", "--")
+        notify(f"yuzogpt: {where}{dashes}{key} is now {dashes}{current_name(key)}")
+
+
 def describe_invalid(
     error: ValidationError, origins: Mapping[str, str], known: Mapping[str, FieldInfo]
 ) -> str:
-    """Put the first of pydantic's complaints into one line with what the user wrote."""
+    """Return the first of pydantic's errors in one line, with what the user wrote."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     location = [str(part) for part in first["loc"]]
     if len(location) < 2:
         return f"{'.'.join(location)}: {message}"
     dotted = ".".join(location[:2])
-    # A union complains once for each member: the last is the general one ("auto" or a number).
-    same_place = [item for item in error.errors() if item["loc"][:2] == first["loc"][:2]]
-    messages = (item["msg"].removeprefix("Value error, ") for item in same_place)
+    # A union has one error for each of its members ("auto" or a number).
+    of_setting = [item for item in error.errors() if item["loc"][:2] == first["loc"][:2]]
+    messages = (item["msg"].removeprefix("Value error, ") for item in of_setting)
     message = " or ".join(dict.fromkeys(messages))
     return f"{origins[dotted]}: {message} (default: {known[dotted].default!r})"
 
 
 def changed_frozen(before: Mapping[str, Any], new: Section) -> list[str]:
-    """List the settings that decide what a run computes and differ, as `key: old -> new`.
+    """List the frozen settings that differ, as `key: old -> new`.
 
-    `before` may come from another version: a setting that it lacks had its default.
+    `before` may come from an earlier version: a setting that it lacks has its default.
     """
     after = new.model_dump()
     differences = []
@@ -180,7 +222,7 @@ def changed_frozen(before: Mapping[str, Any], new: Section) -> list[str]:
 
 
 def help_text(schema: type[Section]) -> str:
-    """Return every setting with its default, unit and meaning, one a line."""
+    """Return the help of every setting: flag, default, meaning, choices and unit."""
     lines: list[str] = []
     current = ""
     for dotted, field in leaves(schema):
@@ -192,18 +234,19 @@ def help_text(schema: type[Section]) -> str:
             lines += ["", f"{section}: {title}"]
         extra = field.json_schema_extra
         unit = f" [{extra['unit']}]" if isinstance(extra, dict) and extra["unit"] else ""
-        flag = f"--{leaf}={field.default!r}"
-        lines.append(f"  {flag:<36} {field.description}{choices(field)}{unit}")
+        first, *more = textwrap.wrap(f"{field.description}{choices(field)}{unit}", HELP_WIDTH)
+        lines.append(f"  {f'--{leaf}={field.default!r}':<{FLAG_WIDTH}} {first}")
+        lines += [" " * (FLAG_WIDTH + 3) + line for line in more]
     return "\n".join(lines).lstrip("\n")
 
 
 def choices(field: FieldInfo) -> str:
-    """Return the values that a setting may have, if they are few words."""
+    """Return the values that a setting accepts, if it lists them."""
     if get_origin(field.annotation) is not Literal:
         return ""
     return f" ({' | '.join(value for value in get_args(field.annotation) if value)})"
 
 
 def to_yaml(settings: Section, without: dict[str, set[str]] | None = None) -> str:
-    """Return the resolved settings as YAML that `resolve` reads back; `without` some leaves."""
+    """Return settings as YAML that `resolve` reads back, `without` some leaves."""
     return yaml.safe_dump(settings.model_dump(exclude=without), sort_keys=False, allow_unicode=True)

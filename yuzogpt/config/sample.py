@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from yuzogpt.config.section import (
+    CONTEXT,
+    STORAGE,
     Count,
     DeviceSettings,
     NonNegative,
@@ -20,63 +22,75 @@ from yuzogpt.errors import UserError
 class SamplingSettings(Section):
     """What is sampled, and how."""
 
-    out_dir: str = setting("out", "the run to sample from: its best checkpoint")
+    out_dir: str = setting("out", "run to sample from (its best checkpoint)", path="store")
     init_from: str = setting(
-        "resume", "resume: out_dir; else gpt2, gpt2-medium, gpt2-large, gpt2-xl or a directory"
+        "resume",
+        "resume: sample from out_dir; else gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a directory",
+        path="model",
     )
     start: str = setting(
-        "\n", "the prompt, or FILE:path; <|endoftext|> is that token; empty: a document begins"
+        "\n",
+        "prompt, or FILE:path to read it from a file; <|endoftext|> is that token; empty: start a "
+        "new document",
     )
     prompts: str = setting(
-        "", 'many prompts: a file with {"prompt": "..."} on each line, instead of start'
+        "",
+        'file of prompts, one {"prompt": "..."} per line; replaces start',
+        path="local",
+        if_empty="",
     )
     interactive: bool = setting(
-        False, "each line of standard input is a prompt; one sample a line, as it comes"
+        False, "read prompts from standard input, one per line, and answer each with one sample"
     )
-    num_samples: Positive = setting(10, "samples to draw, of each prompt")
-    max_new_tokens: Positive = setting(500, "most tokens of each sample", "tokens")
-    context: Count = setting(
-        0, "what the model sees at a time; 0: its block_size; more: rotary, alibi only", "tokens"
-    )
-    temperature: NonNegative = setting(0.8, "0: always the likeliest token")
-    top_k: Count = setting(200, "only the k likeliest tokens; 0: all", "tokens")
+    num_samples: Positive = setting(10, "samples per prompt")
+    max_new_tokens: Positive = setting(500, "most tokens to generate per sample", "tokens")
+    context: Count = setting(0, CONTEXT, "tokens")
+    temperature: NonNegative = setting(0.8, "sampling temperature; 0: always the most likely token")
+    top_k: Count = setting(200, "sample from the k most likely tokens; 0: from all", "tokens")
     top_p: Annotated[float, Field(gt=0, le=1)] = setting(
-        1.0, "only the likeliest tokens that have this share of what top_k leaves; 1: all"
+        1.0,
+        "sample from the most likely tokens that together have this share of the probability, "
+        "after top_k; 1: from all",
     )
     min_p: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0, "only tokens at least so likely as this share of the likeliest one's; 0: all"
+        0.0,
+        "sample from tokens at least this fraction as likely as the most likely one; 0: from all",
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = setting(
-        1.0, "above 1: tokens that were there already are less likely"
+        1.0, "values above 1 make tokens that already occurred less likely"
     )
     stop: Annotated[tuple[str, ...], BeforeValidator(read_strings)] = setting(
-        (), 'a sample ends before this text, or before one of ["these", "texts"]'
+        (), 'end a sample before this text, or before any of ["these", "texts"]'
     )
-    stop_at_end_of_text: bool = setting(True, "a sample ends where its document does")
-    seed: Seed = setting(1337, "sample i of a prompt, or of interactive, is drawn with seed + i")
-    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    stop_at_end_of_text: bool = setting(True, "end a sample at the end-of-text token")
+    seed: Seed = setting(1337, "sample i of a prompt (or of an interactive session) uses seed + i")
+    storage: str = setting("", STORAGE)
 
 
 class SamplingDeviceSettings(DeviceSettings):
     """What sampling runs on."""
 
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(  # type: ignore[assignment]
-        "auto", "of weights; auto: bfloat16 on GPUs that have it, else float32; int8: on CPUs"
+        "auto",
+        "dtype of the weights; auto: bfloat16 on GPUs that support it, else float32; int8: CPUs "
+        "only",
     )
     compile: bool = setting(
-        False, "torch.compile for decoding, on CUDA: it starts later; what it gains is not measured"
+        False,
+        "use torch.compile for decoding, on CUDA only; start-up is slower, the speed-up is not "
+        "measured",
     )
 
     @model_validator(mode="after")
     def is_compiled_on_cuda(self) -> Self:
-        """What a device `auto` will be, shows where the model is loaded (sampling/load.py)."""
+        """Only CUDA compiles; for `auto` inference/load.py checks it once the device is known."""
         if self.compile and self.device != "auto":
             check_not_compiled(self.device)
         return self
 
 
 def check_not_compiled(device: str) -> None:
-    """Raise UserError for a device that decoding is not compiled on."""
+    """Raise UserError for a device on which decoding cannot be compiled."""
     if device != "cuda":
         raise UserError(
             f"--compile=True: decoding is compiled on CUDA only, not on {device}; leave it out"

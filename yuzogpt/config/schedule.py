@@ -1,7 +1,7 @@
 """How long a run is, and the learning rate of each of its steps.
 
-In: a step, from 0. Out: a learning rate, a pure function of the settings. So a run may go on with
-another schedule as long as the steps that it has made keep their learning rates.
+The learning rate is a pure function of the settings and the step, from 0. So a run may be resumed
+with another schedule, as long as the steps that it has made keep their learning rates.
 """
 
 import math
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decay:
-    """A part of a schedule: from step `begin` a warmup to `peak`, then a decay until `end`."""
+    """A part of a schedule: warmup to `peak` from step `begin`, then decay until step `end`."""
 
     begin: int
     end: int
@@ -30,83 +30,85 @@ class Decay:
 
 @lru_cache
 def read_redecay(text: str) -> tuple[Decay, ...]:
-    """Read `BEGIN..END@RATE`, or several with commas; ValueError if they make no sense."""
+    """Read `BEGIN..END@RATE`, or several with commas; ValueError if they are not in order."""
     decays: list[Decay] = []
     for part in filter(None, text.replace(" ", "").split(",")):
         steps, _, rate = part.partition("@")
         begin, _, end = steps.partition("..")
         try:
-            found = Decay(int(begin), int(end), float(rate) if rate else None)
+            decay = Decay(int(begin), int(end), float(rate) if rate else None)
         except ValueError:
             raise ValueError(
                 "write BEGIN..END or BEGIN..END@RATE, such as 200..1000@0.01"
             ) from None
         last = decays[-1].begin if decays else 0
-        if not (last < found.begin < found.end and 0 <= (found.peak or 0.0) < math.inf):
+        if not (last < decay.begin < decay.end and 0 <= (decay.peak or 0.0) < math.inf):
             raise ValueError(f"{part}: needs {last} < BEGIN < END, and a RATE of 0 or more")
-        decays.append(found)
+        decays.append(decay)
     return tuple(decays)
 
 
 def check_redecay(text: str) -> str:
-    """Return the text if it can be read."""
+    """Return the text; ValueError if it cannot be read."""
     read_redecay(text)
     return text
 
 
 class ScheduleSettings(Section):
-    """How long, and the learning rate on the way."""
+    """Number of steps, and the learning rate at each."""
 
-    max_iters: Positive = setting(600_000, "optimizer steps in all", "steps")
-    decay_lr: bool = setting(True, "decay to min_lr; False: constant", frozen=True)
+    max_iters: Positive = setting(600_000, "total optimizer steps", "steps")
+    decay_lr: bool = setting(
+        True, "decay the learning rate to min_lr; False: keep it constant", frozen=True
+    )
     lr_schedule: Literal["cosine", "linear", "wsd"] = setting(
-        "cosine", "way from the peak to min_lr; wsd: constant, then linear", frozen=True
+        "cosine", "shape of the decay; wsd: constant, then linear", frozen=True
     )
     warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
-    lr_decay_iters: Positive = setting(600_000, "where the decay ends", "steps", frozen=True)
-    cooldown_iters: Count = setting(
-        0, "wsd: the decay begins so long before its end", "steps", frozen=True
+    lr_decay_iters: Positive = setting(
+        600_000, "step at which the decay ends", "steps", frozen=True
     )
+    cooldown_iters: Count = setting(0, "wsd: length of the linear decay", "steps", frozen=True)
     min_lr: NonNegative = setting(6e-5, "learning rate after the decay", frozen=True)
     redecay: Annotated[str, AfterValidator(check_redecay)] = setting(
         "",
-        "decay to min_lr again, to prolong a run: BEGIN..END@RATE, in steps, from the learning "
-        "rate RATE (without @RATE: from the one at BEGIN); several with commas",
+        "prolong a run by decaying to min_lr again: BEGIN..END@RATE, in steps, from learning rate "
+        "RATE (default: the rate at BEGIN); separate several with commas",
         frozen=True,
     )
 
     @model_validator(mode="after")
     def cooldown_is_given(self) -> Self:
-        """Constant and then linear: somebody must say when."""
+        """A wsd schedule needs the length of its decay."""
         if self.decay_lr and self.lr_schedule == "wsd" and not self.cooldown_iters:
-            raise ValueError("lr_schedule=wsd: cooldown_iters says how long its decay is, in steps")
+            raise ValueError("lr_schedule=wsd: set cooldown_iters, the length of its decay")
         return self
 
     @property
     def decay_end(self) -> int | None:
-        """The step from which the learning rate stays as it is; None: it is constant."""
+        """The step after which the learning rate no longer changes; None: it is constant."""
         further = read_redecay(self.redecay)
         if further:
             return further[-1].end
         return self.lr_decay_iters if self.decay_lr else None
 
     def lr_at(self, step: int, peak: float) -> float:
-        """Return the learning rate of `step`; `peak`: the optimizer's.
+        """Return the learning rate of `step`; `peak` is the optimizer's learning_rate.
 
-        Linear warmup, the decay, then min_lr; and so again from the beginning of each further
-        decay. wsd (warmup, stable, decay): MiniCPM (Hu et al., 2024). Warming up and decaying
-        again: Ibrahim et al., 2024.
+        Linear warmup, decay, then min_lr; the same again at the beginning of each redecay. wsd
+        (warmup, stable, decay): MiniCPM (Hu et al., 2024). Warming up and decaying again: Ibrahim
+        et al., 2024.
         """
         further = read_redecay(self.redecay)
         begun = next((n for n in range(len(further), 0, -1) if step >= further[n - 1].begin), 0)
-        return self._lr_of_part(step, peak, further[:begun])
+        return self._lr_in_part(step, peak, further[:begun])
 
-    def _lr_of_part(self, step: int, peak: float, further: tuple[Decay, ...]) -> float:
-        """Return the learning rate of `step`; `further`: the decays that have begun by then."""
+    def _lr_in_part(self, step: int, peak: float, further: tuple[Decay, ...]) -> float:
+        """Return the learning rate of `step`; `further` are the redecays begun by then."""
         low, first, end, warmup = 0.0, 0, self.lr_decay_iters, self.warmup_iters
         if further:
             first, end = further[-1].begin, further[-1].end
-            low = self._lr_of_part(first, peak, further[:-1])
+            low = self._lr_in_part(first, peak, further[:-1])
             peak = low if further[-1].peak is None else further[-1].peak
             warmup = warmup if peak > low else 0
         elif not self.decay_lr:
@@ -125,40 +127,40 @@ class ScheduleSettings(Section):
         return self.min_lr + (peak - self.min_lr) * left
 
 
-def first_change(
+def first_changed_step(
     before: Mapping[str, Any], peak: float, schedule: ScheduleSettings, steps: int
 ) -> int | None:
-    """Return the first of so many steps that had another learning rate before; None: none had.
+    """Return the first of `steps` steps whose learning rate differs; None if all are equal.
 
-    `before`: the settings that they were made with, of this version or another.
+    `before`: the schedule settings that the steps were made with, by this version or another.
     """
     known = {name: before[name] for name in ScheduleSettings.model_fields if name in before}
     try:
-        was = ScheduleSettings.model_validate(known)
+        old = ScheduleSettings.model_validate(known)
     except ValidationError:
         return 0
-    if was.model_copy(update={"max_iters": schedule.max_iters}) == schedule:
+    if old.model_copy(update={"max_iters": schedule.max_iters}) == schedule:
         return None
-    changed = (s for s in range(steps) if was.lr_at(s, peak) != schedule.lr_at(s, peak))
+    changed = (s for s in range(steps) if old.lr_at(s, peak) != schedule.lr_at(s, peak))
     return next(changed, None)
 
 
-def decaying_again(redecay: str, step: int, end: int | str) -> str:
-    """Return the flag with which a run decays once more, from `step` to `end`."""
+def redecay_flag(redecay: str, step: int, end: int | str) -> str:
+    """Return the flag that adds a decay from `step` to `end` to those of `redecay`."""
     return "--redecay=" + ",".join(filter(None, (redecay, f"{step}..{end}@RATE")))
 
 
 def check_learning_rates(settings: "TrainSettings", made: int | None) -> None:
-    """Raise UserError if the learning rate would rise to min_lr, or be 0, in steps to be made.
+    """Raise UserError if the learning rate would rise to min_lr, or be 0, in steps to come.
 
-    `made`: the steps of a run that goes on, None for a new run. What was started so may still make
-    the steps that have another learning rate than 0.
+    `made`: the steps that a resumed run has made; None for a new run. A resumed run may still make
+    its steps before the first with learning rate 0.
     """
     schedule, optimizer = settings.schedule, settings.optimizer
     peak, last, step = optimizer.learning_rate, schedule.max_iters, made or 0
-    is_said = "learning_rate" in optimizer.model_fields_set
-    is_said = is_said and "min_lr" in schedule.model_fields_set
-    if made is None and schedule.decay_lr and peak < schedule.min_lr and is_said:
+    is_explicit = "learning_rate" in optimizer.model_fields_set
+    is_explicit = is_explicit and "min_lr" in schedule.model_fields_set
+    if made is None and schedule.decay_lr and peak < schedule.min_lr and is_explicit:
         raise UserError(
             f"learning_rate={peak:g} is below min_lr={schedule.min_lr:g}, to which it decays; "
             "lower --min_lr, or set --decay_lr=False"
@@ -169,30 +171,30 @@ def check_learning_rates(settings: "TrainSettings", made: int | None) -> None:
     if made is not None and idle > made:
         return
     later = schedule.model_copy(update={"lr_decay_iters": last})
-    way = f"--lr_decay_iters={last} decays to the end"
-    if schedule.redecay or first_change(schedule.model_dump(), peak, later, step) is not None:
-        way = f"{decaying_again(schedule.redecay, step, last)} decays again, from RATE"
+    hint = f"--lr_decay_iters={last} decays to the end"
+    if schedule.redecay or first_changed_step(schedule.model_dump(), peak, later, step) is not None:
+        hint = f"{redecay_flag(schedule.redecay, step, last)} decays again, from RATE"
     raise UserError(
         f"--max_iters={last}: learning rate 0 from step {idle} on (min_lr={schedule.min_lr:g}); "
-        f"{way}"
+        f"{hint}"
     )
 
 
-def way_on(schedule: ScheduleSettings) -> str:
-    """Return how a run that has made max_iters steps can go on."""
+def continuation_hint(schedule: ScheduleSettings) -> str:
+    """Return how to continue a run that has made max_iters steps."""
     step, end = schedule.max_iters, schedule.decay_end
     if end is None:
-        return "raise --max_iters to go on"
+        return "raise --max_iters to continue"
     if step < end:
-        return f"raise --max_iters, to {end} at most for the same decay, to go on"
-    again = f"with {decaying_again(schedule.redecay, step, 'N')} to decay again"
+        return f"raise --max_iters, to {end} at most for the same decay, to continue"
+    again = f"with {redecay_flag(schedule.redecay, step, 'N')} to decay again"
     if schedule.min_lr:
-        return f"raise --max_iters to N to go on at min_lr={schedule.min_lr:g}, {again}"
-    return f"raise --max_iters to N, {again}, to go on"
+        return f"raise --max_iters to N to continue at min_lr={schedule.min_lr:g}, {again}"
+    return f"raise --max_iters to N, {again}, to continue"
 
 
-def worth_saying(schedule: ScheduleSettings, peak: float) -> list[str]:
-    """Return what may surprise in the learning rates of a run, a line each."""
+def schedule_notices(schedule: ScheduleSettings, peak: float) -> list[str]:
+    """Return what may surprise about the learning rates of a run, one line each."""
     lines, end = [], schedule.decay_end
     if schedule.decay_lr and peak < schedule.min_lr:
         lines.append(

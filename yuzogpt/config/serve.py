@@ -1,4 +1,4 @@
-"""`yuzogpt serve`: which model, for whom, and how much of it."""
+"""`yuzogpt serve`: the model, its replicas, and limits on requests."""
 
 import re
 from typing import Annotated, Literal
@@ -6,36 +6,50 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from yuzogpt.config.sample import SamplingDeviceSettings
-from yuzogpt.config.section import Count, Names, Positive, Section, read_workers, setting, span_of
+from yuzogpt.config.section import (
+    CONTEXT,
+    MODEL,
+    RAY_ADDRESS,
+    STORAGE,
+    Count,
+    Names,
+    Positive,
+    Section,
+    read_workers,
+    setting,
+    worker_range,
+)
 
 
 class ServedModelSettings(Section):
     """Which model is served."""
 
-    model: str = setting(
-        "out", "a run (its best checkpoint), a checkpoint or Hugging Face folder, gpt2 ... gpt2-xl"
+    model: str = setting("out", MODEL, path="model")
+    model_name: str = setting("", "model name in requests; empty: the last part of model")
+    follow: bool = setting(
+        False, "load the run's better checkpoints as they are written, without downtime"
     )
-    model_name: str = setting("", "what requests call it; empty: the last part of model")
-    follow: bool = setting(False, "serve the run's better checkpoints as they come, without a gap")
-    follow_interval: Annotated[float, Field(gt=0)] = setting(5.0, "between looks", "seconds")
-    context: Count = setting(
-        0, "what the model sees at a time; 0: its block_size; more: rotary, alibi only", "tokens"
+    follow_interval: Annotated[float, Field(gt=0)] = setting(
+        5.0, "time between checks for a new checkpoint", "seconds"
     )
+    context: Count = setting(0, CONTEXT, "tokens")
     context_overflow: Literal["slide", "stop"] = setting(
-        "slide", "past the context: go on with a later window, or end there"
+        "slide",
+        "when the context is full; slide: drop the oldest tokens and continue; stop: end the "
+        "completion",
     )
-    storage: str = setting("", "base of relative paths; needed under `ray job submit`")
+    storage: str = setting("", STORAGE)
 
 
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?")
 
 
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """Return origins; ValueError for what browsers send none like."""
+    """Return origins; ValueError for one in a form that browsers never send."""
     for origin in origins:
         if origin != "*" and not ORIGIN.fullmatch(origin):
             raise ValueError(
-                f"{origin}: write scheme, name and port in lower case and no path, such as "
+                f"{origin}: write scheme, host and port, in lower case and without a path, such as "
                 "http://localhost:3000, or *"
             )
     return origins
@@ -45,72 +59,85 @@ Origins = Annotated[Names, AfterValidator(check_origins)]
 
 
 class HTTPSettings(Section):
-    """Where it listens."""
+    """Where the service listens."""
 
-    host: str = setting("127.0.0.1", "any other than loopback needs --api_keys_file")
-    port: Annotated[int, Field(ge=0, lt=2**16)] = setting(8000, "0: any that is free")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; other than loopback needs --api_keys_file"
+    )
+    port: Annotated[int, Field(ge=0, lt=2**16)] = setting(
+        8000, "port to listen on; 0: any free port"
+    )
     allowed_origins: Origins = setting(
         (),
-        "whose pages may use the service from a browser (CORS), such as https://app.example; "
-        "*: any, if keys are asked for; empty: its own page only",
+        "comma-separated origins whose pages may call the service from a browser (CORS), such as "
+        "https://app.example; *: any, if API keys are required; empty: its own page only",
     )
 
 
 class ReplicaSettings(Section):
-    """Who does the work."""
+    """How many replicas answer requests, and how they batch them."""
 
     num_replicas: Annotated[int | str, BeforeValidator(read_workers)] = setting(
-        1, "on Ray Serve; 1..4: as many as requests need; 0: this process, without Ray"
+        1,
+        "Ray Serve replicas; 1..4: scale with the requests; 0: serve from this process, without "
+        "Ray",
     )
-    max_batch: Positive = setting(8, "requests that a replica decodes at a time", "requests")
+    max_batch: Positive = setting(8, "requests that a replica decodes at once, at most", "requests")
     prefill_chunk: Positive = setting(
-        64, "of new prompts, between two tokens of the others", "tokens"
+        64, "prompt tokens processed between two decoding steps of the other requests", "tokens"
     )
     share_weights: Literal["auto"] | bool = setting(
         "auto",
-        "float32 on CPUs: replicas of a node share one copy in memory, at up to 1/3 of their "
-        "speed; auto: where there can be several",
+        "float32 on CPUs: replicas on a node share one copy of the weights, at a cost of "
+        "up to 1/3 of their speed; auto: if there can be several replicas",
     )
-    ray_address: str = setting("", "join this Ray cluster; empty: RAY_ADDRESS, else embedded Ray")
+    ray_address: str = setting("", RAY_ADDRESS)
 
     def shares(self) -> bool:
-        """Tell whether replicas are to read the same weights in memory."""
+        """Return whether replicas share the weights in memory."""
         return self.span()[1] > 1 if self.share_weights == "auto" else self.share_weights
 
     def span(self) -> tuple[int, int]:
-        """Return the least and the most replicas."""
-        return span_of(self.num_replicas, auto=1)
+        """Return the smallest and largest number of replicas."""
+        return worker_range(self.num_replicas, auto=1)
 
 
 class LimitSettings(Section):
-    """What a request may cost, and who may make one."""
+    """Who may make requests, and how large they may be."""
 
     api_keys_file: str = setting(
-        "", "file (mode 0600) with one key a line; empty: no key is asked for, on loopback only"
+        "",
+        "file with one API key per line, mode 0600; empty: no key required, loopback only",
+        path="here",
+        if_empty="",
     )
     requests_per_minute: Count = setting(
         0,
-        "of each key; more get 429; 0: any number. Each replica grants an equal share of it (that "
-        "of the most replicas there may be), and one at once at least",
+        "rate limit per API key; more get 429; 0: no limit. Each replica grants an equal share of "
+        "it (of the largest number of replicas), and at least one at once",
         "requests",
     )
-    max_waiting: Count = setting(32, "a replica's queue behind max_batch; more get 503", "requests")
+    max_waiting: Count = setting(
+        32, "requests queued per replica beyond max_batch; more get 503", "requests"
+    )
     deadline: Annotated[float, Field(gt=0)] = setting(
-        120.0, "a request that takes longer ends, with 504", "seconds"
+        120.0, "time limit of a request; then it gets 504", "seconds"
     )
     max_connections: Positive = setting(
         1000,
-        "open at a time, at each of Serve's proxies; past it, or where file descriptors run short, "
-        "the one that has waited longest for its client is closed",
+        "open connections per Serve proxy; beyond it, or when file descriptors run short, the one "
+        "that has waited longest for its client is closed",
         "connections",
     )
     head_timeout: Annotated[float, Field(gt=0)] = setting(
-        10.0, "a connection that has not brought a whole head by then is closed", "seconds"
+        10.0, "close a connection that has not sent complete headers in this time", "seconds"
     )
-    max_body_bytes: Positive = setting(2**20, "longer requests get 413", "bytes")
-    max_prompt_tokens: Positive = setting(8192, "longer prompts get 400", "tokens")
-    max_new_tokens: Positive = setting(2048, "the most that max_tokens may ask for", "tokens")
-    max_choices: Positive = setting(16, "prompts times n of one request", "choices")
+    max_body_bytes: Positive = setting(2**20, "largest request body; larger ones get 413", "bytes")
+    max_prompt_tokens: Positive = setting(8192, "longest prompt; longer ones get 400", "tokens")
+    max_new_tokens: Positive = setting(
+        2048, "largest max_tokens that a request may ask for", "tokens"
+    )
+    max_choices: Positive = setting(16, "most choices (prompts times n) of a request", "choices")
 
 
 class ServeSettings(Section):

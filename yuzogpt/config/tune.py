@@ -1,4 +1,4 @@
-"""`yuzogpt tune`: a training run's settings, and the search."""
+"""`yuzogpt tune`: the settings of a training run, and of the search."""
 
 from typing import Annotated, Literal
 
@@ -9,35 +9,35 @@ from yuzogpt.config.train import TrainSettings
 
 
 class SweepSettings(Section):
-    """How settings are searched for."""
+    """How the settings are searched."""
 
     num_samples: Positive = setting(
-        16, "trials in all; the first has the settings' own values; grid: all there are", "trials"
+        16,
+        "number of trials; the first uses the settings' own values; grid: every combination",
+        "trials",
     )
-    max_concurrent_trials: Count = setting(
-        0, "trials at a time; 0: as many as there is room for", "trials"
-    )
+    max_concurrent_trials: Count = setting(0, "trials at a time; 0: as many as fit", "trials")
     search_algorithm: Literal["tpe", "random", "grid"] = setting(
-        "tpe", "how values are chosen: Optuna's TPE, at random, or every combination", frozen=True
+        "tpe", "tpe: Optuna's TPE sampler; random; grid: every combination", frozen=True
     )
-    search_seed: Seed = setting(1337, "of the values that are chosen", frozen=True)
+    search_seed: Seed = setting(1337, "seed of the search", frozen=True)
     scheduler: Literal["asha", "none"] = setting(
-        "asha", "asha: trials that fall behind are stopped; none: each goes to its end", frozen=True
+        "asha", "asha: stop trials that fall behind; none: run every trial to its end", frozen=True
     )
     grace_steps: Count = setting(
-        0, "asha stops no trial before; 0: two evaluations", "steps", frozen=True
+        0, "asha stops no trial before this step; 0: two evaluations", "steps", frozen=True
     )
     reduction_factor: Annotated[int, Field(ge=2)] = setting(
         3,
-        "of the trials that reach a rung, asha lets one in so many go on to the next",
+        "asha: one in this many trials continues past each rung",
         frozen=True,
     )
     final_seeds: Count = setting(
-        3, "fresh seeds, with each of which default and winner are trained and compared; 0: none"
+        3, "new seeds on which the defaults and the winner are trained and compared; 0: none"
     )
 
 
 class TuneSettings(TrainSettings):
-    """`yuzogpt tune`: what all trials have in common, and the search."""
+    """`yuzogpt tune`: the settings that all trials share, and the search."""
 
     sweep: SweepSettings = SweepSettings()

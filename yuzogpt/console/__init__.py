@@ -1,1 +1,1 @@
-"""What people see in a terminal: lines, tables, and numbers with units."""
+"""Terminal output: lines, tables, and numbers with units."""

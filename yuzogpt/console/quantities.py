@@ -1,8 +1,8 @@
-"""Numbers of bytes and seconds as people write them."""
+"""Bytes and seconds formatted for people."""
 
 
 def in_bytes(count: float) -> str:
-    """Write a number of bytes as people do."""
+    """Format a number of bytes: 1.5 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -11,7 +11,7 @@ def in_bytes(count: float) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """Write how long something will take: HH:MM:SS, from a day on in days."""
+    """Format a duration as HH:MM:SS; from one day on, in days."""
     if seconds >= 86400:
         return f"{seconds / 86400:.1f} days"
     whole = max(0, int(seconds))

@@ -10,10 +10,13 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # takes a tenth of a second to import
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 # C0, DEL and C1, without newline and tab. C1 has CSI and OSC, too, as one character each.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -98,3 +101,33 @@ def console(width: int | None = None) -> "Console":
     if width is None or found.is_terminal:
         return found
     return VisibleConsole(highlight=False, width=width)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence["str | Text"]],
+    *,
+    numeric: Container[str] = (),
+    no_wrap: Container[str] = (),
+    title: str = "",
+) -> "Table":
+    """Return a table for a console. Texts are printed as they are: brackets in them are no markup.
+
+    `numeric`: columns that are set flush right; `no_wrap`: columns whose cells stay on one line.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    heading = Text(title, style="bold") if title else None
+    drawn = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for name in columns:
+        drawn.add_column(
+            Text(name),
+            justify="right" if name in numeric else "left",
+            no_wrap=name in no_wrap,
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return drawn

@@ -5,7 +5,7 @@ windows that lie end to end, from an offset (the epoch's phase) that differs bet
 windows do not always start at the same tokens. Every row is found in the same time, and a run's
 position in the data is one integer, `rows_seen`: this is what makes resuming exact.
 
-Next: rng.py, which shuffles; then model/gpt.py.
+Next: rng.py.
 """
 
 import functools

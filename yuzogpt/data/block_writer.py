@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from yuzogpt.data.blocks import Block
+from yuzogpt.data.manifest import Block
 from yuzogpt.data.preparation.token_buffer import TokenBuffer
 from yuzogpt.storage.atomic_files import naming, sha256, sync_file
 from yuzogpt.tokenization.tokenizer import Ids

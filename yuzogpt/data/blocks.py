@@ -3,7 +3,7 @@
 A corpus is a directory of `train-00000.arrow` ..., `val-00000.arrow` ... and a manifest.json, which
 is written last and commits the corpus. A block is an uncompressed Arrow IPC file with one record
 batch of one column, `tokens: list<uint16>` (uint32 for large vocabularies), one row per document;
-the flat values of the column are the token stream. block_writer.py writes blocks.
+the flat values of the column are the token stream. See also block_writer.py and manifest.py.
 
 Next: data/batches.py.
 """
@@ -12,30 +12,23 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ConfigDict, Field
 
 from yuzogpt import tokenization
 from yuzogpt.data.block_files import check_ids, damaged, map_documents
+from yuzogpt.data.manifest import Block, Manifest, parse_manifest
 from yuzogpt.data.verified_blocks import VerifiedBlocks
 from yuzogpt.errors import UserError, reason_of
-from yuzogpt.storage.atomic_files import sha256, to_json
-from yuzogpt.storage.untrusted import (
-    DamagedFile,
-    Sha256,
-    Untrusted,
-    parse_json,
-    read_file,
-)
-from yuzogpt.tokenization.tokenizer import Ids, Tokenizer, TokenizerFacts
+from yuzogpt.storage.atomic_files import sha256
+from yuzogpt.storage.untrusted import read_file
+from yuzogpt.tokenization.tokenizer import Ids, Tokenizer
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # subdirectory for files that are not committed yet
@@ -44,54 +37,6 @@ STAGE_STATS = "ray-data-stats.txt"  # Ray Data's execution statistics
 SOURCE_TIMES = "source-times.json"  # when the files of the source were last changed
 # Files beside the blocks that are not part of the corpus.
 BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS, SOURCE_TIMES)
-
-# A manifest may be hostile: types are strict, and only file names that we write are accepted.
-EXACTLY = ConfigDict(strict=True, extra="ignore")
-Whole = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block file's entry in the manifest."""
-
-    __pydantic_config__ = EXACTLY
-
-    file: Annotated[str, Field(pattern=r"^(unit-\d{6,}-)?(train|val)-\d{3,}\.arrow$")]
-    split: Annotated[str, Field(pattern=r"^(train|val)$")]
-    documents: Whole
-    tokens: Annotated[int, Field(ge=0, lt=2**31)]  # int32 offsets
-    bytes: Whole
-    sha256: Sha256
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The description of a prepared corpus: everything but the tokens."""
-
-    __pydantic_config__ = EXACTLY
-
-    corpus: str
-    tokenizer: TokenizerFacts
-    source: dict[str, Any]
-    split_rule: str
-    append_end_of_text: bool
-    blocks: list[Block]
-    rejected: dict[str, Whole]
-    format: int = FORMAT_VERSION
-
-    def to_bytes(self) -> bytes:
-        """Return the content of manifest.json."""
-        return to_json(asdict(self))
-
-    def tokens(self, split: str) -> int:
-        """Count the tokens of a split."""
-        return sum(block.tokens for block in self.blocks if block.split == split)
-
-
-class Version(Untrusted):
-    """The part that the manifests of all format versions share."""
-
-    format: int
 
 
 class TokenStream:
@@ -213,31 +158,6 @@ def open_corpus(directory: Path) -> PreparedCorpus:
         raise UserError(f"{path}: not readable: {reason_of(error)}") from None
     fingerprint = hashlib.sha256(content).hexdigest()
     return PreparedCorpus(directory, parse_manifest(content, str(path)), fingerprint)
-
-
-def parse_manifest(content: bytes, origin: str) -> Manifest:
-    """Parse a manifest; UserError if it is of another version, or not a manifest."""
-    try:
-        version = parse_json(content, Version, origin).format
-        if version != FORMAT_VERSION:
-            raise UserError(f"{origin}: format {version}; this version reads {FORMAT_VERSION}")
-        manifest = parse_json(content, Manifest, origin)
-        for block in manifest.blocks:
-            if not block.file.startswith(f"{block.split}-"):  # staged, or another split's
-                raise DamagedFile(f"it has a block {block.file} of {block.split}")
-        return manifest
-    except DamagedFile as error:
-        reason = str(error).removeprefix(f"{origin}: ")
-        raise damaged(origin, f"not a manifest ({reason})") from None
-
-
-def refuse_other(found: PreparedCorpus, what: str, old: str, new: str) -> None:
-    """Raise UserError if the directory was prepared with another `what`."""
-    if old != new:
-        raise UserError(
-            f"{found.directory}: holds a corpus with another {what}: {old}, not {new}; "
-            "--overwrite replaces it, --data_dir=DIR keeps both"
-        )
 
 
 def tokens_of(documents: pa.ListArray) -> npt.NDArray[Any]:

@@ -1,7 +1,4 @@
-"""What is in a prepared corpus: counts, lengths, some documents; checked, or exported for nanoGPT.
-
-In: a corpus directory. Out: text for a person, or nanoGPT's train.bin and val.bin.
-"""
+"""Shows what a prepared corpus holds, verifies it, or exports nanoGPT's train.bin and val.bin."""
 
 import os
 from collections.abc import Iterator
@@ -10,51 +7,52 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from rich.table import Table
 
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.data.block_files import check_ids
 from yuzogpt.data.blocks import PreparedCorpus
-from yuzogpt.data.preparation.records import source_of
+from yuzogpt.data.preparation.records import recorded_source
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import naming
 
-SHOWN_CHARACTERS = 200  # of a document
+SHOWN_CHARACTERS = 200  # of each document
 BAR_WIDTH = 40  # characters of the longest bar
 SPLITS = ("train", "val")
 
 
 def show(corpus: PreparedCorpus, examples: int) -> None:
-    """Print what a corpus is."""
+    """Print a corpus's identity, counts, lengths of documents and `examples` of its documents."""
     corpus.check()
     manifest = corpus.manifest
-    source, tokenizer = source_of(corpus), manifest.tokenizer
+    source, tokenizer = recorded_source(corpus), manifest.tokenizer
     say(f"{manifest.corpus} in {corpus.directory}")
     say(f"source: {source.name}, {source.bytes:,} bytes, SHA-256 {source.sha256[:12]}")
     say(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")
     say(f"split rule: {manifest.split_rule}; fingerprint {corpus.fingerprint[:12]}")
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items())
     say(f"rejected documents: {rejected or 'none'}\n")
-    table = Table("split", "blocks", "documents", "tokens", "bytes")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for split in SPLITS:
-        chosen = [block for block in manifest.blocks if block.split == split]
-        counts = (
-            len(chosen),
-            sum(block.documents for block in chosen),
-            sum(block.tokens for block in chosen),
-            sum(block.bytes for block in chosen),
-        )
-        table.add_row(split, *(f"{count:,}" for count in counts))
-    terminal.console().print(table)
+    columns = ("split", "blocks", "documents", "tokens", "bytes")
+    rows = [count_row(corpus, split) for split in SPLITS]
+    terminal.console().print(terminal.table(columns, rows, numeric=columns[1:]))
     say("\ntokens of a document, end of text included:")
     for line in histogram(lengths(corpus)):
         say(line)
     for title, text in sample_documents(corpus, examples):
         say(f"\n--- {title}")
         say(text)
+
+
+def count_row(corpus: PreparedCorpus, split: str) -> list[str]:
+    """Return a split's row of the table: blocks, documents, tokens and bytes."""
+    chosen = [block for block in corpus.manifest.blocks if block.split == split]
+    counts = (
+        len(chosen),
+        sum(block.documents for block in chosen),
+        sum(block.tokens for block in chosen),
+        sum(block.bytes for block in chosen),
+    )
+    return [split, *(f"{count:,}" for count in counts)]
 
 
 def documents(corpus: PreparedCorpus, split: str) -> Iterator[pa.ListArray]:
@@ -65,38 +63,38 @@ def documents(corpus: PreparedCorpus, split: str) -> Iterator[pa.ListArray]:
 
 
 def lengths(corpus: PreparedCorpus) -> npt.NDArray[np.int64]:
-    """Return the tokens of every document, shape (documents,)."""
-    found = [
+    """Return the number of tokens of every document, shape (documents,)."""
+    by_block = [
         np.diff(column.offsets.to_numpy())
         for split in SPLITS
         for column in documents(corpus, split)
     ]
-    return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+    return np.concatenate([np.empty(0, np.int64), *by_block]).astype(np.int64)
 
 
 def histogram(counts: npt.NDArray[np.int64]) -> list[str]:
-    """Return a bar for each power of two that some length falls under."""
+    """Return one line with a bar for each power of two, from the smallest that is not empty."""
     if not len(counts):
         return ["  no documents"]
     powers = np.ceil(np.log2(np.maximum(counts, 1))).astype(int)
-    found = np.bincount(powers)
-    first = int(np.flatnonzero(found)[0])
+    bins = np.bincount(powers)
+    first = int(np.flatnonzero(bins)[0])
     return [
-        f"  up to {2**power:>10,}  {number:>12,}  {'#' * round(BAR_WIDTH * number / found.max())}"
-        for power, number in enumerate(found)
+        f"  up to {2**power:>10,}  {number:>12,}  {'#' * round(BAR_WIDTH * number / bins.max())}"
+        for power, number in enumerate(bins)
         if power >= first
     ]
 
 
 def sample_documents(corpus: PreparedCorpus, count: int) -> Iterator[tuple[str, str]]:
-    """Yield the beginnings of evenly spaced documents of train."""
+    """Yield titles and beginnings of evenly spaced documents of the train split."""
     chosen = [block for block in corpus.manifest.blocks if block.split == "train"]
     total = sum(block.documents for block in chosen)
-    for row in sorted({total * index // count for index in range(min(count, total))}):
-        place = row
+    for row in sorted({total * nth // count for nth in range(min(count, total))}):
+        index = row
         for block in chosen:
-            if place < block.documents:
-                ids = corpus.documents(block)[place].values.to_numpy()
+            if index < block.documents:
+                ids = corpus.documents(block)[index].values.to_numpy()
                 shown = ids[:SHOWN_CHARACTERS]
                 check_ids(corpus.directory / block.file, shown, corpus.vocab_size)
                 text = corpus.tokenizer.decode(shown.tolist())
@@ -104,7 +102,7 @@ def sample_documents(corpus: PreparedCorpus, count: int) -> Iterator[tuple[str, 
                 end = " ..." if is_cut else ""
                 yield f"document {row:,}, {len(ids):,} tokens", text[:SHOWN_CHARACTERS] + end
                 break
-            place -= block.documents
+            index -= block.documents
 
 
 def verify(corpus: PreparedCorpus) -> str:

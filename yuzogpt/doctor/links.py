@@ -1,7 +1,7 @@
-"""How fast a node reaches another: plain TCP, so that a closed port holds up nothing else.
+"""Measures latency and bandwidth between two nodes.
 
-In: an address and a port on which another node listens. Out: seconds there and back, and bits a
-second. Each measurement begins with a secret, so that a stranger's connection is closed at once.
+Plain TCP, not a collective, so that a closed port delays nothing else.
+Each measurement begins with a secret, so that a stranger's connection is closed at once.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ import threading
 import time
 from dataclasses import dataclass
 
-SECRET = 16  # bytes
+SECRET_BYTES = 16
 ROUND_TRIPS = 20
-WARM_UP = 0.1  # seconds, in which TCP learns how much the link takes
-COUNTED = 0.4  # seconds after these: less, and a busy core looks like a slow link
-PIECE = bytes(2**16)
-PATIENCE = 5.0  # seconds
+WARM_UP_S = 0.1  # in which TCP adapts to the link
+MEASURED_S = 0.4  # after the warm-up: with less, a busy core looks like a slow link
+CHUNK = bytes(2**16)
+TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Link:
 
 
 class Listener:
-    """Waits on a node for the measurements of the others."""
+    """Answers the measurements of other nodes."""
 
     def __init__(self, address: str, secret: bytes) -> None:
         """Listen at `address`, on a port that the system chooses."""
@@ -47,7 +47,7 @@ class Listener:
         class Answer(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 with contextlib.suppress(OSError):
-                    self.request.settimeout(PATIENCE)
+                    self.request.settimeout(TIMEOUT_S)
                     answer(self.request, secret)
 
         self.server = Server((address, 0), Answer)
@@ -55,24 +55,24 @@ class Listener:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.server.shutdown()
         self.server.server_close()
 
 
 def answer(connection: socket.socket, secret: bytes) -> None:
-    """Send back single bytes, then take in what comes, and say how fast it came."""
+    """Return single bytes, then receive as much as comes, and report its speed."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not secrets.compare_digest(receive(connection, SECRET), secret):
+    if not secrets.compare_digest(receive(connection, SECRET_BYTES), secret):
         return
     for _ in range(ROUND_TRIPS):
         connection.sendall(receive(connection, 1))
     receive(connection, 1)
     first = time.perf_counter()
     since, now, count = first, first, 0
-    while now < first + WARM_UP + COUNTED and (piece := connection.recv(2**18)):
+    while now < first + WARM_UP_S + MEASURED_S and (piece := connection.recv(2**18)):
         now = time.perf_counter()
-        if now < first + WARM_UP:
+        if now < first + WARM_UP_S:
             since = now
         else:
             count += len(piece)
@@ -82,20 +82,20 @@ def answer(connection: socket.socket, secret: bytes) -> None:
 
 
 def receive(connection: socket.socket, count: int) -> bytes:
-    """Return exactly so many bytes; OSError if they do not come."""
-    found = b""
-    while len(found) < count:
-        piece = connection.recv(count - len(found))
+    """Return exactly `count` bytes; OSError if they do not come."""
+    received = b""
+    while len(received) < count:
+        piece = connection.recv(count - len(received))
         if not piece:
             raise ConnectionError("closed by the other side")
-        found += piece
-    return found
+        received += piece
+    return received
 
 
 def measure(source: str, target: str, address: str, port: int, secret: bytes) -> Link:
-    """Measure the link from this node to the one that listens there."""
+    """Measure the link from this node to the one that listens at `address`."""
     try:
-        with socket.create_connection((address, port), timeout=PATIENCE) as connection:
+        with socket.create_connection((address, port), timeout=TIMEOUT_S) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(secret)
             trips = []
@@ -105,8 +105,8 @@ def measure(source: str, target: str, address: str, port: int, secret: bytes) ->
                 receive(connection, 1)
                 trips.append(time.perf_counter() - began)
             while not select.select([connection], [], [], 0)[0]:
-                connection.sendall(PIECE)
-            # What is on the way is thrown away: a slow link would need seconds for it.
+                connection.sendall(CHUNK)
+            # Data in flight is dropped: a slow link would need seconds for it.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             with connection.makefile() as lines:
                 return Link(source, target, statistics.median(trips), float(lines.readline()))
@@ -116,9 +116,9 @@ def measure(source: str, target: str, address: str, port: int, secret: bytes) ->
 
 
 def is_open(address: str, port: int) -> bool:
-    """Tell whether somebody listens there."""
+    """Return whether a process listens at an address and port."""
     try:
-        socket.create_connection((address, port), timeout=PATIENCE).close()
+        socket.create_connection((address, port), timeout=TIMEOUT_S).close()
     except OSError:
         return False
     return True

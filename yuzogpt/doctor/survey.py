@@ -1,4 +1,4 @@
-"""All that was found out about a cluster, before anything is concluded from it."""
+"""The facts of a cluster, from which findings.py draws its conclusions."""
 
 from dataclasses import dataclass, field
 
@@ -9,12 +9,12 @@ from yuzogpt.runtime.network import Network
 
 @dataclass
 class Head:
-    """What only the node with the dashboard and the job server knows."""
+    """Facts of the node with the dashboard and the job server."""
 
     name: str = ""
-    # HTTP status of the jobs API without the token; 0: it does not answer; None: there is none.
+    # HTTP status of the jobs API without the token; 0: no answer; None: there is no jobs API.
     jobs_status: int | None = None
-    token_mode: bool = False  # whether Ray's processes there demand the token
+    token_mode: bool = False  # whether Ray's processes demand the token
     stop_wait: float | None = None  # seconds that a stopped job has; None: not set
     is_pod: bool = False  # of Kubernetes, whose operator comes to the dashboard from outside
     takes_work: bool = True  # whether jobs may use its CPUs and GPUs
@@ -23,16 +23,18 @@ class Head:
 
 @dataclass
 class Survey:
-    """By the names of nodes; of a node that does not answer, nothing but that is known."""
+    """All facts, by the names of nodes."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
-    silent: dict[str, str] = field(default_factory=dict)  # node: why
-    # Seconds ahead of the examining node, give or take seconds.
+    silent: dict[str, str] = field(default_factory=dict)  # node that does not answer: why
+    # Seconds ahead of the examining node, and their uncertainty in seconds.
     clocks: dict[str, tuple[float, float]] = field(default_factory=dict)
     storage: dict[str, Storage] = field(default_factory=dict)
-    unseen: dict[str, list[str]] = field(default_factory=dict)  # node: whose files it does not find
+    unseen: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # node: nodes whose files it does not find
     links: list[Link] = field(default_factory=list)
-    network: Network | None = None  # of all nodes at once
+    network: Network | None = None  # of an all-reduce of all nodes
     network_problem: str = ""
     head: Head = field(default_factory=Head)
     # Parts of the examination that failed: (node, or "cluster"; part; why).

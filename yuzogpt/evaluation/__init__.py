@@ -1,1 +1,1 @@
-"""Evaluation: what a model's loss is on text that it was not trained on."""
+"""Evaluation: the loss of a model on held-out text, and its metrics on benchmarks."""

@@ -1,6 +1,6 @@
-"""What a model is asked: tokens that follow each other, of which the last few are scored.
+"""What a model is asked to score: tokens in a row, of which the last few count.
 
-In: the ids of texts. Out: passages that fit into a model's context. Needs no torch.
+Texts are cut into passages that fit into the model's context. Needs no torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,31 +11,33 @@ from yuzogpt.tokenization.tokenizer import Tokenizer, start_of
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens; all but the last are read, and the last `scored` foretold."""
+    """Tokens: all but the last are the model's input, and the last `scored` are its targets."""
 
     tokens: tuple[int, ...]
     scored: int
-    never: tuple[int, ...] = ()  # what a greedy reader does not say first
+    banned_tokens: tuple[int, ...] = ()  # left out of the greedy prediction
 
 
 @dataclass(frozen=True)
 class Score:
-    """How likely the scored tokens of a passage are, together."""
+    """How probable the scored tokens of a passage are, together."""
 
     logprob: float  # in nats
-    is_greedy: bool  # each was the likeliest
-    ends_greedy: bool  # the last one was, after the others
+    is_greedy: bool  # each scored token was the most probable one
+    ends_greedy: bool  # the last one was, given the others
 
 
-def windows(tokens: Sequence[int], before: int, block_size: int, stride: int) -> Iterator[Passage]:
+def windows(
+    tokens: Sequence[int], start_token: int, block_size: int, stride: int
+) -> Iterator[Passage]:
     """Cut a long text into passages that score each token once, with as much context as fits.
 
-    `before`: the token that stands for the beginning. The first window foretells block_size tokens,
-    each later one `stride`, of which none sees less than block_size - stride tokens. With a stride
-    of block_size they have nothing in common, but for the last, which sees all that it can.
+    `start_token` stands for the beginning of the text. The first window scores block_size tokens,
+    each later one `stride` tokens with at least block_size - stride tokens before each. With
+    stride = block_size no two windows overlap, but for the last, which takes all context that fits.
     """
     assert 0 < stride <= block_size
-    whole = (before, *tokens)
+    whole = (start_token, *tokens)
     end = 1  # the first token that is not scored yet
     while end < len(whole):
         count = min(block_size if end == 1 else stride, len(whole) - end)
@@ -43,24 +45,22 @@ def windows(tokens: Sequence[int], before: int, block_size: int, stride: int) ->
         yield Passage(tuple(whole[max(0, end - block_size - 1) : end]), count)
 
 
-def continuation(
-    context: str, text: str, tokenizer: Tokenizer, block_size: int, never: tuple[int, ...] = ()
-) -> Passage:
-    """Score a text after a context, which is shortened in front where both do not fit.
+def continuation(context: str, text: str, tokenizer: Tokenizer, block_size: int) -> Passage:
+    """Score a text after a context, whose beginning is dropped if both do not fit.
 
-    As in lm-evaluation-harness, spaces at the end of the context count as the text's, and both are
-    encoded together: ids that straddle the two belong to the text.
+    As in lm-evaluation-harness, spaces at the end of the context belong to the text, and both are
+    encoded together: a token that is part of both belongs to the text.
     """
     stripped = context.rstrip()
     text, context = context[len(stripped) :] + text, stripped
     if not context:
         ids = tokenizer.encode(text).tolist()
         start = start_of(tokenizer)
-        # A text that begins with that token needs no other.
+        # A text that begins with the start token needs no other.
         read, scored = (ids[:1], ids[1:]) if ids[:1] == [start] else ([start], ids)
     else:
         ids = tokenizer.encode(context + text).tolist()
-        known = len(tokenizer.encode(context))
-        read, scored = ids[:known], ids[known:]
+        count = len(tokenizer.encode(context))
+        read, scored = ids[:count], ids[count:]
     tokens = [*read, *scored][-(block_size + 1) :]
-    return Passage(tuple(tokens), min(len(scored), block_size, len(tokens) - 1), never)
+    return Passage(tuple(tokens), min(len(scored), block_size, len(tokens) - 1))

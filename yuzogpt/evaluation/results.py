@@ -1,7 +1,6 @@
-"""What an evaluation found: results.json, and a table beside published figures of the four GPT-2s.
+"""The results of an evaluation: results.json, and a table beside published figures of GPT-2.
 
-In: the figures of each task. Out: a file that has everything that was counted, and a table. The
-file is of one model: what another command found of the same weights stays in it.
+The file has the results of one model; metrics of the same weights from earlier commands stay in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,40 +16,37 @@ from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, NANOGPT
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, Figure
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, Metric
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 
 RESULTS = "results.json"
 SIZES = ("117M", "345M", "762M", "1542M")  # the paper's names; today's are 124M, 355M, 774M, 1558M
-WIDE = 140  # columns, where there is no terminal
+TABLE_WIDTH = 140  # columns, if stdout is no terminal
 
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of one task."""
+    """The metrics of one task."""
 
     task: str
-    figures: Sequence[Figure]
+    metrics: Sequence[Metric]
     notes: Mapping[str, str | int]
 
     @property
     def key(self) -> str:
-        """What it is called in results.json: as the task, if in the first of its protocols."""
+        """Its key in results.json: the task's name, with the protocol if that is not the first."""
         protocol = self.notes.get("protocol")
-        is_first = self.task not in TASKS or protocol == next(iter(TASKS[self.task].prepare))
+        is_first = self.task not in TASKS or protocol == next(iter(TASKS[self.task].protocols))
         return self.task if is_first else f"{self.task}-{protocol}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for results.json."""
-        return {
-            "figures": {figure.metric: figure.to_dict() for figure in self.figures},
-            **self.notes,
-        }
+        """Return its entry for results.json."""
+        return {"figures": {metric.name: metric.to_dict() for metric in self.metrics}, **self.notes}
 
 
-class FigureEntry(Untrusted):
-    """A figure in results.json."""
+class MetricEntry(Untrusted):
+    """A metric in results.json."""
 
     value: float | None
     counted: int
@@ -58,47 +54,47 @@ class FigureEntry(Untrusted):
 
 
 class TaskEntry(Untrusted):
-    """A task in results.json: its figures, and what else a reader must know."""
+    """A task in results.json: its metrics and notes, of which these are read."""
 
     model_config = ConfigDict(extra="allow")
 
-    figures: dict[str, FigureEntry]
+    figures: dict[str, MetricEntry]
     limit: int = 0
     loss_windows: int = 0
     file_sha256: str = ""
 
 
 class Results(Untrusted):
-    """What is in results.json."""
+    """The content of results.json."""
 
     model: dict[str, str]
     tasks: dict[str, TaskEntry]
 
 
 def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) -> Path:
-    """Write results.json; figures of the same weights that are not among these stay.
+    """Write results.json; it keeps the metrics that the same weights have for other tasks.
 
-    So do those of a whole task, where these are of a part.
+    A task's metrics over the whole text also stay if the new ones are over a part of it.
     """
     path = directory / RESULTS
     try:
-        found = read(directory)
-    except DamagedFile:  # it was refused, unless it was to be overwritten
-        found = None
-    kept = dict(found.tasks) if found and found.model == model else {}
+        stored = read(directory)
+    except DamagedFile:  # it was refused, unless --overwrite was given
+        stored = None
+    kept = dict(stored.tasks) if stored and stored.model == model else {}
     tasks = {key: entry.model_dump(exclude_unset=True) for key, entry in kept.items()}
     for result in results:
-        flag = part_of(result, kept.get(result.key))
+        flag = partial_flag(result, kept.get(result.key))
         if flag:
-            say(f"{result.key}: without {flag} before; {path} keeps those figures")
+            say(f"{result.key}: {path} keeps the metrics computed without {flag}")
         else:
             tasks[result.key] = result.to_dict()
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))
     return path
 
 
-def part_of(result: Result, entry: TaskEntry | None) -> str:
-    """Return the flag by which a result is of a part of what is there; empty if it is not."""
+def partial_flag(result: Result, entry: TaskEntry | None) -> str:
+    """Return the flag because of which a result covers only a part of a stored one; or ""."""
     if entry is None or entry.limit:
         return ""
     if result.notes.get("limit"):
@@ -109,15 +105,15 @@ def part_of(result: Result, entry: TaskEntry | None) -> str:
 
 
 def read(directory: Path) -> Results | None:
-    """Return results.json, if it is there; DamagedFile if it is something else."""
+    """Return results.json; None if there is none; DamagedFile if it is something else."""
     try:
         return read_json(directory / RESULTS, Results)
     except FileNotFoundError:
         return None
 
 
-def refuse_foreign(directory: Path) -> None:
-    """Raise UserError if there is a results.json that is none of ours: it would be replaced."""
+def check_is_ours(directory: Path) -> None:
+    """Raise UserError if results.json is not an evaluation's: it would be overwritten."""
     try:
         read(directory)
     except DamagedFile as error:
@@ -127,55 +123,57 @@ def refuse_foreign(directory: Path) -> None:
 
 
 def check_same_model(directory: Path, name: str) -> None:
-    """Raise UserError if the results there are of a model of another name."""
-    found = read(directory)
-    if found and found.model.get("name") != name:
+    """Raise UserError if results.json is of a model of another name."""
+    stored = read(directory)
+    if stored and stored.model.get("name") != name:
         raise UserError(
-            f"{directory / RESULTS}: has the figures of {found.model.get('name')}; choose another "
+            f"{directory / RESULTS}: has the results of {stored.model.get('name')}; choose another "
             "--out_dir, or give --overwrite"
         )
 
 
 def show(results: Sequence[Result]) -> None:
-    """Print a table: a row for each figure, published ones beside it where there are any."""
-    console = terminal.console(WIDE)
+    """Print a row for each metric, with the published figures if there are any."""
+    console = terminal.console(TABLE_WIDTH)
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for name in ("task", "protocol", "figure", "here", "counted", *SIZES):
-        is_number = name in ("here", "counted", *SIZES)
+    for name in ("task", "protocol", "metric", "this model", "counted", *SIZES):
+        is_number = name in ("this model", "counted", *SIZES)
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for result in results:
-        for figure in result.figures:
-            table.add_row(*row(result, figure))
+        for metric in result.metrics:
+            table.add_row(*table_row(result, metric))
     console.print(table)
     for result in results:
         if result.notes.get("protocol") == "paper" and not result.notes.get("published", True):
-            console.print(f"{result.task}: not the published file, so nothing is beside it")
-    compared = [one for one in results if any(beside(one, figure) for figure in one.figures)]
+            console.print(
+                f"{result.task}: not the published file, so no published figures are shown"
+            )
+    compared = [r for r in results if any(published_figures(r, metric) for metric in r.metrics)]
     if compared:
         console.print(f"{', '.join(SIZES)}: {', '.join(dict.fromkeys(map(source, compared)))}")
-    for task in (TASKS[one.task] for one in compared if one.task in TASKS):
+    for task in (TASKS[result.task] for result in compared if result.task in TASKS):
         if task.about:
             console.print(f"{task.name}, of the paper's figures: {task.about}")
 
 
-def row(result: Result, figure: Figure) -> list[str]:
-    """Return the cells of a figure."""
-    counted = f"{figure.counted:,} {figure.unit}"
-    published = [f"{value:g}" for value in beside(result, figure)] or [""] * len(SIZES)
+def table_row(result: Result, metric: Metric) -> list[str]:
+    """Return the cells of a metric."""
+    counted = f"{metric.counted:,} {metric.unit}"
+    published = [f"{value:g}" for value in published_figures(result, metric)] or [""] * len(SIZES)
     protocol = str(result.notes.get("protocol", ""))
-    return [result.task, protocol, figure.metric, f"{figure.value:.4f}", counted, *published]
+    return [result.task, protocol, metric.name, f"{metric.value:.4f}", counted, *published]
 
 
-def beside(result: Result, figure: Figure) -> tuple[float, ...]:
-    """Return the published figures of the four sizes, where there are any of the same text."""
+def published_figures(result: Result, metric: Metric) -> tuple[float, ...]:
+    """Return the published figures of the four sizes of GPT-2 on the same text, or ()."""
     notes = result.notes
     if notes.get("limit") or not notes.get("published", True):
         return ()
     if result.task == LOSS:
-        return NANOGPT.get(figure.metric, ()) if notes.get("corpus") == "openwebtext" else ()
-    return TASKS[result.task].paper.get(figure.metric, ()) if notes["protocol"] == "paper" else ()
+        return NANOGPT.get(metric.name, ()) if notes.get("corpus") == "openwebtext" else ()
+    return TASKS[result.task].paper.get(metric.name, ()) if notes["protocol"] == "paper" else ()
 
 
 def source(result: Result) -> str:
-    """Return whose the published figures are."""
+    """Return the source of the published figures."""
     return "nanoGPT's losses" if result.task == LOSS else "the GPT-2 paper's figures, table 3"

@@ -1,14 +1,13 @@
-"""A benchmark in pieces, each of which is computed once, by any process, and kept.
+"""Shards of a benchmark: pieces that any process can score, each once, and whose scores are kept.
 
-In: an exam, and the model that sits it. Out: scores, in order. A shard brings its passages along:
-a worker needs nothing but the model. Its file is named after what it derives from, the weights, the
-passages themselves and this version of YuzoGPT: a command that was killed goes on, one that asks
-something else computes anew, and what was computed before stays.
+A shard carries its passages, so a worker needs nothing but the model. Its file's name depends on
+what the scores derive from: the weights, the passages and this version of YuzoGPT. So a killed
+command resumes, a command that asks for something else computes that, and older scores stay.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -36,19 +35,19 @@ SHARDS = "shards"
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """A model that sits an exam: what its scores derive from, and how they are computed."""
+    """One model on one task: what its scores derive from, and how they are computed."""
 
     model: str
-    weights: str  # the SHA-256 of
+    weights: str  # their SHA-256
     task: str
     protocol: Protocol
-    size: int  # of a shard
+    shard_size: int  # passages
     batch_size: int
     device: DeviceSettings
 
 
 class Scores(Untrusted):
-    """What is in a shard's file."""
+    """The content of a shard's file."""
 
     fingerprint: str
     scores: list[Annotated[tuple[FiniteFloat, bool, bool], Field(strict=False)]]  # lists, in JSON
@@ -56,37 +55,37 @@ class Scores(Untrusted):
 
 @dataclass(frozen=True)
 class Shard:
-    """Some of the passages of an exam."""
+    """Some of a job's passages."""
 
-    sitting: ScoringJob
+    job: ScoringJob
     number: int
     passages: Sequence[Passage]
 
     @cached_property
     def fingerprint(self) -> str:
-        """What its scores derive from; not where they are computed, or in which batches."""
-        asked = [astuple(passage) for passage in self.passages]
-        known = [__version__, self.sitting.weights, self.sitting.device.dtype, asked]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        """Hash of what the scores derive from, which leaves out the machine and the batch size."""
+        passages = [astuple(passage) for passage in self.passages]
+        content = [__version__, self.job.weights, self.job.device.dtype, passages]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def path(self, directory: Path) -> Path:
-        """Return where its scores are kept."""
-        folder = f"{self.sitting.task}-{self.sitting.protocol}"
+        """Return the file of its scores."""
+        folder = f"{self.job.task}-{self.job.protocol}"
         return directory / SHARDS / folder / f"{self.number:05}-{self.fingerprint[:16]}.json"
 
     def read(self, directory: Path) -> list[Score] | None:
-        """Return its scores, if they are there, whole, and of this sitting."""
+        """Return its scores; None if the file is missing, damaged, or not of this shard."""
         try:
-            found = read_json(self.path(directory), Scores)
+            stored = read_json(self.path(directory), Scores)
         except (FileNotFoundError, DamagedFile):  # it is computed again
             return None
-        is_whole = len(found.scores) == len(self.passages)
-        if found.fingerprint != self.fingerprint or not is_whole:
+        is_whole = len(stored.scores) == len(self.passages)
+        if stored.fingerprint != self.fingerprint or not is_whole:
             return None
-        return [Score(*values) for values in found.scores]
+        return [Score(*values) for values in stored.scores]
 
     def write(self, directory: Path, scores: Sequence[Score]) -> None:
-        """Keep its scores."""
+        """Write its scores."""
         path = self.path(directory)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [list(astuple(score)) for score in scores]
@@ -94,35 +93,35 @@ class Shard:
         write_durably(path, (json.dumps(content) + "\n").encode())
 
 
-def shards_of(sitting: ScoringJob, passages: Sequence[Passage]) -> list[Shard]:
-    """Cut the passages of an exam into shards."""
-    starts = range(0, len(passages), sitting.size)
+def split_into_shards(job: ScoringJob, passages: Sequence[Passage]) -> list[Shard]:
+    """Divide the passages of a job into shards."""
+    starts = range(0, len(passages), job.shard_size)
     return [
-        Shard(sitting, number, passages[first : first + sitting.size])
+        Shard(job, number, passages[first : first + job.shard_size])
         for number, first in enumerate(starts)
     ]
 
 
-def compute(shard: Shard) -> list[Score]:
-    """Score a shard; the model is kept for the next one in this process."""
+def score_shard(shard: Shard) -> list[Score]:
+    """Score a shard; this process keeps the model for the next one."""
     import torch
 
     from yuzogpt.evaluation.scoring import score
 
-    sitting = shard.sitting
-    model, hardware = loaded(sitting.model, sitting.weights, sitting.device)
+    job = shard.job
+    model, hardware = load_scored_model(job.model, job.weights, job.device)
     try:
-        return score(model, shard.passages, sitting.batch_size, hardware)
+        return score(model, shard.passages, job.batch_size, hardware)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"--batch_size={sitting.batch_size}: too much for {hardware.device} "
+            f"--batch_size={job.batch_size}: too much for {hardware.device} "
             f"({first_line(error)}); give a smaller one"
         ) from None
 
 
 @lru_cache(maxsize=1)
-def loaded(name: str, weights: str, device: DeviceSettings) -> "tuple[GPT, Hardware]":
-    """Load a model; UserError if this machine has another one of that name."""
+def load_scored_model(name: str, weights: str, device: DeviceSettings) -> "tuple[GPT, Hardware]":
+    """Load a model; UserError if this machine has other weights under that name."""
     from yuzogpt.checkpoints.load import load_model
     from yuzogpt.runtime.device import choose_hardware
     from yuzogpt.runtime.world import World
@@ -135,9 +134,9 @@ def loaded(name: str, weights: str, device: DeviceSettings) -> "tuple[GPT, Hardw
 
 
 def weights_hash(reference: ModelReference) -> str:
-    """Return what tells a model's weights from others: the SHA-256 of all that they are read from.
+    """Return the SHA-256 over all files that a model's weights are read from.
 
-    A checkpoint's manifest has those of its tensors.
+    For a checkpoint its manifest is enough: that has the hashes of the tensors.
     """
     if reference.checkpoint:
         return sha256(reference.checkpoint.directory / MANIFEST)
@@ -146,6 +145,6 @@ def weights_hash(reference: ModelReference) -> str:
     return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()
 
 
-def undone(directory: Path, shards: Sequence[Shard]) -> Iterator[Shard]:
-    """Yield the shards that have no scores yet."""
-    return (shard for shard in shards if shard.read(directory) is None)
+def missing_shards(directory: Path, shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards that have no scores yet."""
+    return [shard for shard in shards if shard.read(directory) is None]

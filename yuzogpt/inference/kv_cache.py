@@ -1,7 +1,6 @@
-"""Keys and values of the tokens that a model has seen, for each slot.
+"""The KV cache: one slot of block_size tokens per running request, allocated once.
 
-In: the keys and values of new tokens. Out: what their queries see. Memory is reserved once, for all
-slots at full length; an operating system gives it out as it is written to.
+An operating system gives the memory out only as it is written to.
 """
 
 from collections.abc import Sequence
@@ -30,28 +29,27 @@ class Span:
 
 
 class KVCache:
-    """Room for the keys and values of `slots` contexts."""
+    """Keys and values of `slots` contexts, each of up to block_size tokens."""
 
     def __init__(
         self, shape: ModelSettings, slots: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Reserve it."""
-        head = shape.n_embd // shape.n_head
-        size = (shape.n_layer, slots, shape.n_head, shape.block_size, head)  # D last, T before it
+        head_size = shape.n_embd // shape.n_head
+        size = (shape.n_layer, slots, shape.n_head, shape.block_size, head_size)
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty(size, dtype=dtype, device=device)
 
     def clear(self) -> None:
-        """Write zeros everywhere."""
+        """Fill the cache with zeros."""
         self.keys.zero_()
         self.values.zero_()
 
     def fill_with_same_values(self) -> None:
-        """Write numbers everywhere, in all slots the same."""
+        """Fill the cache with random numbers, the same ones in all slots."""
         generator = torch.Generator().manual_seed(0)
-        for kept in (self.keys, self.values):
-            one = torch.randn(kept[:, :1].shape, generator=generator)
-            kept.copy_(one.to(kept.device, kept.dtype))
+        for cached in (self.keys, self.values):
+            values = torch.randn(cached[:, :1].shape, generator=generator)
+            cached.copy_(values.to(cached.device, cached.dtype))
 
     def view(self, spans: Sequence[Span], B: int, T: int) -> "CacheView":
         """Return the cache as a forward pass of B rows of T tokens sees it."""
@@ -59,65 +57,64 @@ class KVCache:
 
 
 def bytes_per_slot(shape: ModelSettings, dtype: torch.dtype) -> int:
-    """Return how much memory a slot needs at full length."""
+    """Return the memory that a slot needs at full length."""
     return 2 * shape.n_layer * shape.block_size * shape.n_embd * dtype.itemsize
 
 
 class CacheView:
     """The cache in one forward pass: row i of the batch is span i, padded to T tokens.
 
-    Rows attend one by one. So the shapes of the arithmetic, and with them its last bits, depend on
-    how long a row's context is, and not on which other rows there are. Rows without a span are
-    padding and see nothing.
+    Attention runs row by row. So the shapes of the arithmetic, and with them its last bits, depend
+    on the length of a row's context only, not on the other rows. Rows without a span are padding:
+    their output is zero.
     """
 
     def __init__(self, cache: KVCache, spans: Sequence[Span], B: int, T: int) -> None:
-        """Find the positions of all tokens; padding takes any that exist."""
         self.cache = cache
         self.spans = spans
         self.T = T
-        device, length = cache.keys.device, cache.keys.shape[3]
+        device, block_size = cache.keys.device, cache.keys.shape[3]
         firsts = [span.first for span in spans]
         self.slots = torch.tensor([span.slot for span in spans], device=device)
         self.firsts = torch.tensor(firsts, device=device)
-        first = firsts + [0] * (B - len(spans))
-        steps = torch.arange(T, device=device)
-        at = torch.tensor(first, device=device)[:, None] + steps
-        self.at = at.clamp(max=length - 1)  # (B, T)
-        self.keys_at = torch.arange(length, device=device)
+        row_firsts = torch.tensor(firsts + [0] * (B - len(spans)), device=device)
+        positions = row_firsts[:, None] + torch.arange(T, device=device)
+        # (B, T); padding past the context's end may take any position that exists.
+        self.token_positions = positions.clamp(max=block_size - 1)
+        self.key_positions = torch.arange(block_size, device=device)
         self.masks: dict[int, Tensor | None] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
-        """Write k and v; return what q sees, (B, H, T, D)."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (slots, H, length, D)
+        """Write k and v into the cache; return the attention output, (B, H, T, D)."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (slots, H, block_size, D)
         self.write(keys, k)
         self.write(values, v)
-        seen = []
+        outputs = []
         for row, span in enumerate(self.spans):
             if row not in self.masks:  # the same in all layers
                 self.masks[row] = self.mask(row, span, positions)
-            past = slice(span.slot, span.slot + 1), slice(None), slice(span.end)
-            seen.append(
+            context = slice(span.slot, span.slot + 1), slice(None), slice(span.end)
+            outputs.append(
                 F.scaled_dot_product_attention(
-                    q[row : row + 1], keys[past], values[past], self.masks[row]
+                    q[row : row + 1], keys[context], values[context], self.masks[row]
                 )
             )
-        if len(seen) < len(q):
-            seen.append(torch.zeros_like(q[len(seen) :]))
-        return torch.cat(seen)
+        if len(outputs) < len(q):
+            outputs.append(torch.zeros_like(q[len(outputs) :]))
+        return torch.cat(outputs)
 
-    def write(self, kept: Tensor, new: Tensor) -> None:
-        """Put the keys or values of new tokens, (B, H, T, D), into a layer's, without padding."""
+    def write(self, cached: Tensor, new: Tensor) -> None:
+        """Copy the keys or values of new tokens, (B, H, T, D), into a layer's, without padding."""
         if self.T == 1:
-            kept[self.slots, :, self.firsts] = new[: len(self.spans), :, 0]
+            cached[self.slots, :, self.firsts] = new[: len(self.spans), :, 0]
             return
         for row, span in enumerate(self.spans):
-            kept[span.slot, :, span.first : span.end] = new[row, :, : span.count]
+            cached[span.slot, :, span.first : span.end] = new[row, :, : span.count]
 
     def mask(self, row: int, span: Span, positions: Positions) -> Tensor | None:
-        """Return what is added to the scores of a row; None where its one token sees all."""
-        queries_at, keys_at = self.at[row], self.keys_at[: span.end]
-        bias = positions.bias(queries_at, keys_at)
+        """Return the mask to add to a row's scores; None if its one token attends to all."""
+        queries, keys = self.token_positions[row], self.key_positions[: span.end]
+        bias = positions.bias(queries, keys)
         if self.T == 1 and bias is None:
             return None
-        return causal_mask(queries_at, keys_at, bias).to(self.cache.keys.dtype)
+        return causal_mask(queries, keys, bias).to(self.cache.keys.dtype)

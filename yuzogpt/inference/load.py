@@ -1,7 +1,6 @@
-"""From a reference to an engine that is ready to decode.
+"""Load a model into an engine.
 
-In: a model that exists, and what it is to run on. Out: an Engine. Imports torch, which takes
-seconds: whoever answers to a user calls this when the user's mistakes have shown.
+Importing this imports torch, which takes seconds: commands check the user's settings first.
 """
 
 from yuzogpt.checkpoints.load import load_model
@@ -11,12 +10,12 @@ from yuzogpt.config.sample import check_not_compiled
 from yuzogpt.errors import UserError
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.kv_cache import bytes_per_slot
-from yuzogpt.inference.packed_linear import activations, choose_dtype
+from yuzogpt.inference.packed_linear import activation_dtype, choose_dtype
 from yuzogpt.runtime.device import choose_hardware, device_memory
 from yuzogpt.runtime.world import World
 from yuzogpt.tokenization.tokenizer import Tokenizer
 
-CACHE_BYTES = 4 * 2**30  # at most, for the keys and values of all slots
+MAX_CACHE_BYTES = 4 * 2**30  # keys and values of all slots
 
 
 def load_engine(
@@ -24,27 +23,28 @@ def load_engine(
     tokenizer: Tokenizer,
     settings: DeviceSettings,
     slots: int,
-    chunk: int = 64,
+    prefill_chunk: int = 64,
     packed: bool = True,
     exact: bool = False,
     compiled: bool = False,
 ) -> Engine:
-    """Load a model into an engine with so many slots, or as many as memory is set apart for.
+    """Load a model into an engine with this many slots, or as many as fit in MAX_CACHE_BYTES.
 
-    `packed=False`: float32 weights on a CPU stay as they lie in their file, memory-mapped.
-    `exact`: FileNotFoundError for a checkpoint that its run has replaced, not the one after it.
+    `packed=False`: float32 weights on a CPU stay memory-mapped from their file.
+    `exact`: if the run has replaced the checkpoint, raise FileNotFoundError; do not load its
+    successor.
     """
     device = choose_hardware(settings, World()).device
     if compiled:
         check_not_compiled(device.type)
     dtype = choose_dtype(settings.dtype, device)
-    need = bytes_per_slot(reference.shape, activations(dtype, device))
-    there = device_memory(device)
-    if need > there:
+    needed = bytes_per_slot(reference.shape, activation_dtype(dtype, device))
+    available = device_memory(device)
+    if needed > available:
         raise UserError(
             f"--context={reference.shape.block_size}: keys and values of so many tokens take "
-            f"{need / 1e9:,.1f} GB, and there are {there / 1e9:,.1f}; lower it"
+            f"{needed / 1e9:,.1f} GB, and there are {available / 1e9:,.1f}; lower it"
         )
-    slots = max(1, min(slots, CACHE_BYTES // need))
+    slots = max(1, min(slots, MAX_CACHE_BYTES // needed))
     model = load_model(reference, exact)
-    return Engine(model, tokenizer, device, dtype, slots, chunk, packed, compiled=compiled)
+    return Engine(model, tokenizer, device, dtype, slots, prefill_chunk, packed, compiled=compiled)

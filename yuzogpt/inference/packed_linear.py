@@ -1,22 +1,23 @@
-"""Weights as decoding reads them.
+"""Weights as decoding reads them: packed for products with few rows.
 
-In: a model as it was loaded. Out: the same model, its matrices in the layout and type that few rows
-are multiplied with fastest. Decoding reads every weight for each token, so bytes count; the
-arithmetic of few rows is far from free, too, so kernels do. On a CPU:
+Decoding reads every weight for each token, so bytes count. The arithmetic of few rows is far from
+free, too, so the choice of kernels counts. On a CPU:
 
-    float32     oneDNN's own order (a copy): 0.6 to 0.8 of the time of torch's products, and a row
-                comes out the same to the last bit in a batch of any size; where a row alone would
-                not, it is computed twice. Or, `packed=False`, `W @ x.T` with W as it is stored,
-                which processes may share by memory map
-    bfloat16    weights rounded to bfloat16, arithmetic in float32. FBGEMM carries them as float16,
-                which has a bfloat16's bits from 6e-5 to 65504, and is off by 3e-8 below; where
-                it is missing, torch's bfloat16 products (slow on many CPUs)
-
-    int8        weights of 8 bits, with a scale for each output; inputs are rounded to 7 bits of
-                their row's largest value (FBGEMM's AVX2 arithmetic has room for no more)
+    float32     oneDNN's packed layout (a copy): 0.6 to 0.8 of the time of torch's products. A row's
+                output is bit-identical at any batch size; where one row alone would differ, it is
+                computed twice. With `packed=False`: `W @ x.T`, with W as it is stored, which
+                processes can share by memory map
+    bfloat16    weights rounded to bfloat16, arithmetic in float32. FBGEMM stores them as float16,
+                which holds all bits of a bfloat16 from 6e-5 to 65504, and is off by 3e-8 below.
+                Without FBGEMM: torch's bfloat16 products (slow on many CPUs)
+    int8        8-bit weights with one scale per output; inputs are rounded to 7 bits of their row's
+                largest value (FBGEMM's AVX2 arithmetic has room for no more)
 
 (Torch's int8 weights with float32 inputs, _weight_int8pack_mm, were tried: 1.3 to 1.7 times slower
 than bfloat16 on AVX2.) On GPUs torch's own products are used.
+
+The operators of oneDNN and FBGEMM are no public interface of torch. If one is missing, torch's own
+products are used; for int8 there are none, so that dtype is refused.
 """
 
 import contextlib
@@ -30,13 +31,16 @@ from yuzogpt.errors import UserError
 from yuzogpt.model.gpt import GPT, TokenEmbedding
 from yuzogpt.runtime.memory import use_huge_pages
 
-LARGEST_FLOAT16 = 65504.0
-ROWS = 8  # what oneDNN's order is made for; with 1, another kernel with other last bits is taken
+FLOAT16_MAX = 65504.0
+PACKED_BATCH_SIZE = 8  # what oneDNN packs for; 1 selects another kernel, with other last bits
+ONEDNN_OPS = ("_reorder_linear_weight", "_linear_pointwise")
+FP16_OPS = ("linear_prepack_fp16", "linear_dynamic_fp16")
+INT8_OPS = ("linear_prepack", "linear_dynamic")
 
 
 def pack_weights(model: GPT, dtype: torch.dtype, device: torch.device, packed: bool = True) -> GPT:
-    """Turn a model for reading into one for decoding; it takes the model over."""
-    if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fbgemm()):
+    """Replace a model's linear layers by those that decode fastest; it takes the model over."""
+    if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fp16_linear()):
         return model.to(device, dtype)
     linear: LinearType = {torch.int8: Int8Linear}.get(dtype, Fp16PackedLinear)
     if dtype == torch.float32:
@@ -55,43 +59,55 @@ def pack_weights(model: GPT, dtype: torch.dtype, device: torch.device, packed: b
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Resolve `auto`: bfloat16 on GPUs that have it, else float32."""
+    """Resolve `auto`: bfloat16 on GPUs that support it, else float32."""
     if name == "int8":
-        if device.type != "cpu" or not has_fbgemm():
+        if device.type != "cpu" or not has_int8_linear():
             raise UserError("--dtype=int8: on CPUs with FBGEMM (x86) only; use --dtype=bfloat16")
         return torch.int8
     if name == "auto":
-        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bfloat16" if has_it else "float32"
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bfloat16" if has_bf16 else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def activations(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type of activations, and of the cache."""
-    return torch.float32 if device.type == "cpu" and has_fbgemm() else dtype
+def activation_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the type of activations, and of the KV cache."""
+    if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fp16_linear()):
+        return dtype
+    return torch.float32
 
 
 def has_onednn() -> bool:
-    """Tell whether torch has oneDNN's products with packed weights."""
-    return torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
+    """Return True if torch has oneDNN's products with packed weights."""
+    is_available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_available and all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN_OPS)
+
+
+def has_fp16_linear() -> bool:
+    """Return True if torch has FBGEMM's float16 products, and this CPU can run them."""
+    return has_fbgemm() and all(hasattr(torch.ops.quantized, name) for name in FP16_OPS)
+
+
+def has_int8_linear() -> bool:
+    """Return True if torch has FBGEMM's int8 products, and this CPU can run them."""
+    has_ops = all(hasattr(torch.ops.quantized, name) for name in INT8_OPS)
+    return has_fbgemm() and has_ops and hasattr(torch, "quantize_per_channel")
 
 
 def has_fbgemm() -> bool:
-    """Tell whether torch was built with FBGEMM, and this CPU can run it."""
+    """Return True if torch was built with FBGEMM, and this CPU can run it."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 class PackedLinear(nn.Module):
-    """A linear layer of float32, its weights in oneDNN's order."""
+    """A float32 linear layer, its weights in oneDNN's packed layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: (out, in)."""
         super().__init__()
         onednn = torch.ops.mkldnn
-        self.weight = onednn._reorder_linear_weight(weight.contiguous(), ROWS)
-        with contextlib.suppress(AttributeError, RuntimeError):  # of a torch without these
+        self.weight = onednn._reorder_linear_weight(weight.contiguous(), PACKED_BATCH_SIZE)
+        with contextlib.suppress(AttributeError, RuntimeError):  # missing in this torch
             use_huge_pages(onednn.data_ptr(self.weight), onednn._nbytes(self.weight))
         self.bias = None if bias is None else bias.detach()
         pair = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
@@ -110,7 +126,7 @@ class PackedLinear(nn.Module):
 
 
 class UnpackedLinear(nn.Module):
-    """A linear layer of float32, its weights as they are stored."""
+    """A float32 linear layer, its weights as they are stored."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: (out, in), shared with the model it comes from."""
@@ -129,14 +145,14 @@ class UnpackedLinear(nn.Module):
 
 
 class Fp16PackedLinear(nn.Module):
-    """A linear layer of bfloat16 weights and float32 arithmetic."""
+    """A linear layer with bfloat16 weights and float32 arithmetic."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: (out, in), rounded and packed here."""
         super().__init__()
-        rounded = weight.bfloat16().float().clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16)
-        added = None if bias is None else bias.detach().float()
-        self.packed: Any = torch.ops.quantized.linear_prepack_fp16(rounded, added)
+        rounded = weight.bfloat16().float().clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        bias = None if bias is None else bias.detach().float()
+        self.packed: Any = torch.ops.quantized.linear_prepack_fp16(rounded, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -145,23 +161,23 @@ class Fp16PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of int8 weights; a row's output does not depend on the others."""
+    """A linear layer with int8 weights; a row's output does not depend on the other rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: (out, in), rounded and packed here."""
         super().__init__()
-        outs, ins = weight.shape
+        n_out, n_in = weight.shape
         scales = (weight.detach().abs().amax(dim=1).double() / 127).clamp(min=1e-12)
-        zeros = torch.zeros(outs, dtype=torch.long)
-        with warnings.catch_warnings():  # torch means to drop these in some later version
+        zeros = torch.zeros(n_out, dtype=torch.long)
+        with warnings.catch_warnings():  # torch deprecates these
             warnings.simplefilter("ignore")
             weight = weight.detach().float()
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed: Any = torch.ops.quantized.linear_prepack(rounded, None)
         self.bias = None if bias is None else bias.detach().float()
-        # FBGEMM chooses one scale for all rows, by their least and largest values. So rows are
-        # scaled to 1 before, and this one sees to it that both are always there.
-        self.range = torch.zeros(1, ins)
+        # FBGEMM chooses one scale for all rows, by their smallest and largest values. So every row
+        # is scaled to 1 before, and this extra row always holds both ends of the range.
+        self.range = torch.zeros(1, n_in)
         self.range[0, :2] = torch.tensor([1.0, -1.0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,10 +194,9 @@ LinearType = type[PackedLinear] | type[UnpackedLinear] | type[Fp16PackedLinear] 
 
 
 class DecodingEmbedding(nn.Module):
-    """The embedding, and the same matrix as output."""
+    """Tied embeddings: the token embedding, and the same matrix as output layer."""
 
     def __init__(self, embedding: TokenEmbedding, linear: LinearType) -> None:
-        """`linear`: how the output is computed."""
         super().__init__()
         weight = embedding.weight.detach()
         self.weight = weight.bfloat16() if linear in (Fp16PackedLinear, Int8Linear) else weight
@@ -192,6 +207,6 @@ class DecodingEmbedding(nn.Module):
         return nn.functional.embedding(ids, self.weight).float()
 
     def project(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, rows of the matrix)."""
+        """(B, T, C) -> (B, T, V)."""
         projected: Tensor = self.output(x)
         return projected

@@ -1,7 +1,6 @@
-"""`yuzogpt sample`: from settings to printed samples.
+"""`yuzogpt sample`: settings -> samples, in order, each as soon as it and those before it are done.
 
-In: the sampling settings. Out: samples, in order, each as soon as it and those before it are done;
-or, with --interactive, an answer to each line of the standard input, as it comes.
+With --interactive: an answer to each line of standard input, streamed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import SampleSettings, SamplingSettings
 from yuzogpt.console.terminal import complain, shown_on
 from yuzogpt.errors import UserError
-from yuzogpt.inference.requests import Request, Sampling
+from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.storage.text import read_text
 from yuzogpt.storage.untrusted import load_json
 from yuzogpt.tokenization.tokenizer import Tokenizer, encode_prompt, start_of
@@ -20,35 +19,35 @@ from yuzogpt.tokenization.tokenizer import Tokenizer, encode_prompt, start_of
 if TYPE_CHECKING:
     from yuzogpt.inference.engine import Engine
 
-SAMPLES_AT_ONCE = 16
+MAX_SLOTS = 16  # samples decoded at a time
 
 
 def sample(settings: SampleSettings) -> Iterator[str]:
     """Yield prompt and continuation of each sample: all of the first prompt, of the second, ..."""
-    wanted = settings.sampling
-    reference, tokenizer = resolve(wanted)
-    prompts = read_prompts(wanted)
-    encoded = [ids_of(prompt, tokenizer) for prompt in prompts]
+    options = settings.sampling
+    reference, tokenizer = resolve(options)
+    prompts = read_prompts(options)
+    encoded = [encode_start(prompt, tokenizer) for prompt in prompts]
     requests = [
-        to_request(wanted, ids, wanted.seed + i)
+        to_request(options, ids, options.seed + i)
         for ids in encoded
-        for i in range(wanted.num_samples)
+        for i in range(options.num_samples)
     ]
     engine = build_engine(settings, reference, tokenizer, len(requests))
-    for number, text in enumerate(complete(engine, requests)):
-        yield prompts[number // wanted.num_samples] + text
+    for index, text in enumerate(complete(engine, requests)):
+        yield prompts[index // options.num_samples] + text
 
 
 def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> None:
-    """Go on with each line as a prompt, one sample a line, written as it comes."""
-    wanted = settings.sampling
-    reference, tokenizer = resolve(wanted)
+    """Continue each line as a prompt, one sample per line; write tokens as they come."""
+    options = settings.sampling
+    reference, tokenizer = resolve(options)
     engine = build_engine(settings, reference, tokenizer, 1)
-    for number, line in enumerate(lines):
+    for index, line in enumerate(lines):
         prompt = line.rstrip("\r\n")
         try:
-            ids = ids_of(prompt, tokenizer) if prompt else []  # which is refused
-            engine.submit(to_request(wanted, ids, wanted.seed + number))
+            ids = encode_start(prompt, tokenizer) if prompt else []  # refused by the engine
+            engine.submit(to_request(options, ids, options.seed + index))
         except UserError as error:
             complain(f"yuzogpt: {error}")
             continue
@@ -60,20 +59,20 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
         out.flush()
 
 
-def resolve(wanted: SamplingSettings) -> tuple[ModelReference, Tokenizer]:
-    """Find the model, and the tokenizer that it speaks."""
-    name = wanted.out_dir if wanted.init_from == "resume" else wanted.init_from
-    reference = resolve_model(name, wanted.context)
+def resolve(options: SamplingSettings) -> tuple[ModelReference, Tokenizer]:
+    """Find the model and its tokenizer."""
+    name = options.out_dir if options.init_from == "resume" else options.init_from
+    reference = resolve_model(name, options.context)
     return reference, reference.tokenizer()
 
 
 def build_engine(
-    settings: SampleSettings, reference: ModelReference, tokenizer: Tokenizer, requests: int
+    settings: SampleSettings, reference: ModelReference, tokenizer: Tokenizer, num_requests: int
 ) -> "Engine":
-    """Load the model into an engine with room for so many requests, within reason."""
+    """Load the model into an engine with a slot for each request, up to MAX_SLOTS."""
     from yuzogpt.inference.load import load_engine
 
-    slots = min(requests, SAMPLES_AT_ONCE)
+    slots = min(num_requests, MAX_SLOTS)
     return load_engine(
         reference, tokenizer, settings.device, slots, compiled=settings.device.compile
     )
@@ -83,38 +82,40 @@ def complete(engine: "Engine", requests: Sequence[Request]) -> Iterator[str]:
     """Yield the text of each request, in their order."""
     ids = [engine.submit(request) for request in requests]
     texts, finished = dict.fromkeys(ids, ""), set()
-    for number in ids:
-        while number not in finished:
+    for request_id in ids:
+        while request_id not in finished:
             for event in engine.step():
-                texts[event.request] += event.text
+                texts[event.request_id] += event.text
                 if event.finish:
-                    finished.add(event.request)
-        yield texts.pop(number)
+                    finished.add(event.request_id)
+        yield texts.pop(request_id)
 
 
-def to_request(wanted: SamplingSettings, prompt: Sequence[int], seed: int) -> Request:
-    """Return what the settings ask the engine for."""
-    sampling = Sampling(
-        repetition_penalty=wanted.repetition_penalty,
-        temperature=wanted.temperature,
-        top_k=wanted.top_k,
-        top_p=wanted.top_p,
-        min_p=wanted.min_p,
+def to_request(options: SamplingSettings, prompt: Sequence[int], seed: int) -> Request:
+    """Return the engine's request for one sample."""
+    params = SamplingParams(
+        repetition_penalty=options.repetition_penalty,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
         seed=seed,
     )
-    return Request(prompt, wanted.max_new_tokens, sampling, wanted.stop, wanted.stop_at_end_of_text)
+    return Request(
+        prompt, options.max_new_tokens, params, options.stop, options.stop_at_end_of_text
+    )
 
 
-def ids_of(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of a prompt as nanoGPT's sample.py does; an empty one begins a document."""
+def encode_start(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Encode a prompt as nanoGPT's sample.py does; an empty one starts a document."""
     return encode_prompt(tokenizer, prompt) or [start_of(tokenizer)]
 
 
-def read_prompts(wanted: SamplingSettings) -> list[str]:
-    """Return the prompts: those of --prompts, or --start alone."""
-    if not wanted.prompts:
-        return [read_prompt(wanted.start)]
-    path = Path(wanted.prompts).expanduser()
+def read_prompts(options: SamplingSettings) -> list[str]:
+    """Return the prompts in the file of --prompts, or else --start as the only one."""
+    if not options.prompts:
+        return [read_prompt(options.start)]
+    path = Path(options.prompts).expanduser()
     lines = read_text(path, f"--prompts={path}").split("\n")  # U+2028 is text in JSON
     prompts = [read_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
@@ -122,17 +123,17 @@ def read_prompts(wanted: SamplingSettings) -> list[str]:
     return prompts
 
 
-def read_line(line: str, place: str) -> str:
-    """Return the prompt of a JSON line: a string, or an object with one named `prompt`."""
-    content = load_json(line, place)
+def read_line(line: str, origin: str) -> str:
+    """Return the prompt of a JSON line: a string, or an object with the field `prompt`."""
+    content = load_json(line, origin)
     prompt = content.get("prompt") if isinstance(content, dict) else content
     if not isinstance(prompt, str):
-        raise UserError(f'{place}: expected {{"prompt": "some text"}}')
+        raise UserError(f'{origin}: expected {{"prompt": "some text"}}')
     return prompt
 
 
 def read_prompt(start: str) -> str:
-    """Return the prompt itself, or the content of the file that FILE:path names."""
+    """Return --start itself, or the content of the file that FILE:path names."""
     if start.startswith("FILE:"):
         path = Path(start.removeprefix("FILE:")).expanduser()
         start = read_text(path, f"--start=FILE:{path}")

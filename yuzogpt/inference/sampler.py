@@ -1,8 +1,7 @@
-"""From logits to the next token, for many requests at once, each with settings of its own.
+"""Sampling: logits -> next tokens, for many requests at once, each with its own settings.
 
-In: logits (R, V), and of each row its settings and a number from 0 to 1. Out: token ids (R,). A
-row's token depends on that row alone. Nothing is sorted in full where it can be helped: a filter is
-a threshold that logits must reach, so of equal logits all pass or none.
+A row's token depends on that row only. Full sorts are avoided: each filter is a threshold that
+logits must reach, so of equal logits either all pass or none.
 """
 
 from collections.abc import Sequence
@@ -11,107 +10,114 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yuzogpt.inference.requests import Sampling
+from yuzogpt.inference.requests import SamplingParams
 from yuzogpt.rng import scramble
 
-GREEDY = 1e-5  # a temperature below is 0
-LIKELY = 1024  # so many tokens mostly hold top_p's share
+MIN_TEMPERATURE = 1e-5  # below: greedy
+TOP_P_CANDIDATES = 1024  # tokens that are sorted first for top_p; they are nearly always enough
 
 
 def uniform(seed: int, index: int) -> float:
-    """Return the number, 0 to 1, that draws new token `index`: a pure function, no random state.
+    """Return the number in (0, 1) that draws new token `index`: a pure function, no random state.
 
-    So a request gets the same text after whatever else was drawn, and on another machine.
+    So a request gets the same text whatever was drawn before, and on any machine.
     """
     key = scramble(np.array([seed], np.uint64))
     bits = int(scramble(key ^ np.uint64(index))[0]) >> 16
     return (bits + 0.5) / 2**48
 
 
-def next_tokens(
-    logits: Tensor, rows: Sequence[Sampling], uniforms: Sequence[float], seen: Tensor | None
+def sample_tokens(
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    seen: Tensor | None,
 ) -> Tensor:
-    """Return a token for each row; `seen`, (R, V): tokens that repetition_penalty applies to."""
+    """Return a token (R,) for each row of logits (R, V), drawn by a number in (0, 1) per row.
+
+    `seen` (R, V): the tokens that repetition_penalty applies to.
+    """
     logits = logits.float()
     if seen is not None:
-        logits = penalized(logits, column(logits, [row.repetition_penalty for row in rows]), seen)
-    drawn = [i for i, row in enumerate(rows) if row.temperature >= GREEDY]
+        penalty = per_row(logits, [row.repetition_penalty for row in params])
+        logits = apply_repetition_penalty(logits, penalty, seen)
+    drawn = [i for i, row in enumerate(params) if row.temperature >= MIN_TEMPERATURE]
     if not drawn:
         return logits.argmax(dim=-1)
-    filtered = keep_likely(pick(logits, drawn), [rows[i] for i in drawn])
-    numbers = column(filtered, [uniforms[i] for i in drawn], torch.float64)
-    if len(drawn) == len(rows):
+    filtered = filter_logits(select_rows(logits, drawn), [params[i] for i in drawn])
+    numbers = per_row(filtered, [uniforms[i] for i in drawn], torch.float64)
+    if len(drawn) == len(params):
         return draw(filtered, numbers)
     tokens = logits.argmax(dim=-1)
     tokens[drawn] = draw(filtered, numbers)
     return tokens
 
 
-def pick(logits: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return some rows; all of them without a copy."""
+def select_rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return some rows, without a copy if they are all."""
     return logits if len(rows) == len(logits) else logits[rows]
 
 
-def column(like: Tensor, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return one value a row, (R, 1)."""
+def per_row(like: Tensor, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return one value per row, (R, 1), on the device of `like`."""
     return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
 
 
-def penalized(logits: Tensor, penalty: Tensor, seen: Tensor) -> Tensor:
-    """Make tokens that were there less likely (CTRL; Keskar et al., 2019)."""
+def apply_repetition_penalty(logits: Tensor, penalty: Tensor, seen: Tensor) -> Tensor:
+    """Make seen tokens less probable (CTRL; Keskar et al., 2019)."""
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, lowered, logits)
 
 
-def keep_likely(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
-    """Apply temperature, top_k, top_p and min_p, in this order; what is left out becomes -inf."""
+def filter_logits(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Apply temperature, top_k, top_p and min_p, in this order; removed tokens become -inf."""
     V = logits.shape[-1]
-    logits = logits / column(logits, [row.temperature for row in rows])
-    lowest = torch.full_like(logits[:, :1], -torch.inf)  # what a logit must reach
-    limited = [i for i, row in enumerate(rows) if 0 < row.top_k < V]
+    logits = logits / per_row(logits, [row.temperature for row in params])
+    threshold = torch.full_like(logits[:, :1], -torch.inf)
+    limited = [i for i, row in enumerate(params) if 0 < row.top_k < V]
     if limited:
-        counts = torch.tensor([rows[i].top_k for i in limited], device=logits.device)
-        best = pick(logits, limited).topk(int(counts.max()), dim=-1).values
-        lowest[limited] = best.gather(1, counts[:, None] - 1)
-        logits = at_least(logits, lowest)
-    nucleus = [i for i, row in enumerate(rows) if row.top_p < 1]
+        counts = torch.tensor([params[i].top_k for i in limited], device=logits.device)
+        best = select_rows(logits, limited).topk(int(counts.max()), dim=-1).values
+        threshold[limited] = best.gather(1, counts[:, None] - 1)
+        logits = mask_below(logits, threshold)
+    nucleus = [i for i, row in enumerate(params) if row.top_p < 1]
     if nucleus:
-        share = column(logits, [rows[i].top_p for i in nucleus], torch.float64)
-        lowest[nucleus] = nucleus_threshold(pick(logits, nucleus), share)
-        logits = at_least(logits, lowest)
-    if any(row.min_p > 0 for row in rows):
-        share = column(logits, [row.min_p for row in rows])
-        logits = at_least(logits, logits.amax(dim=-1, keepdim=True) + share.log())
+        top_p = per_row(logits, [params[i].top_p for i in nucleus], torch.float64)
+        threshold[nucleus] = nucleus_threshold(select_rows(logits, nucleus), top_p)
+        logits = mask_below(logits, threshold)
+    if any(row.min_p > 0 for row in params):
+        min_p = per_row(logits, [row.min_p for row in params])
+        logits = mask_below(logits, logits.amax(dim=-1, keepdim=True) + min_p.log())
     return logits
 
 
-def at_least(logits: Tensor, threshold: Tensor) -> Tensor:
-    """Leave out what does not reach the threshold of its row, (R, 1)."""
+def mask_below(logits: Tensor, threshold: Tensor) -> Tensor:
+    """Set logits below the threshold of their row, (R, 1), to -inf."""
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
-def nucleus_threshold(logits: Tensor, share: Tensor) -> Tensor:
+def nucleus_threshold(logits: Tensor, top_p: Tensor) -> Tensor:
     """Return the logit of the last token that top_p keeps (Holtzman et al., 2020), (R, 1)."""
-    most = logits.amax(dim=-1, keepdim=True)
-    wanted = share * (logits - most).double().exp().sum(dim=-1, keepdim=True)
-    best = logits.topk(min(LIKELY, logits.shape[-1]), dim=-1).values
-    reached = (best - most).double().exp().cumsum(dim=-1)
-    missing = (reached[:, -1:] < wanted).flatten()
-    threshold = best.gather(1, last_needed(reached, wanted))
-    if missing.any():  # a flat row: all of it must be sorted
-        best = logits[missing].sort(dim=-1, descending=True).values
-        reached = (best - most[missing]).double().exp().cumsum(dim=-1)
-        threshold[missing] = best.gather(1, last_needed(reached, wanted[missing]))
+    peak = logits.amax(dim=-1, keepdim=True)
+    target = top_p * (logits - peak).double().exp().sum(dim=-1, keepdim=True)
+    best = logits.topk(min(TOP_P_CANDIDATES, logits.shape[-1]), dim=-1).values
+    mass = (best - peak).double().exp().cumsum(dim=-1)
+    too_few = (mass[:, -1:] < target).flatten()
+    threshold = best.gather(1, last_kept(mass, target))
+    if too_few.any():  # a flat distribution: sort the whole row
+        best = logits[too_few].sort(dim=-1, descending=True).values
+        mass = (best - peak[too_few]).double().exp().cumsum(dim=-1)
+        threshold[too_few] = best.gather(1, last_kept(mass, target[too_few]))
     return threshold
 
 
-def last_needed(reached: Tensor, wanted: Tensor) -> Tensor:
-    """Return the first place at which the sum so far is enough, (R, 1)."""
-    return torch.searchsorted(reached, wanted).clamp(max=reached.shape[-1] - 1)
+def last_kept(mass: Tensor, target: Tensor) -> Tensor:
+    """Return the first index at which the cumulative mass reaches the target, (R, 1)."""
+    return torch.searchsorted(mass, target).clamp(max=mass.shape[-1] - 1)
 
 
 def draw(logits: Tensor, numbers: Tensor) -> Tensor:
-    """Draw from the softmax: the token in whose share of the line from 0 to 1 the number falls."""
-    line = logits.softmax(dim=-1).double().cumsum(dim=-1)
-    place = torch.searchsorted(line, numbers * line[:, -1:], right=True)
-    return place.squeeze(1).clamp(max=logits.shape[-1] - 1)
+    """Draw from the softmax by inverting its cumulative distribution at the numbers, (R, 1)."""
+    cdf = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    index = torch.searchsorted(cdf, numbers * cdf[:, -1:], right=True)
+    return index.squeeze(1).clamp(max=logits.shape[-1] - 1)

@@ -6,7 +6,7 @@ inference/engine.py decodes with it, through a cache of keys and values.
 Shapes: B rows, T tokens per row, C channels (n_embd), H heads, D channels per head (C / H),
 V vocabulary.
 
-Next: model/attention.py, model/layers.py; then training/loop.py.
+Next: model/attention.py.
 """
 
 import contextlib
@@ -133,7 +133,7 @@ class GPT(nn.Module):
 
 
 def separate_rounding(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autocast rounds a matrix for each use of it.
+    """Return a context in which autocast rounds a matrix separately for each use.
 
     With one rounded copy for all uses, autograd would sum their gradients in bfloat16.
     """

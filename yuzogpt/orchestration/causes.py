@@ -109,15 +109,15 @@ def file_of(error: OSError) -> str:
 
 
 def way_on(error: BaseException) -> str:
-    """Return the end of a message: that the same command goes on, if it would not fail again."""
+    """Return the end of a message: that the same command resumes it, if it would not fail again."""
     inner = innermost(error)
     text = str(inner)
     if is_rays(inner) or isinstance(inner, ConnectionError | TimeoutError):
-        return "" if from_traceback(text) else "; the same command goes on"
+        return "" if from_traceback(text) else "; the same command resumes it"
     if isinstance(inner, OSError):
-        return "; mend that, and the same command goes on"
+        return "; mend that, and the same command resumes it"
     is_lost_peer = isinstance(inner, RuntimeError) and any(word in text for word in LOST_PEER)
-    return "; the same command goes on" if is_lost_peer else ""
+    return "; the same command resumes it" if is_lost_peer else ""
 
 
 def ours(error: BaseException, what: str, more: str = "") -> Exception:

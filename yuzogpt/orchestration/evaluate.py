@@ -26,7 +26,7 @@ AHEAD = 2  # shards that are handed out for each worker, so that none waits for 
 
 def on_ray(settings: EvaluateSettings) -> Compute:
     """Return what computes shards on Ray, which starts when there is something to compute."""
-    check_reachable(settings.work.ray_address or os.environ.get("RAY_ADDRESS", ""))
+    check_reachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
 
     def compute(left: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
         if not left:
@@ -34,7 +34,7 @@ def on_ray(settings: EvaluateSettings) -> Compute:
         print("starting Ray ...", flush=True)
         cores = available_cores()
         with (
-            connected(settings.work.ray_address, cores, ("torch",)),
+            connected(settings.workers.ray_address, cores, ("torch",)),
             raised_as_ours("evaluation"),
         ):
             yield from in_tasks(settings, left)
@@ -50,13 +50,13 @@ def in_tasks(
 
     workers, resources, threads = places(settings)
     device = settings.device.model_copy(update={"threads": threads})
-    task = ray.remote(**resources, max_retries=RETRIES)(shards.compute)
+    task = ray.remote(**resources, max_retries=RETRIES)(shards.score_shard)
     waiting, running = list(left)[::-1], dict[Any, Shard]()
     while waiting or running:
         while waiting and len(running) < AHEAD * workers:
             shard = waiting.pop()
-            sitting = replace(shard.sitting, device=device)
-            running[task.remote(replace(shard, sitting=sitting))] = shard
+            job = replace(shard.job, device=device)
+            running[task.remote(replace(shard, job=job))] = shard
         (done,), _ = ray.wait(list(running), num_returns=1)
         yield running.pop(done), ray.get(done)
 
@@ -75,7 +75,7 @@ def share_out(
 
     What a worker asks for is what the smallest node has room for: else Ray would wait for ever.
     """
-    wanted, device = settings.work.num_workers, settings.device.device
+    wanted, device = settings.workers.num_workers, settings.device.device
     if device == "cuda" and not gpus:
         raise UserError("--device=cuda: Ray has no GPU; use --device=cpu")
     if gpus and device in ("auto", "cuda"):

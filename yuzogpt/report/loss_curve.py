@@ -1,8 +1,4 @@
-"""The loss curves of a run, as a PNG.
-
-In: records of metrics.jsonl. Out: loss.png in out_dir. `yuzogpt report` draws the same curves, and
-more.
-"""
+"""Draws the loss curves of a run as loss.png; `yuzogpt report` draws the same curves and more."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +13,8 @@ def draw(records: Sequence[Record], path: Path) -> None:
     """Plot training loss, the estimate of the val loss, and the whole-split val loss by step."""
     from matplotlib.figure import Figure
 
-    history = History.of(records)
-    assert history is not None, "a run that ends has said so"
+    history = History.from_records(records)
+    assert history is not None, "a run that ends has records"
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     draw_loss(axes, history)

@@ -1,6 +1,6 @@
 """A report as one HTML file that needs nothing else: no script, no font, no other host.
 
-In: facts, tables and plots. Out: HTML. Every text is escaped here, and nowhere else.
+Every text is escaped here, and nowhere else.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from yuzogpt.report.plots import Plot
 from yuzogpt.report.summary import Summary
 from yuzogpt.report.tables import PROSE, Facts, Table, percent, plain
 
-MOST_ROWS = 500  # of a table: the newest
+MAX_ROWS = 500  # of a table: the newest
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2024; --dim: #60646c;
@@ -56,26 +56,59 @@ DEFINITIONS = (
 )
 
 
+# Whatever a record may hold, a browser fetches nothing and runs nothing.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{name}: report</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{name}</h1>
+<dl>
+{facts}
+</dl>
+{time_bar}
+<h2>Curves</h2>
+<div class="plots">
+{plots}
+</div>
+{tables}
+<p class="dim">{definitions}</p>
+</body>
+</html>
+"""
+FACT = "<div><dt>{}</dt><dd>{}</dd></div>"
+TIME_BAR = """\
+<div class="bar" role="img" aria-label="{label}"><div style="width:{width}"></div></div>"""
+FIGURE = """<figure>
+<figcaption><strong>{title}</strong> <span class="dim">{caption}</span></figcaption>
+{svg}
+</figure>"""
+SECTION = """<h2>{title}</h2>
+<div class="table"><table>
+<thead>{head}</thead>
+<tbody>
+{rows}
+</tbody>
+</table></div>{more}"""
+
+
 def page(summary: Summary, facts: Facts, tables: Sequence[Table], plots: Iterable[Plot]) -> str:
     """Return the whole page."""
-    name = escape(plain(summary.name))
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            # Whatever a record may hold, a browser fetches nothing and runs nothing.
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-            "style-src 'unsafe-inline'; img-src data:\">",
-            f"<title>{name}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            f"<h1>{name}</h1>\n<dl>",
-            *(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts),
-            f"</dl>\n{time_bar(summary)}",
-            '<h2>Curves</h2>\n<div class="plots">',
-            *(figure(plot) for plot in plots),
-            "</div>",
-            *(section(table) for table in tables),
-            f'<p class="dim">{escape(DEFINITIONS)}</p>\n</body>\n</html>\n',
-        ]
+    return PAGE.format(
+        policy=POLICY,
+        style=STYLE,
+        name=escape(plain(summary.name)),
+        facts="\n".join(FACT.format(escape(key), escape(value)) for key, value in facts),
+        time_bar=time_bar(summary),
+        plots="\n".join(map(figure, plots)),
+        tables="\n".join(map(section, tables)),
+        definitions=escape(DEFINITIONS),
     )
 
 
@@ -88,37 +121,31 @@ def time_bar(summary: Summary) -> str:
     """Return the productive share of wall time as a bar."""
     if not summary.wall:
         return ""
-    said = f"{percent(summary.effective)} of wall time was productive"
-    width = f"{100 * summary.effective:.2f}%"
-    return (
-        f'<div class="bar" role="img" aria-label="{said}"><div style="width:{width}"></div></div>'
-    )
+    label = f"{percent(summary.effective)} of wall time was productive"
+    return TIME_BAR.format(label=label, width=f"{100 * summary.effective:.2f}%")
 
 
 def figure(plot: Plot) -> str:
     """Return a plot with its title and caption."""
-    title, caption = escape(plot.title), escape(plot.caption)
-    return (
-        f'<figure>\n<figcaption><strong>{title}</strong> <span class="dim">{caption}</span>'
-        f"</figcaption>\n{plot.svg}\n</figure>"
-    )
+    return FIGURE.format(title=escape(plot.title), caption=escape(plot.caption), svg=plot.svg)
 
 
 def section(table: Table) -> str:
     """Return a table with its newest rows."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        found = zip(map(kind, table.columns), row, strict=True)
-        return "<tr>" + "".join(f"<{tag}{k}>{escape(cell)}</{tag}>" for k, cell in found) + "</tr>"
-
-    def kind(column: str) -> str:
-        names = {"number": column in table.numeric, "prose": column in PROSE}
-        return "".join(f' class="{name}"' for name, applies in names.items() if applies)
-
-    hidden = len(table.rows) - MOST_ROWS
-    more = f'<p class="dim">{hidden:,} before these are left out.</p>' if hidden > 0 else ""
-    rows = "\n".join(cells("td", row) for row in table.rows[-MOST_ROWS:])
-    return (
-        f'<h2>{escape(table.title)}</h2>\n<div class="table"><table>\n<thead>'
-        f"{cells('th', table.columns)}</thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>{more}"
+    hidden = len(table.rows) - MAX_ROWS
+    return SECTION.format(
+        title=escape(table.title),
+        head=cells("th", table, table.columns),
+        rows="\n".join(cells("td", table, row) for row in table.rows[-MAX_ROWS:]),
+        more=f'<p class="dim">{hidden:,} before these are left out.</p>' if hidden > 0 else "",
     )
+
+
+def cells(tag: str, table: Table, row: Sequence[str]) -> str:
+    """Return a row of a table; `tag`: th or td."""
+    drawn = ""
+    for column, text in zip(table.columns, row, strict=True):
+        classes = {"number": column in table.numeric, "prose": column in PROSE}
+        marks = "".join(f' class="{name}"' for name, applies in classes.items() if applies)
+        drawn += f"<{tag}{marks}>{escape(text)}</{tag}>"
+    return f"<tr>{drawn}</tr>"

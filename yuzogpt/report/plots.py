@@ -1,8 +1,8 @@
 """The plots of a report, and loss.png.
 
-In: a History and its Summary. Out: SVGs that take their text colour from the page around them. A
-long run is drawn in bins: their mean as a line, and behind it a band from lowest to highest that
-is never thinner than a line, so that a spike of one step is seen.
+The SVGs take their text colour from the page around them. A long run is drawn in bins: the mean of
+each as a line, and behind it a band from its lowest to its highest value. The band is never thinner
+than a line, so a spike of a single step shows.
 """
 
 import io
@@ -17,12 +17,12 @@ import numpy as np
 from yuzogpt.report.history import Column, Health, History, number
 from yuzogpt.report.summary import Summary
 
-if TYPE_CHECKING:  # a worker that trains draws nothing until the end
+if TYPE_CHECKING:  # imported late: a training worker draws only at the end
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
 BINS = 1000  # points of a line
-LAYER_BINS = 240  # points of each layer's
+LAYER_BINS = 240  # points of each layer's line
 BLUE, ORANGE, GREEN, RED = "#4385d6", "#e08133", "#30a46c", "#e5484d"  # on white and on black
 TEXT = "#010203"  # stands for the page's text colour
 SMALL = 9  # points: of legends
@@ -35,7 +35,7 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing with a title and what is to be known to read it."""
+    """A drawing with a title and a caption."""
 
     title: str
     caption: str
@@ -43,7 +43,7 @@ class Plot:
 
 
 def plots(history: History, summary: Summary) -> Iterator[Plot]:
-    """Draw all that there are numbers for."""
+    """Draw every plot that has numbers."""
     train, health = history.train, history.health
     if np.isfinite(train["loss"]).any() or len(history.evaluation["step"]):
         caption = "of each batch, of the val split's sample, and of the whole val split at the end"
@@ -89,25 +89,25 @@ def svg(draw: Draw) -> str:
         draw(figure.subplots())
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, dpi=150, metadata=NO_METADATA)
-    found = drawn.getvalue()
-    found = found[found.index("<svg") :].replace(TEXT, "currentColor")
-    found = re.sub(r'<g id="[^"]*">', "<g>", found)  # the same names in each: not twice in a page
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", found, count=1)
+    content = drawn.getvalue()
+    content = content[content.index("<svg") :].replace(TEXT, "currentColor")
+    content = re.sub(r'<g id="[^"]*">', "<g>", content)  # ids repeat: all plots have the same
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", content, count=1)
 
 
 @dataclass(frozen=True)
 class Binned:
-    """Values by step, in bins of about as many each."""
+    """Values by step, in bins of about equally many."""
 
     step: Column
     low: Column
     mean: Column
     high: Column
-    in_bin: int  # most values in a bin
+    in_bin: int  # largest number of values in a bin
 
 
 def binned(step: Column, values: Column, bins: int = BINS) -> Binned:
-    """Sort finite values into bins; as many bins as values, if those are few."""
+    """Sort finite values into at most `bins` bins; few values have a bin each."""
     finite = np.isfinite(step) & np.isfinite(values)
     step, values = step[finite], values[finite]
     if len(values) <= bins:
@@ -127,24 +127,24 @@ def draw_bins(
     axes: "Axes", step: Column, values: Column, label: str, *, bins: int = BINS
 ) -> Binned:
     """Draw one number over the steps."""
-    found = binned(step, values, bins)
-    if found.in_bin > 1:
-        axes.plot(*zigzag(found), color=BLUE, alpha=0.45, linewidth=0.8)
-        axes.set_xlabel(f"step (mean and range of {found.in_bin:,} each)")
-    width = 0.8 if found.in_bin == 1 else 1.2
-    axes.plot(found.step, found.mean, color=BLUE, linewidth=width, label=label)
-    return found
+    curve = binned(step, values, bins)
+    if curve.in_bin > 1:
+        axes.plot(*zigzag(curve), color=BLUE, alpha=0.45, linewidth=0.8)
+        axes.set_xlabel(f"step (mean and range of {curve.in_bin:,} each)")
+    width = 0.8 if curve.in_bin == 1 else 1.2
+    axes.plot(curve.step, curve.mean, color=BLUE, linewidth=width, label=label)
+    return curve
 
 
-def zigzag(found: Binned) -> tuple[Column, Column]:
-    """Go down and up once a bin: unlike a filled band, the strokes have a width of their own."""
-    return np.repeat(found.step, 2), np.stack([found.low, found.high], axis=1).ravel()
+def zigzag(curve: Binned) -> tuple[Column, Column]:
+    """Return a line from low to high in each bin: unlike a filled band, strokes have a width."""
+    return np.repeat(curve.step, 2), np.stack([curve.low, curve.high], axis=1).ravel()
 
 
 def draw_loss(axes: "Axes", history: History) -> None:
     """Draw training loss, the estimate of the val loss, and the whole-split val loss by step."""
     train, evaluation = history.train, history.evaluation
-    found = draw_bins(axes, train["step"], train["loss"], "train loss (one batch)")
+    curve = draw_bins(axes, train["step"], train["loss"], "train loss (one batch)")
     few = len(evaluation["step"]) <= BINS // 10
     axes.plot(
         evaluation["step"],
@@ -158,14 +158,14 @@ def draw_loss(axes: "Axes", history: History) -> None:
         loss = number(event.record, "val_loss")
         label = f"val loss, whole split: {loss:.4f}"
         axes.plot(event.step, loss, "*", color=GREEN, markersize=11, label=label)
-    # A spike far above all else would press the curve flat.
-    if len(found.mean) and found.low.min() > 0 and found.high.max() > 10 * np.median(found.mean):
+    # A single high spike would flatten the curve.
+    if len(curve.mean) and curve.low.min() > 0 and curve.high.max() > 10 * np.median(curve.mean):
         axes.set_yscale("log")
     finish(axes, "loss (nats per token)")
 
 
 def draw_gradient(axes: "Axes", history: History) -> None:
-    """Draw the gradient norm, and mark the steps that were skipped and those that stood out."""
+    """Draw the gradient norm, and mark skipped steps and spikes."""
     train = history.train
     draw_bins(axes, train["step"], train["grad_norm"], "gradient norm")
     for kind, colour, label in (("skip", RED, "skipped"), ("spike", ORANGE, "spike")):
@@ -193,13 +193,13 @@ def draw_learning_rate(axes: "Axes", history: History) -> None:
 
 
 def draw_throughput(axes: "Axes", history: History, summary: Summary) -> None:
-    """Draw tokens per second over wall time, with the time that was lost shaded."""
+    """Draw tokens per second over wall time, with lost time shaded."""
     from matplotlib.ticker import EngFormatter, ScalarFormatter
 
     large = (item for item in TIME_UNITS.items() if summary.wall >= 3 * item[1])
     name, unit = next(large, ("seconds", 1.0))
     elapsed = (history.train["time"] - summary.begin) / unit
-    # Attempt by attempt: nothing is drawn across the time between them.
+    # One line per attempt: none across the time between them.
     starts = [attempt.trains for attempt in summary.restarts]
     bins = max(1, BINS // len(summary.attempts))
     label = "tokens/s"
@@ -233,10 +233,10 @@ def draw_updates(axes: "Axes", health: Health) -> None:
     others = iter(range(len(health.layers)))
     for layer, values in zip(health.layers, health.numbers["update_to_weight"], strict=True):
         is_block = layer in blocks
-        found = binned(health.step, values, LAYER_BINS)
+        curve = binned(health.step, values, LAYER_BINS)
         colour = depths[blocks.index(layer)] if is_block else (RED, ORANGE, BLUE)[next(others) % 3]
         axes.plot(
-            *(zigzag(found) if found.in_bin > 1 else (found.step, found.mean)),
+            *(zigzag(curve) if curve.in_bin > 1 else (curve.step, curve.mean)),
             color=colour,
             linewidth=0.9,
             linestyle="-" if is_block else "--",

@@ -1,7 +1,7 @@
 """`yuzogpt report`: a run's metrics.jsonl -> the terminal, and one HTML file.
 
-In: a run's directory, of a run that ended, was killed or goes on. Out: text and report.html. Reads
-the run and changes nothing of it; needs neither torch nor ray.
+The run may be finished, killed or still running. The report changes none of its files, and needs
+neither torch nor ray.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.run_storage import LocalStorage, RunStorage
 from yuzogpt.storage.untrusted import open_regular
 
-HEAD_BYTES = 4096  # of a page, which say whose it is
+HEAD_BYTES = 4096  # of a page, by which it is recognised
 
 
 def write(run: RunStorage, html: Path | None) -> str:
@@ -29,7 +29,7 @@ def write(run: RunStorage, html: Path | None) -> str:
         raise UserError(f"--html={html}: not the name of a page; let it end in .html")
     if html and not html.parent.is_dir():
         raise UserError(f"--html={html}: {html.parent} is not a directory")
-    refuse_foreign(file)
+    check_replaceable(file)
     metrics = run.local / runs.METRICS
     if not metrics.is_file():
         raise UserError(f"{name}: no run here (no {runs.METRICS}); give the out_dir of a run")
@@ -37,19 +37,17 @@ def write(run: RunStorage, html: Path | None) -> str:
     if history is None:
         raise UserError(f"{name}: no run here (no {runs.METRICS} with a whole record in it)")
     summary = summarize(run.local, history)
-    known = tables.facts(summary)
-    found = [
-        *tables.benchmarks(read_records(run.local / runs.EVALUATIONS)),
-        *tables.tables(summary),
-    ]
-    terminal.show(tables.plain(summary.name), known, found)
-    write_durably(file.local, page(summary, known, found, plots(history, summary)).encode())
+    facts = tables.facts(summary)
+    evaluations = read_records(run.local / runs.EVALUATIONS)
+    shown = [*tables.benchmarks(evaluations), *tables.tables(summary)]
+    terminal.show(tables.plain(summary.name), facts, shown)
+    write_durably(file.local, page(summary, facts, shown, plots(history, summary)).encode())
     file.upload()
     return file.display_name
 
 
-def refuse_foreign(file: RunStorage) -> None:
-    """Raise UserError if there is a file of the user's where the page is to be."""
+def check_replaceable(file: RunStorage) -> None:
+    """Raise UserError if the page would replace a file that is not a report's page."""
     name = file.display_name
     try:
         with open_regular(file.local, name) as page_file:

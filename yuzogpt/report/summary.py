@@ -1,12 +1,12 @@
-"""What a run's history adds up to: its state, its restarts, and the time that was productive.
+"""Summarizes a run's history: its state, its restarts, and its productive time.
 
-In: a History. Out: `Summary`, plain numbers. Next on the line: tables.py and plots.py.
+Next on the line: tables.py and plots.py.
 
 Wall time is from the first `start` to the last record. A restart loses the time from the last train
 or evaluation record before it that was kept to the first train record after it, less what those
-steps usually take: the death, the wait, the start, and the steps that were done again. The start-up
-before the first step is lost likewise. All other time is productive, evaluations and checkpoints
-included.
+steps usually take: the failure, the wait, the start, and the steps that were done again. The
+start-up before the first step is lost, too. All other time is productive, evaluations and
+checkpoints included.
 """
 
 import math
@@ -18,24 +18,24 @@ from typing import Any
 import numpy as np
 import yaml
 
-from yuzogpt.report.history import Column, Event, History, number, words
+from yuzogpt.report.history import Column, Event, History, number, text
 from yuzogpt.runs.directory import SETTINGS
 from yuzogpt.runs.event_log import Record
 from yuzogpt.storage.untrusted import DamagedFile, read_file
 
 MAX_SETTINGS_BYTES = 2**20
 START_UP = "start-up"
-RESUMING = "resuming at step "  # how versions without `start` records told of one
-DEAD_WORKER = "!!! worker"  # how versions without `failure` records told of one
+RESUMING = "resuming at step "  # the notice of versions without `start` records
+DEAD_WORKER = "!!! worker"  # the notice of versions without `failure` records
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one (re)start of the loop cost."""
+    """One start of the training loop, and the time that it cost."""
 
-    started: float  # when
+    started: float  # time
     trains: int  # train records before it
-    step: int  # from which it went on
+    step: int  # at which it resumed
     causes: list[Event]  # failures and stops since the attempt before
     redone_steps: int | None  # None: an older version did not say
     redone_tokens: int | None
@@ -44,18 +44,17 @@ class Attempt:
 
     @property
     def cause(self) -> str:
-        """Why there was another attempt, in as few words as causes are added up by."""
-        found = dict.fromkeys(
-            words(event.record, "reason")
-            or ("stopped" if event.kind == "stop" else "worker failed")
+        """Why there was another attempt, in the few words by which time is added up."""
+        causes = dict.fromkeys(
+            text(event.record, "reason") or ("stopped" if event.kind == "stop" else "worker failed")
             for event in self.causes
         )
-        return " + ".join(found) or "started again"
+        return " + ".join(causes) or "started again"
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What writing checkpoints cost."""
+    """The time and bytes of checkpoints."""
 
     count: int
     median_stall: float  # seconds that training stood still
@@ -67,7 +66,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is to be said of a run."""
+    """The facts and figures of a run."""
 
     name: str
     settings: dict[str, Any]  # as in settings.yaml; empty if there is none
@@ -121,8 +120,8 @@ class Summary:
 
 
 def summarize(run: Path, history: History) -> Summary:
-    """Add up a run's history."""
-    train, starts = history.train, starts_of(history)
+    """Summarize a run's history."""
+    train, starts = history.train, find_starts(history)
     real_starts = history.of_kind("start")
     last_start = real_starts[-1].record if real_starts else {}
     pace = seconds_per_step(history, starts)
@@ -133,32 +132,32 @@ def summarize(run: Path, history: History) -> Summary:
     return Summary(
         name=run.name,
         settings=read_settings(run / SETTINGS),
-        model=told(history, "model: "),
-        parallel=words(last_start, "parallel"),
-        workers=count_of(last_start, "workers"),
-        state=state_of(history),
+        model=last_notice(history, "model: "),
+        parallel=text(last_start, "parallel"),
+        workers=count(last_start, "workers"),
+        state=final_state(history),
         step=int(max([0, *last_steps])),
         tokens=int(np.nansum(steps_of_each * train["tokens_per_step"])),
         begin=starts[0].time,
         end=history.end,
-        attempts=attempts_of(history, starts, pace),
+        attempts=find_attempts(history, starts, pace),
         tokens_per_second=median(train["tokens_per_second"]),
         clip_rate=weighted_mean(train["clip_rate"], steps_of_each),
         final={name: number(finals[-1].record, name) for name in losses} if finals else {},
         best_estimate=best_estimate(history),
         evaluations=len(history.evaluation["step"]),
         evaluation_seconds=evaluation_seconds(history, pace),
-        checkpoints=checkpoints_of(history.of_kind("checkpoint")),
+        checkpoints=summarize_checkpoints(history.of_kind("checkpoint")),
         skips=history.of_kind("skip"),
         spikes=history.of_kind("spike"),
         network=history.of_kind("network"),
     )
 
 
-def starts_of(history: History) -> list[Event]:
-    """Return the event that began each attempt; the first is the run's first record if need be.
+def find_starts(history: History) -> list[Event]:
+    """Return the event that began each attempt; without one, the first begins with the run.
 
-    A notice of resuming counts where no `start` record stands beside it, and steps follow.
+    A notice of resuming counts if no `start` record stands beside it and steps follow.
     """
     recorded = {event.trains for event in history.of_kind("start")}
     starts = [
@@ -166,7 +165,7 @@ def starts_of(history: History) -> list[Event]:
         for event in history.events
         if event.kind == "start"
         or (
-            text_of(event).startswith(RESUMING)
+            notice_text(event).startswith(RESUMING)
             and event.trains not in recorded
             and event.trains < len(history.train["step"])
         )
@@ -185,36 +184,36 @@ def seconds_per_step(history: History, starts: list[Event]) -> float:
             within[start.trains - 1] = False
     steps = np.diff(train["step"])
     paces = np.diff(train["time"])[within & (steps > 0)] / steps[within & (steps > 0)]
-    if not len(paces):  # too few records: what the throughput says
+    if not len(paces):  # too few records: take the throughput
         with np.errstate(divide="ignore", invalid="ignore"):
             paces = train["tokens_per_step"] / train["tokens_per_second"]
-    found = median(paces)
-    return 0.0 if math.isnan(found) else found
+    pace = median(paces)
+    return 0.0 if math.isnan(pace) else pace
 
 
-def attempts_of(history: History, starts: list[Event], pace: float) -> list[Attempt]:
-    """Say what each attempt cost until its first train record, or its end if it has none."""
+def find_attempts(history: History, starts: list[Event], pace: float) -> list[Attempt]:
+    """Return what each attempt cost until its first train record, or its end if it has none."""
     train = history.train
-    causes = [[], *(causes_of(history, before, start) for before, start in pairwise(starts))]
-    # Where each attempt's lost time begins: with the last that was kept of the one before.
+    causes = [[], *(find_causes(history, before, start) for before, start in pairwise(starts))]
+    # Where each attempt's lost time begins: at the last record that the one before kept.
     begins = [(starts[0].time, starts[0].step)]
-    for (before, start), found in zip(pairwise(starts), causes[1:], strict=True):
+    for (before, start), failures in zip(pairwise(starts), causes[1:], strict=True):
         last = start.trains - 1
         if start.trains > before.trains:
-            looked = history.evaluation["time"][history.evaluation["trains"] == start.trains]
-            # Looking at the validation loss after that step was not in vain.
-            done = [time for time in looked if time < start.time]
-            begins.append((float(max([train["time"][last], *done])), int(train["step"][last])))
-        else:  # that one did not get as far
-            begins.append((found[0].time if found else start.time, start.step))
+            times = history.evaluation["time"][history.evaluation["trains"] == start.trains]
+            # Evaluations after that step were productive.
+            kept = [time for time in times if time < start.time]
+            begins.append((float(max([train["time"][last], *kept])), int(train["step"][last])))
+        else:  # the attempt before made no step
+            begins.append((failures[0].time if failures else start.time, start.step))
     ends = [*(begin for begin, _ in begins[1:]), history.end]
     counts = [*(start.trains for start in starts[1:]), len(train["step"])]
     attempts = []
-    for start, found, (begin, step), end, count in zip(
+    for start, failures, (begin, step), end, records in zip(
         starts, causes, begins, ends, counts, strict=True
     ):
         lost = end - begin
-        if start.trains < count:
+        if start.trains < records:
             first = start.trains
             lost = train["time"][first] - begin - (train["step"][first] - step) * pace
         attempts.append(
@@ -222,8 +221,8 @@ def attempts_of(history: History, starts: list[Event], pace: float) -> list[Atte
                 started=start.time,
                 trains=start.trains,
                 step=start.step,
-                causes=found,
-                redone_steps=count_of(start.record, "redone_steps"),
+                causes=failures,
+                redone_steps=count(start.record, "redone_steps"),
                 redone_tokens=redone_tokens(start.record),
                 lost_from=begin,
                 lost_seconds=max(0.0, float(lost)),
@@ -233,19 +232,19 @@ def attempts_of(history: History, starts: list[Event], pace: float) -> list[Atte
 
 
 def redone_tokens(start: Record) -> int | None:
-    """Return the tokens of the steps done again; by the last batch, where they were not counted."""
-    counted = count_of(start, "redone_tokens")
-    steps, tokens = count_of(start, "redone_steps"), count_of(start, "tokens_per_step")
+    """Return the tokens of the steps done again, estimated by the last batch if not recorded."""
+    counted = count(start, "redone_tokens")
+    steps, tokens = count(start, "redone_steps"), count(start, "tokens_per_step")
     return steps * tokens if counted is None and steps is not None and tokens else counted
 
 
-def count_of(record: Record, name: str) -> int | None:
-    """Return a count of a record; None if there is none."""
+def count(record: Record, name: str) -> int | None:
+    """Return a count of a record; None if it is missing."""
     value = number(record, name)
     return int(value) if value >= 0 else None
 
 
-def causes_of(history: History, before: Event, start: Event) -> list[Event]:
+def find_causes(history: History, before: Event, start: Event) -> list[Event]:
     """Return the failures and stops since the attempt before, and since its last train record."""
     causes: list[Event] = []
     for event in history.events:
@@ -253,28 +252,28 @@ def causes_of(history: History, before: Event, start: Event) -> list[Event]:
             break
         if event is before:
             causes = []
-        is_failure = event.kind == "failure" or text_of(event).startswith(DEAD_WORKER)
+        is_failure = event.kind == "failure" or notice_text(event).startswith(DEAD_WORKER)
         if event.trains == start.trains and (is_failure or event.kind == "stop"):
             causes.append(event)
     return causes
 
 
-def state_of(history: History) -> str:
-    """Say how a run ended, if it did: by what stands after its last step and start."""
+def final_state(history: History) -> str:
+    """Return how a run ended, by the records after its last step and start."""
     for event in reversed(history.events):
         if event.trains < len(history.train["step"]) or event.kind == "start":
             break
         if event.kind == "final":
             return "finished"
         if event.kind == "failure" and "reason" in event.record:  # not a worker's
-            return f"{words(event.record, 'reason')}: {words(event.record, 'text')}"
+            return f"{text(event.record, 'reason')}: {text(event.record, 'text')}"
         if event.kind == "stop":
-            return f"stopped ({words(event.record, 'reason') or 'no reason given'})"
+            return f"stopped ({text(event.record, 'reason') or 'no reason given'})"
     return "not finished"
 
 
 def evaluation_seconds(history: History, pace: float) -> float:
-    """Return about how long evaluations took: from the train record before to their own."""
+    """Estimate how long evaluations took: from the train record before to their own."""
     train, evaluation = history.train, history.evaluation
     seconds = 0.0
     for step, time, trains in zip(
@@ -286,8 +285,8 @@ def evaluation_seconds(history: History, pace: float) -> float:
     return float(seconds)
 
 
-def checkpoints_of(events: list[Event]) -> Checkpoints | None:
-    """Add up checkpoints; None if there is no record of one."""
+def summarize_checkpoints(events: list[Event]) -> Checkpoints | None:
+    """Summarize the records of checkpoints; None if there are none."""
     if not events:
         return None
     stall, write, size = (
@@ -313,20 +312,20 @@ def best_estimate(history: History) -> tuple[int, float] | None:
     return int(history.evaluation["step"][best]), float(losses[best])
 
 
-def text_of(event: Event) -> str:
-    """Return what a notice says; nothing for other events."""
-    return words(event.record, "text") if event.kind == "notice" else ""
+def notice_text(event: Event) -> str:
+    """Return the text of a notice; empty for other events."""
+    return text(event.record, "text") if event.kind == "notice" else ""
 
 
-def told(history: History, beginning: str) -> str:
-    """Return the rest of the last notice that begins like this."""
-    texts = [text_of(event) for event in history.events]
-    found = [text.removeprefix(beginning) for text in texts if text.startswith(beginning)]
-    return found[-1] if found else ""
+def last_notice(history: History, beginning: str) -> str:
+    """Return the rest of the last notice with this beginning; empty if there is none."""
+    texts = [notice_text(event) for event in history.events]
+    rests = [text.removeprefix(beginning) for text in texts if text.startswith(beginning)]
+    return rests[-1] if rests else ""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read settings.yaml; nothing if it is not there or damaged."""
+    """Read settings.yaml; empty if it is missing or damaged."""
     try:
         content = yaml.safe_load(read_file(path, MAX_SETTINGS_BYTES).decode(errors="replace"))
     except (OSError, DamagedFile, yaml.YAMLError, ValueError, OverflowError, RecursionError):
@@ -335,12 +334,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def median(values: Column) -> float:
-    """Return the median of what is there; NaN of nothing."""
+    """Return the median of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else math.nan
 
 
 def weighted_mean(values: Column, weights: Column) -> float:
-    """Return the mean of what is there; NaN of nothing."""
-    there = np.isfinite(values) & (weights > 0)
-    return float(np.average(values[there], weights=weights[there])) if there.any() else math.nan
+    """Return the mean of the finite values; NaN if there are none."""
+    known = np.isfinite(values) & (weights > 0)
+    return float(np.average(values[known], weights=weights[known])) if known.any() else math.nan

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import remote
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.config.resolve import to_yaml
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.runs.event_log import append_record
@@ -140,8 +140,7 @@ def has_checkpoints(run: RunStorage) -> bool:
 def write_settings(settings: TrainSettings, run: RunStorage, state: str) -> None:
     """Write settings.yaml, which the same command accepts as its configuration."""
     # Without --overwrite: to train from this file again must not delete the run.
-    section = settings.run.model_copy(update={"overwrite": False})
-    content = SIGNATURE + state + to_yaml(settings.model_copy(update={"run": section}))
+    content = SIGNATURE + state + to_yaml(with_changes(settings, {"run.overwrite": False}))
     (run / SETTINGS).write(content.encode())
 
 

@@ -18,9 +18,14 @@ from yuzogpt.checkpoints.pretrained import (
 )
 from yuzogpt.checkpoints.resolve import resolve_model, shape_of
 from yuzogpt.checkpoints.select import OnCorrupt
-from yuzogpt.config import ModelSettings, Part, TrainSettings
+from yuzogpt.config import ModelSettings, Part, TrainSettings, with_changes
 from yuzogpt.config.resolve import changed_frozen
-from yuzogpt.config.schedule import check_learning_rates, decaying_again, first_change, way_on
+from yuzogpt.config.schedule import (
+    check_learning_rates,
+    continuation_hint,
+    first_changed_step,
+    redecay_flag,
+)
 from yuzogpt.data.batches import check_split_length
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
@@ -95,7 +100,7 @@ def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
 
 def finished_line(settings: TrainSettings) -> str:
     """Return the line for a run that has nothing left to do."""
-    ways = f"{way_on(settings.schedule)}; --overwrite starts from scratch"
+    ways = f"{continuation_hint(settings.schedule)}; --overwrite starts from scratch"
     return f"{settings.run.out_dir}: finished; {ways}"
 
 
@@ -142,10 +147,9 @@ def with_recorded_start(settings: TrainSettings, checkpoint: Checkpoint) -> Trai
     """
     first = checkpoint.setting("run", "init_from", str)
     init_from = first if settings.run.init_from == "resume" else settings.run.init_from
-    run = settings.run.model_copy(update={"init_from": init_from})
     if first != "scratch":
         settings = with_model_shape(settings, shape_of(checkpoint))
-    return settings.model_copy(update={"run": run})
+    return with_changes(settings, {"run.init_from": init_from})
 
 
 def with_model_shape(settings: TrainSettings, shape: ModelSettings) -> TrainSettings:
@@ -164,14 +168,14 @@ def check_frozen_settings(
     if settings.evaluation.eval_only:  # which compares with nothing
         differences = [d for d in differences if not d.startswith("evaluation.val_part")]
     steps, peak = checkpoint.state.step, settings.optimizer.learning_rate
-    changed = first_change(old.get("schedule", {}), peak, settings.schedule, steps)
+    changed = first_changed_step(old.get("schedule", {}), peak, settings.schedule, steps)
     if changed is None:  # later steps may have other learning rates
         differences = [d for d in differences if not d.startswith("schedule.")]
     elif any(d.startswith("schedule.") for d in differences) and (
         settings.schedule.max_iters > steps
     ):
         before = old["schedule"].get("redecay", "")
-        again = decaying_again(before, steps, settings.schedule.max_iters)
+        again = redecay_flag(before, steps, settings.schedule.max_iters)
         differences.append(
             f"the learning rate of steps already made, from step {changed} on; to decay again, "
             f"{again}"
@@ -245,8 +249,7 @@ def check_vocabulary(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSe
             f"--vocab_size={settings.model.vocab_size}: the corpus {corpus.manifest.corpus} has "
             f"{size} tokens; leave vocab_size out to take the corpus's"
         )
-    model = settings.model.model_copy(update={"vocab_size": size})
-    return settings.model_copy(update={"model": model})
+    return with_changes(settings, {"model.vocab_size": size})
 
 
 def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSettings:

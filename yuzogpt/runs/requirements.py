@@ -36,7 +36,7 @@ def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None
     if resume:
         least = int(resume.state.batch.get("rows", settings.batch.rows_at(resume.state.step)))
     if least < workers:
-        flag = "batch_size" if least == settings.batch.global_rows else "start_rows"
+        flag = "batch_size" if least == settings.batch.global_rows else "batch_start_rows"
         raise UserError(
             f"a global batch of {least} rows is too small for {workers} workers; raise --{flag}"
         )
@@ -44,7 +44,7 @@ def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None
     if grows and least < 2 * workers:  # one gradient alone shows no noise
         raise UserError(
             f"batch_schedule=noise: {workers} workers need {2 * workers} rows to measure it; raise "
-            f"--start_rows={least}"
+            f"--batch_start_rows={least}"
         )
 
 

@@ -1,7 +1,7 @@
-"""One request on its way: places, deadline, pieces, and a client that may go at any time.
+"""The HTTP response to a completion request, whole or as server-sent events.
 
-In: a checked request. Out: an HTTP answer, whole or as server-sent events. The request's places are
-free again as soon as it ends, in whichever way.
+The request takes up capacity of the engine until it finishes, its deadline passes or its client
+disconnects.
 """
 
 import asyncio
@@ -14,23 +14,22 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from yuzogpt.inference.requests import Event
-from yuzogpt.serving.access import CLIENT_WENT, OUTCOME
+from yuzogpt.serving.access import CLIENT_CLOSED_REQUEST, OUTCOME_KEY
 from yuzogpt.serving.completions import Completion, to_requests
-from yuzogpt.serving.errors import JSON, APIError, to_json
+from yuzogpt.serving.errors import APIError, SafeJSONResponse, to_json
 from yuzogpt.serving.metrics import Metrics
 from yuzogpt.serving.model_slot import ModelManager
 from yuzogpt.serving.protocol import CompletionRequest
 
-LAST_WORDS = 5.0  # seconds to take what is said when nothing is computed any more
+FINAL_SEND_TIMEOUT_S = 5.0  # for a client to read the rest after all tokens are computed
 
 
-class Answer(Response):
-    """The answer to a completion request."""
+class CompletionResponse(Response):
+    """Runs a completion request and sends its tokens."""
 
-    def __init__(self, wanted: CompletionRequest, serving: ModelManager, metrics: Metrics) -> None:
-        """Nothing is done before it is sent."""
-        self.wanted = wanted
-        self.serving = serving
+    def __init__(self, request: CompletionRequest, manager: ModelManager, metrics: Metrics) -> None:
+        self.request = request
+        self.manager = manager
         self.metrics = metrics
         self.background = None
         self.status_code = 200
@@ -38,99 +37,101 @@ class Answer(Response):
         self.last_token: dict[int, float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, unless the client goes before the end."""
-        answering = asyncio.create_task(self._answer(scope, receive, send))
-        going = asyncio.create_task(gone(receive))
+        """Respond, until the client disconnects."""
+        response = asyncio.create_task(self._respond(scope, receive, send))
+        disconnect = asyncio.create_task(wait_for_disconnect(receive))
         try:
-            await asyncio.wait({answering, going}, return_when=asyncio.FIRST_COMPLETED)
-            scope[OUTCOME].status = await answering if answering.done() else CLIENT_WENT
+            await asyncio.wait({response, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            status = await response if response.done() else CLIENT_CLOSED_REQUEST
+            scope[OUTCOME_KEY].status = status
         finally:
-            await cancelled(answering)
-            await cancelled(going)
+            await cancel(response)
+            await cancel(disconnect)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """Compute and send; return how it ended, as a status."""
-        settings = self.serving.settings
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """Compute and send; return the outcome as a status."""
+        settings = self.manager.settings
         slide = settings.served.context_overflow == "slide"
-        with self.serving.now.in_use() as served:
-            tokenizer = served.engine.tokenizer
+        with self.manager.current.in_use() as model:
+            tokenizer = model.engine.tokenizer
             requests = await asyncio.to_thread(
-                to_requests, self.wanted, tokenizer, settings.limits, slide
+                to_requests, self.request, tokenizer, settings.limits, slide
             )
-            with served.driver.call(requests) as call:
+            with model.engine_loop.call(requests) as call:
                 completion = Completion(
-                    self.wanted, requests, tokenizer, self.serving.name, served.fingerprint
+                    self.request, requests, tokenizer, self.manager.name, model.fingerprint
                 )
                 self.metrics.prompt_tokens.inc(completion.usage()["prompt_tokens"])
-                pieces, refusal = self._pieces(served.driver.events(call), completion), None
-                if self.wanted.stream:
-                    refusal = await self._send_pieces(send, pieces)
+                events = model.engine_loop.events(call)
+                chunks, error = self._chunks(events, completion), None
+                if self.request.stream:
+                    error = await self._send_stream(send, chunks)
                 else:
-                    async with self._in_time():
-                        async for _ in pieces:
+                    async with self._within_deadline():
+                        async for _ in chunks:
                             pass
-        # Its places are free: who does not read takes nothing from others.
+        # From here on the request takes up no capacity: a slow reader does not delay others.
         try:
-            async with asyncio.timeout(max(LAST_WORDS, self._time_left())):
-                if self.wanted.stream:
-                    await self._send_end(send, completion, refusal)
-                    return refusal.status_code if refusal else 200
-                await JSON(completion.whole())(scope, receive, send)
+            async with asyncio.timeout(max(FINAL_SEND_TIMEOUT_S, self._time_left())):
+                if self.request.stream:
+                    await self._end_stream(send, completion, error)
+                    return error.status_code if error else 200
+                await SafeJSONResponse(completion.whole())(scope, receive, send)
         except TimeoutError:
-            return CLIENT_WENT
+            return CLIENT_CLOSED_REQUEST
         return 200
 
-    async def _pieces(
+    async def _chunks(
         self, events: AsyncIterator[tuple[int, Event]], completion: Completion
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield what a stream says."""
+        """Yield the chunks of a stream; complete the response on the way."""
         async for choice, event in events:
             self._measure(choice, event)
-            if piece := completion.add(choice, event):
-                yield piece
+            if chunk := completion.add(choice, event):
+                yield chunk
         self.metrics.request.observe(time.monotonic() - self.started)
 
     @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        """Refuse what is not done by its deadline, be it a client that does not read."""
+    async def _within_deadline(self) -> AsyncIterator[None]:
+        """Raise APIError at the deadline, also if it is the client that is slow to read."""
         try:
             async with asyncio.timeout(self._time_left()):
                 yield
         except TimeoutError:
-            deadline = self.serving.settings.limits.deadline
+            deadline = self.manager.settings.limits.deadline
             raise APIError(504, f"not done within {deadline:g} s", code="timeout") from None
 
     def _time_left(self) -> float:
-        return self.started + self.serving.settings.limits.deadline - time.monotonic()
+        return self.started + self.manager.settings.limits.deadline - time.monotonic()
 
-    async def _send_pieces(
-        self, send: Send, pieces: AsyncIterator[dict[str, Any]]
+    async def _send_stream(
+        self, send: Send, chunks: AsyncIterator[dict[str, Any]]
     ) -> APIError | None:
-        """Send a stream's head and pieces; return why it ended early, if it did."""
+        """Send a stream's head and chunks; return the error that ended it early, if any."""
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),  # nginx in front would hold the stream back
+            (b"x-accel-buffering", b"no"),  # otherwise nginx buffers the stream
         ]
         try:
-            async with self._in_time():
+            async with self._within_deadline():
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                async for piece in pieces:
-                    await send_event(send, piece)
-        except APIError as refusal:  # too late for a status
-            return refusal
+                async for chunk in chunks:
+                    await send_event(send, chunk)
+        except APIError as error:  # too late for a status
+            return error
         return None
 
-    async def _send_end(self, send: Send, completion: Completion, refusal: APIError | None) -> None:
-        options = self.wanted.stream_options
-        if refusal:
-            await send_event(send, refusal.body())
+    async def _end_stream(self, send: Send, completion: Completion, error: APIError | None) -> None:
+        options = self.request.stream_options
+        if error:
+            await send_event(send, error.body())
         elif options and options.include_usage:
-            await send_event(send, completion.last())
+            await send_event(send, completion.usage_chunk())
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _measure(self, choice: int, event: Event) -> None:
-        if event.token is None or event.of_prompt:
+        if event.token is None or event.is_prompt:
             return
         now = time.monotonic()
         self.metrics.new_tokens.inc()
@@ -147,13 +148,13 @@ async def send_event(send: Send, content: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def gone(receive: Receive) -> None:
-    """Wait until the client has gone."""
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def cancelled(task: "asyncio.Task[Any]") -> None:
+async def cancel(task: "asyncio.Task[Any]") -> None:
     """Cancel a task, and wait until it has cleaned up."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):

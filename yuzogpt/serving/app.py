@@ -1,13 +1,11 @@
-"""The service: OpenAI's completions, what it serves, how it is, and a page to try it on.
+"""The HTTP service as an ASGI app. uvicorn runs it in one process, Ray Serve on many.
 
-In: settings. Out: an ASGI app, which uvicorn runs in one process and Ray Serve on many.
-
-    POST /v1/completions     protocol.py: what may be asked; completions.py: what is answered
-    GET  /v1/models          what is served: its step, its arithmetic, its limits
-    GET  /healthz            200 while the engine works
-    GET  /metrics            Prometheus
-    GET  /v1/run             the loss curve of the run that is served
-    GET  /                   the page
+POST /v1/completions     OpenAI's completions: protocol.py, completions.py
+GET  /v1/models          the served model: its step, dtype and limits
+GET  /healthz            200 while the engine works
+GET  /metrics            Prometheus
+GET  /v1/run             the loss curve of the served run
+GET  /                   the page
 """
 
 import asyncio
@@ -25,19 +23,18 @@ from starlette.responses import PlainTextResponse, Response
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import UserError
-from yuzogpt.serving import metrics
-from yuzogpt.serving.access import CLIENT_WENT, AuthMiddleware
-from yuzogpt.serving.answer import Answer
-from yuzogpt.serving.errors import JSON, APIError, error_body
+from yuzogpt.serving.access import CLIENT_CLOSED_REQUEST, AuthMiddleware
+from yuzogpt.serving.answer import CompletionResponse
+from yuzogpt.serving.errors import APIError, SafeJSONResponse, error_body
 from yuzogpt.serving.loss_curve import LossCurve
-from yuzogpt.serving.metrics import Metrics
-from yuzogpt.serving.model_slot import LoadedModel, ModelManager
-from yuzogpt.serving.protocol import read_request
+from yuzogpt.serving.metrics import CONTENT_TYPE, Metrics, merge
+from yuzogpt.serving.model_slot import ModelManager
+from yuzogpt.serving.protocol import parse_request
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
-READ = ["GET", "HEAD"]
-# The page asks nobody but this server for anything.
+READ_METHODS = ["GET", "HEAD"]
+# The page may load and send data only from and to this server.
 PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -48,35 +45,34 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-Texts = Callable[[str], Awaitable[Mapping[str, str]]]
+# From this replica's metrics to those of every replica, by name.
+GatherMetrics = Callable[[str], Awaitable[Mapping[str, str]]]
 
 
 def build(
     settings: ServeSettings,
     keys: Sequence[bytes] = (),
-    of_all_replicas: Texts | None = None,
+    gather_metrics: GatherMetrics | None = None,
 ) -> FastAPI:
-    """Return the app; its model is loaded when it starts.
-
-    `keys`: SHA-256 of those who may ask; `of_all_replicas`: from this one's metrics to those of
-    each.
-    """
-    serving, numbers = ModelManager(settings), Metrics()
-    curve = LossCurve(settings.served.model)
+    """Return the app; its model is loaded when it starts. `keys`: SHA-256 of the API keys."""
+    manager, metrics = ModelManager(settings), Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with serving.at_work():
-            app.state.serving = serving
+        async with manager.running():
+            app.state.manager = manager
             yield
 
-    # No /docs: FastAPI's would load scripts from elsewhere.
+    # No /docs: FastAPI's page would load scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    most = settings.replicas.span()[1]
     app.add_middleware(
-        AuthMiddleware, keys=keys, limits=settings.limits, replicas=most, requests=numbers.requests
+        AuthMiddleware,
+        keys=keys,
+        limits=settings.limits,
+        replicas=settings.replicas.span()[1],
+        request_counter=metrics.requests,
     )
-    if settings.http.allowed_origins:  # outermost: a browser asks before it sends a key
+    if settings.http.allowed_origins:  # outermost: a browser's preflight request has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.http.allowed_origins,
@@ -84,63 +80,76 @@ def build(
             allow_headers=["*"],
             expose_headers=["Retry-After"],
         )
-    answer_mistakes(app)
+    add_error_handlers(app)
+    add_openai_routes(app, manager, metrics)
+    add_status_routes(app, manager, metrics, gather_metrics)
+    for path, name in PAGE_FILES.items():
+        app.add_api_route(path, page_file(PAGE / name), methods=READ_METHODS)
+    app.state.metrics_text = lambda: metrics_text(metrics, manager)
+    return app
+
+
+def add_openai_routes(app: FastAPI, manager: ModelManager, metrics: Metrics) -> None:
+    """Add OpenAI's API: completions and models."""
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        wanted = read_request(await request.body(), request.headers.get("content-type", ""))
-        if wanted.model != serving.name:
+        body = parse_request(await request.body(), request.headers.get("content-type", ""))
+        if body.model != manager.name:
             raise APIError(
                 404,
-                f"model {wanted.model!r} is not served here; {serving.name!r} is",
+                f"model {body.model!r} is not served here; {manager.name!r} is",
                 param="model",
                 code="model_not_found",
             )
-        return Answer(wanted, serving, numbers)
+        return CompletionResponse(body, manager, metrics)
 
     @app.post("/v1/chat/completions")
     async def chat() -> Response:
         raise APIError(
             404,
-            "chat completions are not served yet; send the text to go on with, as `prompt`, to "
+            "chat completions are not supported; send the text to continue, as `prompt`, to "
             "/v1/completions",
         )
 
-    @app.api_route("/v1/models", methods=READ)
+    @app.api_route("/v1/models", methods=READ_METHODS)
     async def models() -> Response:
-        return JSON({"object": "list", "data": [describe(serving, serving.now)]})
+        return SafeJSONResponse({"object": "list", "data": [describe(manager)]})
 
-    @app.api_route("/v1/models/{name:path}", methods=READ)
+    @app.api_route("/v1/models/{name:path}", methods=READ_METHODS)
     async def model(name: str) -> Response:
-        if name != serving.name:
+        if name != manager.name:
             raise APIError(404, f"model {name!r} is not served here", code="model_not_found")
-        return JSON(describe(serving, serving.now))
+        return SafeJSONResponse(describe(manager))
 
-    @app.api_route("/healthz", methods=READ)
+
+def add_status_routes(
+    app: FastAPI, manager: ModelManager, metrics: Metrics, gather_metrics: GatherMetrics | None
+) -> None:
+    """Add what watches the service: health, metrics, the loss curve."""
+    curve = LossCurve(manager.settings.served.model)
+
+    @app.api_route("/healthz", methods=READ_METHODS)
     async def healthz() -> Response:
-        if serving.now.driver.failure:
+        if manager.current.engine_loop.failure:
             raise APIError(503, "the engine has failed")
-        return JSON({"status": "ok"})
+        return SafeJSONResponse({"status": "ok"})
 
-    @app.api_route("/metrics", methods=READ)
+    @app.api_route("/metrics", methods=READ_METHODS)
     async def prometheus() -> Response:
-        text = text_of(numbers, serving)
-        if of_all_replicas:
-            text = metrics.merge(await of_all_replicas(text))
-        return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
+        text = metrics_text(metrics, manager)
+        if gather_metrics:
+            text = merge(await gather_metrics(text))
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
-    @app.api_route("/v1/run", methods=READ)
+    @app.api_route("/v1/run", methods=READ_METHODS)
     async def run() -> Response:
-        return JSON({**await asyncio.to_thread(curve.read), "step": serving.now.step})
-
-    for path, name in PAGE_FILES.items():
-        app.add_api_route(path, page_file(PAGE / name), methods=READ)
-    app.state.metrics_text = lambda: text_of(numbers, serving)
-    return app
+        points = await asyncio.to_thread(curve.read)
+        return SafeJSONResponse({**points, "step": manager.current.step})
 
 
 def page_file(path: Path) -> Callable[[], Awaitable[Response]]:
-    """Return the handler that sends a file of the page: from memory, as anybody may ask for it."""
+    """Return the handler that sends a file of the page, from memory: the path needs no key."""
     content, kind = path.read_bytes(), guess_type(path.name)[0]
 
     async def send() -> Response:
@@ -149,21 +158,22 @@ def page_file(path: Path) -> Callable[[], Awaitable[Response]]:
     return send
 
 
-def describe(serving: ModelManager, served: LoadedModel) -> dict[str, Any]:
-    """Return what a client may want to know of the model."""
-    settings, engine = serving.settings, served.engine
+def describe(manager: ModelManager) -> dict[str, Any]:
+    """Return the entry of the served model in /v1/models."""
+    settings, model = manager.settings, manager.current
+    engine = model.engine
     return {
-        "id": serving.name,
+        "id": manager.name,
         "object": "model",
-        "created": served.created,
+        "created": model.created,
         "owned_by": "yuzogpt",
-        "step": served.step,
-        "val_loss_estimate": served.val_loss,
-        "fingerprint": served.fingerprint,
+        "step": model.step,
+        "val_loss_estimate": model.val_loss,
+        "fingerprint": model.fingerprint,
         "follows_its_run": settings.served.follow,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "device": engine.device.type,
-        # The same request gives the same text whatever else runs, to the last bit.
+        # True: a request gives the same bits whatever else is in the batch.
         "batch_invariant": engine.batch_invariant,
         "context_length": engine.shape.block_size,
         "context_overflow": settings.served.context_overflow,
@@ -175,33 +185,35 @@ def describe(serving: ModelManager, served: LoadedModel) -> dict[str, Any]:
     }
 
 
-def text_of(numbers: Metrics, serving: ModelManager) -> str:
-    """Return the metrics, with those that are looked at now."""
-    served, drivers = serving.now, [one.driver for one in serving.working]
-    numbers.running.set(sum(driver.running for driver in drivers))
-    numbers.waiting.set(sum(driver.waiting for driver in drivers))
-    numbers.slots.set(served.engine.slots)
-    numbers.step.set(served.step or 0)
-    numbers.val_loss.set(float("nan") if served.val_loss is None else served.val_loss)
-    return numbers.text()
+def metrics_text(metrics: Metrics, manager: ModelManager) -> str:
+    """Return the metrics as text, with the gauges set to their present values."""
+    model, loops = manager.current, [loaded.engine_loop for loaded in manager.loaded]
+    metrics.running.set(sum(loop.running for loop in loops))
+    metrics.waiting.set(sum(loop.waiting for loop in loops))
+    metrics.slots.set(model.engine.slots)
+    metrics.step.set(model.step or 0)
+    metrics.val_loss.set(float("nan") if model.val_loss is None else model.val_loss)
+    return metrics.text()
 
 
-def answer_mistakes(app: FastAPI) -> None:
-    """Give every error OpenAI's form."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Return every error in OpenAI's JSON."""
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         if isinstance(error, APIError):
             return error.response()
         detail = str(error.detail)
         if error.status_code in (404, 405):
-            asked = f"{request.method} {request.url.path}"
-            detail = f"{asked} is not served here; POST /v1/completions and GET /v1/models are"
-        return JSON(error_body(error.status_code, detail), error.status_code, error.headers)
+            line = f"{request.method} {request.url.path}"
+            detail = f"{line} is not served here; POST /v1/completions and GET /v1/models are"
+        return SafeJSONResponse(
+            error_body(error.status_code, detail), error.status_code, error.headers
+        )
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=CLIENT_WENT)
+    async def disconnected(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> Response:

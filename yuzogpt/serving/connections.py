@@ -1,12 +1,12 @@
-"""Connections: how many, how large a head may be, and how long each may be waited for.
+"""A uvicorn server with limits on connections, heads and waiting times.
 
-In: an ASGI app. Out: a uvicorn server for it, in `yuzogpt serve` and in Ray Serve's proxies
-(orchestration/proxy.py). By itself uvicorn waits for heads without end, and accepts connections
-until the process has no file descriptor left.
+Used by `yuzogpt serve` and in Ray Serve's proxies (orchestration/serve/proxy.py). uvicorn itself
+waits for heads without a limit, and accepts connections until the process is out of file
+descriptors.
 
-A connection waits while no request of it is being answered, or while its client takes nothing of
-an answer. Those that wait too long are closed. If there are too many connections, the one that has
-waited longest makes room: silent ones cannot keep others out.
+A connection is waiting while none of its requests is being answered, or while its client reads
+nothing of a response. If it waits too long, it is closed. If there are too many connections, the
+one that has waited longest is closed: silent connections cannot keep others out.
 """
 
 import asyncio
@@ -22,47 +22,47 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from yuzogpt.config import LimitSettings
-from yuzogpt.serving.sparing import sparing_logger
+from yuzogpt.serving.rate_limited_log import rate_limited_logger
 
-MOST_OF_A_HEAD = 2**16  # bytes
-TAKEN_WITHIN = 60.0  # seconds: at least some of an answer that waits to be read
-SPARE = 64  # file descriptors that connections leave to everything else
-FEWEST = 16  # connections, however few descriptors there are
+MAX_HEAD_BYTES = 2**16
+WRITE_TIMEOUT_S = 60.0  # for a client to read some of a response
+RESERVED_DESCRIPTORS = 64  # for everything but connections
+MIN_CONNECTIONS = 16  # even with fewer descriptors
 BACKLOG = 2048  # connections that the system holds until they are accepted
-PAUSE = 0.5  # seconds, after the system could not give a connection
+ACCEPT_RETRY_S = 0.5  # after the system ran out of descriptors or memory
 
-log = sparing_logger(__name__)
+log = rate_limited_logger(__name__)
 
 
 class Connections(ServerState):
-    """The open connections of a server; `waiting`: until when, longest first."""
+    """The open connections of a server; `waiting`: their deadlines, longest waiting first."""
 
     def __init__(self, limits: LimitSettings) -> None:
-        """`limits`: how many, and for how long."""
         super().__init__()
         self.head_timeout = limits.head_timeout
-        self.most = min(limits.max_connections, max(FEWEST, free_descriptors() - SPARE))
+        room = max(MIN_CONNECTIONS, free_descriptors() - RESERVED_DESCRIPTORS)
+        self.max_connections = min(limits.max_connections, room)
         self.waiting: dict[Connection, float] = {}
 
     def make_room(self) -> None:
-        """Drop the connection that has waited longest, if there are too many."""
-        while len(self.connections) > self.most and self.waiting:
+        """If there are too many connections, drop the one that has waited longest."""
+        while len(self.connections) > self.max_connections and self.waiting:
             log.warning(
-                "%d connections, the most there may be: the one that has waited longest is closed "
-                "for each new one",
-                self.most,
+                "%d connections, which is the limit: for each new one, the one that has waited "
+                "longest is closed",
+                self.max_connections,
             )
             next(iter(self.waiting)).drop()
 
-    def drop_late(self) -> None:
-        """Drop the connections that have waited too long."""
+    def drop_expired(self) -> None:
+        """Drop the connections whose deadline has passed."""
         now = asyncio.get_running_loop().time()
-        for one in [one for one, until in self.waiting.items() if until < now]:
-            one.drop()
+        for expired in [each for each, deadline in self.waiting.items() if deadline < now]:
+            expired.drop()
         for connection in self.connections:
             if isinstance(connection, Connection) and connection.transport.is_closing():
-                # What is left to send, before it is closed, may never be taken.
-                self.waiting.setdefault(connection, now + TAKEN_WITHIN)
+                # It closes when its client has read the rest, which may be never.
+                self.waiting.setdefault(connection, now + WRITE_TIMEOUT_S)
 
 
 class Connection(H11Protocol):
@@ -72,61 +72,63 @@ class Connection(H11Protocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request is being answered."""
+        """Return True while a request is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def wait(self, seconds: float) -> None:
-        """Wait, from now on."""
+        """Start waiting, for at most so many seconds."""
         self.server_state.waiting.pop(self, None)
         self.server_state.waiting[self] = self.loop.time() + seconds
 
     def drop(self) -> None:
-        """Close it at once, whatever is left to send."""
+        """Close at once, even with data left to send."""
         self.server_state.waiting.pop(self, None)
         self.connections.discard(self)
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a head."""
+        """Start waiting for a head."""
         super().connection_made(transport)
         self.wait(self.server_state.head_timeout)
         self.server_state.make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing."""
+        """Stop waiting."""
         super().connection_lost(exc)
         self.server_state.waiting.pop(self, None)
 
     def handle_events(self) -> None:
-        """Read; a head that is whole is not waited for any more."""
+        """Parse; stop waiting once a head is complete."""
         super().handle_events()
         if self.is_answering and not self.flow.write_paused:
             self.server_state.waiting.pop(self, None)
 
     def on_response_complete(self) -> None:
-        """Wait for the next head, and for what the client still sends of a body."""
+        """Wait for the next head, and for the rest of a body that the client still sends."""
         idle = 0 if self.conn.their_state is h11.SEND_BODY else self.timeout_keep_alive
-        is_taken = not self.flow.write_paused
-        self.wait(idle + self.server_state.head_timeout if is_taken else TAKEN_WITHIN)
+        if self.flow.write_paused:
+            self.wait(WRITE_TIMEOUT_S)
+        else:
+            self.wait(idle + self.server_state.head_timeout)
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Wait for the client to take some of what is sent."""
+        """Wait for the client to read."""
         super().pause_writing()
-        self.wait(TAKEN_WITHIN)
+        self.wait(WRITE_TIMEOUT_S)
 
     def resume_writing(self) -> None:
-        """Answer on."""
+        """Stop waiting for the client to read."""
         super().resume_writing()
         if self.is_answering:
             self.server_state.waiting.pop(self, None)
 
 
 class Listener:
-    """Accepts connections one at a time; asyncio's own takes all there are before it looks."""
+    """Accepts connections one at a time; asyncio's server accepts all before it handles one."""
 
     def __init__(self, listening: socket.socket, make: Callable[[], Connection]) -> None:
-        """`make`: the protocol of a connection."""
+        """`make` creates the protocol of a connection."""
         listening.setblocking(False)
         listening.listen(BACKLOG)
         self.socket = listening
@@ -138,42 +140,42 @@ class Listener:
         while True:
             try:
                 accepted, _ = await loop.sock_accept(self.socket)
-                # asyncio leaves it out; an answer's body would wait 40 ms for its head's receipt.
+                # asyncio does not set it here; a body would wait 40 ms for the ACK of its head.
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await loop.connect_accepted_socket(self.make, accepted)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     log.warning("no new connections: %s", error.strerror)
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(ACCEPT_RETRY_S)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting."""
         self.task.cancel()
         self.socket.close()
 
     async def wait_closed(self) -> None:
-        """Return when it is closed."""
+        """Return when accepting has stopped."""
         await asyncio.wait({self.task})
 
 
 class LimitedServer(uvicorn.Server):
-    """uvicorn's server, with limits."""
+    """uvicorn's server with limits."""
 
     limits = LimitSettings()
 
     def __init__(self, config: uvicorn.Config) -> None:
-        """Take a server's configuration, and change in it what decides over connections."""
+        """Replace what a configuration says about protocols and heads."""
         config.http = Connection
-        config.ws = "none"  # it would take a connection out of our hands
-        config.h11_max_incomplete_event_size = MOST_OF_A_HEAD
+        config.ws = "none"  # a websocket would leave the limits
+        config.h11_max_incomplete_event_size = MAX_HEAD_BYTES
         super().__init__(config)
-        sparing_logger("uvicorn.error")
+        rate_limited_logger("uvicorn.error")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start listening."""
         config = self.config
         self.server_state = state = Connections(self.limits)
-        if config.is_ssl:  # a handshake takes its time: connections are accepted side by side
+        if config.is_ssl:  # handshakes are slow, so connections must be accepted concurrently
             await super().startup(sockets)
             return
         listening = sockets or listen(config.host, config.port)
@@ -183,36 +185,36 @@ class LimitedServer(uvicorn.Server):
             app_state = self.lifespan.state
             return Connection(config=config, server_state=state, app_state=app_state)
 
-        self.servers = [Listener(one, make) for one in listening]  # type: ignore[misc]
+        self.servers = [Listener(each, make) for each in listening]  # type: ignore[misc]
 
     async def on_tick(self, counter: int) -> bool:
-        """Close what is late, once a second."""
+        """Drop expired connections, once a second."""
         if counter % 10 == 0 and isinstance(self.server_state, Connections):
-            self.server_state.drop_late()
+            self.server_state.drop_expired()
         return await super().on_tick(counter)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Return sockets for all addresses of a host that this machine has; OSError if none is free."""
-    found: list[socket.socket] = []
+    """Return a socket for each address of a host; OSError if one is taken or there are none."""
+    sockets: list[socket.socket] = []
     reason: OSError | None = None
     kinds = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, *_, address in dict.fromkeys(kinds):
         try:
-            found.append(socket.create_server(address, family=family, backlog=BACKLOG))
+            sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
         except OSError as error:
             reason = error
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # such as no IPv6
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # for example, no IPv6
                 break
     else:
-        if found:
-            return found
-    for one in found:
-        one.close()
+        if sockets:
+            return sockets
+    for each in sockets:
+        each.close()
     raise reason or OSError(errno.EADDRNOTAVAIL, f"{host}: no address")
 
 
 def free_descriptors() -> int:
-    """Return how many more files this process may open."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 2**20 if most == resource.RLIM_INFINITY else most - len([*Path("/dev/fd").iterdir()])
+    """Return the number of files that this process may still open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**20 if limit == resource.RLIM_INFINITY else limit - len([*Path("/dev/fd").iterdir()])

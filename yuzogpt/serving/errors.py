@@ -1,7 +1,4 @@
-"""What a client is told when its request is not met: OpenAI's JSON, whatever the reason.
-
-In: a status and a reason. Out: {"error": {"message", "type", "param", "code"}}.
-"""
+"""Errors in OpenAI's JSON: {"error": {"message", "type", "param", "code"}}."""
 
 import json
 import math
@@ -10,13 +7,13 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-MOST_OF_A_MESSAGE = 1000  # characters
-UNREAD = (408, 413)  # a body that was not read to its end: no other request can follow it
-TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+MAX_MESSAGE_LENGTH = 1000
+CLOSING_STATUSES = (408, 413)  # the body was not read to its end, so close the connection
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class APIError(HTTPException):
-    """A request that is not met, and why."""
+    """A request that is refused or has failed, and why."""
 
     def __init__(
         self,
@@ -27,11 +24,11 @@ class APIError(HTTPException):
         code: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """`param`: the field of the request that is to blame; `retry_after`: seconds."""
+        """`param`: the field that is wrong; `retry_after`: seconds."""
         headers = {}
         if retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
-        if status in UNREAD:
+        if status in CLOSING_STATUSES:
             headers["Connection"] = "close"
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -44,45 +41,49 @@ class APIError(HTTPException):
         return error_body(self.status_code, self.detail, self.param, self.code)
 
     def response(self) -> Response:
-        """Return the answer."""
-        return JSON(self.body(), self.status_code, self.headers)
+        """Return the HTTP response."""
+        return SafeJSONResponse(self.body(), self.status_code, self.headers)
 
 
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    """Return OpenAI's JSON of an error."""
-    message, param = quotable(message), param and quotable(param)
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    """Return the JSON of an error."""
+    message, param = sendable(message), param and sendable(param)
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def quotable(text: str) -> str:
-    """Return text that quotes a client, so that it can be sent: half a surrogate pair cannot."""
-    text = text if len(text) <= MOST_OF_A_MESSAGE else f"{text[:MOST_OF_A_MESSAGE]} ..."
+def sendable(text: str) -> str:
+    """Return text that may quote a client in a form that UTF-8 can encode, at limited length."""
+    text = text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[:MAX_MESSAGE_LENGTH]} ..."
     return text.encode(errors="backslashreplace").decode()
 
 
 def to_json(content: Any) -> bytes:
-    """Return JSON; what is no finite number is null, as JSON has no word for it."""
+    """Return JSON, with null for NaN and infinities, which JSON cannot express."""
     try:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(nonfinite_to_none(content), ensure_ascii=False, allow_nan=False)
     return text.encode(errors="backslashreplace")
 
 
-def finite(content: Any) -> Any:
-    """Return JSON's values with None for numbers that are not finite."""
+def nonfinite_to_none(content: Any) -> Any:
+    """Return JSON values with None for NaN and infinities."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):
-        return {name: finite(value) for name, value in content.items()}
-    return [finite(value) for value in content] if isinstance(content, list | tuple) else content
+        return {name: nonfinite_to_none(value) for name, value in content.items()}
+    return (
+        [nonfinite_to_none(value) for value in content]
+        if isinstance(content, list | tuple)
+        else content
+    )
 
 
-class JSON(JSONResponse):
-    """An answer in JSON, whatever numbers it holds."""
+class SafeJSONResponse(JSONResponse):
+    """A JSON response that may hold NaN, infinities and lone surrogates."""
 
     def render(self, content: Any) -> bytes:
         """Return the body."""

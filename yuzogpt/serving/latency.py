@@ -1,20 +1,15 @@
-"""How long calls take of late: what a client that is refused is told to wait for.
+"""The recent latency of requests, for Retry-After. Imports nothing: Serve's proxy uses it, too."""
 
-In: the seconds of each call that was answered. Out: their running mean. Imports nothing: Serve's
-proxy has one, too.
-"""
-
-FIRST_GUESS = 5.0  # seconds that a call takes, before any has ended
-WEIGHT = 0.1  # of the newest call
+INITIAL_GUESS_S = 5.0
+NEWEST_WEIGHT = 0.1
 
 
 class LatencyAverage:
-    """A running mean."""
+    """An exponential moving average of request latencies."""
 
     def __init__(self) -> None:
-        """No call has ended yet."""
-        self.seconds = FIRST_GUESS
+        self.seconds = INITIAL_GUESS_S
 
-    def note(self, seconds: float) -> None:
-        """Take a call into account."""
-        self.seconds += WEIGHT * (seconds - self.seconds)
+    def update(self, seconds: float) -> None:
+        """Add the latency of a request."""
+        self.seconds += NEWEST_WEIGHT * (seconds - self.seconds)

@@ -1,8 +1,4 @@
-"""`yuzogpt serve`: what is known to be right before anything starts, and one process without Ray.
-
-In: settings. Out: settings whose paths are absolute, the digests of the keys, and a server that
-ends with Ctrl-C. On Ray: orchestration/serve.py.
-"""
+"""`yuzogpt serve`: check the settings, then serve in this process. On Ray: orchestration/serve/."""
 
 import asyncio
 import socket
@@ -10,85 +6,78 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yuzogpt.checkpoints.format import MANIFEST
+from yuzogpt.checkpoints.locations import with_absolute_paths
 from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED
-from yuzogpt.checkpoints.resolve import locate_model, resolve_model
-from yuzogpt.config import ServeSettings
+from yuzogpt.checkpoints.resolve import resolve_model
+from yuzogpt.config import ServeSettings, with_changes
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, Stopped, UserError, first_line
 from yuzogpt.runtime.signals import on_sigterm
 from yuzogpt.serving.access import is_loopback, read_keys
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.paths import expanded
 
-LAST_REQUESTS = 10  # seconds to end what runs, after Ctrl-C
+GRACEFUL_SHUTDOWN_S = 10  # for running requests, after Ctrl-C
 
 Keys = Sequence[bytes]
 
 
 def check(settings: ServeSettings) -> tuple[ServeSettings, Keys]:
-    """Return the settings made absolute, and the keys; UserError for what could not be served."""
-    served, limits = settings.served, settings.limits
-    host = settings.http.host.strip("[]")  # which an IPv6 address has in a URL alone
-    model = locate_model(served.model, served.storage, "model")
-    if served.follow and not is_run(model):
-        raise UserError(f"--follow {served.model}: not a run; only runs get better checkpoints")
-    resolve_model(model, served.context).tokenizer()
-    file = limits.api_keys_file
-    file = file and str(expanded(file, "api_keys_file").absolute())
-    keys = read_keys(file)
+    """Return the settings with absolute paths, and the keys' digests; UserError for a mistake."""
+    host = settings.http.host.strip("[]")  # an IPv6 address has them only in a URL
+    located = with_absolute_paths(settings)
+    served, limits = located.served, located.limits
+    if served.follow and not is_run(served.model):
+        raise UserError(
+            f"--follow {settings.served.model}: not a run; only runs get better checkpoints"
+        )
+    resolve_model(served.model, served.context).tokenizer()
+    keys = read_keys(limits.api_keys_file)
     if not keys and not is_loopback(host):
         raise UserError(
-            f"--host={settings.http.host}: everybody who reaches it could use it; give "
+            f"--host={settings.http.host}: anyone who can reach it could use it; give "
             "--api_keys_file=FILE, or leave --host out"
         )
     if not keys and "*" in settings.http.allowed_origins:
         raise UserError(
-            "--allowed_origins=*: any page that you look at could use it; give "
+            "--allowed_origins=*: any page in your browser could use it; give "
             "--api_keys_file=FILE, or name the origins"
         )
-    places = settings.replicas.max_batch + limits.max_waiting
-    if limits.max_choices > places:
+    capacity = settings.replicas.max_batch + limits.max_waiting
+    if limits.max_choices > capacity:
         raise UserError(
-            f"--max_choices={limits.max_choices}: there is room for {places} requests "
+            f"--max_choices={limits.max_choices}: there is room for {capacity} requests "
             "(max_batch + max_waiting)"
         )
-    changed = settings.model_copy(
-        update={
-            "served": served.model_copy(update={"model": model}),
-            "http": settings.http.model_copy(update={"host": host}),
-            "limits": limits.model_copy(update={"api_keys_file": file}),
-        }
-    )
-    return changed, keys
+    return with_changes(located, {"http.host": host}), keys
 
 
 def is_run(model: str) -> bool:
-    """Tell whether a model is a run: not a published name, nor a folder with weights itself."""
-    inside = model not in PUBLISHED and not scheme_of(model)
-    return bool(scheme_of(model)) or (
-        inside and not any(Path(model, name).exists() for name in (MANIFEST, CONFIG))
-    )
+    """Return True if a model is a run: no published name, and no folder with weights in it."""
+    if scheme_of(model):
+        return True
+    has_weights = any(Path(model, name).exists() for name in (MANIFEST, CONFIG))
+    return model not in PUBLISHED and not has_weights
 
 
 def with_free_port(settings: ServeSettings) -> ServeSettings:
-    """Return the settings with a port that can be had; UserError if theirs cannot."""
+    """Return the settings with a free port; UserError if the one they name is taken."""
     http = settings.http
     try:
         family = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((http.host, http.port))
-            port = probe.getsockname()[1]
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((http.host, http.port))
+            port = listener.getsockname()[1]
     except OSError as error:
         raise UserError(
             f"--host={http.host} --port={http.port}: cannot listen there "
             f"({error.strerror or error}); --port=0 takes any port that is free"
         ) from None
-    return settings.model_copy(update={"http": http.model_copy(update={"port": port})})
+    return with_changes(settings, {"http.port": port})
 
 
 def announce(settings: ServeSettings) -> None:
-    """Say where the service is."""
+    """Print the address of the service."""
     http = settings.http
     host = f"[{http.host}]" if ":" in http.host else http.host
     say(f"serving {settings.served.model} at http://{host}:{http.port}/")
@@ -104,8 +93,8 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
     settings = with_free_port(settings)
     app = build(settings, keys)
 
-    def failure() -> Exception | None:
-        error: Exception | None = app.state.serving.now.driver.failure
+    def engine_failure() -> Exception | None:
+        error: Exception | None = app.state.manager.current.engine_loop.failure
         return error
 
     class Server(LimitedServer):
@@ -117,14 +106,14 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
                 announce(settings)
 
         async def on_tick(self, counter: int) -> bool:
-            return await super().on_tick(counter) or failure() is not None
+            return await super().on_tick(counter) or engine_failure() is not None
 
     async def serve() -> None:
-        # Loaded before the server starts, which would show a traceback of what a user got wrong.
+        # Load the model before the server starts: uvicorn would print a traceback for a UserError.
         async with app.router.lifespan_context(app):
             http = settings.http
             await Server(config).serve(sockets=listen(http.host, http.port))
-            if error := failure():
+            if error := engine_failure():
                 raise RunFailed(f"the engine failed: {first_line(error)}")
 
     config = uvicorn.Config(
@@ -132,14 +121,14 @@ def serve_here(settings: ServeSettings, keys: Keys) -> None:
         host=settings.http.host,
         port=settings.http.port,
         log_level="warning",
-        timeout_graceful_shutdown=LAST_REQUESTS,
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
         server_header=False,
         lifespan="off",
     )
-    with on_sigterm(leave):
+    with on_sigterm(stop):
         asyncio.run(serve())
 
 
-def leave() -> None:
-    """End on SIGTERM."""
+def stop() -> None:
+    """Stop on SIGTERM."""
     raise Stopped("stopped (SIGTERM)")

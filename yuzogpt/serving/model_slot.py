@@ -1,15 +1,14 @@
-"""The model that is served, and the one after it.
+"""The served model, and with --follow its replacement by better checkpoints of the run.
 
-In: settings. Out: an engine at work, with what clients may know of it. A better checkpoint of the
-run is verified and loaded beside the one that serves; then new requests go to the new one, and the
-old one ends with its last request.
+A better checkpoint is verified and loaded beside the current model. Then new requests go to the new
+model, and the old one is closed after its last request.
 """
 
 import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,78 +26,78 @@ from yuzogpt.inference.load import load_engine
 from yuzogpt.serving.driver import EngineLoop
 from yuzogpt.storage.run_storage import RunStorage
 
-Identity = tuple[str, int]  # of a checkpoint: its name, and when its state was written
+Identity = tuple[str, int]  # a checkpoint's name, and when its state was written
 
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A model at work."""
+    """A loaded model and its engine."""
 
     reference: ModelReference
-    driver: EngineLoop
+    engine_loop: EngineLoop
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
-    unused: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def engine(self) -> Engine:
-        """What computes."""
-        return self.driver.engine
+        """The engine of this model."""
+        return self.engine_loop.engine
 
     @property
     def step(self) -> int | None:
         """The training step of the weights."""
-        found = self.reference.checkpoint
-        return found.state.step if found else None
+        checkpoint = self.reference.checkpoint
+        return checkpoint.state.step if checkpoint else None
 
     @property
     def val_loss(self) -> float | None:
-        """The estimate of their validation loss."""
-        found = self.reference.checkpoint
-        return found.state.metrics.get("val_loss_estimate") if found else None
+        """The estimate of the weights' validation loss."""
+        checkpoint = self.reference.checkpoint
+        return checkpoint.state.metrics.get("val_loss_estimate") if checkpoint else None
 
     @property
     def fingerprint(self) -> str:
-        """Which weights, in which arithmetic."""
+        """Identifies the weights and their dtype."""
         step = "" if self.step is None else f"step-{self.step}-"
         return f"{step}{str(self.engine.dtype).removeprefix('torch.')}"
 
     @contextlib.contextmanager
     def in_use(self) -> "Iterator[LoadedModel]":
-        """Keep it at work until the end of a request."""
+        """Keep the model open during a request."""
         self.users += 1
         try:
             yield self
         finally:
             self.users -= 1
             if not self.users:
-                self.unused.set()
+                self.idle.set()
 
     async def retire(self) -> None:
-        """Stop after the last request."""
+        """Close after the last request."""
         while self.users:
-            self.unused.clear()
-            await self.unused.wait()
-        self.driver.close()
+            self.idle.clear()
+            await self.idle.wait()
+        self.engine_loop.close()
 
 
 class ModelManager:
-    """Whatever is served now."""
+    """Loads the served model, and replaces it by better ones."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        """Nothing is loaded yet."""
         self.settings = settings
         self.name = settings.served.model_name or Path(settings.served.model).name
-        self.refused: set[Identity] = set()  # for good
-        self.troubles: set[str] = set()  # that may pass, as of the last look
-        self.working: list[LoadedModel] = []  # what is served, and what ends with its last request
+        self.rejected: set[Identity] = set()  # never tried again
+        self.transient_errors: set[str] = set()  # of the last poll; tried again
+        self.loaded: list[LoadedModel] = []  # the current model and those that are retiring
         self.retiring: set[asyncio.Task[None]] = set()
-        self.now: LoadedModel
+        self.current: LoadedModel
+        self.after_poll: Callable[[], None] = lambda: None  # called after each poll of the run
 
     @contextlib.asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
-        """Load the model, and serve until the end; follow its run, if that is asked for."""
-        self.now = await self._load_first()
+    async def running(self) -> AsyncIterator[None]:
+        """Load the model, and keep it loaded during the block; with --follow, poll its run."""
+        self.current = await self._load_first()
         following = asyncio.create_task(self._follow()) if self.settings.served.follow else None
         try:
             yield
@@ -107,17 +106,17 @@ class ModelManager:
                 following.cancel()
             for task in self.retiring:
                 task.cancel()
-            for served in self.working:
-                served.driver.close()
+            for model in self.loaded:
+                model.engine_loop.close()
 
     async def _load_first(self) -> LoadedModel:
         while True:
             reference = resolve_model(self.settings.served.model, self.settings.served.context)
             try:
                 return await self._load(reference)
-            except FileNotFoundError:  # its run goes on, and has replaced it meanwhile
-                found = reference.checkpoint
-                if found is None or identify(found.directory):
+            except FileNotFoundError:  # the run continues, and has replaced the checkpoint
+                checkpoint = reference.checkpoint
+                if checkpoint is None or identify(checkpoint.directory):
                     raise
 
     async def _load(self, reference: ModelReference) -> LoadedModel:
@@ -129,104 +128,106 @@ class ModelManager:
                 reference.tokenizer(),
                 self.settings.device,
                 replicas.max_batch,
-                chunk=replicas.prefill_chunk,
+                prefill_chunk=replicas.prefill_chunk,
                 packed=not replicas.shares(),
                 exact=True,
                 compiled=self.settings.device.compile,
             )
 
-        served = LoadedModel(
-            reference, await EngineLoop.start(load, self.settings.limits.max_waiting)
-        )
-        if served.engine.slots < replicas.max_batch:
-            tell(
-                f"{self.name}: {served.engine.slots} requests at a time, not the "
+        engine_loop = await EngineLoop.start(load, self.settings.limits.max_waiting)
+        model = LoadedModel(reference, engine_loop)
+        if model.engine.slots < replicas.max_batch:
+            warn(
+                f"{self.name}: {model.engine.slots} requests at a time, not the "
                 f"{replicas.max_batch} of max_batch: memory for keys and values is limited"
             )
-        self.working.append(served)
-        return served
+        self.loaded.append(model)
+        return model
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self.settings.served.follow_interval)
-            troubles: set[str] = set()
+            transient_errors: set[str] = set()
             try:
-                await self._improve(troubles)
-            except Exception as error:  # the run cannot be looked at
-                troubles.add(reason_of(error))
-            for trouble in sorted(troubles - self.troubles):
-                tell(f"{self.name}: {trouble}; what was loaded goes on")
-            self.troubles = troubles
+                await self._load_better(transient_errors)
+            except Exception as error:  # the run cannot be read
+                transient_errors.add(reason_of(error))
+            for transient_error in sorted(transient_errors - self.transient_errors):
+                warn(f"{self.name}: {transient_error}; still serving step {self.current.step}")
+            self.transient_errors = transient_errors
+            self.after_poll()
 
-    async def _improve(self, troubles: set[str]) -> None:
-        """Serve the best checkpoint that can be loaded, if it is better; note what may pass."""
-        passed_over: set[Identity] = set()
-        while storage := await asyncio.to_thread(self._look, passed_over):
+    async def _load_better(self, transient_errors: set[str]) -> None:
+        """Serve the best checkpoint that loads, if it is better; collect transient errors."""
+        excluded: set[Identity] = set()
+        while storage := await asyncio.to_thread(self._find_better, excluded):
             directory, name = storage.local, storage.display_name
             identity = identify(directory)
             try:
-                found = await asyncio.to_thread(checkpoints.verify, storage, optimizer=False)
+                checkpoint = await asyncio.to_thread(checkpoints.verify, storage, optimizer=False)
                 served = self.settings.served
-                reference = ModelReference(served.model, shape_of(found), found)
+                reference = ModelReference(served.model, shape_of(checkpoint), checkpoint)
                 return await self._replace(with_context(reference, served.context))
-            except Exception as error:  # whatever a checkpoint holds: following goes on
+            except Exception as error:  # a checkpoint may hold anything: keep following
                 if identity is None or identify(directory) != identity:
-                    continue  # its run has deleted it
-                passed_over.add(identity)
-                if may_pass(error):
-                    troubles.add(f"checkpoint {name}: {reason_of(error)}")
+                    continue  # the run has deleted it
+                excluded.add(identity)
+                if is_transient(error):
+                    transient_errors.add(f"checkpoint {name}: {reason_of(error)}")
                     continue
-                self.refused.add(identity)
-                why = f"cannot be loaded: {reason_of(error)}"
+                self.rejected.add(identity)
+                problem = f"cannot be loaded: {reason_of(error)}"
                 if isinstance(error, CorruptCheckpoint):
-                    why = f"is corrupt ({error})"
-                tell(f"checkpoint {name} {why}; refused, what was loaded goes on")
+                    problem = f"is corrupt ({error})"
+                warn(
+                    f"checkpoint {name} {problem}; rejected, still serving step {self.current.step}"
+                )
 
     async def _replace(self, reference: ModelReference) -> None:
-        before, self.now = self.now, await self._load(reference)
-        task = asyncio.create_task(self._retire(before))
+        previous, self.current = self.current, await self._load(reference)
+        task = asyncio.create_task(self._retire(previous))
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
-        say(f"{self.name}: now serving step {self.now.step}")
+        say(f"{self.name}: now serving step {self.current.step}")
 
-    async def _retire(self, served: LoadedModel) -> None:
-        await served.retire()
-        self.working.remove(served)
+    async def _retire(self, model: LoadedModel) -> None:
+        await model.retire()
+        self.loaded.remove(model)
 
-    def _look(self, passed_over: set[Identity]) -> RunStorage | None:
-        """Return the best checkpoint that is better than what is served, if there is one."""
+    def _find_better(self, excluded: set[Identity]) -> RunStorage | None:
+        """Return the best checkpoint of the run, if it is better than the current one."""
         run = remote.open_reference(self.settings.served.model)
-        served = self.now.reference.checkpoint
-        assert served is not None
+        current = self.current.reference.checkpoint
+        assert current is not None
         for directory in checkpoints.by_validation_loss(run.local):
             identity = identify(directory)
-            if identity is None or identity in self.refused | passed_over:
+            if identity is None or identity in self.rejected | excluded:
                 continue
-            is_new = is_better(checkpoints.read_metrics(directory), served.state.metrics)
+            is_new = is_better(checkpoints.read_metrics(directory), current.state.metrics)
             return run / "checkpoints" / directory.name if is_new else None
         return None
 
 
-def may_pass(error: Exception) -> bool:
-    """Tell whether a checkpoint that could not be loaded may be loaded later."""
-    is_short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return is_short or isinstance(error, OSError) or "can't allocate memory" in str(error)
+def is_transient(error: Exception) -> bool:
+    """Return True if loading the checkpoint may succeed later."""
+    is_out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_out_of_memory or isinstance(error, OSError) or "can't allocate memory" in str(error)
 
 
-def is_better(found: Mapping[str, float], served: Mapping[str, float]) -> bool:
-    """Compare the metrics of checkpoints; those over other windows are of another evaluation."""
-    if found.get("val_windows") != served.get("val_windows"):
+def is_better(candidate: Mapping[str, float], current: Mapping[str, float]) -> bool:
+    """Compare the metrics of checkpoints; after a change of val_windows any new one is better."""
+    if candidate.get("val_windows") != current.get("val_windows"):
         return True
-    return found.get("val_loss_estimate", math.inf) < served.get("val_loss_estimate", math.inf)
+    return candidate.get("val_loss_estimate", math.inf) < current.get("val_loss_estimate", math.inf)
 
 
 def identify(directory: Path) -> Identity | None:
-    """Return what tells a checkpoint from another of its name; None if it is gone."""
+    """Return what distinguishes a checkpoint from others of its name; None if it is gone."""
     with contextlib.suppress(OSError):
         return directory.name, (directory / checkpoints.STATE).stat().st_mtime_ns
     return None
 
 
-def tell(text: str) -> None:
-    """Say what went wrong, where whoever runs the server looks."""
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
     complain(f"!!! {text}")

@@ -1,8 +1,7 @@
-"""POST /v1/completions, as OpenAI defined it: what a request may say.
+"""The JSON of POST /v1/completions: OpenAI's fields, and vLLM's names for those beyond.
 
-In: JSON. Out: a checked request. Numbers are numbers and nothing is silently ignored: an unknown
-field, or a known one that is not done here, is refused by its name. Only null is: a client that
-sends it wants nothing of the field. Fields beyond OpenAI's have the names that vLLM gave them. https://platform.openai.com/docs/api-reference/completions
+Types are strict and nothing is silently ignored: unknown and unsupported fields are refused by
+name. Only null counts as absent. https://platform.openai.com/docs/api-reference/completions
 """
 
 import re
@@ -19,55 +18,55 @@ from pydantic import (
     model_validator,
 )
 
-from yuzogpt.inference.requests import Sampling
+from yuzogpt.inference.requests import SamplingParams
 from yuzogpt.serving.errors import APIError
 from yuzogpt.storage.untrusted import load_json
 
 T = TypeVar("T")
-MOST_INT = 2**31 - 1
-Token = Annotated[int, Field(ge=0, le=MOST_INT)]
+MAX_INT32 = 2**31 - 1
+Token = Annotated[int, Field(ge=0, le=MAX_INT32)]
 StopString = Annotated[str, Field(max_length=256)]
-MOST_STOPS = 16
-MOST_FIELDS = 64
-# Of many mistakes the first is told; an error for each of a million would hold up everybody.
-FIRST = Field(fail_fast=True)
-Texts = Annotated[list[str], FIRST]
-Tokens = Annotated[list[Token], FIRST]
+MAX_STOPS = 16
+MAX_FIELDS = 64
+# Report the first mistake only: listing a million would block the event loop.
+FIRST_ERROR_ONLY = Field(fail_fast=True)
+Texts = Annotated[list[str], FIRST_ERROR_ONLY]
+Tokens = Annotated[list[Token], FIRST_ERROR_ONLY]
 Stops = Annotated[
     list[StopString],
-    Field(max_length=MOST_STOPS, fail_fast=True),
+    Field(max_length=MAX_STOPS, fail_fast=True),
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
 ]
 
 
-class Fields(BaseModel):
-    """JSON without surprises."""
+class StrictModel(BaseModel):
+    """A JSON object with strict types and no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def null_is_absent(cls, content: Any) -> Any:
-        """Leave out fields that are null; refuse thousands of them, each an error if unknown."""
+    def drop_nulls(cls, content: Any) -> Any:
+        """Drop fields that are null; refuse objects with thousands of fields."""
         if not isinstance(content, dict):
             return content
-        if len(content) > MOST_FIELDS:
+        if len(content) > MAX_FIELDS:
             raise ValueError(f"{len(content)} fields; there are not so many")
         return {name: value for name, value in content.items() if value is not None}
 
 
-class StreamOptions(Fields):
-    """What a stream tells besides tokens."""
+class StreamOptions(StrictModel):
+    """Options of a stream."""
 
     include_usage: bool = False
     include_obfuscation: bool = False  # OpenAI's clients may send it; nothing is obfuscated
 
 
-class CompletionRequest(Fields):
-    """What a client asks for."""
+class CompletionRequest(StrictModel):
+    """A completion request."""
 
     model: str
-    prompt: str | Texts | Tokens | Annotated[list[Tokens], FIRST] = ""
+    prompt: str | Texts | Tokens | Annotated[list[Tokens], FIRST_ERROR_ONLY] = ""
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     n: Annotated[int, Field(ge=1)] | None = 1
     stream: bool | None = False
@@ -78,9 +77,9 @@ class CompletionRequest(Fields):
     seed: int | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
-    user: str | None = None  # who asks, for the client's own books
+    user: str | None = None  # accepted and not used
 
-    top_k: Annotated[int, Field(ge=-1, le=MOST_INT)] | None = 0
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = 0
     min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = 1.0
     ignore_eos: bool | None = False
@@ -93,24 +92,24 @@ class CompletionRequest(Fields):
 
     @field_validator("stop")
     @classmethod
-    def stops_are_not_empty(cls, stops: list[str] | None) -> list[str] | None:
-        """Refuse what every text begins with."""
+    def reject_empty_stops(cls, stops: list[str] | None) -> list[str] | None:
+        """Refuse empty stop strings: they would end every text at once."""
         if stops and "" in stops:
             raise ValueError("an empty string would end every text at once; leave it out")
         return stops
 
     @model_validator(mode="after")
-    def only_what_is_done(self) -> Self:
-        """Refuse OpenAI's fields that are not done here, where they would change the answer."""
-        not_done = {
+    def reject_unsupported(self) -> Self:
+        """Refuse OpenAI's fields that are not supported, if they would change the response."""
+        unsupported = {
             "best_of": self.best_of not in (None, self.n or 1),
             "suffix": bool(self.suffix),
             "frequency_penalty": bool(self.frequency_penalty),
             "presence_penalty": bool(self.presence_penalty),
             "logit_bias": bool(self.logit_bias),
         }
-        for name, wanted in not_done.items():
-            if wanted:
+        for name, is_used in unsupported.items():
+            if is_used:
                 raise ValueError(f"{name} is not supported; leave it out")
         if self.stream_options and not self.stream:
             raise ValueError("stream_options is for stream: true only")
@@ -128,55 +127,55 @@ class CompletionRequest(Fields):
         """Return the strings that end a choice."""
         return tuple(self.stop or ())
 
-    def sampling(self, i: int) -> Sampling:
-        """Return how choice i of a prompt is drawn; without a seed, by one that nobody knows."""
+    def sampling(self, i: int) -> SamplingParams:
+        """Return the parameters of choice i of a prompt; without a seed, with a random one."""
         seed = secrets.randbits(62) if self.seed is None else (self.seed + i) % 2**62
-        return Sampling(
-            repetition_penalty=default(self.repetition_penalty, 1.0),
-            temperature=default(self.temperature, 1.0),
-            top_k=max(0, default(self.top_k, 0)),  # -1 is vLLM's word for all
-            top_p=default(self.top_p, 1.0),
-            min_p=default(self.min_p, 0.0),
+        return SamplingParams(
+            repetition_penalty=value_or(self.repetition_penalty, 1.0),
+            temperature=value_or(self.temperature, 1.0),
+            top_k=max(0, value_or(self.top_k, 0)),  # in vLLM -1 means all
+            top_p=value_or(self.top_p, 1.0),
+            min_p=value_or(self.min_p, 0.0),
             seed=seed,
         )
 
 
-def default(value: T | None, otherwise: T) -> T:
-    """Return a value, or what null means."""
+def value_or(value: T | None, otherwise: T) -> T:
+    """Return a value, or `otherwise` for None."""
     return otherwise if value is None else value
 
 
-def read_request(content: bytes, media_type: str) -> CompletionRequest:
-    """Return what a body asks for; Refused or UserError, in one line, if it is not JSON or not so.
+def parse_request(content: bytes, media_type: str) -> CompletionRequest:
+    """Parse a body; raise APIError or UserError, in one line, if it is no valid request.
 
-    A page from elsewhere can send other types without asking the browser for leave: they are
-    refused, whatever they hold.
+    Other media types than JSON are refused: with them a foreign page could send requests without
+    the browser's CORS check.
     """
     if not is_json(media_type):
         raise APIError(400, "send the header Content-Type: application/json (curl: -H, or --json)")
-    content_of_body = load_json(content, "the body")
+    fields = load_json(content, "the body")
     try:
-        return CompletionRequest.model_validate(content_of_body)
+        return CompletionRequest.model_validate(fields)
     except ValidationError as error:
-        raise refusal_of(error) from None
+        raise to_api_error(error) from None
 
 
 def is_json(media_type: str) -> bool:
-    """Return whether a media type is JSON's, or of a kind of JSON."""
+    """Return True if a media type is application/json or application/*+json."""
     kind = media_type.partition(";")[0].strip().lower()
     return re.fullmatch(r"application/([^/]+\+)?json", kind) is not None
 
 
-def refusal_of(error: ValidationError) -> APIError:
-    """Return the refusal that names the first mistake of a request."""
+def to_api_error(error: ValidationError) -> APIError:
+    """Return the error that names the first mistake of a request."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = [str(part) for part in first["loc"]]
+    path = [str(part) for part in first["loc"]]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown field"
-    elif place[:1] == ["prompt"]:  # of many types that it may have, none fits
-        place, message = place[:1], "give a text, a list of texts, or lists of token ids, from 0 on"
-    elif not place and first["type"] == "model_type":
+    elif path[:1] == ["prompt"]:  # it fits none of its types
+        path, message = path[:1], "give a text, a list of texts, or lists of token ids, from 0 on"
+    elif not path and first["type"] == "model_type":
         message = 'the body: give an object, such as {"model": ..., "prompt": ...}'
-    text = f"{'.'.join(place)}: {message}" if place else message
-    return APIError(400, text, param=place[0] if place else None)
+    text = f"{'.'.join(path)}: {message}" if path else message
+    return APIError(400, text, param=path[0] if path else None)

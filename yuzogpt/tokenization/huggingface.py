@@ -1,11 +1,10 @@
-"""A tokenizer as the files of a Hugging Face folder: `AutoTokenizer` gives the same ids and text.
+"""Tokenizers as files of a Hugging Face folder, in and out: `AutoTokenizer` gives the same ids.
 
-In: one of our tokenizers. Out: the content of tokenizer.json (for the `tokenizers` library: what
-happens to a text, step by step), tokenizer_config.json, and for GPT-2's vocab.json and merges.txt.
-And back, where a folder's tokenizer is of one of these two kinds.
+Written are tokenizer.json (the steps of the `tokenizers` library), tokenizer_config.json, and for
+GPT-2's kind vocab.json and merges.txt. Read are folders whose tokenizer is of one of our two kinds.
 
-One thing differs by that library's custom: a literal <|endoftext|> in a text becomes the token,
-unless one asks for `split_special_tokens=True`.
+One thing differs, as is usual with that library: a literal <|endoftext|> in a text becomes the
+token, unless `split_special_tokens=True` is given.
 """
 
 import functools
@@ -25,13 +24,13 @@ from yuzogpt.tokenization.tokenizer import (
 )
 
 TOKENIZER, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-# Of other kinds of tokenizers.
-UNREADABLE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+# Files of other kinds of tokenizers, which are not read here.
+OTHER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 
 
-def files_of(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
+def to_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     """Return the content of each file; `block_size`: the longest text, in tokens."""
-    # Without the second one, decoding would take spaces away before commas and full stops.
+    # Without the second one, decoding would remove spaces before commas and full stops.
     config: dict[str, Any] = {
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
@@ -44,9 +43,9 @@ def files_of(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
 
 
 def byte_pair_files(tokenizer: BytePairTokenizer, config: dict[str, Any]) -> dict[str, bytes]:
-    """Return the files of GPT-2's tokenizer: to characters that stand for bytes, then merges."""
-    merges = merges_of(tokenizer)
-    vocabulary = {shown_as(token): rank for token, rank in by_rank(tokenizer)}
+    """Return the files of GPT-2's tokenizer: bytes as printable characters, then merges."""
+    merges = to_merges(tokenizer)
+    vocabulary = {to_printable(token): rank for token, rank in by_rank(tokenizer)}
     vocabulary[END_OF_TEXT] = tokenizer.end_of_text
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     steps = {
@@ -56,47 +55,47 @@ def byte_pair_files(tokenizer: BytePairTokenizer, config: dict[str, Any]) -> dic
         "added_tokens": [special(END_OF_TEXT, tokenizer.end_of_text)],
     }
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT)
-    # A model goes on at the right end of each text, so shorter ones are filled up on the left.
-    own = {"padding_side": "left", "add_prefix_space": False, **names}
-    own["tokenizer_class"] = "GPT2Tokenizer"
+    # A model continues each text at its right end, so shorter texts are padded on the left.
+    options = {"padding_side": "left", "add_prefix_space": False, **names}
+    options["tokenizer_class"] = "GPT2Tokenizer"
     return {
         "vocab.json": to_json(vocabulary),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
         "tokenizer.json": to_json({"version": "1.0", **steps}),
-        "tokenizer_config.json": to_json({**config, **own}),
+        "tokenizer_config.json": to_json({**config, **options}),
     }
 
 
-def merges_of(tokenizer: BytePairTokenizer) -> list[str]:
-    """Return the lines of merges.txt: the two tokens that each longer one is merged from."""
+def to_merges(tokenizer: BytePairTokenizer) -> list[str]:
+    """Return the lines of merges.txt: the two tokens from which each longer one is merged."""
     return [
-        " ".join(shown_as(part) for part in merged_from(token, tokenizer.ranks))
+        " ".join(to_printable(part) for part in merged_from(token, tokenizer.ranks))
         for token, _ in by_rank(tokenizer)
         if len(token) > 1
     ]
 
 
 def by_rank(tokenizer: BytePairTokenizer) -> list[tuple[bytes, int]]:
-    """Return the tokens with their ids, in the order of these."""
+    """Return the tokens and their ids, ordered by id."""
     return sorted(tokenizer.ranks.items(), key=lambda item: item[1])
 
 
-def shown_as(token: bytes) -> str:
-    """Return the characters that stand for the bytes of a token."""
-    shown = characters_of_bytes()
-    return "".join(shown[byte] for byte in token)
+def to_printable(token: bytes) -> str:
+    """Return a token with a printable character for each byte."""
+    characters = byte_characters()
+    return "".join(characters[byte] for byte in token)
 
 
 def char_files(tokenizer: CharTokenizer, config: dict[str, Any]) -> dict[str, bytes]:
-    """Return the files of a character tokenizer: each character is a word of its own.
+    """Return the files of a character tokenizer: each character is a word.
 
-    What is not in the alphabet is an error there, too: the vocabulary has no word for it.
+    A character that is not in the alphabet is an error there, too: the vocabulary has no such word.
     """
-    each = {"Regex": r"[\s\S]"}
+    any_character = {"Regex": r"[\s\S]"}
     steps = {
         "pre_tokenizer": {
             "type": "Split",
-            "pattern": each,
+            "pattern": any_character,
             "behavior": "Isolated",
             "invert": False,
         },
@@ -111,36 +110,36 @@ def char_files(tokenizer: CharTokenizer, config: dict[str, Any]) -> dict[str, by
 
 
 def special(content: str, index: int) -> dict[str, Any]:
-    """Return what tokenizer.json says of a token that is no text."""
+    """Return the entry of tokenizer.json for a special token."""
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": index, "content": content, "special": True, **plain}
 
 
 @functools.cache
-def characters_of_bytes() -> dict[int, str]:
-    """Return the character that stands for each byte in GPT-2's files (GPT-2's encoder.py).
+def byte_characters() -> dict[int, str]:
+    """Return the character for each byte in GPT-2's files (`bytes_to_unicode` in its encoder.py).
 
-    Itself, where it can be seen; the others get the characters from U+0100 on.
+    A visible byte is its own character; the others are the characters from U+0100 on.
     """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {
-        byte: chr(256 + place) for place, byte in enumerate(hidden)
+        byte: chr(256 + index) for index, byte in enumerate(hidden)
     }
 
 
 def merged_from(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """Return the two tokens that a token is merged from: the last step of encoding its bytes."""
+    """Return the two tokens that merge into a token in the last step of encoding its bytes."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [parts[place] + parts[place + 1] for place in range(len(parts) - 1)]
-        first = min(range(len(pairs)), key=lambda place: ranks.get(pairs[place], len(ranks)))
+        pairs = [parts[index] + parts[index + 1] for index in range(len(parts) - 1)]
+        first = min(range(len(pairs)), key=lambda index: ranks.get(pairs[index], len(ranks)))
         parts[first : first + 2] = [pairs[first]]
     return parts[0], parts[1]
 
 
 class TokenizerFile(Untrusted):
-    """What tokenizer.json says, as far as it decides the ids of a text."""
+    """The parts of tokenizer.json that decide the ids of a text."""
 
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
@@ -148,9 +147,9 @@ class TokenizerFile(Untrusted):
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the tokenizer that a Hugging Face folder brings; None if it brings none.
+    """Return the tokenizer of a Hugging Face folder; None if it has none.
 
-    UserError for one that is neither a byte-level BPE as GPT-2's nor one of our characters.
+    UserError for one that is neither a byte-level BPE like GPT-2's nor one of our char tokenizers.
     """
     path = folder / TOKENIZER
     if path.exists():
@@ -164,22 +163,22 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             raise DamagedFile(f"{folder / MERGES}: not readable; {VOCABULARY} needs it") from None
         first = 1 if lines[0].startswith("#version") else 0
         return from_merges(vocabulary, [line for line in lines[first:] if line], path)
-    others = [name for name in UNREADABLE if (folder / name).exists()]
+    others = [name for name in OTHER_FILES if (folder / name).exists()]
     if others:
         raise not_readable(folder / others[0], "of a kind that is not read here")
     return None
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Return whether a Hugging Face folder brings a tokenizer of any kind."""
-    return any((folder / name).exists() for name in (TOKENIZER, VOCABULARY, *UNREADABLE))
+    """Return whether a Hugging Face folder has a tokenizer of any kind."""
+    return any((folder / name).exists() for name in (TOKENIZER, VOCABULARY, *OTHER_FILES))
 
 
 def from_tokenizer_json(path: Path) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json, if its steps are those of one of ours."""
+    """Return the tokenizer of a tokenizer.json; UserError if its steps are not those of ours."""
     content = read_json(path, TokenizerFile)
     model, steps = content.model, content.pre_tokenizer or {}
-    vocabulary, kind = model.get("vocab"), model.get("type", "BPE")  # older files leave it out
+    vocabulary, kind = model.get("vocab"), model.get("type", "BPE")  # older files omit it
     if content.normalizer is not None:
         raise not_readable(path, "it changes the text first (normalizer)")
     if not isinstance(vocabulary, dict) or not all(
@@ -188,35 +187,35 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
         raise not_readable(path, f"its model is {kind!r:.40}, without a vocabulary of ids")
     if kind == "WordLevel" and steps.get("type") == "Split":
         return from_characters(vocabulary, steps, path)
-    # `use_regex`: GPT-2's rule for cutting text into pieces; it is on where it is left out.
+    # `use_regex`: GPT-2's rule for cutting text into pieces; on by default.
     is_byte_level = steps.get("type") == "ByteLevel" and steps.get("use_regex", True) is True
     merges = model.get("merges")
     if kind != "BPE" or not is_byte_level or not isinstance(merges, list):
         raise not_readable(path, f"{kind!r:.40} after {steps.get('type')!r:.40}")
     if steps.get("add_prefix_space") is not False:
         raise not_readable(path, "it puts a space before each text (add_prefix_space)")
-    joined = [one if isinstance(one, str) else " ".join(map(str, one)) for one in merges]
-    return from_merges(vocabulary, joined, path)
+    lines = [pair if isinstance(pair, str) else " ".join(map(str, pair)) for pair in merges]
+    return from_merges(vocabulary, lines, path)
 
 
 def from_characters(
     vocabulary: Mapping[str, int], steps: Mapping[str, Any], path: Path
 ) -> Tokenizer:
-    """Return our tokenizer of characters, from the file that `char_files` makes."""
+    """Return our char tokenizer, from a file as `char_files` makes it."""
     ordered = sorted(vocabulary, key=vocabulary.__getitem__)
     is_split = steps.get("pattern") == {"Regex": r"[\s\S]"} and steps.get("behavior") == "Isolated"
-    is_counted = sorted(vocabulary.values()) == list(range(len(ordered)))
-    if not is_split or not is_counted or any(len(one) != 1 for one in ordered):
-        raise not_readable(path, "its words are no characters")
+    are_ids_complete = sorted(vocabulary.values()) == list(range(len(ordered)))
+    if not is_split or not are_ids_complete or any(len(word) != 1 for word in ordered):
+        raise not_readable(path, "its words are not single characters")
     return CharTokenizer("".join(ordered))
 
 
 def from_merges(vocabulary: Mapping[str, int], merges: list[str], path: Path) -> Tokenizer:
-    """Return a byte-level BPE, if ids follow merges as in GPT-2, with the end of text last."""
-    bytes_of = {shown: byte for byte, shown in characters_of_bytes().items()}
+    """Return a byte-level BPE; UserError unless ids follow merges and the end of text is last."""
+    bytes_by_character = {character: byte for byte, character in byte_characters().items()}
     try:
         ranks = {
-            bytes(bytes_of[one] for one in token): index
+            bytes(bytes_by_character[character] for character in token): index
             for token, index in vocabulary.items()
             if token != END_OF_TEXT
         }
@@ -225,14 +224,14 @@ def from_merges(vocabulary: Mapping[str, int], merges: list[str], path: Path) ->
     if vocabulary.get(END_OF_TEXT) != len(vocabulary) - 1:
         raise not_readable(path, f"its last token is not {END_OF_TEXT}")
     tokenizer = byte_pair_tokenizer(ranks, str(path))
-    # What tiktoken merges follows from the ids alone; the file must say the same.
-    if merges_of(tokenizer) != merges:
+    # tiktoken derives merges from the ids alone; those of the file must be the same.
+    if to_merges(tokenizer) != merges:
         raise not_readable(path, "its merges are not in the order of its ids")
     return tokenizer
 
 
 def not_readable(path: Path, reason: str) -> UserError:
-    """Say that a folder brings a tokenizer that is not read here."""
+    """Return the error for a tokenizer that is not read here."""
     return UserError(
         f"{path}: this tokenizer is not read here: {reason}; only GPT-2's kind is (byte-level BPE "
         "with <|endoftext|> as its last token)"

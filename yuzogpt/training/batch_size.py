@@ -78,7 +78,7 @@ class GlobalBatch:
         self.trace = decay * self.trace + (1 - decay) * trace
         self.measured += 1
         if self.measured >= WARMUP_MEASUREMENTS:
-            increment, max_rows = self.settings.start_rows, self.settings.global_rows
+            increment, max_rows = self.settings.batch_start_rows, self.settings.global_rows
             target = min(self.noise_scale, max_rows)
             self.rows = max(self.rows, int(target // increment) * increment)
 

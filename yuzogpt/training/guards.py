@@ -139,7 +139,7 @@ class Guard:
 
     def should_abort(self) -> bool:
         """Return whether so many steps in a row were not finite that the run should end."""
-        return self.not_finite_in_a_row >= self.settings.max_skipped
+        return self.not_finite_in_a_row >= self.settings.max_nonfinite_steps
 
     @classmethod
     def from_state(cls, settings: GuardSettings, state: dict[str, float]) -> "Guard":

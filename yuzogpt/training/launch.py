@@ -63,8 +63,8 @@ def work(
             corpus.verify()
     check_directory_is_shared(run, world)
     check_no_rank_failed(world, run)
-    opening = RunOpening(run, world, command, listener)
-    resume = opening.find_checkpoint(settings, corpus)
+    session = RunSession(run, world, command, listener)
+    resume = session.find_checkpoint(settings, corpus)
     if resume:
         settings = runs.with_recorded_start(settings, resume)
     elif settings.run.init_from in PUBLISHED:
@@ -74,21 +74,21 @@ def work(
     start = None if resume else agree_on_start(settings, world)
     with world.raise_on_all_ranks():
         requirements.check_world(settings, world.size, resume)
-    watchdog = Watchdog(world, settings.workers.hang_timeout, opening.report_stall)
+    watchdog = Watchdog(world, settings.workers.hang_timeout_s, session.report_stall)
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
-            hooks = LoopHooks(run, report, opening.check_still_holder, stop, watchdog)
-            open_log = functools.partial(opening.open_log, settings, resume)
+            hooks = LoopHooks(run, report, session.check_still_holder, stop, watchdog)
+            open_log = functools.partial(session.open_log, settings, resume)
             with explain_out_of_memory(settings, world, run):
                 return train(settings, world, corpus, resume, start, open_log, hooks)
         finally:
             if world.local_rank == 0:
                 remote.drop_local_tensors(run)
-            opening.close()
+            session.close()
 
 
-class RunOpening:
-    """How a worker takes up a run: its checkpoint, its log, and who may write to out_dir."""
+class RunSession:
+    """A worker's part in a run: its checkpoint, its log, and whether it may write to out_dir."""
 
     def __init__(
         self, run: RunStorage, world: World, command: str, listener: Listener | None

@@ -6,7 +6,7 @@ statistics, and two integers, `step` and `rows_seen`; a checkpoint holds all of 
 dropout masks and the learning rate are pure functions of these integers and the settings, so a
 resumed run computes the same numbers as an uninterrupted one.
 
-Next: training/optimizers.py, training/guards.py, training/checkpointer.py.
+Next: training/optimizers.py.
 """
 
 import time
@@ -45,7 +45,7 @@ from yuzogpt.training.optimizers import Optimizer, build_optimizer, load_state_t
 from yuzogpt.training.parallel import ParallelModel, choose_kind, parallelize, warm_up_ddp_buckets
 from yuzogpt.training.schedules import batch_lr_scale, lr_at
 from yuzogpt.training.step_log import StepLog, finite_or_none
-from yuzogpt.training.validation import Validation, evaluate_at_end
+from yuzogpt.training.validation import Validation, evaluate_best_and_last
 
 LONG_STEP_S = 5.0  # a run that is asked to stop does not wait for a longer step to end
 
@@ -65,13 +65,8 @@ def train(
     log on rank 0. RunFailed if the run cannot continue.
     """
     trainer = build_trainer(settings, world, corpus, resume, start, open_log, hooks)
-    try:
-        if settings.evaluation.eval_only:
-            val_loss = trainer.validation.whole(trainer.model.gpt)
-            trainer.log.write("eval_only", val_loss=finite_or_none(val_loss))
-            return None
-    except Interrupted:
-        return hooks.stop.agreed(world.gather)
+    if settings.evaluation.eval_only:
+        return trainer.evaluate_only()
     trainer.prepare_checkpoints(resume)
     trainer.log.log_start(world, trainer.model.kind, start)
     stop_reason = trainer.evaluate_at_start(resume)
@@ -80,11 +75,7 @@ def train(
         stop_reason = trainer.train_steps()
         trainer.checkpointer.finish()
         hooks.watchdog.allow_long_reads()
-    if not stop_reason:
-        try:
-            evaluate_at_end(trainer.model, trainer.validation, trainer.log)
-        except Interrupted:
-            stop_reason = hooks.stop.agreed(world.gather)
+        stop_reason = stop_reason or trainer.evaluate_at_end()
     if stop_reason:
         trainer.log.log_stop(stop_reason)
     return stop_reason
@@ -293,7 +284,7 @@ class Trainer:
         with self.log.pause_clock():
             return network.measure(self.world, self.hardware.device)
 
-    # --- before the first step
+    # --- before the first step, and after the last
 
     def prepare_checkpoints(self, resume: Checkpoint | None) -> None:
         """Start the checkpointer, which allocates its memory meanwhile."""
@@ -325,6 +316,23 @@ class Trainer:
         self.checkpointer.wait()  # out of memory here rather than at the first checkpoint
         self.hooks.watchdog.begin_first_step()
         self.log.start_clock()
+
+    def evaluate_only(self) -> str | None:
+        """Record the loss over the whole val split; return the reason to stop, if any."""
+        try:
+            val_loss = self.validation.whole(self.model.gpt)
+        except Interrupted:
+            return self.hooks.stop.agreed(self.world.gather)
+        self.log.write("eval_only", val_loss=finite_or_none(val_loss))
+        return None
+
+    def evaluate_at_end(self) -> str | None:
+        """Evaluate the last and the best checkpoint; return the reason to stop, if any."""
+        try:
+            evaluate_best_and_last(self.model, self.validation, self.log)
+        except Interrupted:
+            return self.hooks.stop.agreed(self.world.gather)
+        return None
 
 
 def is_due(step: int, interval: int) -> bool:

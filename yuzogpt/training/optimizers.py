@@ -1,26 +1,25 @@
 """The optimizers: AdamW, or Muon for the layers' matrices, and their state as named tensors.
 
-State is named by parameter, so that a checkpoint does not depend on the order of parameters.
+parameter_groups.py sets the learning rate of each parameter. State is named by parameter, so that a
+checkpoint does not depend on their order.
 
 Next: training/guards.py.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yuzogpt.checkpoints.load import NamedTensors
-from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings
+from yuzogpt.config import FinetuningSettings, OptimizerSettings
 from yuzogpt.model.gpt import GPT
 from yuzogpt.storage.untrusted import DamagedFile
-from yuzogpt.training.finetuning import lr_multiplier
 from yuzogpt.training.muon import Muon
 from yuzogpt.training.parallel import shard_like, to_local
-
-Kind = Literal["matrix", "embedding", "head", "vector"]
+from yuzogpt.training.parameter_groups import parameter_groups
 
 
 @dataclass(frozen=True)
@@ -60,26 +59,11 @@ def build_optimizer(
     finetuning: FinetuningSettings,
     autocast: torch.dtype | None = None,
 ) -> Optimizer:
-    """Group the trainable parameters; biases and norms are not decayed, as in nanoGPT.
+    """Return the optimizer of the trainable parameters.
 
     `autocast`: dtype of Muon's matrix products; None: float32.
     """
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    for name, parameter in sorted(trainable, key=lambda item: item[1].dim() < 2):  # matrices first
-        kind = parameter_kind(name, parameter)
-        by_muon = kind == "matrix" and settings.optimizer == "muon"
-        rate = lr_multiplier(name, model.settings.n_layer, finetuning)
-        rate *= kind_lr_multiplier(kind, settings, model.settings)
-        decay = 0.0 if kind == "vector" else settings.weight_decay
-        count = stacked_matrices(name, model.settings) if by_muon else 1
-        new = {"params": [], "weight_decay": decay, "rate": rate}
-        if by_muon:
-            new["matrices"] = count
-        group = groups.setdefault((by_muon, kind == "vector", rate, count), new)
-        group["params"].append(parameter)
-    for_muon = [group for key, group in groups.items() if key[0]]
-    for_adamw = [group for key, group in groups.items() if not key[0]]
+    for_adamw, for_muon = parameter_groups(model, settings, finetuning)
     each: list[torch.optim.Optimizer] = []
     if for_adamw:
         each.append(build_adamw(for_adamw, settings))
@@ -107,38 +91,6 @@ def build_adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> to
             "exp_avg_sq": torch.zeros_like(parameter),
         }
     return optimizer
-
-
-def parameter_kind(name: str, parameter: Tensor) -> Kind:
-    """Return the kind of a parameter."""
-    if parameter.dim() < 2:
-        return "vector"
-    if name.startswith("h."):
-        return "matrix"
-    return "head" if name.startswith("lm_head.") else "embedding"
-
-
-def kind_lr_multiplier(kind: Kind, settings: OptimizerSettings, shape: ModelSettings) -> float:
-    """Return the factor of the learning rate for a kind of parameters.
-
-    muP: Adam's step does not shrink with the gradient, so a wider matrix gets a smaller one; Muon's
-    step has the right size at every width.
-    """
-    rates = {
-        "matrix": settings.matrix_rate,
-        "embedding": settings.embedding_rate,
-        "head": settings.head_rate,
-        "vector": 1.0,
-    }
-    is_scaled = kind == "matrix" and settings.optimizer == "adamw"
-    return rates[kind] / (shape.width_ratio if is_scaled else 1.0)
-
-
-def stacked_matrices(name: str, shape: ModelSettings) -> int:
-    """Return how many matrices a parameter of the layers stacks on top of each other."""
-    if name.endswith("c_attn.weight"):
-        return 3  # queries, keys, values
-    return 2 if name.endswith("c_fc.weight") and shape.activation == "swiglu" else 1
 
 
 def state_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

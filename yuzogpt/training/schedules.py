@@ -16,4 +16,4 @@ def batch_lr_scale(rows: int, batch: BatchSettings) -> float:
 
     With batch_lr_power = 1/2, Adam's noise per token stays the same (Malladi et al., 2022).
     """
-    return float((rows / batch.global_rows) ** batch.batch_lr_power)
+    return float((rows / batch.global_rows) ** batch.lr_batch_exponent)

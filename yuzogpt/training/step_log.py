@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from yuzogpt.checkpoints.load import Start
 from yuzogpt.config import TrainSettings
-from yuzogpt.config.schedule import worth_saying
+from yuzogpt.config.schedule import schedule_notices
 from yuzogpt.data.batches import Rows
 from yuzogpt.model.gpt import GPT
 from yuzogpt.runs.event_log import MetricsLog
@@ -45,8 +45,8 @@ class StepLog:
         """Describe the run before it begins."""
         shape, rows = model.settings, self.settings.batch.global_rows
         batch = self.settings.batch
-        is_constant = batch.batch_schedule == "constant"
-        grows = "" if is_constant else f", from {batch.start_rows} rows on ({batch.batch_schedule})"
+        kind = batch.batch_schedule
+        grows = "" if kind == "constant" else f", from {batch.batch_start_rows} rows on ({kind})"
         epoch, _ = data.locate(rows_seen)
         workers = f"{world.size} worker(s) x {hardware.threads} thread(s) on {hardware.device.type}"
         for line in (
@@ -61,7 +61,7 @@ class StepLog:
             if self.step
             else f"weights: {start.reference.name if start else self.settings.run.init_from}",
             *self._frozen_layers(model),
-            *worth_saying(self.settings.schedule, self.settings.optimizer.learning_rate),
+            *schedule_notices(self.settings.schedule, self.settings.optimizer.learning_rate),
         ):
             self.write("notice", text=line)
 

@@ -53,7 +53,7 @@ class Validation:
         )  # fmt: skip
 
 
-def evaluate_at_end(model: ParallelModel, validation: Validation, log: StepLog) -> None:
+def evaluate_best_and_last(model: ParallelModel, validation: Validation, log: StepLog) -> None:
     """Evaluate the last and the best checkpoint over the whole split, and write the results."""
     world, run_dir = validation.world, validation.hooks.run_dir
     step, last_loss = log.step, validation.whole(model.gpt)

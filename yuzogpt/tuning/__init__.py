@@ -1,1 +1,1 @@
-"""Which settings are best? A sweep: its space, its trials, what came out, and is it worth it."""
+"""Tuning: which settings are best. A sweep has a search space, trials and an outcome."""

@@ -1,6 +1,6 @@
-"""The plots of a sweep: losses by trial, values against losses, and which parameter matters.
+"""The plots of a sweep, as PNGs beside sweep.json.
 
-In: what sweep.json holds, and the space. Out: PNGs beside it.
+They show each trial's losses, losses against values, and the importance of each setting.
 """
 
 import warnings
@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yuzogpt.tuning.space import Space
-from yuzogpt.tuning.sweep import FIRST, PLOTS, Outcome
+from yuzogpt.tuning.sweep import BASELINE, PLOTS, Outcome
 
 if TYPE_CHECKING:
     import optuna
     from matplotlib.figure import Figure
 
 LOSS = "val loss (estimate)"
-FEW = 4  # trials, below which importances are chance
+MIN_TRIALS_FOR_IMPORTANCE = 4  # fewer give importances by chance
 
 
-def draw(found: Outcome, space: Space, directory: Path) -> list[str]:
-    """Draw what there are enough trials for; return the names of the files."""
+def draw(outcome: Outcome, space: Space, directory: Path) -> list[str]:
+    """Draw the plots that there are enough trials for; return the names of the files."""
     import matplotlib as mpl
 
     mpl.use("agg")  # Optuna draws with pyplot
     drawers: list[Callable[[], Figure | None]] = [
-        lambda: losses(found),
-        lambda: parameters(study_of(found, space)),
-        lambda: importance(study_of(found, space)),
+        lambda: losses(outcome),
+        lambda: parameters(build_study(outcome, space)),
+        lambda: importance(build_study(outcome, space)),
     ]
     drawn = []
     for name, drawer in zip(PLOTS, drawers, strict=True):
@@ -40,15 +40,15 @@ def draw(found: Outcome, space: Space, directory: Path) -> list[str]:
     return drawn
 
 
-def losses(found: Outcome) -> "Figure":
+def losses(outcome: Outcome) -> "Figure":
     """Draw the loss of each trial by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for trial in found["trials"]:
+    for trial in outcome["trials"]:
         points = [(step, loss) for step, loss in trial["evaluations"] if loss is not None]
-        is_best, is_default = trial["name"] == found["best"], trial["name"] == FIRST
+        is_best, is_default = trial["name"] == outcome["best"], trial["name"] == BASELINE
         label = "the winner" if is_best else "the settings' own values" if is_default else None
         colour = "#30a46c" if is_best else "#e08133" if is_default else "#4385d6"
         axes.plot(
@@ -66,19 +66,19 @@ def losses(found: Outcome) -> "Figure":
     return figure
 
 
-def study_of(found: Outcome, space: Space) -> "optuna.Study":
-    """Return what Optuna's plots read: the trials that have a loss."""
+def build_study(outcome: Outcome, space: Space) -> "optuna.Study":
+    """Return a study of the trials that have a loss, for Optuna's plots."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize")
-    for trial in found["trials"]:
+    for trial in outcome["trials"]:
         loss = trial["best_val_loss_estimate"]
         if loss is not None and trial["state"] != "failed":
-            values = {one.leaf: trial["values"][one.key] for one in space.parameters}
-            kinds = {one.leaf: one.distribution(values[one.leaf]) for one in space.parameters}
+            values = {p.leaf: trial["values"][p.key] for p in space.parameters}
+            distributions = {p.leaf: p.distribution(values[p.leaf]) for p in space.parameters}
             study.add_trial(
-                optuna.trial.create_trial(params=values, distributions=kinds, value=loss)
+                optuna.trial.create_trial(params=values, distributions=distributions, value=loss)
             )
     return study
 
@@ -89,7 +89,7 @@ def parameters(study: "optuna.Study") -> "Figure | None":
 
     if len(study.trials) < 2:
         return None
-    return figure_of(plot_parallel_coordinate(study, target_name=LOSS))
+    return parent_figure(plot_parallel_coordinate(study, target_name=LOSS))
 
 
 def importance(study: "optuna.Study") -> "Figure | None":
@@ -100,20 +100,20 @@ def importance(study: "optuna.Study") -> "Figure | None":
     varied = (
         [key for key in study.trials[0].params if is_varied(study, key)] if study.trials else []
     )
-    if len(study.trials) < FEW or not varied:
+    if len(study.trials) < MIN_TRIALS_FOR_IMPORTANCE or not varied:
         return None
     evaluator = PedAnovaImportanceEvaluator()
-    return figure_of(
+    return parent_figure(
         plot_param_importances(study, evaluator=evaluator, params=varied, target_name=LOSS)
     )
 
 
 def is_varied(study: "optuna.Study", key: str) -> bool:
-    """Tell whether trials differ in a parameter."""
+    """Return True if trials differ in a parameter."""
     return len({trial.params[key] for trial in study.trials}) > 1
 
 
-def figure_of(axes: Any) -> "Figure":
+def parent_figure(axes: Any) -> "Figure":
     """Return the figure that axes are part of."""
     figure: Figure = axes.figure
     return figure

@@ -1,6 +1,6 @@
 """The search space: which settings a sweep varies, and over which values.
 
-In: `search:` of YAML files and `--search.KEY=...`, by the keys of the settings themselves:
+It is read from `search:` in YAML files and from `--search.KEY=...`, with the settings' own keys:
 
     search:
       learning_rate: {loguniform: [1e-5, 1e-3]}
@@ -8,7 +8,7 @@ In: `search:` of YAML files and `--search.KEY=...`, by the keys of the settings 
       weight_decay: {choice: [0.0, 0.01, 0.1]}
       beta2: {grid: [0.95, 0.99]}
 
-Out: a `Space`, every value of which training takes; from it, Optuna's trials draw theirs.
+Training accepts every value of a `Space`; Optuna's trials draw theirs from it.
 """
 
 import itertools
@@ -26,6 +26,7 @@ from yuzogpt.config.resolve import (
     SEARCH,
     Override,
     TextLoader,
+    check_renamed,
     find_key,
     leaves,
     load_yaml,
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 
 RANGES, LISTS = ("uniform", "loguniform"), ("choice", "grid")
 SEARCHABLE = ("model", "initialization", "optimizer", "schedule", "finetuning", "guard")  # sections
-# Equal for all trials: else the longest would win, or losses would not compare.
-EQUAL = ("schedule.max_iters", "model.block_size", "model.vocab_size")
-MOST_TRIED = 1000  # combinations, to find one that a value fits into
+# The same for all trials: else the longest would win, or losses would not compare.
+NOT_SEARCHABLE = ("schedule.max_iters", "model.block_size", "model.vocab_size")
+MAX_COMBINATIONS = 1000  # that are tried, to find one that a value is valid in
 
 T = TypeVar("T", bound=TrainSettings)
 Values = dict[str, Any]  # by `section.leaf`
@@ -51,9 +52,9 @@ class Parameter:
     """One setting that varies."""
 
     key: str  # section.leaf
-    kind: str  # uniform, loguniform: values are (low, high); choice, grid: all there are
+    kind: str  # uniform, loguniform: values are (low, high); choice, grid: values are all listed
     values: tuple[Any, ...]
-    is_whole: bool = False  # whole numbers only
+    is_integer: bool = False
 
     @property
     def section(self) -> str:
@@ -66,13 +67,13 @@ class Parameter:
         return self.key.partition(".")[2]
 
     def has(self, value: Any) -> bool:
-        """Tell whether a value can be drawn."""
+        """Return True if a value can be drawn."""
         if self.kind in LISTS:
             return value in self.values
         return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
 
     def distribution(self, *included: Any) -> "optuna.distributions.BaseDistribution":
-        """Return it as Optuna's, widened to the values that are `included`."""
+        """Return Optuna's distribution, widened to the values in `included`."""
         from optuna import distributions
 
         if self.kind in LISTS:
@@ -80,38 +81,38 @@ class Parameter:
                 tuple(dict.fromkeys((*self.values, *included)))
             )
         low, high = min((*self.values, *included)), max((*self.values, *included))
-        kind = distributions.IntDistribution if self.is_whole else distributions.FloatDistribution
+        kind = distributions.IntDistribution if self.is_integer else distributions.FloatDistribution
         return kind(low, high, log=self.kind == "loguniform" and low > 0)
 
 
 @dataclass(frozen=True)
 class Space:
-    """All of them."""
+    """All settings that vary."""
 
     parameters: tuple[Parameter, ...]
 
     def has(self, values: Values) -> bool:
-        """Tell whether values can be drawn."""
-        return all(one.has(values[one.key]) for one in self.parameters)
+        """Return True if the values can be drawn."""
+        return all(p.has(values[p.key]) for p in self.parameters)
 
     def distributions(self) -> "dict[str, optuna.distributions.BaseDistribution]":
-        """Return it as Optuna's."""
-        return {one.key: one.distribution() for one in self.parameters}
+        """Return Optuna's distributions, by key."""
+        return {p.key: p.distribution() for p in self.parameters}
 
     def defaults(self, settings: TrainSettings) -> Values:
-        """Return what the settings themselves say."""
+        """Return the settings' own values."""
         nested = settings.model_dump()
-        return {one.key: nested[one.section][one.leaf] for one in self.parameters}
+        return {p.key: nested[p.section][p.leaf] for p in self.parameters}
 
     def fitting(self, settings: TrainSettings, key: str, value: Any) -> Values:
-        """Return a combination with this value that training takes; UserError if there is none.
+        """Return a combination with this value that training accepts; UserError if none is.
 
-        Of ranges the ends are tried, and of very many combinations some, drawn at random.
+        Of a range only its ends are tried; of more than 1000 combinations a random 1000.
         """
-        others = [one for one in self.parameters if one.key != key]
-        keys = [one.key for one in others]
+        others = [p for p in self.parameters if p.key != key]
+        keys = [p.key for p in others]
         reason = None
-        for drawn in some_of([one.values for one in others]):
+        for drawn in combinations_of([p.values for p in others]):
             values = {key: value, **dict(zip(keys, drawn, strict=True))}
             try:
                 with_values(settings, values)
@@ -123,65 +124,67 @@ class Space:
         raise reason
 
     def grid(self) -> list[Values]:
-        """Return every combination; UserError if there are not finitely many."""
-        for one in self.parameters:
-            if one.kind not in LISTS:
+        """Return every combination; UserError if one setting has a range."""
+        for p in self.parameters:
+            if p.kind not in LISTS:
                 raise UserError(
-                    f"search.{one.leaf}: {one.kind} has no end; --search_algorithm=grid wants "
-                    "choice or grid"
+                    f"search.{p.leaf}: {p.kind} is a range; --search_algorithm=grid needs choice "
+                    "or grid"
                 )
-        keys = [one.key for one in self.parameters]
-        combinations = itertools.product(*(one.values for one in self.parameters))
+        keys = [p.key for p in self.parameters]
+        combinations = itertools.product(*(p.values for p in self.parameters))
         return [dict(zip(keys, values, strict=True)) for values in combinations]
 
     def to_yaml(self) -> str:
-        """Return it as a section of YAML that `read_space` reads back."""
+        """Return a section of YAML that `read_space` reads back."""
         return yaml.safe_dump({SEARCH: self.describe()}, sort_keys=False)
 
     def describe(self) -> dict[str, dict[str, list[Any]]]:
-        """Return what `read_space` reads."""
-        return {one.key: {one.kind: list(one.values)} for one in self.parameters}
+        """Return the mapping that `read_space` reads."""
+        return {p.key: {p.kind: list(p.values)} for p in self.parameters}
 
 
-def some_of(lists: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    """Yield every way to take one value of each list, or MOST_TRIED of them at random."""
-    if math.prod(map(len, lists)) <= MOST_TRIED:
+def combinations_of(lists: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    """Yield every choice of one value per list, or MAX_COMBINATIONS of them at random."""
+    if math.prod(map(len, lists)) <= MAX_COMBINATIONS:
         yield from itertools.product(*lists)
         return
     generator = random.Random(0)
-    for _ in range(MOST_TRIED):
+    for _ in range(MAX_COMBINATIONS):
         yield tuple(generator.choice(values) for values in lists)
 
 
 def read_space(settings: TrainSettings, files: Sequence[str], flags: Sequence[str]) -> Space:
-    """Return the space around `settings` that YAML files, left to right, and flags add up to.
+    """Return the space that YAML files, left to right, and then flags describe.
 
-    A flag `--search.KEY=` with nothing behind it takes a setting out of the search.
+    A flag `--search.KEY=` without a value removes a setting from the search.
     """
-    found: dict[str, tuple[Parameter, str]] = {}
-    for override in written(files, flags):
-        key = find_key(override, dict(leaves(TrainSettings)))
+    parameters: dict[str, tuple[Parameter, str]] = {}
+    overrides, known = list(read_overrides(files, flags)), dict(leaves(TrainSettings))
+    check_renamed(overrides, known)
+    for override in overrides:
+        key = find_key(override, known)
         if override.value in (None, ""):
-            found.pop(key, None)
+            parameters.pop(key, None)
         else:
-            found[key] = read_parameter(key, override), override.origin
-    if not found:
+            parameters[key] = read_parameter(key, override), override.origin
+    if not parameters:
         raise UserError(
             "nothing to search: give a preset with `search:`, or "
             "--search.learning_rate='{loguniform: [1e-5, 1e-3]}'"
         )
-    space = Space(tuple(parameter for parameter, _ in found.values()))
-    return Space(tuple(taken(settings, space, *one) for one in found.values()))
+    space = Space(tuple(parameter for parameter, _ in parameters.values()))
+    return Space(tuple(validated(settings, space, *pair) for pair in parameters.values()))
 
 
-def written(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
-    """Yield what the user wrote, in its order."""
+def read_overrides(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
+    """Yield the entries of the search space, in the order of files and flags."""
     for name in files:
         content = read_mapping(name).get(SEARCH) or {}
         if not isinstance(content, Mapping):
             raise UserError(f"{name}: {SEARCH}: expected `setting: {{kind: [...]}}` lines")
         for key, value in content.items():
-            yield Override(str(key), value, f"{name}: {SEARCH}.{key}: {value}")
+            yield Override(str(key), value, f"{name}: {SEARCH}.{key}: {value}", name)
     for flag in flags:
         key, _, text = flag.removeprefix(f"--{SEARCH}.").partition("=")
         try:
@@ -191,25 +194,30 @@ def written(files: Sequence[str], flags: Sequence[str]) -> Iterator[Override]:
 
 
 def read_parameter(key: str, override: Override) -> Parameter:
-    """Return a parameter with its values as they are written; UserError for another form."""
+    """Return a parameter with its values as written; UserError if the form is wrong."""
     origin, value = override.origin, override.value
     kinds = (*RANGES, *LISTS)
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in kinds:
         raise UserError(f"{origin}: write {{KIND: [...]}}; kinds: {', '.join(kinds)}")
     ((kind, listed),) = value.items()
     if not isinstance(listed, list) or not listed:
-        raise UserError(f"{origin}: {kind} wants a list")
+        raise UserError(f"{origin}: {kind} needs a list")
     section = key.partition(".")[0]
-    if section not in SEARCHABLE or key in EQUAL:
-        raise UserError(f"{origin}: not to be searched; {', '.join(SEARCHABLE)} settings are")
+    if section not in SEARCHABLE or key in NOT_SEARCHABLE:
+        raise UserError(
+            f"{origin}: cannot be searched; settings of {', '.join(SEARCHABLE)} can, but for "
+            f"{', '.join(NOT_SEARCHABLE)}"
+        )
     field = dict(leaves(TrainSettings))[key]
-    return Parameter(key, kind, tuple(listed), is_whole=field.annotation is int)
+    return Parameter(key, kind, tuple(listed), is_integer=field.annotation is int)
 
 
-def taken(settings: TrainSettings, space: Space, parameter: Parameter, origin: str) -> Parameter:
-    """Return a parameter with its values as training reads them.
+def validated(
+    settings: TrainSettings, space: Space, parameter: Parameter, origin: str
+) -> Parameter:
+    """Return a parameter with its values in the types that training uses.
 
-    UserError for a value that training takes in no combination with the others.
+    UserError for a value that training accepts in no combination with the others.
     """
     values = []
     for value in parameter.values:
@@ -220,15 +228,15 @@ def taken(settings: TrainSettings, space: Space, parameter: Parameter, origin: s
         values.append(getattr(getattr(fitted, parameter.section), parameter.leaf))
     if (kind := parameter.kind) in RANGES:
         least = 0 if kind == "loguniform" else -float("inf")
-        if len(values) != 2 or not all(type(one) in (int, float) for one in values):
-            raise UserError(f"{origin}: {kind} wants [lowest, highest]")
+        if len(values) != 2 or not all(type(value) in (int, float) for value in values):
+            raise UserError(f"{origin}: {kind} needs [lowest, highest]")
         if not least < values[0] < values[1]:
-            raise UserError(f"{origin}: {kind} wants lowest < highest{', above 0' * (least == 0)}")
+            raise UserError(f"{origin}: {kind} needs lowest < highest{', above 0' * (least == 0)}")
     return replace(parameter, values=tuple(values))
 
 
 def with_values(settings: T, values: Values) -> T:
-    """Return the settings with a trial's values; UserError, without them, if they do not fit."""
+    """Return the settings with a trial's values; UserError if they are not valid together."""
     nested = settings.model_dump(exclude_unset=True)
     for key, value in values.items():
         section, _, leaf = key.partition(".")

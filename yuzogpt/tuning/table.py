@@ -1,7 +1,4 @@
-"""What a person sees while a sweep runs: a table on a terminal, a line a change elsewhere.
-
-In: what is heard of trials. Out: text by rich.
-"""
+"""The table of a sweep's trials: live on a terminal, elsewhere one line per change."""
 
 import math
 from collections.abc import Mapping
@@ -16,13 +13,13 @@ from rich.text import Text
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
 
-NARROW, LEAST = 44, 9  # columns: of all but the values, and of each value
+OTHERS_WIDTH, MIN_VALUE_WIDTH = 44, 9  # columns of text: of all but the values, of each value
 STYLES = {"running": "bold", "failed": "red", "stopped": "dim", "finished": "green"}
 
 
 @dataclass
 class Row:
-    """One trial, as far as it was heard of."""
+    """What is known of one trial."""
 
     values: Mapping[str, Any]
     state: str = "waiting"
@@ -30,30 +27,29 @@ class Row:
     loss: float = math.inf  # the best so far
     error: str = ""
 
-    def ended(self) -> str:
-        """Return in a line how it ended."""
-        why = f" ({self.error})" if self.error else ""
-        return f"{self.state} at step {self.step}: val loss {format_value(self.loss)}{why}"
+    def describe_end(self) -> str:
+        """Return one line about how the trial ended."""
+        reason = f" ({self.error})" if self.error else ""
+        return f"{self.state} at step {self.step}: val loss {format_value(self.loss)}{reason}"
 
 
 class TrialTable:
     """A context manager that shows trials."""
 
     def __init__(self, title: str, max_iters: int) -> None:
-        """Nothing is shown before the first trial."""
         self.title, self.max_iters = title, max_iters
         self.rows: dict[str, Row] = {}
         self.console = terminal.console()
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2)
 
     def __enter__(self) -> "TrialTable":
-        """Show the table, where there is a terminal."""
+        """Show the table if stdout is a terminal."""
         if self.console.is_terminal:
             self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave it as it is now: what runs still is cut off."""
+        """Print the last state; trials that still run are cut off."""
         for row in self.rows.values():
             row.state = "cut off" if row.state == "running" else row.state
         if self.console.is_terminal:
@@ -64,37 +60,37 @@ class TrialTable:
             if row.error:
                 self.console.print(Text(f"!!! {name} failed: {row.error}"), soft_wrap=True)
 
-    def starts(self, name: str, values: Mapping[str, Any]) -> None:
-        """A trial trains now, for the first time or again."""
+    def mark_started(self, name: str, values: Mapping[str, Any]) -> None:
+        """A trial starts or resumes training."""
         row = self.rows.setdefault(name, Row(values))
         row.state = "running"
         self._line(f"{name} starts: {format_values(values)}")
 
-    def keeps(self, name: str, row: Row) -> None:
-        """A trial was over before this command."""
+    def mark_kept(self, name: str, row: Row) -> None:
+        """A trial ended before this command."""
         self.rows[name] = row
-        self._line(f"{name} kept: {row.ended()}")
+        self._line(f"{name} kept: {row.describe_end()}")
 
-    def moves(self, name: str, step: int, loss: float) -> None:
+    def update(self, name: str, step: int, loss: float) -> None:
         """A trial was evaluated; `loss`: its best so far."""
         row = self.rows.setdefault(name, Row({}))
         row.step, row.loss = max(row.step, step), min(row.loss, loss)
 
-    def ends(self, name: str, state: str, error: str = "") -> None:
-        """A trial is over."""
+    def mark_ended(self, name: str, state: str, error: str = "") -> None:
+        """A trial has ended."""
         row = self.rows.setdefault(name, Row({}))
         row.state, row.error = state, error
-        self._line(f"{name} {row.ended()}")
+        self._line(f"{name} {row.describe_end()}")
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
             say(text)
 
     def table(self) -> Table:
-        """Return one row a trial, the best one marked."""
+        """Return one row per trial, the best one marked."""
         table = Table(box=SIMPLE_HEAD, show_edge=False, title=self.title, title_justify="left")
         keys = list(dict.fromkeys(key for row in self.rows.values() for key in row.values))
-        if self.console.width < NARROW + LEAST * len(keys):
+        if self.console.width < OTHERS_WIDTH + MIN_VALUE_WIDTH * len(keys):
             keys = []
         table.add_column("trial", no_wrap=True)
         for key in keys:
@@ -115,14 +111,14 @@ class TrialTable:
 
 
 def format_value(value: Any) -> str:
-    """Return a value in few characters."""
+    """Return a value as short text."""
     if isinstance(value, float):
         return "-" if math.isinf(value) else f"{value:.3g}" if value < 1e-2 else f"{value:.4f}"
     return "-" if value is None else str(value)
 
 
 def format_values(values: Mapping[str, Any]) -> str:
-    """Return a trial's values in a line."""
+    """Return a trial's values as one line."""
     return ", ".join(
         f"{key.partition('.')[2]} {format_value(value)}" for key, value in values.items()
     )

@@ -1,11 +1,10 @@
-"""One trial: a run of its own, its values, and how it ended.
+"""One trial: a run in `DIR/trials/0007/`, its values, and how it ended.
 
-In: settings with the trial's values. Out: a run in `DIR/trials/0007/`, and beside its files
+Beside the run's files is all that a sweep resumes from:
 
-    trial.json    number, values, state: waiting, finished, stopped (by the scheduler) or failed
+    trial.json    name, values, state: waiting, finished, stopped (by the scheduler) or failed
 
-which is all that a sweep goes on from. Runs where the trial runs; Ray shows only in `report` and in
-`train`.
+This runs in the trial's process. Ray is behind the callables `report` and `train` only.
 """
 
 import contextlib
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yuzogpt import checkpoints, runs
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
+from yuzogpt.config.renamed import current_name
 from yuzogpt.errors import InUse, RunFailed, UserError, is_out_of_memory
 from yuzogpt.runs.event_log import Listener, Record, read_records
 from yuzogpt.runs.stop_request import ask_to_stop
@@ -26,18 +26,18 @@ from yuzogpt.storage.untrusted import DamagedFile, Untrusted, checked, read_json
 from yuzogpt.tuning.space import SEARCHABLE
 
 TRIAL = "trial.json"
-SEED = "run.seed"  # of the finals
-STOPPED = "the sweep's scheduler"  # why a run stops that others left behind
+SEED = "run.seed"  # which finals set
+SCHEDULER = "the sweep's scheduler"  # the reason given to a run that falls behind others
 
 State = Literal["waiting", "finished", "stopped", "failed"]
-# Hands on the step and the best loss so far; tells whether the trial is to go on.
+# Takes the step and the best loss so far; returns whether the trial is to continue.
 Report = Callable[[int, float], bool]
-# Trains, and returns why the run stopped before its end, if it did.
+# Trains; returns the reason why the run stopped early, if it did.
 Train = Callable[[TrainSettings, Listener], str | None]
 
 
 class TrialFile(Untrusted):
-    """What trial.json may say."""
+    """The content of trial.json."""
 
     name: str
     values: dict[str, bool | int | float | str | None]
@@ -47,32 +47,32 @@ class TrialFile(Untrusted):
 
 
 class Evaluation(Untrusted):
-    """What a record of an evaluation must say."""
+    """The fields of an evaluation's record that are read."""
 
     step: int
     val_loss_estimate: float | None
 
     @property
     def loss(self) -> float:
-        """Infinity, if it was not finite."""
+        """The loss; infinity if it is not finite."""
         loss = self.val_loss_estimate
         return math.inf if loss is None or not math.isfinite(loss) else loss
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What trial.json says."""
+    """A trial, as in trial.json."""
 
     directory: Path
     name: str
     values: dict[str, Any] = field(default_factory=dict)  # by section.leaf
     state: State = "waiting"
     error: str = ""
-    score: float | None = None  # loss on what the search never saw
+    score: float | None = None  # loss on the half of the val split that the search never saw
 
     @property
-    def is_over(self) -> bool:
-        """Tell whether nothing is left to do."""
+    def is_done(self) -> bool:
+        """Whether the trial has ended."""
         return self.state != "waiting"
 
     def write(self) -> None:
@@ -86,116 +86,124 @@ class Trial:
         """Read trial.json; None if there is none."""
         path = directory / TRIAL
         try:
-            found = read_json(path, TrialFile)
-            if found.name != directory.name:  # names become paths
-                raise DamagedFile(f"{path}: name: {found.name!r}, in {directory.name}")
-            for key in found.values:
+            content = read_json(path, TrialFile)
+            if content.name != directory.name:  # names become paths
+                raise DamagedFile(f"{path}: name: {content.name!r}, in {directory.name}")
+            for key in content.values:
                 if key.partition(".")[0] not in SEARCHABLE and key != SEED:
                     raise DamagedFile(f"{path}: values: {key!r} is not searched")
         except FileNotFoundError:
             return None
         except DamagedFile as error:
-            raise DamagedFile(f"{error}; delete it, and the trial is done again") from None
-        return cls(directory, **dict(found))
+            raise DamagedFile(f"{error}; delete it, and the trial runs again") from None
+        values = {current_name(key): value for key, value in content.values.items()}
+        return cls(directory, **{**dict(content), "values": values})
 
     def evaluations(self) -> list[tuple[int, float]]:
         """Return the steps and losses of its evaluations."""
         path = self.directory / runs.METRICS
-        evaluations = (r for r in read_records(path) if r.get("kind") == "evaluation")
-        found = (checked(record, Evaluation, str(path)) for record in evaluations)
-        return [(one.step, one.loss) for one in found]
+        records = (r for r in read_records(path) if r.get("kind") == "evaluation")
+        evaluations = (checked(record, Evaluation, str(path)) for record in records)
+        return [(evaluation.step, evaluation.loss) for evaluation in evaluations]
 
 
-def loss_of(record: Record) -> float:
-    """Return an evaluation's loss; infinity if it was not finite."""
+def evaluation_loss(record: Record) -> float:
+    """Return an evaluation's loss; infinity if it is not finite."""
     loss = record["val_loss_estimate"]
     return math.inf if loss is None else float(loss)
 
 
 class Progress:
-    """A listener for a run's records: reports each evaluation, and stops the run if told to."""
+    """A listener for a run's records that reports each evaluation.
+
+    If a report returns False, the trial is no longer wanted, and the run is asked to stop.
+    """
 
     def __init__(self, run: Path, report: Report) -> None:
-        """What an earlier attempt found is reported again: a scheduler compares it."""
         self.run, self.report = run, report
-        self.best, self.goes_on = math.inf, True
+        self.best, self.is_wanted = math.inf, True
 
     def __call__(self, record: Record) -> None:
-        """Hear of one record."""
+        """Report a record's loss, if it is of an evaluation."""
         # At step 0 nothing is tuned yet, and there is no checkpoint.
-        if record["kind"] == "evaluation" and record["step"] > 0 and self.goes_on:
-            self.best = min(self.best, loss_of(record))
-            self.goes_on = self.report(record["step"], self.best)
-            if not self.goes_on:
-                ask_to_stop(LocalStorage(self.run), STOPPED)
+        if record["kind"] == "evaluation" and record["step"] > 0 and self.is_wanted:
+            self.best = min(self.best, evaluation_loss(record))
+            self.is_wanted = self.report(record["step"], self.best)
+            if not self.is_wanted:
+                ask_to_stop(LocalStorage(self.run), SCHEDULER)
 
 
 def run_trial(settings: TrainSettings, trial: Trial, report: Report, train: Train) -> bool:
-    """Do a trial, or what is left of it; tell whether it was not stopped.
+    """Run a trial, or what is left of it; return False if the scheduler stopped it.
 
-    One that is over is only reported.
+    A trial that has ended is only reported.
     """
     progress = Progress(trial.directory, report)
-    progress.goes_on = report(0, math.inf)  # even a trial that fails at once has said something
+    progress.is_wanted = report(0, math.inf)  # Tune needs a report even of one that fails at once
+    # An earlier attempt's losses are reported again: the scheduler compares them.
     for record in read_records(trial.directory / runs.METRICS):
-        if progress.goes_on:
+        if progress.is_wanted:
             progress(record)
-    if trial.is_over:
-        return progress.goes_on
+    if trial.is_done:
+        return progress.is_wanted
     state: State = "stopped"
     error = ""
-    if progress.goes_on:
+    if progress.is_wanted:
         try:
             reason = train(settings, progress)
         except InUse:
-            raise  # it is tried again
-        except (RunFailed, UserError) as problem:  # it would only come again
+            raise  # Tune tries again
+        except (RunFailed, UserError) as problem:  # another attempt would fail in the same way
             state, error = "failed", str(problem)
         except Exception as problem:
             if not is_out_of_memory(problem):
                 raise
             state, error = "failed", "out of memory"
         else:
-            if reason not in (None, STOPPED):
-                return True  # somebody else's wish: the same command goes on
+            if reason not in (None, SCHEDULER):
+                return True  # the user stopped the run; the same command resumes it
             state = "stopped" if reason else "finished"
     conclude(trial, state, error)
-    return progress.goes_on
+    return progress.is_wanted
 
 
 def conclude(trial: Trial, state: State, error: str = "") -> None:
-    """Write down how a trial ended, and keep of its run what readers need."""
+    """Write how a trial ended, and delete what readers of its run do not need."""
     replace(trial, state=state, error=error).write()
     keep_weights_only(trial.directory)
 
 
-def refuse(trial: Trial, why: str, report: Report) -> None:
-    """Write down that a trial cannot begin, unless it is over; Tune wants a report of each."""
+def fail_before_start(trial: Trial, why: str, report: Report) -> None:
+    """Write that a trial cannot start, unless it has ended; Tune needs a report of each."""
     report(0, math.inf)
-    if not trial.is_over:
+    if not trial.is_done:
         conclude(trial, "failed", why)
 
 
-def score(settings: TrainSettings, directory: Path, train: Train) -> None:
-    """Write down a finished trial's loss on the other half of the val split, by its best weights.
+def score_trial(settings: TrainSettings, directory: Path, train: Train) -> None:
+    """Write the loss of a finished trial's best weights on the second half of the val split.
 
-    An evaluation is a run like any other, on as many workers.
+    The evaluation is a run of its own, on as many workers.
     """
     trial = Trial.read(directory)
     if not trial or trial.state != "finished" or trial.score is not None:
         return
-    place = directory / "score"
-    run = settings.run.model_copy(
-        update={"init_from": str(directory), "out_dir": str(place), "overwrite": True}
-    )
-    look = settings.evaluation.model_copy(update={"val_part": "second", "eval_only": True})
-    train(settings.model_copy(update={"run": run, "evaluation": look}), lambda _: None)
-    found = [r["val_loss"] for r in read_records(place / runs.METRICS) if r["kind"] == "eval_only"]
-    replace(trial, score=found[-1]).write()
+    out_dir = directory / "score"
+    changes = {
+        "run.init_from": str(directory),
+        "run.out_dir": str(out_dir),
+        "run.overwrite": True,
+        "evaluation.val_part": "second",
+        "evaluation.eval_only": True,
+    }
+    train(with_changes(settings, changes), lambda _: None)
+    records = read_records(out_dir / runs.METRICS)
+    losses = [record["val_loss"] for record in records if record["kind"] == "eval_only"]
+    replace(trial, score=losses[-1]).write()
 
 
 def keep_weights_only(run: Path) -> None:
-    """Delete what no reader of a trial needs: all but the weights of its best checkpoint."""
+    """Delete all but the weights of the best checkpoint: no reader of a trial needs the rest."""
     checkpoints.sweep(LocalStorage(run))
     (run / runs.STOP).unlink(missing_ok=True)
     best = checkpoints.best(LocalStorage(run), lambda *_: None)

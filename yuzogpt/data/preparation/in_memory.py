@@ -1,7 +1,6 @@
-"""From a source to a prepared corpus, in this process: for corpora that fit in memory.
+"""Prepares one text in memory, in this process: the text is read, split, tokenized and written.
 
-In: the corpus settings. Out: a directory of Arrow blocks with its manifest. The same command again
-finds the manifest and does nothing; another source in the same directory is refused.
+Out: a directory of Arrow blocks with its manifest, as blocks.py describes it.
 """
 
 import functools
@@ -11,19 +10,22 @@ from yuzogpt import tokenization
 from yuzogpt.config import CorpusSettings
 from yuzogpt.data import blocks
 from yuzogpt.data.block_writer import BlockWriter, list_array
-from yuzogpt.data.blocks import Block, Manifest, PreparedCorpus, refuse_other
+from yuzogpt.data.blocks import PreparedCorpus
+from yuzogpt.data.manifest import Block, Manifest
 from yuzogpt.data.preparation.corpora import Corpus, Source, read_text_file
+from yuzogpt.data.preparation.finished import (
+    check_same,
+    check_same_text,
+    open_finished,
+    write_lease,
+)
 from yuzogpt.data.preparation.plan import check_disk_space, cleared_bytes
-from yuzogpt.data.preparation.records import source_of
 from yuzogpt.data.preparation.splits import split_tail
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import write_durably
-from yuzogpt.storage.lease import Lease
-from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.tokenization.tokenizer import CharTokenizer, Ids, Tokenizer, gpt2_tokenizer
 
 TOKENS_PER_BLOCK = 2**27
-SHOWN_DIGITS = 12  # of a hash, in messages
 
 
 def prepare_in_memory(
@@ -33,11 +35,10 @@ def prepare_in_memory(
 
     Raises UserError if the directory holds another corpus, unless `overwrite`.
     """
-    done = (directory / blocks.MANIFEST).exists() and not settings.overwrite
-    found = blocks.open_corpus(directory) if done else None
-    if found and not settings.source:  # no need to download again what is already prepared
-        refuse_other(found, "corpus", found.manifest.corpus, corpus.name)
-        return found, False
+    overwrite = settings.overwrite
+    finished = open_finished(corpus, directory, overwrite=overwrite)
+    if finished and not settings.source:  # do not download again what is prepared already
+        return finished, False
     if settings.source:
         source = read_text_file(Path(settings.source))
     else:
@@ -46,19 +47,15 @@ def prepare_in_memory(
     if not all(split_tail(source.documents)):
         raise UserError(f"{settings.dataset}: the text is too short to split")
     tokenizer = build_tokenizer(corpus, source)
-    if found:
-        manifest = found.manifest
-        refuse_other(found, "corpus", manifest.corpus, corpus.name)
-        check_same_text(found, source)
-        refuse_other(found, "tokenizer", manifest.tokenizer["kind"], tokenizer.kind)
-        return found, False
+    if finished:
+        check_same_text(finished, source)
+        check_same(finished, "tokenizer", finished.manifest.tokenizer["kind"], tokenizer.kind)
+        return finished, False
     encoded = encode(source, tokenizer)
     size = sum(ids.nbytes for documents in encoded.values() for ids in documents)
-    check_disk_space(directory, size - cleared_bytes(directory, settings.overwrite))
-    with Lease(LocalStorage(directory)):
-        if (directory / blocks.MANIFEST).exists() and not settings.overwrite:
-            raise UserError(f"{directory}: another command prepared it just now; run this again")
-        if (directory / blocks.STAGING / blocks.PLAN).exists() and not settings.overwrite:
+    check_disk_space(directory, size - cleared_bytes(directory, overwrite))
+    with write_lease(directory, overwrite=overwrite):
+        if (directory / blocks.STAGING / blocks.PLAN).exists() and not overwrite:
             raise UserError(
                 f"{directory}: holds an interrupted preparation of another source; --overwrite "
                 "replaces it, --data_dir=DIR keeps both"
@@ -67,20 +64,10 @@ def prepare_in_memory(
         return write_corpus(corpus, source, tokenizer, encoded, directory), True
 
 
-def check_same_text(found: PreparedCorpus, source: Source) -> None:
-    """Raise UserError if a finished corpus was made from another text."""
-    recorded = source_of(found)
-    if recorded.files is not None:
-        refuse_other(found, "source", recorded.name, "one text file")
-    old, new = recorded.sha256, source.identity["sha256"]
-    if old != new:
-        refuse_other(found, "source", f"SHA-256 {old[:SHOWN_DIGITS]}", new[:SHOWN_DIGITS])
-
-
 def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:
-    """Return the corpus's tokenizer; a character vocabulary is that of the whole source."""
+    """Return the corpus's tokenizer; a char tokenizer has the characters of the whole source."""
     if corpus.tokenizer == "char":
-        return CharTokenizer.of_text("".join(source.documents))
+        return CharTokenizer.from_text("".join(source.documents))
     return gpt2_tokenizer()
 
 

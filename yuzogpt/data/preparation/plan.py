@@ -1,8 +1,7 @@
-"""What is to be prepared, and what of it is done already.
+"""A plan: the source listed and split into units, how each is prepared, and which are done already.
 
-In: settings and a directory. Out: a plan: the source listed and cut into units, the recipe, and
-which units an interrupted command left undone. Everything uncommitted lies in `.preparing/` inside
-the directory, where the same command finds it and goes on. Next on the line: units.py.
+Everything uncommitted lies in `.preparing/` inside the directory, from which the same command
+resumes. Next on the line: shards.py.
 """
 
 import contextlib
@@ -27,23 +26,23 @@ from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenization.tokenizer import BytePairTokenizer, gpt2_tokenizer
 
-SAMPLE_BYTES = 2**20  # of text: tells into how many tokens a byte turns
-USUAL_COMPRESSION = 3.5  # of text by gzip and zstd; for the estimate of disk only
+SAMPLE_BYTES = 2**20  # of text, from which tokens per byte are estimated
+USUAL_COMPRESSION = 3.5  # ratio of gzip and zstd on text; for the estimate of disk only
 
-Count = Callable[[Sequence[Unit]], list[int]]  # how many documents each unit has
+CountDocuments = Callable[[Sequence[Unit]], list[int]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A preparation: what goes in, how, and where."""
+    """What is prepared, how, and where."""
 
     corpus: str
     directory: Path
     listing: Listing
-    recipe: ShardConfig
+    shard_config: ShardConfig
     tokenizer: BytePairTokenizer
-    identity: dict[str, Any]  # an equal one means the same preparation
-    settings: dict[str, Any]  # the part of it that the manifest records
+    identity: dict[str, Any]  # equal for two plans of the same preparation
+    settings: dict[str, Any]  # the part of the identity that the manifest records
 
     @property
     def staging(self) -> Path:
@@ -58,34 +57,34 @@ class Plan:
 def make_plan(
     settings: DistributedPrepareSettings, corpus: Corpus, source: str, directory: Path
 ) -> Plan:
-    """List the source and settle how it is prepared. Reads footers only, writes nothing."""
+    """List the source and decide how it is prepared. Reads footers only, writes nothing."""
     listing = sources.list_source(source, settings.text_column, settings.by_line, directory)
-    check_ignored_settings(settings, listing.units[0].format)
+    check_format_settings(settings, listing.units[0].format)
     if listing.units[0].format == "jsonl":
         readers.check_first_line(listing.units, settings.text_column)
-    chosen = settings.split_rule or corpus.split_rule
-    if chosen == "tail":
+    split_rule = settings.split_rule or corpus.split_rule
+    if split_rule == "tail":
         raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
     tokenizer = gpt2_tokenizer()
-    recipe = ShardConfig(
+    shard_config = ShardConfig(
         staging=str(directory / STAGING),
         text_column=settings.text_column,
-        split=Split(chosen, settings.val_fraction, listing.documents),
+        split=Split(split_rule, settings.val_fraction, listing.documents),
         max_document_bytes=settings.max_document_bytes,
         block_tokens=settings.block_tokens,
     )
-    settled = decisive(settings, corpus)
+    recorded = identity_settings(settings, corpus)
     identity = {
         "corpus": corpus.name,
         "source": [asdict(file) for file in listing.files],
         "tokenizer": tokenization.fingerprint(tokenizer),
-        **settled,
+        **recorded,
     }
-    return Plan(corpus.name, directory, listing, recipe, tokenizer, identity, settled)
+    return Plan(corpus.name, directory, listing, shard_config, tokenizer, identity, recorded)
 
 
-def check_ignored_settings(settings: DistributedPrepareSettings, kind: sources.Format) -> None:
-    """Raise UserError for an explicit setting that is of other formats."""
+def check_format_settings(settings: DistributedPrepareSettings, kind: sources.Format) -> None:
+    """Raise UserError for an explicit setting that has no effect on this format."""
     if kind in ("text", "lines") and "text_column" in settings.model_fields_set:
         column = settings.text_column
         raise UserError(f"--text_column={column}: the source is plain text, without columns")
@@ -93,8 +92,8 @@ def check_ignored_settings(settings: DistributedPrepareSettings, kind: sources.F
         raise UserError(f"--by_line: for plain text; the source is {kind}, a document a row")
 
 
-def decisive(settings: DistributedPrepareSettings, corpus: Corpus) -> dict[str, Any]:
-    """Return the settings that decide what a corpus is; its manifest records them."""
+def identity_settings(settings: DistributedPrepareSettings, corpus: Corpus) -> dict[str, Any]:
+    """Return the settings that decide the bytes of a corpus; its manifest records them."""
     return {
         "text_column": settings.text_column,
         "by_line": settings.by_line,
@@ -107,13 +106,13 @@ def decisive(settings: DistributedPrepareSettings, corpus: Corpus) -> dict[str, 
 
 
 def describe(plan: Plan, source: str, overwrite: bool) -> str:
-    """Say what there is to read and how much disk it needs; UserError if the disk is too small."""
+    """Describe the source and the disk that it needs; UserError if the disk is too small."""
     listing, tokens, documents = plan.listing, *estimate(plan)
     width = 2 if plan.tokenizer.vocab_size <= 2**16 else 4
     needed = int(1.02 * tokens * width) + 4 * documents
     staged = sum(file.stat().st_size for file in plan.staging.glob("unit-*.arrow"))
-    there = staged + cleared_bytes(plan.directory, overwrite)
-    free = check_disk_space(plan.directory, needed - there)
+    reclaimed = staged + cleared_bytes(plan.directory, overwrite)
+    free = check_disk_space(plan.directory, needed - reclaimed)
     about = "" if listing.documents is not None else "about "
     skipped = ", ".join(listing.skipped[:3]) + (", ..." if len(listing.skipped) > 3 else "")
     others = f"; {len(listing.skipped)} other files are skipped ({skipped})" if skipped else ""
@@ -126,14 +125,14 @@ def describe(plan: Plan, source: str, overwrite: bool) -> str:
 
 def cleared_bytes(directory: Path, overwrite: bool) -> int:
     """Return how many bytes of blocks `overwrite` will delete."""
-    old = blocks.block_files(directory) if overwrite else ()
-    return sum(path.lstat().st_size for path in old)
+    old_blocks = blocks.block_files(directory) if overwrite else ()
+    return sum(path.lstat().st_size for path in old_blocks)
 
 
 def check_disk_space(directory: Path, needed: int) -> int:
-    """Return how many bytes are free where a directory is, or will be; UserError if too few."""
-    place = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    """Return how many bytes are free where a directory is or will be; UserError if too few."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
             f"{directory}: needs about {in_bytes(needed)} more, {in_bytes(free)} are free; choose "
@@ -145,10 +144,10 @@ def check_disk_space(directory: Path, needed: int) -> int:
 def estimate(plan: Plan) -> tuple[int, int]:
     """Estimate how many tokens and documents there are, from the first documents."""
     size = tokens = documents = 0
-    for raw_bytes, document in readers.peek(plan.listing.units, plan.recipe.text_column):
+    for raw_bytes, document in readers.peek(plan.listing.units, plan.shard_config.text_column):
         text = document[:SAMPLE_BYTES].decode("utf-8", "replace")
         share_read = len(document[:SAMPLE_BYTES]) / max(1, len(document))
-        with contextlib.suppress(UserError):  # of text without tokens, which is rejected later
+        with contextlib.suppress(UserError):  # not tokenizable: rejected later
             tokens += len(plan.tokenizer.encode(text)) + 1
         size += int(raw_bytes * share_read)
         documents += 1
@@ -164,42 +163,42 @@ def estimate(plan: Plan) -> tuple[int, int]:
 
 
 def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:
-    """Make the staging directory, or find the one of an interrupted command; holds the lease.
+    """Make the staging directory, or adopt that of an interrupted command; needs the lease.
 
     `start` is called before anything is cleared: if it fails, the old corpus stays. Raises
     UserError with the difference if an interrupted command prepared something else.
     """
     is_finished = (plan.directory / blocks.MANIFEST).exists()
     try:
-        found = records.read_identity(plan.staging)
+        interrupted = records.read_identity(plan.staging)
     except DamagedFile as error:
         if not overwrite:
             raise UserError(f"{error}; start again with --overwrite") from None
-        found = None
-    if overwrite and (is_finished or found != plan.identity):
+        interrupted = None
+    if overwrite and (is_finished or interrupted != plan.identity):
         start()
         blocks.clear(plan.directory)
-        found = None
-    if found:
-        changed = [key for key, value in plan.identity.items() if found.get(key) != value]
+        interrupted = None
+    if interrupted:
+        changed = [key for key, value in plan.identity.items() if interrupted.get(key) != value]
         if changed:
             raise UserError(
                 f"{plan.directory}: an interrupted preparation with another {', '.join(changed)}; "
-                "undo the change to go on with it, or start anew with --overwrite"
+                "undo the change to resume it, or start over with --overwrite"
             )
         for folder in (plan.staging, plan.directory):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
         return
-    blocks.clear_staging(plan.directory)  # one without a plan is what a crash left of a clear
+    blocks.clear_staging(plan.directory)  # left without a plan by a crash while it was cleared
     plan.staging.mkdir(parents=True, exist_ok=True)
     write_durably(plan.staging / blocks.TOKENIZER, tokenization.to_bytes(plan.tokenizer))
     write_durably(plan.staging / PLAN, to_json(plan.identity))
 
 
-def with_counts(plan: Plan, count: Count) -> Plan:
-    """Count the documents of files that do not tell, if the split rule needs to know."""
-    listing, split = plan.listing, plan.recipe.split
+def with_counts(plan: Plan, count: CountDocuments) -> Plan:
+    """Count the documents of files that do not record it, if the split rule needs the number."""
+    listing, split = plan.listing, plan.shard_config.split
     if split.rule == "hash" or listing.documents is not None:
         return plan
     counts = records.read_counts(plan.staging, listing.units)
@@ -207,6 +206,6 @@ def with_counts(plan: Plan, count: Count) -> Plan:
         counts = count(listing.units)
         write_durably(plan.staging / records.COUNTS, to_json(counts))
     counted = [replace(u, documents=n) for u, n in zip(listing.units, counts, strict=True)]
-    listing = replace(listing, units=sources.number(counted))
+    listing = replace(listing, units=sources.assign_row_numbers(counted))
     split = replace(split, documents=listing.documents)
-    return replace(plan, listing=listing, recipe=replace(plan.recipe, split=split))
+    return replace(plan, listing=listing, shard_config=replace(plan.shard_config, split=split))

@@ -1,9 +1,8 @@
-"""Documents out of source files, in bounded memory: whatever a file holds, and however large it is.
+"""Reads the documents of a unit in bounded memory, whatever a file holds and however large it is.
 
-In: a unit. Out: its documents, in batches of about a megabyte. A line of JSON or of text, or a cell
-of parquet, that is longer than MAX_DOCUMENT_BYTES (or than `--max_document_bytes`, where that is
-more) is passed over; a large file that is one document is left in its file, for tokenizing to read
-by pieces. Next on the line: units.py.
+Documents come in batches of about 1 MB. A line of JSON or text, or a cell of parquet, is skipped if
+it is longer than MAX_DOCUMENT_BYTES (or than `--max_document_bytes`, if that is more). A large file
+that is one document is not read here: the tokenizer reads it in pieces. Next: shards.py.
 """
 
 import codecs
@@ -23,22 +22,22 @@ from yuzogpt.storage.filesystems import open_filesystem, scheme_of
 from yuzogpt.storage.text import other_encoding, plain, why_not_utf8
 
 BATCH_BYTES = 2**20  # of text, from the reader to the tokenizer
-MAX_DOCUMENT_BYTES = 2**24  # that are held at once, where no setting says more
-MAX_WHOLE_BYTES = 2**22  # of a file that is one document; larger ones are read by pieces
-BATCH_ROWS = 128  # of parquet at most: lengths differ, and a batch is decoded whole
-LOCAL_BUFFER, REMOTE_BUFFER = 2**20, 2**23  # bytes of a parquet column that are read at once
+MAX_DOCUMENT_BYTES = 2**24  # held at once, unless a setting says more
+MAX_WHOLE_BYTES = 2**22  # of a file that is one document; larger ones are read in pieces
+MAX_BATCH_ROWS = 128  # of parquet: lengths differ, and a batch is decoded whole
+LOCAL_BUFFER_BYTES, REMOTE_BUFFER_BYTES = 2**20, 2**23  # of a parquet column, read at once
 
-# What may be wrong with a document, as the manifest counts it.
+# Why a document is rejected, as the manifest counts it.
 MISSING = "without text"
 INVALID_JSON = "invalid JSON"
 TOO_LONG = "too long"
-# Not a reason: the document is the path of a file that has the text.
+# Not a rejection: the document is the path of a file with the text.
 IN_FILE = "in a file"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive documents of a unit; None, and a reason, for what is none."""
+    """Consecutive documents of a unit; None and a reason for each that is rejected."""
 
     documents: list[bytes | None]
     reasons: list[str | None]
@@ -49,21 +48,21 @@ def read(unit: Unit, text_column: str, max_document_bytes: int) -> Iterator[Batc
     limit = max(MAX_DOCUMENT_BYTES, max_document_bytes)
     try:
         if unit.format == "parquet":
-            found = read_parquet(unit, text_column, limit)
+            documents = read_parquet(unit, text_column, limit)
         elif unit.format == "text":
-            found = (read_whole(path) for path in (unit.path, *unit.more_paths))
+            documents = (read_whole(path) for path in (unit.path, *unit.more_paths))
         elif unit.format == "jsonl":
-            found = (parse_line(line, text_column) for line in read_lines(unit, limit))
+            documents = (parse_line(line, text_column) for line in read_lines(unit, limit))
         else:
             lines = read_lines(unit, limit)
-            found = ((line, TOO_LONG if line is None else None) for line in lines)
-        yield from in_batches(found)
+            documents = ((line, TOO_LONG if line is None else None) for line in lines)
+        yield from batched(documents)
     except Exception as error:
         raise damaged(unit.path, error) from None
 
 
 def peek(units: list[Unit], text_column: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the first documents, and how many bytes of their file each one takes."""
+    """Yield the first documents, each after the number of bytes that it takes of its file."""
     for unit in units:
         try:
             if unit.format == "jsonl":
@@ -80,7 +79,7 @@ def peek(units: list[Unit], text_column: str) -> Iterator[tuple[int, bytes]]:
 
 
 def count_documents(unit: Unit) -> int:
-    """Count a unit's documents, by reading it where the file does not tell."""
+    """Count a unit's documents; the unit is read if its file does not record the number."""
     if unit.documents is not None:
         return unit.documents
     try:
@@ -90,7 +89,7 @@ def count_documents(unit: Unit) -> int:
 
 
 def check_first_line(units: list[Unit], text_column: str) -> None:
-    """Raise UserError if the first line of JSON has no such column: it was misspelt, likely."""
+    """Raise UserError if the first line of JSON has no such column, which is probably misspelt."""
     path = units[0].path
     try:
         lines = read_lines(units[0], MAX_DOCUMENT_BYTES)
@@ -102,11 +101,11 @@ def check_first_line(units: list[Unit], text_column: str) -> None:
     if other_encoding(line):
         raise UserError(f"{path}: {why_not_utf8(line)}")
     try:
-        found = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its first line is not JSON") from None
-    if not isinstance(found, dict) or text_column not in found:
-        columns = ", ".join(found) if isinstance(found, dict) else type(found).__name__
+    if not isinstance(value, dict) or text_column not in value:
+        columns = ", ".join(value) if isinstance(value, dict) else type(value).__name__
         raise UserError(
             f"--text_column={text_column}: not in {path}, whose first line has {columns}"
         )
@@ -115,17 +114,17 @@ def check_first_line(units: list[Unit], text_column: str) -> None:
 def read_parquet(
     unit: Unit, text_column: str, limit: int
 ) -> Iterator[tuple[bytes | None, str | None]]:
-    """Read row groups; the bytes of a document are not yet looked at.
+    """Read row groups; the bytes of documents are not decoded yet.
 
-    A column is read through a buffer: without one pyarrow reads that of a whole row group first.
+    A column is read through a buffer: without one, pyarrow first reads that of a whole row group.
     """
     filesystem, inside = open_filesystem(unit.path)
-    buffer_size = REMOTE_BUFFER if scheme_of(unit.path) else LOCAL_BUFFER
+    buffer_size = REMOTE_BUFFER_BYTES if scheme_of(unit.path) else LOCAL_BUFFER_BYTES
     mean = unit.bytes // max(1, unit.documents or 1)
     with filesystem.open_input_file(inside) as opened:
         file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=buffer_size)
         batches = file.iter_batches(
-            batch_size=min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, mean))),
+            batch_size=min(MAX_BATCH_ROWS, max(1, BATCH_BYTES // max(1, mean))),
             row_groups=range(unit.start, unit.stop),
             columns=[text_column],
             use_threads=False,
@@ -145,7 +144,7 @@ def read_parquet(
 
 
 def read_whole(path: str) -> tuple[bytes | None, str | None]:
-    """Return a file that is one document; a large one's path."""
+    """Return the content of a file that is one document, or its path if it is large."""
     try:
         with open_stream(path) as stream:
             content = stream.read(MAX_WHOLE_BYTES + 1)
@@ -157,7 +156,7 @@ def read_whole(path: str) -> tuple[bytes | None, str | None]:
 
 
 def read_pieces(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file, a piece at a time."""
+    """Yield the bytes of a file, one piece at a time."""
     try:
         with open_stream(path) as stream:
             while piece := stream.read(BATCH_BYTES):
@@ -167,33 +166,34 @@ def read_pieces(path: str) -> Iterator[bytes]:
 
 
 def parse_line(line: bytes | None, text_column: str) -> tuple[bytes | None, str | None]:
-    """Return the text of a JSON line, or why there is none."""
+    """Return the text of a JSON line, or the reason why there is none."""
     if line is None:
         return None, TOO_LONG
     try:
-        # Decoded here: json.loads would take bytes for UTF-16 or UTF-32 if they look so.
-        found = json.loads(line.decode("utf-8-sig", "surrogatepass"))
+        # Decoded here: json.loads takes bytes that look like UTF-16 or UTF-32 for these.
+        value = json.loads(line.decode("utf-8-sig", "surrogatepass"))
     except UnicodeDecodeError:
         return line, None  # counted as invalid UTF-8 where text is decoded
     except (ValueError, RecursionError):  # the latter: nested thousands deep
         return None, INVALID_JSON
-    text = found.get(text_column) if isinstance(found, dict) else None
+    text = value.get(text_column) if isinstance(value, dict) else None
     if not isinstance(text, str):
         return None, MISSING
-    # A lone surrogate ("\ud800") has no UTF-8; these bytes will not decode, and are counted so.
+    # A lone surrogate ("\ud800") has no UTF-8: these bytes do not decode later, and are counted.
     return text.encode("utf-8", "surrogatepass"), None
 
 
 def read_lines(unit: Unit, limit: int) -> Iterator[bytes | None]:
-    """Yield the lines that begin in a unit's bytes, without their end; JSON's blank ones not.
+    """Yield the lines that begin in a unit's bytes, without their line ends.
 
-    None for a line of more than `limit` bytes. A file's byte order mark is left out.
+    Yields None for a line of more than `limit` bytes. Skips a file's byte order mark and, in JSON,
+    blank lines.
     """
     stop = None if compression_of(unit.path) else unit.stop
     limit += len(b"\r\n")
     with open_stream(unit.path) as stream:
         position = unit.start
-        if unit.start:  # the line that the byte before belongs to is the unit before's
+        if unit.start:  # the unit before has the line of the byte before
             stream.seek(unit.start - 1)
             position = skip_line(stream, unit.start - 1, stop)
         while stop is None or position < stop:
@@ -216,7 +216,7 @@ def read_lines(unit: Unit, limit: int) -> Iterator[bytes | None]:
 
 
 def skip_line(stream: io.BufferedReader, position: int, stop: int | None) -> int:
-    """Read on to the end of a line, or beyond `stop`; return the position after that."""
+    """Read to the end of a line, or beyond `stop`; return the position after it."""
     while stop is None or position < stop:
         piece = stream.readline(BATCH_BYTES)
         position += len(piece)
@@ -225,12 +225,12 @@ def skip_line(stream: io.BufferedReader, position: int, stop: int | None) -> int
     return position
 
 
-def in_batches(found: Iterable[tuple[bytes | None, str | None]]) -> Iterator[Batch]:
-    """Put documents together to batches of about BATCH_BYTES."""
+def batched(rows: Iterable[tuple[bytes | None, str | None]]) -> Iterator[Batch]:
+    """Group documents into batches of about BATCH_BYTES."""
     documents: list[bytes | None] = []
     reasons: list[str | None] = []
     size = 0
-    for document, reason in found:
+    for document, reason in rows:
         documents.append(document)
         reasons.append(reason)
         size += len(document or b"")

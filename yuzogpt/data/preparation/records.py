@@ -1,7 +1,6 @@
-"""What the disk says of a preparation: checked, since it may be damaged, or made by somebody else.
+"""Reads a preparation's own files and validates them: they may be damaged, or somebody else's.
 
-In: the staging directory, or a finished corpus. Out: values of the types that the rest relies on.
-What is damaged in the staging directory counts as missing, so that it is done again; only a damaged
+A damaged file in the staging directory counts as missing, so its unit is run again. Only a damaged
 plan is an error, since nothing else says whose staged files these are.
 """
 
@@ -13,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from yuzogpt.data.blocks import MANIFEST, PLAN, Block, PreparedCorpus
+from yuzogpt.data.blocks import MANIFEST, PLAN, PreparedCorpus
+from yuzogpt.data.manifest import Block
 from yuzogpt.data.preparation.shards import UnitRecord, record_path
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.storage.atomic_files import to_json
@@ -43,14 +43,14 @@ class RecordedSource(Untrusted):
     settings: dict[str, Any] | None = None
 
 
-def source_of(corpus: PreparedCorpus) -> RecordedSource:
-    """Return what a corpus was made from; DamagedFile if its manifest does not say it."""
+def recorded_source(corpus: PreparedCorpus) -> RecordedSource:
+    """Return the source of a finished corpus; DamagedFile if its manifest does not record it."""
     origin = f"{corpus.directory / MANIFEST}: source"
     return parse_json(to_json(corpus.manifest.source), RecordedSource, origin)
 
 
 def read_identity(staging: Path) -> dict[str, Any] | None:
-    """Return the identity of what is being prepared; None if nothing is, DamagedFile if unclear."""
+    """Return the identity of an interrupted preparation, or None; DamagedFile if it is damaged."""
     try:
         return read_json(staging / PLAN, dict[str, Any])
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def read_identity(staging: Path) -> dict[str, Any] | None:
 
 
 def read_counts(staging: Path, units: Sequence[Unit]) -> list[int] | None:
-    """Return how many documents each unit has; None if they must be counted."""
+    """Return the number of documents of each unit; None if they must be counted."""
     try:
         counts = read_json(staging / COUNTS, list[Size])
     except (FileNotFoundError, DamagedFile):
@@ -72,15 +72,15 @@ def read_record(staging: Path, unit: Unit) -> UnitRecord | None:
         record = read_json(record_path(staging, unit.index), UnitRecord)
     except (FileNotFoundError, DamagedFile):
         return None
-    is_whole = is_of_unit(record, unit) and all(is_there(staging, b) for b in record.blocks)
-    return record if is_whole else None
+    is_done = matches_unit(record, unit) and all(is_whole_file(staging, b) for b in record.blocks)
+    return record if is_done else None
 
 
-def is_of_unit(record: UnitRecord, unit: Unit) -> bool:
-    """Return whether a record is as its unit would write it; its blocks' names are paths to be."""
+def matches_unit(record: UnitRecord, unit: Unit) -> bool:
+    """Return whether a record is as its unit writes it. Names are checked: they become paths."""
     counts = [record.documents, record.bytes, *record.rejected.values()]
-    for split, found in (("train", record.train), ("val", record.val)):
-        for index, block in enumerate(found):
+    for split, blocks in (("train", record.train), ("val", record.val)):
+        for index, block in enumerate(blocks):
             name = f"unit-{unit.index:06d}-{split}-{index:03d}.arrow"
             if (block.file, block.split) != (name, split) or not DIGEST.fullmatch(block.sha256):
                 return False
@@ -98,10 +98,10 @@ def is_of_unit(record: UnitRecord, unit: Unit) -> bool:
     )
 
 
-def is_there(staging: Path, block: Block) -> bool:
-    """Return whether a staged file is there, whole, and no link to another."""
+def is_whole_file(staging: Path, block: Block) -> bool:
+    """Return whether a staged file exists, has its full size, and is no link."""
     try:
-        found = (staging / block.file).lstat()
+        status = (staging / block.file).lstat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == block.bytes
+    return stat.S_ISREG(status.st_mode) and status.st_size == block.bytes

@@ -1,9 +1,8 @@
-"""One unit of a source, from text to blocks: what one task does, wherever it runs.
+"""One unit of a source, from text to blocks: the work of one task, wherever it runs.
 
-In: a recipe and a unit. Out: the unit's train blocks and held-out documents in the staging
-directory, and last its record, which marks it done. The bytes depend on the source and the recipe
-alone, so a unit that is done twice, even at the same moment, is done the same.
-Next on the line: commit.py.
+A unit leaves its train blocks and held-out documents in the staging directory, and last its record,
+which marks it done. The bytes depend on the source and the ShardConfig alone, so two tasks that run
+the same unit, even at the same time, write the same. Next on the line: commit.py.
 """
 
 import functools
@@ -22,7 +21,8 @@ import pyarrow.compute as pc
 
 from yuzogpt import tokenization
 from yuzogpt.data.block_writer import BlockWriter, from_offsets
-from yuzogpt.data.blocks import TOKENIZER, Block
+from yuzogpt.data.blocks import TOKENIZER
+from yuzogpt.data.manifest import Block
 from yuzogpt.data.preparation.readers import IN_FILE, TOO_LONG, Batch, read, read_pieces
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.data.preparation.splits import Split
@@ -35,16 +35,16 @@ EMPTY = "empty"
 INVALID_UTF8 = "invalid UTF-8"
 NOT_TOKENIZABLE = "not tokenizable"
 
-MAX_TOKENS = 2**31 - 1  # of a document: a block has int32 offsets
+MAX_DOCUMENT_TOKENS = 2**31 - 1  # a block has int32 offsets
 
 
 class TooLong(Exception):
-    """A file has more text than a document may have."""
+    """A file is longer than a document may be."""
 
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """What every task must know."""
+    """What every task must know: where to write, and how."""
 
     staging: str
     text_column: str
@@ -55,23 +55,23 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What a unit became; written when its files are on disk."""
+    """What a unit became; written once its files are on disk."""
 
     unit: int
     documents: int
     bytes: int  # of text
-    sha256: str  # of the digests of its documents, in order
+    sha256: str  # of its documents' digests, in order
     rejected: dict[str, int]
     train: list[Block]  # by their names in the staging directory
     val: list[Block]
     val_rows: list[int]  # of the unit, ascending
-    node: str  # that did it
+    node: str  # on which it ran
     least_digest: str = ""  # of the hash rule: the smallest digest of its train documents
-    least_rows: list[int] = field(default_factory=list)  # of these, where documents have it
+    least_rows: list[int] = field(default_factory=list)  # rows of train with that digest
 
     @property
     def blocks(self) -> list[Block]:
-        """All that it wrote."""
+        """All blocks that it wrote."""
         return self.train + self.val
 
     @property
@@ -81,36 +81,36 @@ class UnitRecord:
 
 
 @functools.lru_cache(maxsize=1)
-def tokenizer_of(staging: str) -> BytePairTokenizer:
-    """Load the corpus's tokenizer, once a process."""
+def load_tokenizer(staging: str) -> BytePairTokenizer:
+    """Load the corpus's tokenizer, once per process."""
     loaded = tokenization.load(Path(staging) / TOKENIZER)
     assert isinstance(loaded, BytePairTokenizer), "large corpora have GPT-2's tokens"
     return loaded
 
 
-def tokenize(batch: Batch, recipe: ShardConfig, tokenizer: BytePairTokenizer) -> pa.Table:
-    """Turn documents into tokens, or say why not.
+def tokenize(batch: Batch, config: ShardConfig, tokenizer: BytePairTokenizer) -> pa.Table:
+    """Turn documents into tokens, or into the reason of their rejection.
 
-    A row for each document: its tokens (none if it was rejected), why it was rejected (else null),
-    the bytes of its text, and their SHA-256.
+    Returns a row for each document: its tokens (none if it was rejected), the reason (null if it is
+    kept), the size of its text in bytes, and their SHA-256.
     """
     rows = zip(batch.documents, batch.reasons, strict=True)
     parts = []
     for is_in_file, run in itertools.groupby(rows, lambda row: row[1] == IN_FILE):
         if is_in_file:
-            parts += [tokenize_file(os.fsdecode(path or b""), recipe, tokenizer) for path, _ in run]
+            parts += [tokenize_file(os.fsdecode(path or b""), config, tokenizer) for path, _ in run]
         else:
-            parts.append(tokenize_texts(list(run), recipe, tokenizer))
+            parts.append(tokenize_texts(list(run), config, tokenizer))
     return pa.concat_tables(parts)
 
 
 def tokenize_texts(
     rows: Sequence[tuple[bytes | None, str | None]],
-    recipe: ShardConfig,
+    config: ShardConfig,
     tokenizer: BytePairTokenizer,
 ) -> pa.Table:
-    """Turn documents, or the reasons why they are none, into rows of `tokenize`."""
-    decoded = [decode(document, reason, recipe) for document, reason in rows]
+    """Turn documents that are in memory into rows of `tokenize`."""
+    decoded = [decode(document, reason, config) for document, reason in rows]
     texts = [text for text, _ in decoded if text is not None]
     ids, ends = tokenizer.encode_documents(texts)
     is_text = np.array([text is not None for text, _ in decoded])
@@ -119,15 +119,15 @@ def tokenize_texts(
     reasons = [reason for _, reason in decoded]
     for row in np.flatnonzero(is_text & (lengths == 0)):
         reasons[row] = NOT_TOKENIZABLE
-    found = [document or b"" for document, _ in rows]
-    digests = [hashlib.sha256(document).digest() for document in found]
-    return to_rows(ids, lengths, reasons, [len(document) for document in found], digests)
+    contents = [document or b"" for document, _ in rows]
+    digests = [hashlib.sha256(content).digest() for content in contents]
+    return to_rows(ids, lengths, reasons, [len(content) for content in contents], digests)
 
 
-def tokenize_file(path: str, recipe: ShardConfig, tokenizer: BytePairTokenizer) -> pa.Table:
-    """Turn a file that is one document into a row of `tokenize`, reading it by pieces.
+def tokenize_file(path: str, config: ShardConfig, tokenizer: BytePairTokenizer) -> pa.Table:
+    """Turn a file that is one document into a row of `tokenize`, reading it in pieces.
 
-    What memory holds of it are its tokens.
+    Only its tokens are held in memory.
     """
     ids, digest, size = TokenBuffer(tokenizer.dtype), hashlib.sha256(), 0
     reason: str | None = None
@@ -138,13 +138,13 @@ def tokenize_file(path: str, recipe: ShardConfig, tokenizer: BytePairTokenizer) 
             content = text.encode()
             digest.update(content)
             size += len(content)
-            if recipe.max_document_bytes and size > recipe.max_document_bytes:
+            if config.max_document_bytes and size > config.max_document_bytes:
                 raise TooLong
             yield text
 
     try:
         for piece in tokenizer.encode_stream(texts()):
-            if ids.size + len(piece) >= MAX_TOKENS:
+            if ids.size + len(piece) >= MAX_DOCUMENT_TOKENS:
                 raise TooLong
             ids.append(piece)
         ids.append(np.array([tokenizer.end_of_text], tokenizer.dtype))
@@ -155,7 +155,7 @@ def tokenize_file(path: str, recipe: ShardConfig, tokenizer: BytePairTokenizer) 
     except NotTokenizable:
         reason = NOT_TOKENIZABLE
     if reason:
-        return tokenize_texts([(None, reason)], recipe, tokenizer)
+        return tokenize_texts([(None, reason)], config, tokenizer)
     return to_rows(ids.tokens, np.array([ids.size]), [None], [size], [digest.digest()])
 
 
@@ -179,14 +179,14 @@ def to_rows(
 
 
 def decode(
-    document: bytes | None, reason: str | None, recipe: ShardConfig
+    document: bytes | None, reason: str | None, config: ShardConfig
 ) -> tuple[str | None, str | None]:
     """Return a document's text, or why it is rejected."""
     if document is None:
         return None, reason
     if not document:
         return None, EMPTY
-    if recipe.max_document_bytes and len(document) > recipe.max_document_bytes:
+    if config.max_document_bytes and len(document) > config.max_document_bytes:
         return None, TOO_LONG
     try:
         return document.decode(), None
@@ -197,11 +197,10 @@ def decode(
 class UnitWriter:
     """Writes one unit: `add` its batches in order, then `finish`."""
 
-    def __init__(self, unit: Unit, recipe: ShardConfig) -> None:
-        """Nothing is written yet."""
+    def __init__(self, unit: Unit, config: ShardConfig) -> None:
         self.unit = unit
-        self.recipe = recipe
-        self.staging = Path(recipe.staging)
+        self.config = config
+        self.staging = Path(config.staging)
         self.train = self._block_writer("train")
         self.val = self._block_writer("val")
         self.val_rows: list[int] = []
@@ -214,27 +213,27 @@ class UnitWriter:
         self.digest = hashlib.sha256()
 
     def add(self, batch: pa.Table) -> None:
-        """Take the next documents; write blocks as they fill."""
+        """Add the next documents; write blocks as they fill."""
         digests: list[bytes] = batch["digest"].to_pylist()
         row = self.unit.first_row
-        is_val = self.recipe.split.is_val(None if row is None else row + self.documents, digests)
+        is_val = self.config.split.is_val(None if row is None else row + self.documents, digests)
         kept = batch["reason"].is_null().to_numpy()
-        for writer, chosen in ((self.train, kept & ~is_val), (self.val, kept & is_val)):
+        for writer, mask in ((self.train, kept & ~is_val), (self.val, kept & is_val)):
             documents = batch["tokens"]
-            if not chosen.all():
-                documents = documents.filter(pa.array(chosen))
+            if not mask.all():
+                documents = documents.filter(pa.array(mask))
             for chunk in documents.chunks:
                 writer.add(chunk)
-        if self.recipe.split.rule == "hash":
-            self._note_least([digests[row] for row in np.flatnonzero(kept & ~is_val)])
+        if self.config.split.rule == "hash":
+            self._note_smallest([digests[row] for row in np.flatnonzero(kept & ~is_val)])
         self.val_rows += [self.documents + int(row) for row in np.flatnonzero(kept & is_val)]
         self.rejected.update(reason for reason in batch["reason"].to_pylist() if reason)
         self.digest.update(b"".join(digests))
         self.documents += len(batch)
         self.bytes += pc.sum(batch["bytes"]).as_py() or 0
 
-    def _note_least(self, digests: list[bytes]) -> None:
-        """Remember where the train documents with the smallest digest are."""
+    def _note_smallest(self, digests: list[bytes]) -> None:
+        """Remember the rows of the train documents with the smallest digest."""
         smallest = min(digests, default=b"")
         if smallest and (not self.least_digest or smallest < self.least_digest):
             self.least_digest, self.least_rows = smallest, []
@@ -250,8 +249,8 @@ class UnitWriter:
         expected = self.unit.documents
         if expected is not None and self.documents != expected:
             raise RuntimeError(
-                f"unit {self.unit.index} of {self.unit.path}: {self.documents} documents came, "
-                f"it has {expected}"
+                f"unit {self.unit.index} of {self.unit.path}: read {self.documents} documents, "
+                f"expected {expected}"
             )
         record = UnitRecord(
             unit=self.unit.index,
@@ -274,16 +273,16 @@ class UnitWriter:
         return BlockWriter(
             self.staging,
             split,
-            self.recipe.block_tokens,
+            self.config.block_tokens,
             lambda index: f"unit-{unit:06d}-{split}-{index:03d}.arrow",
         )
 
 
-def do_unit(unit: Unit, recipe: ShardConfig, tokenizer: BytePairTokenizer, node: str = "") -> None:
+def run_unit(unit: Unit, config: ShardConfig, tokenizer: BytePairTokenizer, node: str = "") -> None:
     """Read, tokenize and write a unit; UserError for a damaged source."""
-    writer = UnitWriter(unit, recipe)
-    for batch in read(unit, recipe.text_column, recipe.max_document_bytes):
-        writer.add(tokenize(batch, recipe, tokenizer))
+    writer = UnitWriter(unit, config)
+    for batch in read(unit, config.text_column, config.max_document_bytes):
+        writer.add(tokenize(batch, config, tokenizer))
     writer.finish(node)
 
 

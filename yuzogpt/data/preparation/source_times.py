@@ -1,7 +1,7 @@
-"""When the files of a source were last changed: a file beside the corpus, and no part of it.
+"""The modification times of a source's files, in a file beside the corpus.
 
-In: a source's files. Out: the file that is compared when the same command comes again. It is apart
-from the manifest, whose bytes do not depend on the machine.
+The same command compares them to detect changed files. They are not in the manifest, whose bytes do
+not depend on the machine.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from yuzogpt.storage.untrusted import DamagedFile, read_json
 
 
 def write_times(directory: Path, files: Sequence[SourceFile]) -> None:
-    """Remember when each file was last changed, where its store tells."""
+    """Write the modification time of each file, if its store knows it."""
     times = {real_path(file): file.modified for file in files if file.modified}
     write_durably(directory / SOURCE_TIMES, to_json(times))
 
 
 def read_times(directory: Path) -> dict[str, str]:
-    """Return when each file was last changed, by its path; nothing is known without the file."""
+    """Return modification times by path; empty if the file is missing or damaged."""
     with contextlib.suppress(FileNotFoundError, DamagedFile):
         return read_json(directory / SOURCE_TIMES, dict[str, str])
     return {}
 
 
 def real_path(file: SourceFile) -> str:
-    """Return the path that means the same file to every command."""
+    """Return a path that is the same for every command: without links, if it is local."""
     return file.path if scheme_of(file.path) else os.path.realpath(file.path)

@@ -1,9 +1,8 @@
-"""Where a large corpus comes from: parquet, JSON lines or plain text; here or in object stores.
+"""Lists a source: parquet, JSON lines or plain text, on this machine or in an object store.
 
-In: `--source`. Out: its files in sorted order (which is part of the source's identity, since it
-decides nanoGPT's split), cut into units: the pieces that one task reads, tokenizes and writes. A
-unit depends on the files alone, never on how many workers there are. Next on the line:
-readers.py.
+Files are in sorted order, which is part of the source's identity, since it decides nanoGPT's split.
+They are split into units, each of which one task reads, tokenizes and writes. Units depend on the
+files alone, never on the number of workers. Next on the line: readers.py.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,7 +30,7 @@ FORMATS: dict[str, Format] = {
 TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
-UNIT_BYTES = 16 * 2**20  # of text: about a second of tokenizing, and a block of some megabytes
+UNIT_BYTES = 16 * 2**20  # of text: about a second of tokenizing, and a block of a few MB
 
 
 @dataclass(frozen=True)
@@ -41,35 +40,35 @@ class SourceFile:
     name: str  # within the source's folder: part of its identity
     path: str  # as open_filesystem takes it
     bytes: int
-    modified: str  # tells that a file was replaced while its preparation was interrupted
+    modified: str  # shows that a file was replaced while its preparation was interrupted
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of a file: row groups of parquet, bytes of uncompressed lines, or all of it.
+    """A piece of a file: row groups of parquet, bytes of uncompressed lines, or the whole file.
 
-    Plain text whose files are documents is the exception: a unit has many small files.
+    The exception is plain text whose files are documents: there a unit has many small files.
     """
 
     path: str
     format: Format
     start: int
     stop: int
-    bytes: int  # of text for parquet, else of the file: what progress counts
-    documents: int | None = None  # where the file tells
+    bytes: int  # of text for parquet, else of the file; progress counts them
+    documents: int | None = None  # None: known only once it is read
     index: int = 0  # in the source
-    first_row: int | None = None  # in the source, where the files before tell
+    first_row: int | None = None  # in the source; None: the files before must be read
     more_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A source, listed: nothing of its text is read yet."""
+    """The files and units of a source, whose text is not read yet."""
 
     files: list[SourceFile]
     units: list[Unit]
     skipped: list[str]  # files of no known format
-    own: list[str]  # files of the corpus that is prepared: no source of its own
+    own: list[str]  # files of the corpus that is prepared, which are left out
 
     @property
     def name(self) -> str:
@@ -78,33 +77,33 @@ class Listing:
 
     @property
     def documents(self) -> int | None:
-        """How many documents there are, where the files tell."""
+        """The number of documents; None if they must be counted."""
         counts = [unit.documents for unit in self.units]
         return None if None in counts else sum(count or 0 for count in counts)
 
     @property
     def bytes(self) -> int:
-        """How many bytes the units have."""
+        """The bytes of all units."""
         return sum(unit.bytes for unit in self.units)
 
 
 def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) -> Listing:
-    """List a source's files and cut them into units.
+    """List a source's files and split them into units.
 
     `by_line`: each line of plain text is a document; else each file is. `data_dir`: where the
-    corpus goes, which may lie inside the source's folder. Raises UserError for files of no known
-    or of several formats, damaged ones, a column that is not there, and no documents.
+    corpus goes, which may lie inside the source's folder. Raises UserError if files have no known
+    format, several formats, damage, no such column, or no documents.
     """
     scheme = scheme_of(source)
     prefix = f"{scheme}://" if scheme else ""
-    folder, found = list_files(source)
+    folder, infos = list_files(source)
     if not scheme and Path(folder).resolve() == data_dir.resolve():
         raise UserError(f"--data_dir={data_dir}: is the source's folder; choose another")
-    own = [] if scheme else [i.path for i in found if is_within(Path(i.path), data_dir)]
-    if len(own) == len(found):
+    own = [] if scheme else [i.path for i in infos if is_within(Path(i.path), data_dir)]
+    if len(own) == len(infos):
         raise UserError(f"--data_dir={data_dir}: the source lies in it; choose another")
-    found = [info for info in found if info.path not in set(own)]
-    known = [info for info in found if format_of(info.path)]
+    infos = [info for info in infos if info.path not in set(own)]
+    known = [info for info in infos if format_of(info.path)]
     if not known:
         raise UserError(f"--source={source}: no {', '.join(FORMATS)} file there (.gz, .zst too)")
     formats = sorted({str(format_of(info.path)) for info in known})
@@ -120,10 +119,10 @@ def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) ->
         for info in known
     ]
     if formats == ["text"] and not by_line:
-        units = number(whole_files(files))
+        units = assign_row_numbers(group_files(files))
     else:
-        units = number(piece for file in files for piece in cut(file, text_column))
-    skipped = sorted(info.base_name for info in found if not format_of(info.path))
+        units = assign_row_numbers(unit for file in files for unit in split_file(file, text_column))
+    skipped = sorted(info.base_name for info in infos if not format_of(info.path))
     listing = Listing(files, units, skipped, own)
     if not units or listing.documents == 0:
         raise UserError(f"--source={source}: no document there")
@@ -131,7 +130,7 @@ def list_source(source: str, text_column: str, by_line: bool, data_dir: Path) ->
 
 
 def format_of(path: str) -> Format | None:
-    """Return the format that a file's name tells, if it is known."""
+    """Return the format that a file's name says, if it is known."""
     name = path.rpartition("/")[2].lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
@@ -140,13 +139,13 @@ def format_of(path: str) -> Format | None:
 
 
 def compression_of(path: str) -> str | None:
-    """Return the compression that a file's name tells."""
+    """Return the compression that a file's name says."""
     name = path.lower()
     return next((kind for suffix, kind in COMPRESSIONS.items() if name.endswith(suffix)), None)
 
 
-def number(pieces: Iterable[Unit]) -> list[Unit]:
-    """Number pieces and, as long as the files tell, the rows of the source."""
+def assign_row_numbers(pieces: Iterable[Unit]) -> list[Unit]:
+    """Set each unit's index and, as far as documents are counted, its first row in the source."""
     units: list[Unit] = []
     row: int | None = 0
     for index, piece in enumerate(pieces):
@@ -155,12 +154,12 @@ def number(pieces: Iterable[Unit]) -> list[Unit]:
     return units
 
 
-def cut(file: SourceFile, text_column: str) -> list[Unit]:
-    """Cut one file into pieces, not yet numbered."""
+def split_file(file: SourceFile, text_column: str) -> list[Unit]:
+    """Split one file into units, not yet numbered."""
     kind = format_of(file.path)
     assert kind is not None
     if kind == "parquet":
-        return cut_parquet(file, text_column)
+        return split_parquet(file, text_column)
     kind = "lines" if kind == "text" else kind
     step = max(1, file.bytes) if compression_of(file.path) else UNIT_BYTES
     return [
@@ -169,21 +168,21 @@ def cut(file: SourceFile, text_column: str) -> list[Unit]:
     ]
 
 
-def whole_files(files: list[SourceFile]) -> Iterator[Unit]:
-    """Put files that are documents together to pieces of about UNIT_BYTES, not yet numbered."""
-    waiting: list[str] = []
+def group_files(files: list[SourceFile]) -> Iterator[Unit]:
+    """Group files that are documents into units of about UNIT_BYTES, not yet numbered."""
+    paths: list[str] = []
     size = 0
     for file in files:
-        waiting.append(file.path)
+        paths.append(file.path)
         size += file.bytes
         if size >= UNIT_BYTES or file is files[-1]:
-            first, *more = waiting
-            yield Unit(first, "text", 0, 0, size, len(waiting), more_paths=tuple(more))
-            waiting, size = [], 0
+            first, *more = paths
+            yield Unit(first, "text", 0, 0, size, len(paths), more_paths=tuple(more))
+            paths, size = [], 0
 
 
-def cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
-    """Put row groups together to pieces of about UNIT_BYTES of text."""
+def split_parquet(file: SourceFile, text_column: str) -> list[Unit]:
+    """Group row groups into units of about UNIT_BYTES of text, not yet numbered."""
     filesystem, inside = open_filesystem(file.path)
     try:
         with filesystem.open_input_file(inside) as opened:
@@ -201,7 +200,7 @@ def cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
         kind = kind.value_type
     if not any(kind.equals(text) for text in TEXT_TYPES):
         raise UserError(f"--text_column={text_column}: {kind} in {file.path}, not text")
-    pieces: list[Unit] = []
+    units: list[Unit] = []
     start = size = documents = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
@@ -209,15 +208,15 @@ def cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
         size += sum(c.total_uncompressed_size for c in leaves if c.path_in_schema == text_column)
         documents += group.num_rows
         if size >= UNIT_BYTES or index == metadata.num_row_groups - 1:
-            pieces.append(Unit(file.path, "parquet", start, index + 1, size, documents))
+            units.append(Unit(file.path, "parquet", start, index + 1, size, documents))
             start, size, documents = index + 1, 0, 0
-    return pieces
+    return units
 
 
 def damaged(path: str, error: Exception) -> Exception:
-    """Return the error for a source file that cannot be read; a bug's own stays what it is."""
+    """Return the error for a source file that cannot be read; the error itself if it is a bug's."""
     if not is_store_error(error):
         return error
-    if isinstance(error, OSError) and error.errno:  # the system's: it says nothing of the content
+    if isinstance(error, OSError) and error.errno:  # the system's, not about the content
         return UserError(f"{path}: not readable: {reason_of(error)}")
     return UserError(f"{path}: damaged or not readable: {first_line(error)}")

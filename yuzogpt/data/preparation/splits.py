@@ -1,11 +1,9 @@
 """Which documents are held out for validation: the split rules.
 
-    tail     the last tenth of the characters: both Shakespeares, as in nanoGPT
-    nanogpt  a shuffle with seed 2357 of all documents, its first 0.05% held out: OpenWebText
-    hash     by each document's own SHA-256, so that the split needs no count and no order; if it
-             would hold out none, the document with the smallest is held out (commit.py)
-
-In: how many documents, or a document's digest. Out: what is held out, and in which order.
+tail     the last tenth of the characters: both Shakespeares, as in nanoGPT
+nanogpt  a shuffle with seed 2357 of all documents, its first 0.05% held out: OpenWebText
+hash     by each document's own SHA-256, so that the split needs no count and no order; if it
+         would hold out none, the document with the smallest is held out (commit.py)
 """
 
 import functools
@@ -18,14 +16,14 @@ import numpy.typing as npt
 
 TAIL_FRACTION = 0.1
 NANOGPT_SEED = 2357
-VAL_FRACTION = 0.0005  # of nanoGPT, for OpenWebText
+VAL_FRACTION = 0.0005  # nanoGPT's, for OpenWebText
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
 
 
 def split_tail(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Cut off the last tenth of the characters, in the middle of a document if need be."""
+    """Cut off the last tenth of the characters, in the middle of a document if necessary."""
     cut = int(sum(map(len, documents)) * (1 - TAIL_FRACTION))
     train, val = [], []
     for document in documents:
@@ -57,7 +55,7 @@ def sorted_val_rows(documents: int, fraction: float) -> Rows:
 
 @dataclass(frozen=True)
 class Split:
-    """Decides for each document, wherever it is read, whether it is held out."""
+    """Decides for each document, in any task, whether it is held out."""
 
     rule: Literal["nanogpt", "hash"]
     fraction: float
@@ -65,11 +63,11 @@ class Split:
 
     @property
     def name(self) -> str:
-        """What the manifest calls it."""
+        """Its name in the manifest."""
         return f"{self.rule} {self.fraction}"
 
     def is_val(self, first_row: int | None, digests: list[bytes]) -> Mask:
-        """Tell for consecutive documents of the source which are held out, shape (documents,)."""
+        """Return which of consecutive documents are held out, shape (documents,)."""
         if self.rule == "hash":
             numbers = np.frombuffer(b"".join(digest[:8] for digest in digests), ">u8")
             return np.asarray(numbers < np.uint64(self.fraction * 2**64))

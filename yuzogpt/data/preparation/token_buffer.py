@@ -1,4 +1,4 @@
-"""Tokens of a document or a block while they are gathered: held once, whatever their number."""
+"""A growing array of tokens: those of a document or a block, held once while they are gathered."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,14 @@ class TokenBuffer:
     """An array of tokens that grows."""
 
     def __init__(self, dtype: npt.DTypeLike, capacity: int = 2**16) -> None:
-        """`capacity`: how many tokens it takes without a copy; memory is used as they come."""
+        """`capacity`: tokens that fit without a copy; memory is used only as they come."""
         self.array = np.empty(min(capacity, MAX_RESERVED), dtype)
         self.size = 0
 
     def append(self, ids: Ids) -> None:
         """Add tokens at the end."""
         needed = self.size + len(ids)
-        if needed > len(self.array):  # memory that is not written to yet is not taken yet
+        if needed > len(self.array):  # the system gives memory when it is written to
             grown = np.empty(max(needed, 2 * len(self.array)), self.array.dtype)
             grown[: self.size] = self.tokens
             self.array = grown

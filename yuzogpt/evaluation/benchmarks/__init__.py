@@ -1,1 +1,1 @@
-"""The benchmarks: their files, their formats, and what is computed of them."""
+"""The benchmarks: their files, their formats, and their metrics."""

@@ -1,7 +1,7 @@
-"""Where the benchmarks' files are: in a folder of the user's, or in the cache, from the web.
+"""Find the benchmarks' files: in the user's folder, or in the cache, downloaded once.
 
-In: a task. Out: the path of its file. What comes from the web has a fixed revision and a known
-SHA-256; what is in a folder of the user's may be another edition, which results.json then says.
+A downloaded file has a fixed revision and a known SHA-256. A file in the user's folder may be
+another edition; results.json then says so.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from yuzogpt.evaluation.benchmarks.formats import MAX_BYTES
 from yuzogpt.evaluation.benchmarks.tasks import Task
 from yuzogpt.storage.atomic_files import cache_directory, cache_path, sha256, write_durably
 
-TIMEOUT = 20  # seconds without an answer
+TIMEOUT_S = 20  # without an answer
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where a file was published, and what it is known by."""
+    """Where a file was published, and how its copies are recognized."""
 
-    url: str  # of the file itself, or, where it must be taken out of something, of that
+    url: str  # of the file itself, or of the archive that has it
     sha256: str = ""  # without it, nothing is downloaded
-    size: int = 0  # bytes or questions: what a copy is known by that is packed in another way
-    how: str = ""  # to get the file from there; empty: it is the file
+    size: int = 0  # bytes or questions, to recognize a copy that is packed in another way
+    how: str = ""  # which part of the archive is the file; empty: the URL is the file's
 
 
 PUBLISHED = {
@@ -91,16 +91,16 @@ def find(task: Task, folder: str) -> tuple[Path, str]:
             what = published.how or "this file"
             raise UserError(f"{task.name}: {path} is missing; put {what} there: {published.url}")
         fetch(task.name, published, path)
-    found = sha256(path)
+    digest = sha256(path)
     if not folder:
-        refuse_other(f"{path}", found, published)
-    return path, found
+        check_published(f"{path}", digest, published)
+    return path, digest
 
 
 def is_published(task: str, digest: str, size: int) -> bool | None:
-    """Tell whether a file of this SHA-256, and so many bytes or questions, is the published one.
+    """Return whether a file is the published one, by its SHA-256, or by its bytes or questions.
 
-    None: nothing is known of that.
+    None: neither is known.
     """
     published = PUBLISHED[task]
     if digest == published.sha256:
@@ -110,22 +110,22 @@ def is_published(task: str, digest: str, size: int) -> bool | None:
     return False if published.sha256 else None
 
 
-def refuse_other(what: str, found: str, published: Published) -> None:
+def check_published(what: str, digest: str, published: Published) -> None:
     """Raise UserError for a file that is not the published one."""
-    if published.sha256 and found != published.sha256:
+    if published.sha256 and digest != published.sha256:
         raise UserError(
-            f"{what}: its SHA-256 is {found[:12]}, the published file's is "
+            f"{what}: its SHA-256 is {digest[:12]}, the published file's is "
             f"{published.sha256[:12]}; put that one there: {published.url}"
         )
 
 
 def fetch(name: str, published: Published, path: Path) -> None:
-    """Download a file into the cache; what is not that file does not get there."""
-    cache_directory()  # before the download: it must be there, and writable
+    """Download a file into the cache; only the published file gets there."""
+    cache_directory()  # first: it must exist and be writable
     try:
-        with urllib.request.urlopen(published.url, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(published.url, timeout=TIMEOUT_S) as answer:
             content = answer.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES or answer.length:  # of which something is left
+            if len(content) > MAX_BYTES or answer.length:  # `length`: bytes that are missing
                 raise OSError("the answer is cut short, or too long")
         if content[:64].lstrip().lower().startswith((b"<!doctype", b"<html")):
             raise OSError("it answers with a web page")
@@ -135,6 +135,6 @@ def fetch(name: str, published: Published, path: Path) -> None:
             f"{name}: {published.url} is out of reach ({reason}); put that file in a folder as "
             f"{path.name}, and give the folder: --benchmark_dir=DIR"
         ) from None
-    refuse_other(f"{name}: what was downloaded", hashlib.sha256(content).hexdigest(), published)
+    check_published(f"{name}: what was downloaded", hashlib.sha256(content).hexdigest(), published)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, content)

@@ -1,6 +1,6 @@
-"""The benchmarks' files, as their makers published them.
+"""Parse the benchmarks' files as published: lines, passages, questions.
 
-In: a path. Out: lines, texts, questions. UserError names the line that is not as it should be.
+UserError names the file and the line that is not as expected.
 """
 
 import io
@@ -19,15 +19,15 @@ from yuzogpt.storage.text import decode_utf8
 from yuzogpt.storage.untrusted import load_json, read_file
 
 MAX_BYTES = 2**28  # of a file, unpacked; enwik8 has 10^8
-# What zipfile raises for a file that is none; RuntimeError: for one with a password.
+# What zipfile raises for a damaged file; RuntimeError: for one with a password.
 NOT_A_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A text and its possible continuations, one of which is right.
+    """A context and its possible continuations, one of which is right.
 
-    A space between them is the text's.
+    A space between them belongs to the context.
     """
 
     context: str
@@ -38,99 +38,99 @@ class Question:
 def content(path: Path) -> bytes:
     """Return the bytes of a file, or of the one file in a zip; at most MAX_BYTES."""
     try:
-        found = read_file(path, MAX_BYTES)
+        data = read_file(path, MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: not readable: {reason_of(error)}") from None
     if path.suffix != ".zip":
-        return found
+        return data
     try:
-        with zipfile.ZipFile(io.BytesIO(found)) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
             if len(names) != 1:
                 raise zipfile.BadZipFile(f"it has {len(names)}")
             with archive.open(names[0]) as member:
-                found = member.read(MAX_BYTES + 1)
+                data = member.read(MAX_BYTES + 1)
     except NOT_A_ZIP as error:
         raise UserError(f"{path}: not a whole zip of one file: {error}") from None
-    if len(found) > MAX_BYTES:
+    if len(data) > MAX_BYTES:
         raise UserError(f"{path}: more than {MAX_BYTES:,} bytes")
-    return found
+    return data
 
 
 def lines(path: Path) -> list[str]:
-    """Return the lines of a text, without their ends."""
+    """Return the lines of a text file, without line ends."""
     text = decode_utf8(content(path), str(path))
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each object is, and the object."""
+    """Yield the location, FILE:LINE, of each object, and the object."""
     for number, line in enumerate(lines(path), 1):
-        place = f"{path}:{number}"
-        found = load_json(line, place)
-        if not isinstance(found, dict):
-            raise UserError(f"{place}: not an object")
-        yield place, found
+        location = f"{path}:{number}"
+        row = load_json(line, location)
+        if not isinstance(row, dict):
+            raise UserError(f"{location}: not an object")
+        yield location, row
 
 
 def lambada(path: Path) -> list[tuple[str, str]]:
     """Return passages without their last word, and that word with the space before it."""
-    found = []
-    for place, passage in json_lines(path):
-        context, space, word = str(passage.get("text", "")).rpartition(" ")
+    passages = []
+    for location, row in json_lines(path):
+        context, space, word = str(row.get("text", "")).rpartition(" ")
         if not (space and word):
-            raise UserError(f"{place}: expected a passage of several words as `text`")
-        found.append((context, f" {word}"))
-    return found
+            raise UserError(f"{location}: expected a passage of several words as `text`")
+        passages.append((context, f" {word}"))
+    return passages
 
 
 def hellaswag(path: Path) -> list[Question]:
-    """Return scenes, each with four ends."""
-    found = []
-    for place, scene in json_lines(path):
+    """Return scenes, each with four endings."""
+    questions = []
+    for location, scene in json_lines(path):
         try:
             text = f"{scene['activity_label']}: {scene['ctx_a']} {scene['ctx_b'].capitalize()}"
-            ends = [without_marks(end) for end in scene["endings"]]
+            ends = [remove_markup(end) for end in scene["endings"]]
             right = int(scene["label"])
             if not all(ends) or right not in range(len(ends)):
-                raise ValueError("an end without a word, or none that is right")
-            found.append(Question(f"{without_marks(text)} ", ends, right))
+                raise ValueError("an empty ending, or none that is right")
+            questions.append(Question(f"{remove_markup(text)} ", ends, right))
         except (LookupError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{place}: not a line of HellaSwag") from None
-    return found
+            raise UserError(f"{location}: not a line of HellaSwag") from None
+    return questions
 
 
-def without_marks(text: str) -> str:
-    """Remove what WikiHow's articles were marked up with."""
+def remove_markup(text: str) -> str:
+    """Remove WikiHow's markup, such as `[header]`, from a text."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 def childrens_books(path: Path) -> list[Question]:
-    """Return CBT's questions: twenty sentences, and one with a gap, for which there are ten words.
+    """Return CBT's questions: twenty sentences, then one with a gap and ten words for it.
 
-    The continuation is that sentence from the gap on: the rest tells of the word, too. All of it
-    as people write: the file has the tokens of the Penn Treebank.
+    A continuation is a word and the rest of the sentence, which depends on the word, too. Texts
+    are detokenized: the file has the tokens of the Penn Treebank.
     """
-    asked = list(gapped(path))
-    lines = (line for story, query, _, _ in asked for line in (*story, query))
-    detokenizer = Detokenizer.of(CBT, lines)
-    found = []
-    for story, query, words, answer in asked:
+    rows = list(read_gap_questions(path))
+    lines = (line for story, query, _, _ in rows for line in (*story, query))
+    detokenizer = Detokenizer.for_lines(CBT, lines)
+    questions = []
+    for story, query, words, answer in rows:
         before, _, after = detokenizer.join(query).partition(GAP)
         context = " ".join([*map(detokenizer.join, story), before]).replace("`", "'")
         ends = [f"{word}{after}".replace("`", "'") for word in words]
-        found.append(Question(context, ends, words.index(answer)))
-    return found
+        questions.append(Question(context, ends, words.index(answer)))
+    return questions
 
 
-def gapped(path: Path) -> Iterator[tuple[list[str], str, list[str], str]]:
-    """Yield of CBT's questions the story, the sentence with the gap, the words, and the answer."""
+def read_gap_questions(path: Path) -> Iterator[tuple[list[str], str, list[str], str]]:
+    """Yield each question's story, its sentence with the gap, its words, and the answer."""
     story = list[str]()
     for number, line in enumerate(lines(path), 1):
-        place, _, text = line.partition(" ")
-        if place != "21":
-            story = [treebank(text)] if place == "1" else [*story, treebank(text)] if text else []
+        index, _, text = line.partition(" ")
+        if index != "21":
+            story = [treebank(text)] if index == "1" else [*story, treebank(text)] if text else []
             continue
         try:
             query, answer, _, choices = text.split("\t")
@@ -143,7 +143,7 @@ def gapped(path: Path) -> Iterator[tuple[list[str], str, list[str], str]]:
 
 
 def treebank(text: str) -> str:
-    """Return a sentence's tokens with a space around each, and marks as they are typed."""
+    """Return a sentence's tokens with a space around each, and its brackets and quotes as typed."""
     return f" {' '.join(TREEBANK.get(token, token) for token in text.split())} "
 
 
@@ -155,9 +155,9 @@ TREEBANK = {
 
 
 def wikitext_pages(path: Path) -> list[str]:
-    """Return the articles, each from its title on, as the harness cuts them."""
+    """Return the articles, each beginning with its title, as the harness cuts them."""
     pages = [list[str]()]
-    for line in [*lines(path), ""]:  # its last line has an end, too
+    for line in [*lines(path), ""]:  # the last line has an end, too
         text = line.replace("= = =", "===").replace("= =", "==").strip()
         if text.startswith("= ") and text.endswith(" ="):
             pages.append([])
@@ -166,8 +166,8 @@ def wikitext_pages(path: Path) -> list[str]:
     return [page for page in joined if page.strip()]
 
 
-# lm-evaluation-harness's way from WikiText's tokens to text: what is replaced, in this order. It
-# cannot be turned back, which detokenizers.py can; it is here to give the harness's figures.
+# lm-evaluation-harness's detokenizer for WikiText: what is replaced, in this order. Unlike those in
+# detokenizers.py it loses information; it is here to reproduce the harness's figures.
 HARNESS_WIKITEXT = (
     *((re.escape(a), b) for a, b in (("s '", "s'"),)),
     (r"/' [0-9]/", r"/'[0-9]/"),

@@ -1,12 +1,10 @@
-"""The benchmarks: what each reads, what is scored, and what its figures are divided by.
+"""The benchmarks: which passages of a file the model scores, and which metrics follow.
 
-In: a benchmark's file, and a protocol. Out: passages for the model, and, of their scores, figures
-that carry what was counted. Two protocols, since published figures differ by up to ten points
-between them:
+There are two protocols, because published figures differ by up to ten points between them:
 
-    paper     the GPT-2 paper's: a text as people write it, in windows with context, and per token
-              of the original; of LAMBADA the last word
-    harness   lm-evaluation-harness's (0.4): documents apart, and each task as it is there
+    paper     the GPT-2 paper's: detokenized text in sliding windows, counted per token of the
+              original; for LAMBADA the last word
+    harness   lm-evaluation-harness's (0.4): each document alone, and each task as defined there
 """
 
 import contextlib
@@ -31,41 +29,42 @@ from yuzogpt.tokenization.tokenizer import Tokenizer, start_of
 
 T = TypeVar("T")
 Protocol = Literal["paper", "harness"]
-UNKNOWN = "<unk>"  # what a word is in some editions of a text that is too rare in it
+Prepare = Callable[[Path, "TaskOptions"], "PreparedTask"]
+UNKNOWN = "<unk>"  # stands for rare words in some editions of a text
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a model reads with, and how a text is cut for it."""
+    """The model's tokenizer and context, and how a text is cut for it."""
 
     tokenizer: Tokenizer
     block_size: int
-    stride: int  # of windows, in the paper's protocol
-    stop_words: bool  # LAMBADA: a stop word is no answer
-    limit: int = 0  # lines, passages or questions, if not all
+    stride: int  # of the windows, in the paper's protocol
+    stop_words: bool  # LAMBADA: a stop word cannot be the answer
+    limit: int = 0  # lines, passages or questions; 0: all
 
-    def some(self, items: Sequence[T]) -> Sequence[T]:
-        """Return as many as the limit allows."""
+    def truncate(self, items: Sequence[T]) -> Sequence[T]:
+        """Return as many items as the limit allows."""
         return items[: self.limit] if self.limit else items
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number, what it is, and what was counted for it."""
+class Metric:
+    """A value, and how many of which units it was computed from."""
 
-    metric: str
+    name: str
     value: float
     counted: int
-    unit: str  # of what was counted
+    unit: str  # of `counted`
 
     def to_dict(self) -> dict[str, float | int | str | None]:
-        """Return it for results.json, which has no numbers that are not finite."""
+        """Return its entry for results.json, where a value that is not finite is null."""
         value = self.value if math.isfinite(self.value) else None
         return {"value": value, "counted": self.counted, "unit": self.unit}
 
 
 def perplexity(nats: float) -> float:
-    """Return e^nats; infinite where a model has diverged."""
+    """Return e^nats, or infinity if that overflows, as after a divergence."""
     try:
         return math.exp(nats)
     except OverflowError:
@@ -74,88 +73,85 @@ def perplexity(nats: float) -> float:
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """A benchmark, ready for one model."""
+    """A benchmark, cut into passages for one model."""
 
     passages: list[Passage]
-    judge: Callable[[Sequence[Score]], list[Figure]]
-    notes: dict[str, str | int] = field(default_factory=dict)  # what else a reader must know
-    size: int = 0  # bytes or questions in the file, whatever the limit is; 0: not counted
+    compute_metrics: Callable[[Sequence[Score]], list[Metric]]
+    notes: dict[str, str | int] = field(default_factory=dict)  # written beside the metrics
+    size: int = 0  # bytes or questions in the whole file, whatever the limit; 0: not counted
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: its file, and how it is read in each protocol that it has."""
+    """A benchmark: its file, and how each of its protocols reads that file."""
 
     name: str
     file: str
-    prepare: dict[Protocol, Callable[[Path, TaskOptions], PreparedTask]]
+    protocols: dict[Protocol, Prepare]
     paper: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by metric, SIZES each
-    about: str = ""  # the paper's figures: what it does not say
+    about: str = ""  # a remark on the paper's figures
 
-    def exam(self, protocol: Protocol, path: Path, reading: TaskOptions) -> PreparedTask:
-        """Read it; UserError names the task if that fails, or if there is nothing to count."""
+    def prepare(self, protocol: Protocol, path: Path, options: TaskOptions) -> PreparedTask:
+        """Read the file; UserError names the task if that fails or the file has no passage."""
         try:
-            exam = self.prepare[protocol](path, reading)
+            prepared = self.protocols[protocol](path, options)
         except UserError as error:
             raise UserError(f"{self.name}: {error}") from None
-        if not exam.passages:
-            raise UserError(f"{self.name}: nothing in {path} that it could be counted on")
-        return exam
+        if not prepared.passages:
+            raise UserError(f"{self.name}: {path} has nothing to score")
+        return prepared
 
 
-# --- a text, all of it
+# --- whole texts
 
 
-def exam_of_text(
-    text: str, units: dict[str, int], reading: TaskOptions, **notes: str | int
+def prepare_text(
+    text: str, units: dict[str, int], options: TaskOptions, **notes: str | int
 ) -> PreparedTask:
-    """Read one long text in windows; `units`: what its log-likelihood is divided by, and named."""
-    tokens = reading.tokenizer.encode(text).tolist()
-    stride = min(reading.stride, reading.block_size)
-    passages = list(windows(tokens, start_of(reading.tokenizer), reading.block_size, stride))
-    notes = {"protocol": "paper", "window": reading.block_size, "stride": stride, **notes}
+    """Cut one long text into windows; `units`: by name, the counts that metrics are taken per."""
+    tokens = options.tokenizer.encode(text).tolist()
+    stride = min(options.stride, options.block_size)
+    passages = list(windows(tokens, start_of(options.tokenizer), options.block_size, stride))
+    notes = {"protocol": "paper", "window": options.block_size, "stride": stride, **notes}
 
-    def judge(scores: Sequence[Score]) -> list[Figure]:
-        return figures_of_text(sum(score.logprob for score in scores), len(tokens), units)
+    def compute_metrics(scores: Sequence[Score]) -> list[Metric]:
+        return text_metrics(sum(score.logprob for score in scores), len(tokens), units)
 
-    return PreparedTask(passages, judge, notes)
+    return PreparedTask(passages, compute_metrics, notes)
 
 
-def figures_of_text(logprob: float, tokens: int, units: dict[str, int]) -> list[Figure]:
-    """Return perplexities, or bits, for each way of counting."""
-    found = []
+def text_metrics(logprob: float, tokens: int, units: dict[str, int]) -> list[Metric]:
+    """Return the perplexity, or the bits, per each unit, and the perplexity per model's token."""
+    metrics = []
     for unit, count in units.items():
         if unit in ("byte", "character"):
-            found.append(
-                Figure(f"bits_per_{unit}", -logprob / count / math.log(2), count, f"{unit}s")
-            )
+            name, value = f"bits_per_{unit}", -logprob / count / math.log(2)
         else:
             name = "perplexity" if unit == "original token" else f"{unit}_perplexity"
-            found.append(Figure(name, perplexity(-logprob / count), count, f"{unit}s"))
-    return [
-        *found,
-        Figure("token_perplexity", perplexity(-logprob / tokens), tokens, "model's tokens"),
-    ]
+            value = perplexity(-logprob / count)
+        metrics.append(Metric(name, value, count, f"{unit}s"))
+    value = perplexity(-logprob / tokens)
+    return [*metrics, Metric("token_perplexity", value, tokens, "model's tokens")]
 
 
-def tokenized(rules: Rules) -> Callable[[Path, TaskOptions], PreparedTask]:
-    """Return how a tokenized text is read: as people write, per token of the original."""
+def tokenized(rules: Rules) -> Prepare:
+    """Return the reader of a tokenized text: detokenized, and counted per original token."""
 
-    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
-        lines = reading.some(formats.lines(path))
-        detokenizer = Detokenizer.of(rules, lines)
+    def prepare(path: Path, options: TaskOptions) -> PreparedTask:
+        lines = options.truncate(formats.lines(path))
+        detokenizer = Detokenizer.for_lines(rules, lines)
         text = "".join(f"{joined}\n" for joined in join_lines(detokenizer, lines, path))
-        # An end of line is a token, too, as language models before GPT-2 counted.
+        # Language models before GPT-2 counted the end of a line as a token.
         original = sum(len(line.split()) + 1 for line in lines)
         units = {"original token": original, "byte": len(text.encode())}
         notes = {"lexicon": len(detokenizer.lexicon), "unknown_words": text.count(UNKNOWN)}
-        return exam_of_text(text, units, reading, **notes)
+        return prepare_text(text, units, options, **notes)
 
     return prepare
 
 
 def join_lines(detokenizer: Detokenizer, lines: Sequence[str], path: Path) -> Iterator[str]:
-    """Yield the lines of a file as people write; UserError names the one that is not tokenized."""
+    """Yield detokenized lines; UserError names the line that is not tokenized."""
     for number, line in enumerate(lines, 1):
         try:
             yield detokenizer.join(line)
@@ -163,114 +159,117 @@ def join_lines(detokenizer: Detokenizer, lines: Sequence[str], path: Path) -> It
             raise UserError(f"{path}:{number}: {error}") from None
 
 
-def sentences(path: Path, reading: TaskOptions) -> PreparedTask:
-    """One billion words: sentences that have nothing to do with each other."""
-    lines = reading.some([line for line in formats.lines(path) if line.strip()])
+def sentences(path: Path, options: TaskOptions) -> PreparedTask:
+    """Read One Billion Words: each sentence is scored alone, because their order is shuffled."""
+    lines = options.truncate([line for line in formats.lines(path) if line.strip()])
     spaced = [f" {' '.join(line.split())} " for line in lines]
-    detokenizer = Detokenizer.of(ONE_BILLION, spaced)
-    start, passages, tokens = start_of(reading.tokenizer), list[Passage](), 0
+    detokenizer = Detokenizer.for_lines(ONE_BILLION, spaced)
+    start, passages, tokens = start_of(options.tokenizer), list[Passage](), 0
     for joined in map(detokenizer.join, spaced):
-        ids = reading.tokenizer.encode(f"{joined}\n").tolist()  # its end is counted: as a token
+        ids = options.tokenizer.encode(f"{joined}\n").tolist()  # the end counts as a token
         tokens += len(ids)
-        passages += windows(ids, start, reading.block_size, reading.block_size)
+        passages += windows(ids, start, options.block_size, options.block_size)
     original = sum(len(line.split()) + 1 for line in lines)
 
-    def judge(scores: Sequence[Score]) -> list[Figure]:
+    def compute_metrics(scores: Sequence[Score]) -> list[Metric]:
         logprob = sum(score.logprob for score in scores)
-        return figures_of_text(logprob, tokens, {"original token": original})
+        return text_metrics(logprob, tokens, {"original token": original})
 
-    return PreparedTask(passages, judge, {"protocol": "paper", "sentences": len(lines)})
+    return PreparedTask(passages, compute_metrics, {"protocol": "paper", "sentences": len(lines)})
 
 
-def last_bytes(unit: str) -> Callable[[Path, TaskOptions], PreparedTask]:
-    """Return how enwik8 and text8 are read: the last five of a hundred million bytes."""
+def last_bytes(unit: str) -> Prepare:
+    """Return the reader of enwik8 and text8: the last 5 million of their 100 million bytes."""
 
-    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
+    def prepare(path: Path, options: TaskOptions) -> PreparedTask:
         whole = formats.content(path)
-        content = bytes(reading.some(whole[-5_000_000:]))
+        content = bytes(options.truncate(whole[-5_000_000:]))
         text = content.decode("utf-8", errors="replace")
         count = len(content) if unit == "byte" else len(text)
-        return replace(exam_of_text(text, {unit: count}, reading), size=len(whole))
+        return replace(prepare_text(text, {unit: count}, options), size=len(whole))
 
     return prepare
 
 
-def documents(path: Path, reading: TaskOptions) -> PreparedTask:
-    """WikiText as the harness reads it: article by article, with its de-tokenizer's rules."""
-    pages = reading.some(formats.wikitext_pages(path))
-    start, passages = start_of(reading.tokenizer), list[Passage]()
+def documents(path: Path, options: TaskOptions) -> PreparedTask:
+    """Read WikiText as the harness does: article by article, with its detokenizer's rules."""
+    pages = options.truncate(formats.wikitext_pages(path))
+    start, passages = start_of(options.tokenizer), list[Passage]()
     for page in pages:
-        ids = reading.tokenizer.encode(formats.harness_wikitext(page)).tolist()
-        passages += windows(ids, start, reading.block_size, reading.block_size)
+        ids = options.tokenizer.encode(formats.harness_wikitext(page)).tolist()
+        passages += windows(ids, start, options.block_size, options.block_size)
     words = sum(len(re.split(r"\s+", page)) for page in pages)
     size = sum(len(page.encode()) for page in pages)
 
-    def judge(scores: Sequence[Score]) -> list[Figure]:
+    def compute_metrics(scores: Sequence[Score]) -> list[Metric]:
         logprob = sum(score.logprob for score in scores)
         return [
-            Figure("word_perplexity", perplexity(-logprob / words), words, "words"),
-            Figure("byte_perplexity", perplexity(-logprob / size), size, "bytes"),
-            Figure("bits_per_byte", -logprob / size / math.log(2), size, "bytes"),
+            Metric("word_perplexity", perplexity(-logprob / words), words, "words"),
+            Metric("byte_perplexity", perplexity(-logprob / size), size, "bytes"),
+            Metric("bits_per_byte", -logprob / size / math.log(2), size, "bytes"),
         ]
 
-    unknown = sum(page.count(UNKNOWN) for page in pages)  # the harness's own text has none: "raw"
+    # The harness's own text, the "raw" edition, has none.
+    unknown = sum(page.count(UNKNOWN) for page in pages)
     notes: dict[str, str | int] = {"protocol": "harness", "documents": len(pages)}
-    return PreparedTask(passages, judge, {**notes, "unknown_words": unknown})
+    return PreparedTask(passages, compute_metrics, {**notes, "unknown_words": unknown})
 
 
-# --- the last word of a passage
+# --- last words
 
 
-def last_word(protocol: Protocol) -> Callable[[Path, TaskOptions], PreparedTask]:
-    """Return how LAMBADA is read, in OpenAI's de-tokenized variant: is the last word foreseen?"""
+def last_word(protocol: Protocol) -> Prepare:
+    """Return the reader of LAMBADA, OpenAI's detokenized variant: predict the last word."""
 
-    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
-        filtered = protocol == "paper" and reading.stop_words
+    def prepare(path: Path, options: TaskOptions) -> PreparedTask:
+        filtered = protocol == "paper" and options.stop_words
         passages = [
-            continuation(context, word, reading.tokenizer, reading.block_size)
-            for context, word in reading.some(formats.lambada(path))
+            continuation(context, word, options.tokenizer, options.block_size)
+            for context, word in options.truncate(formats.lambada(path))
         ]
-        never = stop_tokens(reading.tokenizer) if filtered else frozenset[int]()
-        banned = sum(answer(one)[0] in never for one in passages if len(answer(one)) == 1)
-        passages = [without_stop_words(one, never) for one in passages]
+        banned = stop_tokens(options.tokenizer) if filtered else frozenset[int]()
+        answers = [answer_tokens(passage) for passage in passages]
+        missed = sum(tokens[0] in banned for tokens in answers if len(tokens) == 1)
+        passages = [ban_stop_words(passage, banned) for passage in passages]
 
-        def judge(scores: Sequence[Score]) -> list[Figure]:
+        def compute_metrics(scores: Sequence[Score]) -> list[Metric]:
             n = len(scores)
             logprob = sum(score.logprob for score in scores)
-            found = [
-                Figure("perplexity", perplexity(-logprob / n), n, "last words"),
-                Figure("accuracy", sum(score.is_greedy for score in scores) / n, n, "last words"),
+            metrics = [
+                Metric("perplexity", perplexity(-logprob / n), n, "last words"),
+                Metric("accuracy", sum(score.is_greedy for score in scores) / n, n, "last words"),
             ]
-            if protocol == "paper":  # some count this, and get 14 points more
+            if protocol == "paper":  # some papers report this one; it is 14 points higher
                 hits = sum(score.ends_greedy for score in scores)
-                found.append(Figure("last_token_accuracy", hits / n, n, "last tokens"))
-            return found
+                metrics.append(Metric("last_token_accuracy", hits / n, n, "last tokens"))
+            return metrics
 
         notes: dict[str, str | int] = {"protocol": protocol, "variant": "OpenAI's, de-tokenized"}
         if protocol == "paper":
             notes["stop_word_filter"] = "on" if filtered else "off"
-            notes["answers_that_are_stop_words"] = banned  # and so count as missed
-        return PreparedTask(passages, judge, notes)
+            notes["answers_that_are_stop_words"] = missed
+        return PreparedTask(passages, compute_metrics, notes)
 
     return prepare
 
 
-def answer(passage: Passage) -> tuple[int, ...]:
+def answer_tokens(passage: Passage) -> tuple[int, ...]:
     """Return the tokens that are scored."""
     return passage.tokens[-passage.scored :]
 
 
-def without_stop_words(passage: Passage, never: frozenset[int]) -> Passage:
-    """Forbid a greedy reader to answer with a stop word.
+def ban_stop_words(passage: Passage, banned: frozenset[int]) -> Passage:
+    """Return the passage with stop words banned as greedy answers.
 
-    An answer may begin with the letters of one (` in`, `side`): then that token is none.
+    An answer of several tokens may begin with a stop word's token (` in`, `side`), so that token
+    stays allowed.
     """
-    first, *rest = answer(passage)
-    return replace(passage, never=tuple(sorted(never - {first} if rest else never)))
+    first, *rest = answer_tokens(passage)
+    return replace(passage, banned_tokens=tuple(sorted(banned - {first} if rest else banned)))
 
 
-# What a model that knows little likes to say. The paper does not give its list; a few passages do
-# end with one of these, and no model gets those right, as with any such filter.
+# Words that a weak model predicts everywhere. The paper does not give its list. As with any such
+# filter, a few passages do end with one of these words, and no model gets those right.
 STOP_WORDS = (
     "a an the this that these those and or but nor so yet if then than because while as until "
     "of at by for with about against between into through during before after above below to "
@@ -283,56 +282,54 @@ STOP_WORDS = (
 
 
 def stop_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the tokens that are a whole stop word, or no word at all."""
+    """Return the tokens that are a whole stop word, or punctuation."""
     spelled = (f" {form}" for word in STOP_WORDS for form in (word, word.capitalize()))
-    found = set[int]()
+    tokens = set[int]()
     for text in (*spelled, ",", ".", "\n", '"', " -"):
-        with contextlib.suppress(UserError):  # a letter that a model's vocabulary has not
+        with contextlib.suppress(UserError):  # a letter that the vocabulary lacks
             ids = tokenizer.encode(text).tolist()
-            found |= set(ids) if len(ids) == 1 else set()
-    return frozenset(found)
+            tokens |= set(ids) if len(ids) == 1 else set()
+    return frozenset(tokens)
 
 
-# --- choices
+# --- multiple choice
 
 
-def choices(
-    protocol: Protocol, read: Callable[[Path], list[formats.Question]]
-) -> Callable[[Path, TaskOptions], PreparedTask]:
-    """Return how questions are read: the likeliest continuation is the answer."""
+def choices(protocol: Protocol, read: Callable[[Path], list[formats.Question]]) -> Prepare:
+    """Return the reader of questions: the most probable continuation is the model's answer."""
 
-    def prepare(path: Path, reading: TaskOptions) -> PreparedTask:
+    def prepare(path: Path, options: TaskOptions) -> PreparedTask:
         whole = read(path)
-        questions = reading.some(whole)
+        questions = options.truncate(whole)
         passages = [
-            continuation(question.context, choice, reading.tokenizer, reading.block_size)
+            continuation(question.context, choice, options.tokenizer, options.block_size)
             for question in questions
             for choice in question.choices
         ]
 
-        def judge(scores: Sequence[Score]) -> list[Figure]:
+        def compute_metrics(scores: Sequence[Score]) -> list[Metric]:
             right = right_by_length = first = 0
             for question in questions:
-                mine = scores[first : first + len(question.choices)]
-                first += len(mine)
-                logprobs = [score.logprob for score in mine]
+                end = first + len(question.choices)
+                logprobs = [score.logprob for score in scores[first:end]]
+                first = end
                 lengths = [len(choice) for choice in question.choices]  # in characters
                 by_length = [a / b for a, b in zip(logprobs, lengths, strict=True)]
-                right += best(logprobs) == question.answer
-                right_by_length += best(by_length) == question.answer
+                right += argmax(logprobs) == question.answer
+                right_by_length += argmax(by_length) == question.answer
             n = len(questions)
             return [
-                Figure("accuracy", right / n, n, "questions"),
-                Figure("accuracy_by_length", right_by_length / n, n, "questions"),
+                Metric("accuracy", right / n, n, "questions"),
+                Metric("accuracy_by_length", right_by_length / n, n, "questions"),
             ]
 
-        return PreparedTask(passages, judge, {"protocol": protocol}, len(whole))
+        return PreparedTask(passages, compute_metrics, {"protocol": protocol}, len(whole))
 
     return prepare
 
 
-def best(values: Sequence[float]) -> int:
-    """Return the place of the highest."""
+def argmax(values: Sequence[float]) -> int:
+    """Return the index of the highest value, the first of equal ones."""
     return max(range(len(values)), key=values.__getitem__)
 
 
@@ -353,7 +350,8 @@ TASKS = {
             "wikitext2", "wikitext2_test.txt",
             {"paper": tokenized(WIKITEXT), "harness": documents},
             {"token_perplexity": (29.41, 22.76, 19.93, 18.34)},
-            "taken for per token of the model: of the same text, wikitext103, it has others",
+            "taken to be per model's token: per original token it would contradict wikitext103, "
+            "which is the same text",
         ),
         Task(
             "ptb", "ptb.test.txt", {"paper": tokenized(PTB)},

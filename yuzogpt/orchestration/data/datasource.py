@@ -1,8 +1,8 @@
 """A source's units as Ray Data sees them: a datasource whose read tasks do them, whole.
 
 In: units. Out: their records on disk; Ray Data gets a row for each. What happens to a unit is in
-data/units.py. Documents are not handed from a read task to a datasink: Ray Data keeps all that
-passes between them until the task ends.
+data/preparation/shards.py. Documents are not handed from a read task to a datasink: Ray Data keeps
+all that passes between them until the task ends.
 """
 
 import functools
@@ -15,7 +15,7 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from yuzogpt.data.blocks import PLAN
-from yuzogpt.data.preparation.shards import ShardConfig, do_unit, tokenizer_of
+from yuzogpt.data.preparation.shards import ShardConfig, load_tokenizer, run_unit
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.causes import raised_as_ours
@@ -28,10 +28,10 @@ FAILURES = ("preparation", Exception)
 class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
     """Gives each unit its own read task."""
 
-    def __init__(self, units: Sequence[Unit], recipe: ShardConfig) -> None:
+    def __init__(self, units: Sequence[Unit], config: ShardConfig) -> None:
         """Nothing is read yet."""
         self.units = units
-        self.recipe = recipe
+        self.config = config
 
     def estimate_inmemory_data_size(self) -> int | None:
         """How many bytes the documents have."""
@@ -41,7 +41,7 @@ class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
         """Return a task for each unit, however many are asked for."""
         return [
             ReadTask(
-                functools.partial(do, unit, self.recipe),  # not all units: each is pickled
+                functools.partial(do, unit, self.config),  # not all units: each is pickled
                 BlockMetadata(
                     num_rows=1, size_bytes=None, input_files=[unit.path], exec_stats=None
                 ),
@@ -50,14 +50,14 @@ class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
         ]
 
 
-def do(unit: Unit, recipe: ShardConfig) -> Iterator[pa.Table]:
+def do(unit: Unit, config: ShardConfig) -> Iterator[pa.Table]:
     """Read, tokenize and write a unit; yield its number."""
-    if not (Path(recipe.staging) / PLAN).exists():
+    if not (Path(config.staging) / PLAN).exists():
         raise UserError(
-            f"{Path(recipe.staging).parent}: not the same directory on every node; choose a "
+            f"{Path(config.staging).parent}: not the same directory on every node; choose a "
             "--data_dir on storage that all nodes share"
         )
     node = ray.get_runtime_context().get_node_id()
     with raised_as_ours(*FAILURES):
-        do_unit(unit, recipe, tokenizer_of(recipe.staging), node)
+        run_unit(unit, config, load_tokenizer(config.staging), node)
     yield pa.table({"unit": [unit.index]})

@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 def prepare_on_ray(settings: PrepareSettings, directory: Path) -> tuple[PreparedCorpus, bool]:
     """Prepare a corpus on Ray, which starts only if there is something to do."""
-    with RayWorkers(settings.large) as workers:
+    with RayWorkers(settings.preparation) as workers:
         return prepare(settings, directory, workers)
 
 
@@ -79,7 +79,7 @@ class RayWorkers:
     def run(self, plan: Plan, undone: Sequence[Unit]) -> None:
         """Do units."""
         self.start()
-        warm_up(plan.recipe)
+        warm_up(plan.shard_config)
         with raised_as_ours("preparation"):
             run_units(plan, undone, self.most)
 
@@ -95,13 +95,13 @@ class RayWorkers:
             self.is_connected = True
 
 
-def warm_up(recipe: ShardConfig) -> None:
+def warm_up(config: ShardConfig) -> None:
     """Let idle workers import what they will need while this process imports Ray Data."""
     import ray
 
     def load() -> None:
         import_module("ray.data")
-        shards.tokenizer_of(recipe.staging)
+        shards.load_tokenizer(config.staging)
 
     task = ray.remote(load)
     for _ in range(int(ray.cluster_resources().get("CPU", 1))):
@@ -123,6 +123,6 @@ def run_units(plan: Plan, undone: Sequence[Unit], most: int | None) -> None:
     context.op_resource_reservation_enabled = False  # one stage: all cores are its
     if most is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=most)
-    source = UnitSource(undone, plan.recipe)
+    source = UnitSource(undone, plan.shard_config)
     stage = ray.data.read_datasource(source, override_num_blocks=len(undone)).materialize()
     (plan.directory / STAGE_STATS).write_text(stage.stats())

@@ -141,7 +141,7 @@ class ClusterProbe:
         """Start an examiner on every node that lives."""
         self.survey, self.storage = survey, storage
         self.now = ""  # the part that is examined; first, what each node knows of itself
-        secret = secrets.token_bytes(links.SECRET)
+        secret = secrets.token_bytes(links.SECRET_BYTES)
         alive = [one for one in ray.nodes() if one["Alive"]]
         hosts = [one["NodeManagerHostname"] for one in alive]
         self.examiners: dict[str, Any] = {}

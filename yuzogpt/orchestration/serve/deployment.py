@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from yuzogpt.config import ServeSettings
+from yuzogpt.config import ServeSettings, with_changes
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
@@ -121,7 +121,7 @@ def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
             f"--host={http.host} --port={http.port}: Serve runs on this cluster at {host}:{port}; "
             "give these, or end it (serve shutdown)"
         )
-    return settings.model_copy(update={"http": http.model_copy(update={"port": port})})
+    return with_changes(settings, {"http.port": port})
 
 
 def variables_of_a_proxy(settings: ServeSettings) -> dict[str, str]:
@@ -161,9 +161,7 @@ def deployment(settings: ServeSettings, keys: Sequence[bytes]) -> Any:
 
     least, most = settings.replicas.span()
     threads, gpus = share_of_a_replica(settings, most)
-    placed = settings.model_copy(
-        update={"device": settings.device.model_copy(update={"threads": threads})}
-    )
+    placed = with_changes(settings, {"device.threads": threads})
     options: dict[str, Any] = {
         "max_ongoing_requests": MOST_AT_ONCE,
         "ray_actor_options": {"num_cpus": threads, "num_gpus": gpus},

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yuzogpt.config import LimitSettings
-from yuzogpt.serving.access import COUNTED, check_length, too_large
+from yuzogpt.serving.access import COMPLETIONS_PATH, body_too_large, check_content_length
 from yuzogpt.serving.connections import LimitedServer
 from yuzogpt.serving.errors import APIError
 from yuzogpt.serving.latency import LatencyAverage
@@ -65,11 +65,11 @@ class AdmissionMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            check_length(Headers(scope=scope), self.most_of_a_body)
+            check_content_length(Headers(scope=scope), self.most_of_a_body)
         except APIError as refusal:
             await refusal.response()(scope, receive, send)
             return
-        is_counted = scope["path"] == COUNTED and scope["method"] == "POST"
+        is_counted = scope["path"] == COMPLETIONS_PATH and scope["method"] == "POST"
         answer = Answer(send, in_json=is_counted)
         receive = self._limited(receive, answer)
         if not is_counted:
@@ -87,7 +87,7 @@ class AdmissionMiddleware:
         finally:
             self.inside -= 1
             if answer.status == 200:
-                self.pace.note(time.monotonic() - since)
+                self.pace.update(time.monotonic() - since)
 
     def _limited(self, receive: Receive, answer: "Answer") -> Receive:
         """Return `receive` that ends at the limit of a body, as if the client went there."""
@@ -99,7 +99,7 @@ class AdmissionMiddleware:
             seen += len(message.get("body", b""))
             if seen <= self.most_of_a_body:
                 return message
-            await answer.refuse(too_large(self.most_of_a_body))
+            await answer.refuse(body_too_large(self.most_of_a_body))
             return {"type": "http.disconnect"}
 
         return limited

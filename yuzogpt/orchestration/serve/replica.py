@@ -49,9 +49,9 @@ class Replica:
         """Raise without an engine that works: Serve puts another replica in this one's place."""
         if self.mistake:
             raise self.mistake
-        serving = getattr(self.built.state, "serving", None)
-        if serving and serving.now.driver.failure:
-            raise RuntimeError("the engine has failed") from serving.now.driver.failure
+        manager = getattr(self.built.state, "manager", None)
+        if manager and manager.current.engine_loop.failure:
+            raise RuntimeError("the engine has failed") from manager.current.engine_loop.failure
 
     async def metrics_text(self) -> tuple[str, str]:
         """Return this replica's name and metrics."""

@@ -10,7 +10,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from yuzogpt.runtime.network import LOOPBACK
+# runtime.network is imported where it is used: it imports torch, 180 MB, and every command on Ray
+# imports this module, `yuzogpt prepare` too.
 
 # With this, torch's `env://` connects rank 0, too, to a store that is there already.
 STORE_IS_THERE = "TORCHELASTIC_USE_AGENT_STORE"
@@ -34,6 +35,8 @@ class OnLoopback:
 
     def execute(self, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
         """Do it in all workers. With the address and the port of the store, serve it there."""
+        from yuzogpt.runtime.network import LOOPBACK
+
         done = self.group.execute(function, *given, **named)
         if named.get("addr") == LOOPBACK and "port" in named:
             self.group.execute_single(0, serve_store, named["port"])
@@ -45,6 +48,8 @@ def serve_store(port: int) -> None:
     """Serve a store of torch's at a port, as long as this process lives."""
     # Public, though not marked as exported.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    from yuzogpt.runtime.network import LOOPBACK
 
     listening = socket.create_server((LOOPBACK, port))
     stores.append(
@@ -60,7 +65,7 @@ def serve_store(port: int) -> None:
 
 def expect_store() -> None:
     """Let this process connect to a store that is there already; use the loopback for the rest."""
-    from yuzogpt.runtime.network import choose_interface
+    from yuzogpt.runtime.network import LOOPBACK, choose_interface
 
     os.environ[STORE_IS_THERE] = "True"
     choose_interface(LOOPBACK)

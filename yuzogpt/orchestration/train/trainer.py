@@ -15,11 +15,11 @@ from traceback import format_exception
 from typing import Any
 
 from yuzogpt import runs
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
-from yuzogpt.evaluation.during_training import read_exams
+from yuzogpt.evaluation.during_training import prepare_tasks
 from yuzogpt.orchestration.causes import ours
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
@@ -57,12 +57,12 @@ def run_on_ray(settings: TrainSettings) -> None:
     set_environment()
     key = take_wandb_key(settings.log)
     least, most = settings.workers.span(auto=1)
-    timeout = settings.workers.hang_timeout + SECOND_LINE
+    timeout = settings.workers.hang_timeout_s + SECOND_LINE
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout))
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
     check_reachable(runs.ray_address(settings))
-    exams = read_exams(settings)
+    exams = prepare_tasks(settings)
     cores = max(available_cores(), most)
     with on_sigterm(leave), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
@@ -84,7 +84,7 @@ def set_environment() -> None:
 
 def leave() -> None:
     """Leave what is not training yet, or not any more."""
-    raise Stopped("stopped (SIGTERM); the same command goes on")
+    raise Stopped("stopped (SIGTERM); the same command resumes it")
 
 
 def train_connected(
@@ -193,12 +193,12 @@ def fit(
         DisableRayCheckpointState(),
     ]
     if least < most:
-        callbacks.append(Elastic(run, settings.workers.hang_timeout))
+        callbacks.append(Elastic(run, settings.workers.hang_timeout_s))
     if ray.get_runtime_context().get_actor_id():  # a trial's process
         callbacks.append(PlacementNote(run.local))
     trainer_class, runtime_env = single_node_trainer() if is_embedded() else TorchTrainer, {}
     # Where Ray's names are others, its controller has a process of its own, which makes no spares.
-    if settings.workers.spare_workers and trainer_class is not TorchTrainer:
+    if settings.workers.warm_spare_workers and trainer_class is not TorchTrainer:
         callbacks.append(WarmWorkers())
         runtime_env = {"env_vars": HOOK}
     # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
@@ -257,8 +257,7 @@ def fit(
 def with_threads(settings: TrainSettings) -> TrainSettings:
     """Return the settings with the user's OMP_NUM_THREADS: Ray's workers have Ray's."""
     threads = settings.device.threads or threads_asked()
-    device = settings.device.model_copy(update={"threads": threads})
-    return settings.model_copy(update={"device": device})
+    return with_changes(settings, {"device.threads": threads})
 
 
 def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> None:

@@ -15,7 +15,7 @@ from ray.train import Checkpoint, ValidationConfig
 
 from yuzogpt.config import DeviceSettings, TrainSettings
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
-from yuzogpt.evaluation.during_training import evaluate_checkpoint, tell_of_failure
+from yuzogpt.evaluation.during_training import evaluate_checkpoint, record_failure
 from yuzogpt.orchestration.causes import cause_of
 
 
@@ -59,7 +59,7 @@ def validate(
     try:
         figures: dict[str, Any] = ray.get(task.remote(name, out_dir, exams, device))
     except RayError as error:
-        tell_of_failure(name, out_dir, exams, cause_of(error))
+        record_failure(name, out_dir, exams, cause_of(error))
         return {}
     return figures
 

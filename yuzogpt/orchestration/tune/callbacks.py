@@ -43,12 +43,12 @@ class TrialSearcher(SkipPickling, Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's configuration."""
-        trial = self.source.next()
+        trial = self.source.ask()
         if trial is None:
             return Searcher.FINISHED
         self.given[trial_id] = trial.directory
         wants_score = self.scored and trial.state == "finished" and trial.score is None
-        if trial.is_over and not wants_score:
+        if trial.is_done and not wants_score:
             self.kept.add(trial.directory)
         return {"directory": str(trial.directory)}
 
@@ -59,7 +59,7 @@ class TrialSearcher(SkipPickling, Searcher):  # type: ignore[misc]
         trial = read_ours(self.given[trial_id])
         loss = Result.of(trial).best[0]
         is_sound = trial.state != "failed" and not error and math.isfinite(loss)
-        self.source.learn(trial.name, loss if is_sound else None)
+        self.source.tell(trial.name, loss if is_sound else None)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Keep nothing: the sweep's directory has it all."""
@@ -86,18 +86,18 @@ class Watch(SkipPickling, Callback):  # type: ignore[misc]
         if ours.directory in self.kept:
             steps = [step for step, _ in ours.evaluations()]
             loss = Result.of(ours).best[0]
-            self.board.keeps(
+            self.board.mark_kept(
                 ours.name, Row(ours.values, ours.state, max(steps, default=0), loss, ours.error)
             )
         else:
-            self.board.starts(ours.name, ours.values)
+            self.board.mark_started(ours.name, ours.values)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         """A trial was evaluated."""
         if STEP in result:
-            self.board.moves(read(trial).name, result[STEP], result[LOSS])
+            self.board.update(read(trial).name, result[STEP], result[LOSS])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial has ended, or the scheduler has stopped it, which then takes a moment."""
@@ -105,7 +105,7 @@ class Watch(SkipPickling, Callback):  # type: ignore[misc]
         row = self.board.rows.get(ours.name)
         made_all = row is not None and row.step >= self.board.max_iters
         state: State = "finished" if made_all else "stopped"
-        self._end(ours, ours.state if ours.is_over else state, ours.error)
+        self._end(ours, ours.state if ours.is_done else state, ours.error)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's process has died; another one goes on."""
@@ -120,13 +120,13 @@ class Watch(SkipPickling, Callback):  # type: ignore[misc]
     def _end(self, ours: Trial, state: State, error: str) -> None:
         self.ended[ours.directory] = (state, error)
         if ours.directory not in self.kept:
-            self.board.ends(ours.name, state, error)
+            self.board.mark_ended(ours.name, state, error)
 
     def settle(self) -> None:
         """Conclude trials whose process was gone before it could; wait for one that still does."""
         deadline = time.monotonic() + ENDS_WITHIN
         for directory, (state, error) in self.ended.items():
-            while time.monotonic() < deadline and not read_ours(directory).is_over:
+            while time.monotonic() < deadline and not read_ours(directory).is_done:
                 try:
                     with Lease(LocalStorage(directory)):
                         conclude(read_ours(directory), state, error)

@@ -17,8 +17,8 @@ class Source(Protocol):
     def count(self) -> int:
         """How many there will be."""
 
-    def next(self) -> Trial | None:
+    def ask(self) -> Trial | None:
         """Return the next trial; None when all were given out."""
 
-    def learn(self, name: str, loss: float | None) -> None:
-        """Hear how a trial ended."""
+    def tell(self, name: str, loss: float | None) -> None:
+        """Record how a trial ended: its best loss, None if it failed."""

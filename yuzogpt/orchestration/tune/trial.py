@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.errors import InUse, RunFailed, UserError
 from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP
 from yuzogpt.runs.event_log import Listener
 from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.tuning.sweep import Sweep, workers_of
-from yuzogpt.tuning.trials import Trial, refuse, run_trial, score
+from yuzogpt.tuning.trials import Trial, fail_before_start, run_trial, score_trial
 
 HELD_WITHIN = 30.0  # seconds; a lease without a heartbeat expires after 10
 WORKER_CPUS = 0.9  # of each of several workers: the rest is left for the trial's own process
@@ -38,15 +38,14 @@ def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str
             )
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN)
         try:
-            settings = sweep.settings_of(trial)
+            settings = sweep.trial_settings(trial)
         except UserError as error:
-            refuse(trial, str(error), Reports())
+            fail_before_start(trial, str(error), Reports())
             return
-        device = settings.device.model_copy(update={"threads": threads})
-        settings = settings.model_copy(update={"device": device})
+        settings = with_changes(settings, {"device.threads": threads})
         goes_on = run_trial(settings, trial, Reports(), train)
         if scored:
-            score(settings, trial.directory, train)
+            score_trial(settings, trial.directory, train)
         make_room()
         if not goes_on:
             raise SystemExit(0)  # what Tune takes for the end of a trial that it has stopped

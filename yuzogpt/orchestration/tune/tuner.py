@@ -27,7 +27,14 @@ from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.training.progress import take_wandb_key
 from yuzogpt.tuning.search import Finals, Search
-from yuzogpt.tuning.sweep import PRIVATE, Outcome, Sweep, outcome, workers_of, write_outcome
+from yuzogpt.tuning.sweep import (
+    RAY_DIR_PREFIX,
+    Outcome,
+    Sweep,
+    collect_outcome,
+    workers_of,
+    write_outcome,
+)
 from yuzogpt.tuning.table import TrialTable
 
 # Set before ray is imported.
@@ -53,7 +60,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     cores = max(available_cores(), workers_of(settings))
     print("starting Ray ...", flush=True)
     with (
-        stopped_by_sigterm("stopped (SIGTERM); the same command goes on"),
+        stopped_by_sigterm("stopped (SIGTERM); the same command resumes it"),
         connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.tune"),
     ):
         yield
@@ -69,7 +76,7 @@ def search(sweep: Sweep) -> Outcome:
     try:
         with TrialTable(f"{trials.count} trials by {wanted.search_algorithm}", steps) as board:
             run_trials(sweep, trials, board, scheduled=wanted.scheduler == "asha")
-        if finals := Finals.of(sweep, outcome(sweep)):
+        if finals := Finals.of(sweep, collect_outcome(sweep)):
             with TrialTable("the settings' own values against the winner", steps) as board:
                 run_trials(sweep, finals, board, scored=True)
     finally:
@@ -100,7 +107,7 @@ def run_trials(
     suggestions = TrialSearcher(source, scored=scored)
     watch = Watch(board, suggestions.kept)
     # Mode 0700, and where all nodes see it: Tune looks.
-    with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=sweep.directory) as private:
+    with tempfile.TemporaryDirectory(prefix=RAY_DIR_PREFIX, dir=sweep.directory) as private:
         tuner = tune.Tuner(
             tune.with_resources(trainable(sweep, threads, scored=scored), resources),
             tune_config=tune.TuneConfig(

@@ -1,4 +1,4 @@
-"""Our figures beside lm-evaluation-harness's own, of the same weights and the same texts."""
+"""Our metrics equal lm-evaluation-harness's own, for the same weights and texts."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.evaluation.models import (
-    end_foreseen,
+    end_with_greedy_words,
     exported,
     random_model,
-    some_hellaswag,
-    some_lambada,
-    some_wikitext,
+    write_hellaswag,
+    write_lambada,
+    write_wikitext,
 )
 from yuzogpt.cli import main
 from yuzogpt.errors import UserError
@@ -26,7 +26,7 @@ lm_eval = pytest.importorskip("lm_eval")
 
 HARNESS = Path(__file__).parent / "harness"  # tasks for lm-evaluation-harness, of these files
 TASKS = ("lambada_here", "wikitext_here", "hellaswag_here", "until_here")
-NEW = 8  # tokens that each passage goes on for, in until_here.yaml
+NEW = 8  # tokens that continue each passage, as in until_here.yaml
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(folder):
-    """The model, as the harness sees it."""
+    """Our model, in the harness's interface."""
     from yuzogpt.evaluation.lm_eval import YuzoGPT
 
     return YuzoGPT(str(folder), batch_size=4, device="cpu", threads=1)
 
 
-def go_on(adapter, *texts, **wanted):
-    """Return how the adapter goes on with texts."""
+def generate(adapter, *texts, **wanted):
+    """Return the texts that the adapter generates after these."""
     from lm_eval.api.instance import Instance
 
     requests = [Instance("generate_until", {}, (text, wanted), 0) for text in texts]
@@ -53,18 +53,18 @@ def go_on(adapter, *texts, **wanted):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, folder, adapter) -> Path:
-    """Small parts of the benchmarks in the tests' own words, and the harness's tasks for them."""
+    """Small benchmark files of random words, and the harness's tasks for them."""
     own = str(folder)
     folder = tmp_path_factory.mktemp("files")
-    some_lambada(folder / "lambada_test.jsonl")
-    end_foreseen(folder / "lambada_test.jsonl", own)
-    some_hellaswag(folder / "hellaswag_val.jsonl")
+    write_lambada(folder / "lambada_test.jsonl")
+    end_with_greedy_words(folder / "lambada_test.jsonl", own)
+    write_hellaswag(folder / "hellaswag_val.jsonl")
     lines = (folder / "lambada_test.jsonl").read_text().splitlines()
-    said = go_on(adapter, *(json.loads(line)["text"] for line in lines[:9]), max_gen_toks=NEW)
+    said = generate(adapter, *(json.loads(line)["text"] for line in lines[:9]), max_gen_toks=NEW)
     stops = sorted({text[place : place + 2] for text in said for place in (9, 14)})
     stops = [stop for stop in stops if re.fullmatch("[A-Za-z]{2}", stop)][:5]
     assert len(stops) > 1, said
-    pages = some_wikitext(folder / "wikitext2_test.txt")
+    pages = write_wikitext(folder / "wikitext2_test.txt")
     rows = "".join(json.dumps({"page": page}) + "\n" for page in pages)
     (folder / "pages.jsonl").write_text(rows)
     for name in ("pages.py", "scenes.py"):
@@ -80,7 +80,7 @@ def files(tmp_path_factory, folder, adapter) -> Path:
 
 
 def theirs(model, files: Path) -> dict[str, dict]:
-    """Return what the harness finds."""
+    """Return the harness's results."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(files), include_defaults=False)
@@ -122,7 +122,7 @@ def test_figures_are_the_harness_own(files, folder, adapter, tmp_path, capsys):
     assert all(0 < expected[task]["acc,none"] < 1 for task in ("lambada_here", "hellaswag_here"))
     assert through_adapter["texts"] == expected["texts"]
     whole = [json.loads(line)["text"] for line in (files / "lambada_test.jsonl").open()]
-    lengths = [len(text) for text in go_on(adapter, *whole, max_gen_toks=NEW)]
+    lengths = [len(text) for text in generate(adapter, *whole, max_gen_toks=NEW)]
     assert any(len(text) < n for (text,), n in zip(expected["texts"], lengths, strict=True))
     printed = capsys.readouterr().out
     assert re.search(r"lambada\s+harness\s+perplexity", printed)
@@ -135,19 +135,19 @@ def test_requests_are_read_as_the_harness_own_model_reads_them(folder, adapter):
     text = "the king<|endoftext|> of night<|endoftext|>"
     assert adapter.tok_encode(text) == AutoTokenizer.from_pretrained(folder).encode(text)
     # Samples of one text are several, and come again.
-    drawn = go_on(adapter, *["the king"] * 3, do_sample=True, temperature=1.0, max_gen_toks=NEW)
+    drawn = generate(adapter, *["the king"] * 3, do_sample=True, temperature=1.0, max_gen_toks=NEW)
     assert len(set(drawn)) == 3
-    assert go_on(adapter, *["the king"] * 3, temperature=1.0, max_gen_toks=NEW) == drawn
-    greedy = go_on(adapter, "the king", max_gen_toks=NEW)
+    assert generate(adapter, *["the king"] * 3, temperature=1.0, max_gen_toks=NEW) == drawn
+    greedy = generate(adapter, "the king", max_gen_toks=NEW)
     assert greedy not in [[text] for text in drawn]
     asked = {"do_sample": False, "temperature": 1.0, "max_new_tokens": NEW}
-    assert go_on(adapter, "the king", **asked) == greedy
-    assert go_on(adapter, "the king", max_gen_toks=0) == [""]
+    assert generate(adapter, "the king", **asked) == greedy
+    assert generate(adapter, "the king", max_gen_toks=0) == [""]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_the_harness_command_runs_without_a_gpu(folder, files, tmp_path):
-    """Where no device is named it asks for cuda:0."""
+    """It requests cuda:0 if no device is named."""
     command = [
         sys.executable, "-m", "yuzogpt.evaluation.lm_eval", "run", "--tasks", "lambada_here",
         "--include_path", str(files), "--model_args", f"model={folder},threads=1", "--limit", "2",
@@ -158,7 +158,7 @@ def test_the_harness_command_runs_without_a_gpu(folder, files, tmp_path):
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "yuzogpt: no CUDA device here; the CPU computes" in result.stderr
+    assert "yuzogpt: no CUDA device; using the CPU" in result.stderr
     (found,) = (tmp_path / "found").rglob("results*.json")
     assert "acc,none" in json.loads(found.read_text())["results"]["lambada_here"]
 

@@ -1,4 +1,4 @@
-"""Figures that can be computed by hand, and what they must not depend on."""
+"""Metrics that can be computed by hand, and what they must not depend on."""
 
 import json
 import math
@@ -10,8 +10,14 @@ from tests.inference.engines import ALPHABET, small_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.benchmarks import formats
-from yuzogpt.evaluation.benchmarks.corpus_loss import loss_exam
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, TaskOptions, stop_tokens
+from yuzogpt.evaluation.benchmarks.corpus_loss import prepare_loss
+from yuzogpt.evaluation.benchmarks.tasks import (
+    TASKS,
+    PreparedTask,
+    TaskOptions,
+    answer_tokens,
+    stop_tokens,
+)
 from yuzogpt.evaluation.passages import Passage, Score, continuation, windows
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.model.gpt import GPT
@@ -23,14 +29,22 @@ HARDWARE = choose_hardware(DeviceSettings(device="cpu", dtype="float32", threads
 
 
 class Two:
-    """A tokenizer of two characters, and no end of text."""
+    """A tokenizer of two characters, without an end of text."""
 
     end_of_text = None
     encode = staticmethod(CharTokenizer("\na").encode)
 
 
+def prepare(
+    task, path, tokenizer, *, stride=32, stop_words=False, protocol="paper"
+) -> PreparedTask:
+    """Read a task's file for a context of 32 tokens."""
+    options = TaskOptions(tokenizer, 32, stride, stop_words)
+    return TASKS[task].prepare(protocol, path, options)
+
+
 def uniform_model(vocab_size: int = 2) -> GPT:
-    """Return a model that finds all of its tokens equally likely, always."""
+    """Return a model for which all tokens are always equally probable."""
     model = small_model(1, vocab_size=vocab_size, n_embd=8, n_head=2, vocab_multiple=1)
     with torch.no_grad():
         model.wte.weight.zero_()
@@ -52,16 +66,15 @@ def test_windows_score_every_token_once_with_all_the_context_there_is(length, st
 
 
 def test_a_text_under_a_uniform_model_is_exact(tmp_path):
-    """Two equally likely tokens: perplexity 2 a token, one bit a byte, whatever the windows are."""
+    """Two equally probable tokens: perplexity 2 per token, 1 bit per byte, with any windows."""
     path = tmp_path / "enwik8.zip"
     path.with_suffix(".txt").write_bytes(b"a\na\na" * 20)
-    reading = TaskOptions(Two(), 32, 7, False)
-    exam = TASKS["enwik8"].prepare["paper"](path.with_suffix(".txt"), reading)
-    scores = score(uniform_model(), exam.passages, 3, HARDWARE)
-    bits, per_token = exam.judge(scores)
-    assert (bits.metric, bits.counted, bits.unit) == ("bits_per_byte", 100, "bytes")
+    prepared = prepare("enwik8", path.with_suffix(".txt"), Two(), stride=7)
+    scores = score(uniform_model(), prepared.passages, 3, HARDWARE)
+    bits, per_token = prepared.compute_metrics(scores)
+    assert (bits.name, bits.counted, bits.unit) == ("bits_per_byte", 100, "bytes")
     assert bits.value == pytest.approx(1, abs=1e-7)
-    assert (per_token.metric, per_token.counted) == ("token_perplexity", 100)
+    assert (per_token.name, per_token.counted) == ("token_perplexity", 100)
     assert per_token.value == pytest.approx(2, abs=1e-6)
 
 
@@ -69,32 +82,31 @@ def test_words_are_counted_as_in_the_original(tmp_path):
     """Two words and an end of line are three tokens of the original, and here four of the model."""
     path = tmp_path / "ptb.test.txt"
     path.write_text(" a a \n")
-    exam = TASKS["ptb"].prepare["paper"](path, TaskOptions(CharTokenizer("\n a"), 32, 32, False))
-    scores = score(uniform_model(3), exam.passages, 1, HARDWARE)
-    figures = {one.metric: one for one in exam.judge(scores)}
+    prepared = prepare("ptb", path, CharTokenizer("\n a"))
+    scores = score(uniform_model(3), prepared.passages, 1, HARDWARE)
+    figures = {one.name: one for one in prepared.compute_metrics(scores)}
     assert figures["perplexity"].counted == 3
     assert figures["token_perplexity"].counted == len("a a\n")
     assert figures["perplexity"].value == pytest.approx(3 ** (4 / 3), rel=1e-6)
 
 
 @pytest.mark.parametrize("task", ["ptb", "1bw"])
-def test_an_end_of_line_is_foretold_where_it_is_counted(task, tmp_path):
-    """Of ten tokens each is as likely: a word of one token and the end are ten each, in both."""
+def test_an_end_of_line_is_scored_where_it_is_counted(task, tmp_path):
+    """Ten equally probable tokens: the perplexity of a word and of an end of line is 10 each."""
     path = tmp_path / "text.txt"
     path.write_text(" a \n b \n")
-    reading = TaskOptions(CharTokenizer("\n abcdefgh"), 32, 32, False)
-    exam = TASKS[task].prepare["paper"](path, reading)
-    figure, *_ = exam.judge(score(uniform_model(10), exam.passages, 1, HARDWARE))
-    assert (figure.metric, figure.counted) == ("perplexity", 4)
+    prepared = prepare(task, path, CharTokenizer("\n abcdefgh"))
+    figure, *_ = prepared.compute_metrics(score(uniform_model(10), prepared.passages, 1, HARDWARE))
+    assert (figure.name, figure.counted) == ("perplexity", 4)
     assert figure.value == pytest.approx(10.0, rel=1e-6)
 
 
 def test_a_line_without_a_sentence_is_none(tmp_path):
     path = tmp_path / "1bw_test.txt"
     path.write_text("a b\n\n \na\n\n")
-    exam = TASKS["1bw"].prepare["paper"](path, TaskOptions(CharTokenizer("\n ab"), 32, 32, False))
-    assert exam.notes["sentences"] == len(exam.passages) == 2
-    figure, *_ = exam.judge(score(uniform_model(4), exam.passages, 1, HARDWARE))
+    prepared = prepare("1bw", path, CharTokenizer("\n ab"))
+    assert prepared.notes["sentences"] == len(prepared.passages) == 2
+    figure, *_ = prepared.compute_metrics(score(uniform_model(4), prepared.passages, 1, HARDWARE))
     assert figure.counted == 3 + 2
 
 
@@ -137,25 +149,27 @@ def test_continuations():
 
 
 def test_the_last_word_with_and_without_stop_words(tmp_path):
-    """A model that always says the stop word is right only where such words are no answers."""
+    """A banned token is not the greedy answer; log-likelihoods do not change."""
     path = tmp_path / "lambada_test.jsonl"
     path.write_text(json.dumps({"text": "bead game"}) + "\n" + json.dumps({"text": "a b c"}) + "\n")
     tokenizer = CharTokenizer(ALPHABET)
-    exam = TASKS["lambada"].prepare["paper"](path, TaskOptions(tokenizer, 32, 32, False))
-    assert [tokenizer.decode(one.tokens[-one.scored :]) for one in exam.passages] == [" game", " c"]
-    assert exam.notes["stop_word_filter"] == "off"
+    prepared = prepare("lambada", path, tokenizer)
+    answers = [tokenizer.decode(answer_tokens(passage)) for passage in prepared.passages]
+    assert answers == [" game", " c"]
+    assert prepared.notes["stop_word_filter"] == "off"
     model = small_model(1)
-    perplexity, accuracy, last = exam.judge(score(model, exam.passages, 2, HARDWARE))
-    scores = score(model, exam.passages, 1, HARDWARE)
+    together = score(model, prepared.passages, 2, HARDWARE)
+    perplexity, accuracy, last = prepared.compute_metrics(together)
+    scores = score(model, prepared.passages, 1, HARDWARE)
     assert perplexity.value == pytest.approx(math.exp(-sum(s.logprob for s in scores) / 2))
     assert perplexity.unit == "last words"
     assert accuracy.counted == last.counted == 2
     banned = tuple(range(65))[:-1]
     (only,) = score(model, [Passage((1, 2, 64), 1, banned)], 1, HARDWARE)
     assert only.is_greedy  # nothing else could be said
-    (never,) = score(model, [Passage((1, 2, 64), 1, (64,))], 1, HARDWARE)
-    assert not never.is_greedy
-    assert never.logprob == only.logprob  # the filter is for answers, not for likelihoods
+    (banned_only,) = score(model, [Passage((1, 2, 64), 1, (64,))], 1, HARDWARE)
+    assert not banned_only.is_greedy
+    assert banned_only.logprob == only.logprob  # the filter is for answers, not for likelihoods
 
 
 def test_a_stop_word_that_only_begins_the_answer_is_none(tmp_path):
@@ -163,18 +177,19 @@ def test_a_stop_word_that_only_begins_the_answer_is_none(tmp_path):
     texts = ("he went inside", "she came in", "he ate the cake")
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     tokenizer = gpt2_tokenizer()
-    exam = TASKS["lambada"].prepare["paper"](path, TaskOptions(tokenizer, 32, 32, True))
-    inside, only_in, cake = exam.passages
+    prepared = prepare("lambada", path, tokenizer, stop_words=True)
+    inside, only_in, cake = prepared.passages
     (word,) = tokenizer.encode(" in").tolist()
-    assert [tokenizer.decode([t]) for t in inside.tokens[-inside.scored :]] == [" inside"]
-    assert word in inside.never and word in only_in.never and word in cake.never
-    assert (exam.notes["stop_word_filter"], exam.notes["answers_that_are_stop_words"]) == ("on", 1)
+    assert [tokenizer.decode([t]) for t in answer_tokens(inside)] == [" inside"]
+    assert all(word in passage.banned_tokens for passage in (inside, only_in, cake))
+    assert prepared.notes["stop_word_filter"] == "on"
+    assert prepared.notes["answers_that_are_stop_words"] == 1
     # " hers" is " her" and "s": no stop word of one token, though it begins with one.
     path.write_text(json.dumps({"text": "the herscape"}) + "\n")
-    (odd,) = TASKS["lambada"].prepare["paper"](path, TaskOptions(tokenizer, 32, 32, True)).passages
-    first, *rest = odd.tokens[-odd.scored :]
+    (odd,) = prepare("lambada", path, tokenizer, stop_words=True).passages
+    first, *rest = answer_tokens(odd)
     assert rest and tokenizer.decode([first]) == " her"
-    assert first not in odd.never and word in odd.never
+    assert first not in odd.banned_tokens and word in odd.banned_tokens
 
 
 def test_a_text_without_line_ends_begins_with_a_space():
@@ -227,7 +242,7 @@ def test_a_scenes_ends_are_the_harness_own(tmp_path):
     scene = {"activity_label": "a", "ctx_a": "b.", "ctx_b": "c", "label": 1,
              "endings": ["dd", "dd", "e [step]", "fff"]}  # fmt: skip
     path.write_text(json.dumps(scene) + "\n")
-    exam = TASKS["hellaswag"].exam("harness", path, TaskOptions(gpt2_tokenizer(), 32, 32, False))
+    prepared = prepare("hellaswag", path, gpt2_tokenizer(), protocol="harness")
     for logprobs, expected in (
         ((-9.0, -1.0, -9.0, -9.0), (1, 1)),
         ((-1.0, -1.0, -9.0, -9.0), (0, 0)),  # the first of equals is the answer
@@ -236,7 +251,8 @@ def test_a_scenes_ends_are_the_harness_own(tmp_path):
         ((-9.0, -1.7, -9.0, -2.0), (1, 0)),  # ... and of three
     ):
         scores = [Score(value, False, False) for value in logprobs]
-        assert tuple(figure.value for figure in exam.judge(scores)) == expected, logprobs
+        values = tuple(metric.value for metric in prepared.compute_metrics(scores))
+        assert values == expected, logprobs
 
 
 def test_stop_words_are_those_that_a_vocabulary_has_letters_for():
@@ -246,18 +262,18 @@ def test_stop_words_are_those_that_a_vocabulary_has_letters_for():
 
 def test_the_split_that_is_too_short_is_named(gpt2_corpus_dir):
     with pytest.raises(UserError, match="the train split has"):
-        loss_exam(str(gpt2_corpus_dir), TaskOptions(gpt2_tokenizer(), 10**7, 1, False), 1)
+        prepare_loss(str(gpt2_corpus_dir), TaskOptions(gpt2_tokenizer(), 10**7, 1, False), 1)
 
 
 def test_a_line_that_is_not_tokenized_is_named(tmp_path):
     path = tmp_path / "wikitext2_test.txt"
     path.write_text(" a b \nHe said it.\n")
-    with pytest.raises(UserError, match=r"wikitext2_test.txt:2: not a line of tokens"):
-        TASKS["wikitext2"].prepare["paper"](path, TaskOptions(gpt2_tokenizer(), 32, 32, False))
+    with pytest.raises(UserError, match=r"wikitext2: .*wikitext2_test.txt:2: not a line of tokens"):
+        prepare("wikitext2", path, gpt2_tokenizer())
 
 
 def test_float32_means_float32():
-    """On GPUs training may round inputs of matrix products to 10 bits; figures must not."""
+    """On GPUs training may round inputs of matrix products to 10 bits; evaluation must not."""
     torch.backends.cuda.matmul.allow_tf32 = True
     score(small_model(1), [Passage((1, 2, 3), 1)], 1, HARDWARE)
     assert not torch.backends.cuda.matmul.allow_tf32
@@ -267,12 +283,10 @@ def test_questions(tmp_path):
     path = tmp_path / "cbt.txt"
     story = "".join(f"{n} bead game {n} .\n" for n in range(1, 21))
     path.write_text(story + "21 a bead XXXXX game .\tdeal\t\tdeal|meal|hell\n\n")
-    exam = TASKS["cbt_cn"].prepare["paper"](
-        path, TaskOptions(CharTokenizer(ALPHABET + "."), 32, 32, False)
-    )
     tokenizer = CharTokenizer(ALPHABET + ".")
-    ends = [tokenizer.decode(one.tokens[-one.scored :]) for one in exam.passages]
+    prepared = prepare("cbt_cn", path, tokenizer)
+    ends = [tokenizer.decode(answer_tokens(passage)) for passage in prepared.passages]
     assert ends == [" deal game.", " meal game.", " hell game."]
     by_hand = [type("S", (), {"logprob": value})() for value in (-3.0, -1.0, -2.0)]
-    accuracy, _ = exam.judge(by_hand)
+    accuracy, _ = prepared.compute_metrics(by_hand)
     assert (accuracy.value, accuracy.counted) == (0.0, 1)

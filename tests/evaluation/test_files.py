@@ -1,4 +1,4 @@
-"""Benchmarks from the web: what is not the published file never gets into the cache."""
+"""Downloaded benchmark files: only the published file gets into the cache."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ PAGE = b"\n<!DOCTYPE html><title>Sign in</title>"
 
 
 class Answers(BaseHTTPRequestHandler):
-    """The web, on good days and on bad ones."""
+    """A web server with the right file, a short answer and a web page."""
 
     def do_GET(self) -> None:
         body = {"/file": CONTENT, "/short": CONTENT, "/page": PAGE}.get(self.path)

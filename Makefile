@@ -1,15 +1,16 @@
 # make quickstart   from a fresh clone to a trained Shakespeare model, and samples from it
 # make test         all tests; `make test-quick`: those without Ray
 # make lint         ruff and mypy
-# Each makes .venv first, if need be. SOURCE=FILE: the text that quickstart learns.
+# make docs         the documentation as a site in site/; fails for a broken link
+# Each makes its environment first, if need be. SOURCE=FILE: the text that quickstart learns.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# The environment is made anew when what it is made from has changed.
+# A change of what the environment is made from makes a new one.
 READY = $(VENV)/.ready-$(shell cat requirements/*.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: install quickstart test test-quick lint
+.PHONY: install quickstart test test-quick lint docs
 
 install: $(READY)
 
@@ -35,3 +36,15 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site has an environment of its own: it needs neither torch nor Ray.
+DOCS = .venv-docs
+DOCS_READY = $(DOCS)/.ready-$(shell cksum < requirements/docs.txt | cut -d' ' -f1)
+
+$(DOCS_READY):
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/docs.txt
+	touch $@
+
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict

@@ -1,6 +1,6 @@
 """Bench: `ray job submit --working-dir . -- python jobs/bench.py gpt2_124m --storage=/shared`.
 
-How it scales over a cluster's nodes: `--launchers=ray --world_sizes=1,2,4`.
+Scaling over the nodes of a cluster: `--launchers=ray --world_sizes=1,2,4`.
 """
 
 import sys

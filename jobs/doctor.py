@@ -1,4 +1,4 @@
-"""Is this cluster sound? `ray job submit --working-dir . -- python jobs/doctor.py --key=value`."""
+"""Check a cluster: `ray job submit --working-dir . -- python jobs/doctor.py --key=value`."""
 
 import sys
 

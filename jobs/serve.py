@@ -1,6 +1,6 @@
 """Serve a model: `ray job submit --working-dir . -- python jobs/serve.py RUN --key=value`.
 
-It serves until the job is stopped; cluster/serve.yaml is for a service that outlives commands.
+It serves until the job is stopped. For a service that outlives the command: cluster/serve.yaml.
 """
 
 import sys

@@ -30,7 +30,9 @@ EXTRAS = {
     "gcp": ("cluster",),
     "azure": ("cluster",),
     "dev": ("aws", "gcp", "harness"),
+    "docs": (),
 }
+GROUPS = ("docs",)  # dependency groups of pyproject.toml: without the project and what it needs
 TORCH = re.compile(r"torch$|triton$|nvidia-|cuda-")
 BUILD = "setuptools\n"  # builds the project itself, and packages that come as source only
 PLATFORMS = [
@@ -61,8 +63,11 @@ def main() -> None:
 
 def resolved(extra: str) -> dict[str, str]:
     """Return the entry of each package that an extra installs."""
-    sources = ["-"] if extra == "build" else ["-", "pyproject.toml"]
-    flags = [] if extra in ("build", "core") else [f"--extra={extra}"]
+    if extra in GROUPS:
+        sources, flags = [], [f"--group={extra}"]
+    else:
+        sources = ["-"] if extra == "build" else ["-", "pyproject.toml"]
+        flags = [] if extra in ("build", "core") else [f"--extra={extra}"]
     flags += ["--universal", "--python-version=3.11", "--no-header", "--format=pylock.toml"]
     done = subprocess.run(
         ["uv", "pip", "compile", "--quiet", "--constraints=constraints.txt", *flags, *sources],

@@ -1,6 +1,6 @@
 """YuzoGPT: GPT-2-class language models, trained, tuned, evaluated and served on Ray.
 
-The line through the house:
+From text to samples:
 
     text -> corpus -> tokens in Arrow blocks -> rows(n) -> GPT -> loss -> checkpoint
                                                           checkpoint -> sample

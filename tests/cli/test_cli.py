@@ -114,7 +114,7 @@ def test_a_closed_stream_is_no_mistake(closed):
     assert result.stderr == b""
 
 
-def test_what_could_not_be_printed_is_told():
+def test_output_that_cannot_be_written_is_an_error():
     command = f"{sys.executable} -m yuzogpt --help > /dev/full"
     result = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, check=False)
     assert result.returncode != 0
@@ -278,7 +278,7 @@ def test_samples_are_printed_apart(run_dir):
     assert [len(text) for text in result.stdout.split("\n---------------\n")] == [9, 9, 0]
 
 
-def test_a_killed_run_goes_on_and_ctrl_c_ends_in_one_line(corpus_dir, tmp_path):
+def test_a_killed_run_resumes_and_ctrl_c_ends_in_one_line(corpus_dir, tmp_path):
     flags = ["train", *TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
     flags += ["--num_workers=0", "--eval_interval=10", "--max_iters=5000"]
 

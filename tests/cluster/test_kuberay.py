@@ -173,7 +173,7 @@ def network(one: Manifest) -> Iterator[str]:
         for rule in spec["ingress"]:
             inside = rule.get("from") == [{"podSelector": spec["podSelector"]}]
             open_ports = [port["port"] for port in rule.get("ports", [])]
-            if of_service and open_ports == [8000]:  # HTTP, for whoever has a key
+            if of_service and open_ports == [8000]:  # HTTP, for anyone with a key
                 continue
             if not inside and open_ports not in ([8265], [8265, 8000][: 1 + of_service]):
                 yield "lets others in to more than the dashboard"

@@ -72,8 +72,8 @@ def test_commands_of_ray_and_of_jobs_find_the_environment(node):
     install(node)
     assert (node / ".bashrc").read_text().count("\n") == 1
     shell = f'. {node}/.bashrc; printf \'%s %s\' "$RAY_AUTH_MODE" "$PATH"'
-    told = subprocess.check_output(["bash", "-c", shell], env={"PATH": "/bin"}, text=True)
-    assert told == f"token {node}/yuzogpt-venv/bin:/bin"
+    output = subprocess.check_output(["bash", "-c", shell], env={"PATH": "/bin"}, text=True)
+    assert output == f"token {node}/yuzogpt-venv/bin:/bin"
 
 
 def test_the_token_is_for_its_owner_alone(node):

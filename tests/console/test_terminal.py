@@ -1,4 +1,4 @@
-"""What other people wrote cannot steer a terminal; files and pipes get it as it is."""
+"""Text from others cannot control a terminal; files and pipes get it unchanged."""
 
 import ast
 import contextlib

@@ -170,11 +170,11 @@ class Host:
             self.run(f"umount {directory}")
 
     def partition(self) -> None:
-        """Cut its link to all others; it goes on by itself."""
+        """Cut its link to all others; it continues by itself."""
         run(f"ip link set {self.link} down")
 
     def has(self, title: str) -> bool:
-        """Tell whether a process with `title` in its command line runs on it."""
+        """Return whether a process with `title` in its command line runs on it."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if title in " ".join(process.cmdline()):

@@ -182,7 +182,7 @@ def test_without_a_spare_one_worker_goes_on(cluster, corpus_dir, tmp_path):
     victim.partition()
     cluster.say(f"{victim.name} is cut off")
     start = wait_for_workers(run, 2, 1, 50)
-    cluster.say(f"goes on with 1 worker at step {start['step']}")
+    cluster.say(f"continues with 1 worker at step {start['step']}")
     (run / runs.STOP).touch()
     wait_until(lambda: bool(records(run, "stop")), seconds=60)
     cluster.say("stopped")

@@ -1,4 +1,4 @@
-"""What README says exists: settings, verbs. And no file is left half merged."""
+"""What README and docs say exists: settings, verbs. And no file is left half merged."""
 
 import re
 import subprocess
@@ -6,27 +6,41 @@ import subprocess
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.docs.pages import GENERATED, PAGES, README, name_of
 from yuzogpt.cli import VERBS
-from yuzogpt.config.renamed import RENAMED_SETTINGS
 from yuzogpt.config.resolve import leaves
 
-README = (REPOSITORY / "README.md").read_text()
 FOREIGN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"}
 OWN = {"help", "dry_run", "json", "key", "search.KEY"}  # of the command itself
-# Ray's, benchmarks', lm-evaluation-harness's.
-OTHERS = {"working-dir", "address", "node-ip-address", "minutes", "model_args"}
+# Ray's, benchmarks', lm-evaluation-harness's, curl's.
+OTHERS = {
+    "data",
+    "fail",
+    "header",
+    "silent",
+    "working-dir",
+    "address",
+    "node-ip-address",
+    "minutes",
+    "model_args",
+}
 
 
-def test_every_flag_is_a_setting():
+# Those of cluster/ and benchmarks/ are other programs', too; tests/cluster parses the first.
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name != "README.md" or p == README], ids=name_of
+)
+def test_every_flag_is_a_setting(page):
     known = {name for verb in VERBS.values() for dotted, _ in leaves(verb.schema)
-             for name in (dotted, dotted.split(".")[1])} | RENAMED_SETTINGS.keys()  # fmt: skip
-    named = set(re.findall(r"--([a-zA-Z][\w.-]*\w)", README))
+             for name in (dotted, dotted.split(".")[1])}  # fmt: skip
+    named = set(re.findall(r"--([a-zA-Z][\w.-]*\w)", page.read_text()))
     assert named - known - FOREIGN - OWN - OTHERS == set()
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_explained(verb):
-    assert f"yuzogpt {verb}" in README
+    assert f"yuzogpt {verb}" in README.read_text()
+    assert f"## yuzogpt {verb}\n" in GENERATED.read_text()
 
 
 def test_no_file_is_half_merged():

@@ -14,6 +14,7 @@ from tests.conftest import REPOSITORY
 FOLDER = REPOSITORY / "requirements"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
+GROUPS = PROJECT["dependency-groups"]
 TORCH = ("torch", "torch-cpu")
 
 
@@ -55,7 +56,7 @@ def needed(requirement, seen):
 
 def test_there_is_a_file_for_each_extra():
     others = {"build", "core", *TORCH}
-    assert {path.stem for path in FOLDER.glob("*.txt")} == {*EXTRAS, *others}
+    assert {path.stem for path in FOLDER.glob("*.txt")} == {*EXTRAS, *GROUPS, *others}
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)

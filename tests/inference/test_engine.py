@@ -162,21 +162,24 @@ class Without:
 PRIVATE_OPS = [
     *(("mkldnn", name) for name in (*ONEDNN_OPS, "data_ptr", "_nbytes")),
     *(("quantized", name) for name in (*FP16_OPS, *INT8_OPS)),
+    ("torch", "quantize_per_channel"),
 ]
 
 
 @pytest.mark.parametrize(("namespace", "name"), [("all", ""), *PRIVATE_OPS])
 def test_without_a_private_operator_of_torch_its_own_products_do(namespace, name, monkeypatch):
     if namespace == "all":  # torch was built without FBGEMM and oneDNN
-        monkeypatch.setattr("yuzogpt.inference.packed_linear.has_fbgemm", lambda: False)
+        monkeypatch.setattr("yuzogpt.inference.packed_linear.has_fbgemm", lambda ops: False)
         monkeypatch.setattr("yuzogpt.inference.packed_linear.has_onednn", lambda: False)
+    elif namespace == "torch":
+        monkeypatch.delattr(torch, name)
     else:
         monkeypatch.setattr(torch.ops, namespace, Without(getattr(torch.ops, namespace), name))
     prompts = [random_prompt(9, 1), random_prompt(40, 2)]
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.5)):
         events = run(make_engine(dtype=dtype), [greedy(prompt, 5) for prompt in prompts])
         check_against_uncached(small_model(), prompts, events, tolerance)
-    if namespace == "all" or name in INT8_OPS:
+    if namespace in ("all", "torch") or name in INT8_OPS:
         with pytest.raises(UserError, match=r"^--dtype=int8: .* use --dtype=bfloat16$"):
             choose_dtype("int8", torch.device("cpu"))
 

@@ -56,7 +56,7 @@ QUICK_TO_NOTICE = {
 
 
 class Cluster:
-    """A cluster that is told what to do."""
+    """A cluster that runs commands."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         """Wait until it stands."""

@@ -18,7 +18,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.orchestration.causes import cause_of, ours, raised_as_ours, way_on
+from yuzogpt.orchestration.causes import as_our_error, cause_of, how_to_resume, raised_as_ours
 from yuzogpt.storage.untrusted import DamagedFile
 
 
@@ -67,7 +67,7 @@ help: none
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "cause"),
     [
         (in_task(ValueError("bad row\nmore")), "ValueError: bad row"),
         (in_ray_data(ValueError("bad row\nmore")), "ValueError: bad row"),
@@ -106,8 +106,8 @@ help: none
         ),
     ],
 )
-def test_the_innermost_cause_is_told_in_a_line(error, told):
-    assert cause_of(error) == told
+def test_the_innermost_cause_is_one_line(error, cause):
+    assert cause_of(error) == cause
 
 
 def test_the_file_that_an_error_is_about_is_told():
@@ -120,7 +120,7 @@ def test_the_file_that_an_error_is_about_is_told():
     ("error", "end"),
     [
         (in_task(ValueError("bad row")), ""),
-        (in_task(OSError(28, "full")), "; mend that, and the same command resumes it"),
+        (in_task(OSError(28, "full")), "; fix that, and the same command resumes it"),
         (in_task(ConnectionResetError(104, "reset")), "; the same command resumes it"),
         (WorkerCrashedError(), "; the same command resumes it"),
         (RuntimeError("gloo/transport/tcp/pair.cc: closed"), "; the same command resumes it"),
@@ -128,7 +128,7 @@ def test_the_file_that_an_error_is_about_is_told():
     ],
 )
 def test_only_what_would_not_fail_again_is_to_be_repeated(error, end):
-    assert way_on(error) == end
+    assert how_to_resume(error) == end
 
 
 @pytest.mark.parametrize("kind", [UserError, RunFailed])
@@ -138,6 +138,6 @@ def test_errors_of_ours_come_through_as_themselves(kind):
 
 
 def test_others_are_told_with_what_failed():
-    error = ours(in_ray_data(TypeError("no text")), "preparation")
+    error = as_our_error(in_ray_data(TypeError("no text")), "preparation")
     assert type(error) is RunFailed
     assert str(error) == "the preparation failed: TypeError: no text"

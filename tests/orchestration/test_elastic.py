@@ -40,7 +40,7 @@ def start(cluster, corpus_dir, out_dir, *flags):
 
 
 def trains_with(out_dir, workers, steps):
-    """Tell whether the last start is of so many workers, and has made `steps`."""
+    """Return whether the last start has so many workers, and made `steps`."""
     found = read_records(out_dir / runs.METRICS)
     starts = [index for index, record in enumerate(found) if record["kind"] == "start"]
     if not starts or found[starts[-1]]["workers"] != workers:
@@ -49,7 +49,7 @@ def trains_with(out_dir, workers, steps):
 
 
 def was_left_for(out_dir, reason):
-    """Tell whether workers have stopped for a reason."""
+    """Return whether workers have stopped for a reason."""
     return any(record["reason"] == reason for record in records(out_dir, "stop"))
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.orchestration.test_interrupted import rays_of
 from yuzogpt.orchestration import embedded
+from yuzogpt.orchestration.embedded import importable_checkout
+from yuzogpt.orchestration.environment import environment
 
 # What Ray would make of a worker's environment, where an embedded one is about to start.
 LOOK = """
@@ -109,7 +111,7 @@ def hang(**_):
     threading.Event().wait()
 
 embedded.connect = hang
-stuck.OBEYED_WITHIN = 0.1
+stuck.SIGNAL_TIMEOUT_S = 0.1
 with cluster.connected("", 1):
     pass
 """
@@ -143,7 +145,7 @@ from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration import cluster, embedded, stuck
 
 embedded.runtime_environment = lambda: {"py_executable": "/no/such/python"}
-stuck.WORKERS_WITHIN = 1
+stuck.WORKER_START_TIMEOUT_S = 1
 try:
     with cluster.connected("", 1):
         import ray
@@ -166,3 +168,25 @@ def test_workers_that_can_never_start_are_not_waited_for():
     assert ended.stdout.startswith("Ray cannot start its workers here: "), ended.stderr
     assert "/no/such/python: No such file or directory" in ended.stdout
     assert len(ended.stdout.splitlines()) == 1
+
+
+def test_variables_are_as_before_when_an_embedded_ray_has_ended(monkeypatch):
+    monkeypatch.setenv("OF_THE_USER", "kept")
+    monkeypatch.delenv("OF_RAY", raising=False)
+    with environment({"OF_THE_USER": "changed", "OF_RAY": "set"}):
+        assert (os.environ["OF_THE_USER"], os.environ["OF_RAY"]) == ("changed", "set")
+    assert os.environ["OF_THE_USER"] == "kept"
+    assert "OF_RAY" not in os.environ
+
+
+def test_a_clone_that_is_not_installed_is_found_from_anywhere(tmp_path):
+    """Without site-packages, in another directory."""
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", "import yuzogpt.errors as e; print(e.__file__)"],
+        env={**os.environ, **importable_checkout()},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(REPOSITORY / "yuzogpt" / "errors.py")

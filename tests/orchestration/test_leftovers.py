@@ -16,9 +16,9 @@ from yuzogpt.storage.lease import describe_process
 @pytest.fixture
 def shared(tmp_path, monkeypatch) -> Path:
     """A shared temporary directory of the test's own."""
-    monkeypatch.setattr(leftovers, "SHARED", tmp_path / "tmp")
-    leftovers.SHARED.mkdir()
-    return leftovers.SHARED
+    monkeypatch.setattr(leftovers, "SHARED_DIRECTORY", tmp_path / "tmp")
+    leftovers.SHARED_DIRECTORY.mkdir()
+    return leftovers.SHARED_DIRECTORY
 
 
 @pytest.fixture(scope="module")

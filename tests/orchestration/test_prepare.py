@@ -189,5 +189,5 @@ def test_what_a_task_fails_of_is_told_in_a_line(tmp_path):
     (line,) = ended.stderr.splitlines()
     assert line.startswith("yuzogpt: the preparation failed: IsADirectoryError: ")
     assert "unit-000000-train-000.arrow" in line
-    assert line.endswith(": Is a directory; mend that, and the same command resumes it")
+    assert line.endswith(": Is a directory; fix that, and the same command resumes it")
     assert ended.returncode == 1

@@ -114,7 +114,7 @@ async def ask(client: httpx.AsyncClient, url: str, tokens: int) -> str:
     try:
         async with client.stream("POST", f"{url}v1/completions", json=body) as answer:
             lines = [line async for line in answer.aiter_lines()]
-            if answer.status_code != 200:  # in OpenAI's form, whoever says it
+            if answer.status_code != 200:  # in OpenAI's form, from any layer
                 assert json.loads("".join(lines))["error"]["type"] == "server_error"
                 assert answer.status_code != 503 or int(answer.headers["Retry-After"]) >= 1
                 return str(answer.status_code)

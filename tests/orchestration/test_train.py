@@ -33,9 +33,9 @@ from yuzogpt import runs
 from yuzogpt.config import WorkerSettings
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.orchestration.cluster import connected
-from yuzogpt.orchestration.lean import single_node_trainer
 from yuzogpt.orchestration.train import failures
 from yuzogpt.orchestration.train import trainer as orchestration_train
+from yuzogpt.orchestration.train.single_node import single_node_trainer
 from yuzogpt.orchestration.train.trainer import set_environment, train_connected
 from yuzogpt.runs.stop_request import ask_to_stop
 from yuzogpt.storage.run_storage import LocalStorage
@@ -144,7 +144,7 @@ def test_a_worker_that_dies_is_replaced_by_the_spare_which_slept(
 ):
     from yuzogpt.orchestration.train import warm_workers
 
-    monkeypatch.setattr(warm_workers, "READY_AFTER", 0.0)
+    monkeypatch.setattr(warm_workers, "WARM_UP_AFTER_S", 0.0)
     run, spare, newest = tmp_path / "run", [], []
 
     def disturb() -> None:
@@ -176,7 +176,7 @@ def asleep() -> int:
 
 def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
     """The controller calls this, and must not be held up by it."""
-    from yuzogpt.orchestration.train.warm_workers import READY_AFTER, WarmWorkers
+    from yuzogpt.orchestration.train.warm_workers import WARM_UP_AFTER_S, WarmWorkers
 
     worker, _ = worker_that_stands_still
 
@@ -189,7 +189,7 @@ def test_spares_wait_for_no_worker_that_stands_still(worker_that_stands_still):
 
     warm_workers = WarmWorkers()
     warm_workers.after_worker_group_training_start(Group())
-    warm_workers.trains_since -= READY_AFTER + 1
+    warm_workers.trains_since -= WARM_UP_AFTER_S + 1
     poll = threading.Thread(
         target=warm_workers.after_worker_group_poll_status, args=(Status(),), daemon=True
     )
@@ -204,7 +204,7 @@ def test_a_resize_waits_for_no_worker_that_stands_still(worker_that_stands_still
     from yuzogpt.orchestration.train.elastic import Elastic
 
     worker, process = worker_that_stands_still
-    elastic = Elastic(tmp_path, patience=2)
+    elastic = Elastic(tmp_path, reply_timeout_s=2)
     elastic.workers = [worker]
     resize = threading.Thread(
         target=elastic.before_controller_execute_resize_decision, args=(None,), daemon=True
@@ -212,8 +212,8 @@ def test_a_resize_waits_for_no_worker_that_stands_still(worker_that_stands_still
     resize.start()
     resize.join(30)
     assert not resize.is_alive()
-    (told,) = records(tmp_path, "failure")
-    assert told["text"].startswith("!!! worker 0 gives no sign of life for ")
+    (failure,) = records(tmp_path, "failure")
+    assert failure["text"].startswith("!!! worker 0 gives no sign of life for ")
     assert not (tmp_path / runs.PAUSE).exists()
     process.wait(30)  # its CPU is free for the next
 
@@ -231,15 +231,15 @@ def test_a_resize_is_asked_for_until_that_can_be_written(embedded_ray, tmp_path,
     monkeypatch.setattr(elastic, "RETRY_INTERVAL_S", 0.1)
     run = tmp_path / "run"
     run.touch()
-    resizing = elastic.Elastic(LocalStorage(run), patience=60)
+    resizing = elastic.Elastic(LocalStorage(run), reply_timeout_s=60)
     resizing.workers = [ray.remote(num_cpus=0)(Worker).remote()]
     tried = threading.Event()
     ask = elastic.ask_to_stop
 
     def watched(*arguments):
-        is_asked = ask(*arguments)
+        is_requested = ask(*arguments)
         tried.set()
-        return is_asked
+        return is_requested
 
     monkeypatch.setattr(elastic, "ask_to_stop", watched)
     resize = threading.Thread(
@@ -307,7 +307,7 @@ def test_checkpoints_in_quick_succession_do_not_hold_up_the_end(embedded_ray, co
     assert ended - records(tmp_path / "run", "final")[-1]["time"] < 6
 
 
-def test_where_rays_names_are_others_a_run_is_as_ever(
+def test_where_rays_private_names_differ_a_run_is_the_same(
     embedded_ray, corpus_dir, tmp_path, monkeypatch
 ):
     """The controller has a process of its own then."""
@@ -337,8 +337,8 @@ def test_a_worker_that_hangs_is_named_without_rays_advice():
     from yuzogpt.orchestration.causes import cause_of
 
     hung = "A worker health check has been hanging for 15.01 seconds. Marking it.\nWorker info: it"
-    told = cause_of(WorkerHealthCheckTimeoutError(hung))
-    assert told == "A worker health check has been hanging for 15.01 seconds"
+    cause = cause_of(WorkerHealthCheckTimeoutError(hung))
+    assert cause == "A worker health check has been hanging for 15.01 seconds"
 
 
 def test_more_workers_than_cores_are_refused_here(embedded_ray, corpus_dir, tmp_path):

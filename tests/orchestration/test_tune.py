@@ -78,7 +78,7 @@ def process_of(run):
 
 
 def mentions(directory, text):
-    """Tell whether a file in a directory has a text in it."""
+    """Return whether a file in a directory contains a text."""
     found = subprocess.run(["grep", "-rqF", text, directory], capture_output=True, check=False)
     return found.returncode == 0
 
@@ -103,7 +103,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
     assert not mentions(directory, CANARY)
     assert private_seen
     assert not list(directory.glob(".tune-*"))
-    # Trials follow each other in processes that stay; Tune may start one anew now and then.
+    # Trials follow each other in processes that stay; Tune may start another now and then.
     assert 2 <= len(holders) <= 6
 
     found = outcome(directory)
@@ -134,7 +134,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
     for plot in ("losses.png", "parameters.png", "importance.png"):
         assert (directory / plot).read_bytes().startswith(b"\x89PNG")
 
-    # The winner is an ordinary preset, the same sweep is finished, and a longer one goes on.
+    # The winner is an ordinary preset, the same sweep is finished, and a longer one continues it.
     again = yuzogpt(*sweep("sweep", *flags))
     assert again.returncode == 0
     assert "finished; a larger --num_samples continues it" in again.stdout
@@ -191,7 +191,7 @@ def test_killed_trials_and_a_killed_command_change_nothing(sweep, tmp_path):
         run = directory / "trials" / name
         assert (run / "trial.json").stat().st_mtime == mtimes[name]
         assert steps_of(run) == steps[name]
-    assert len(records(first, "start")) >= 2  # it went on after its process was killed
+    assert len(records(first, "start")) >= 2  # it resumed after its process was killed
 
 
 def test_a_combination_that_training_does_not_take_fails_at_once_with_the_reason(sweep, tmp_path):
@@ -212,7 +212,7 @@ def test_a_combination_that_training_does_not_take_fails_at_once_with_the_reason
 
 
 def test_a_trial_whose_process_dies_too_often_has_failed(sweep, tmp_path):
-    """As it does where the system's memory is not enough. The sweep goes on."""
+    """As it does where the system's memory is not enough. The sweep continues."""
     directory = tmp_path / "sweep"
     flags = ["--num_samples=2", "--max_concurrent_trials=1", "--max_failures=0", "--max_iters=150"]
     flags += ["--scheduler=none", "--final_seeds=0"]

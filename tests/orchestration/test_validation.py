@@ -1,4 +1,4 @@
-"""`--eval_tasks`: checkpoints are evaluated on benchmarks while the training goes on."""
+"""`--eval_tasks`: checkpoints are evaluated on benchmarks while training continues."""
 
 import json
 import os
@@ -113,9 +113,9 @@ def test_an_evaluation_that_dies_costs_its_figure(gpt2_corpus_dir, folder, tmp_p
         finally:
             process.kill()
     assert process.returncode == 0, errors
-    (told,) = evaluations(tmp_path / "run")
-    assert (told["kind"], told["step"]) == ("notice", 20)
-    assert told["text"].startswith("!!! step 20 was not evaluated on lambada (")
+    (notice,) = evaluations(tmp_path / "run")
+    assert (notice["kind"], notice["step"]) == ("notice", 20)
+    assert notice["text"].startswith("!!! step 20 was not evaluated on lambada (")
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tm
     assert time.monotonic() - began < 30
     assert process.returncode == 143, errors
     assert records(out_dir, "stop")
-    told = [one["text"] for one in evaluations(out_dir)]
-    assert told[0].startswith("!!! step 20 was not evaluated on lambada")
+    texts = [record["text"] for record in evaluations(out_dir)]
+    assert texts[0].startswith("!!! step 20 was not evaluated on lambada")
 
 
 def test_where_the_files_are_is_known_from_anywhere():

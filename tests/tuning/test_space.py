@@ -66,7 +66,7 @@ def test_a_trials_values_leave_unset_what_the_user_left_out():
         ("learning_rate={uniform: [-1, 1]}", "-1: Input should be greater than or equal to 0"),
         ("dropout={choice: [0.1, lots]}", "lots: Input should be a valid number"),
         ("n_head={choice: [5]}", "n_embd=768 is not a multiple of n_head=5"),
-        ("lr_schedule={choice: [cosine, wsd]}", "wsd: lr_schedule=wsd: cooldown_iters says how"),
+        ("lr_schedule={choice: [cosine, wsd]}", "wsd: lr_schedule=wsd: set cooldown_iters"),
         ("max_iters={choice: [1, 2]}", "cannot be searched"),
         ("out_dir={choice: [a, b]}", "cannot be searched"),
         ("dropout={uniform: [0", "write --search.dropout='{uniform: [0, 1]}'"),
@@ -95,7 +95,7 @@ def test_a_value_that_fits_only_beside_another_is_taken():
 def test_a_value_that_no_combination_takes_is_refused():
     fits_alone = resolve(TrainSettings, [], ["--cooldown_iters=20"])
     read_space(fits_alone, [], [f"--search.{WSD}"])
-    with pytest.raises(UserError, match="wsd: lr_schedule=wsd: cooldown_iters"):
+    with pytest.raises(UserError, match="wsd: lr_schedule=wsd: set cooldown_iters"):
         read_space(fits_alone, [], [f"--search.{WSD}", "--search.cooldown_iters={choice: [0]}"])
 
 

@@ -30,10 +30,9 @@ def with_absolute_paths(settings: S, unused: Collection[str] = ()) -> S:
     changes: dict[str, str] = {}
     for dotted in sorted(fields, key=lambda name: (*KINDS, "").index(fields[name]["path"])):
         section, leaf = dotted.split(".")
-        kind, if_empty = fields[dotted]["path"], fields[dotted]["if_empty"]
-        values = dict(getattr(settings, section))
-        value = values[leaf] or (if_empty or "").format(**values)
-        if kind and (value or if_empty is None):
+        kind, values = fields[dotted]["path"], dict(getattr(settings, section))
+        value = values[leaf] or fields[dotted]["if_empty"].format(**values)
+        if kind and (value or fields[dotted]["is_required"]):
             changes[dotted] = locate(kind, value, storage_of(settings), leaf)
     return with_changes(settings, changes)
 

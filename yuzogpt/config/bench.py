@@ -37,10 +37,7 @@ class BenchmarkedSettings(Section):
         True, "use random tokens, with the corpus's vocabulary; False: read the corpus"
     )
     trace: str = setting(
-        "",
-        "file for a trace of three bare steps (open it in chrome://tracing)",
-        path="local",
-        if_empty="",
+        "", "file for a trace of three bare steps (open it in chrome://tracing)", path="local"
     )
     output: Literal["table", "json"] = setting("table", "--json is short for --output=json")
 

@@ -13,10 +13,7 @@ class SoundnessSettings(Section):
     )
     num_nodes: Count = setting(0, "expected number of nodes, including the head; 0: any")
     storage: str = setting(
-        "",
-        "directory or URI that all nodes share; empty: not checked",
-        path="remote",
-        if_empty="",
+        "", "directory or URI that all nodes share; empty: not checked", path="remote"
     )
     min_bandwidth_mbit: NonNegative = setting(
         500.0, "lowest bandwidth between any two nodes", "Mbit/s"

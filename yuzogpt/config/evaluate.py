@@ -24,10 +24,7 @@ class EvaluatedModelSettings(Section):
 
     model: str = setting("gpt2", MODEL, path="model")
     out_dir: str = setting(
-        "",
-        "directory for results.json and partial results; empty: eval-<model>",
-        path="local",
-        if_empty="",
+        "", "directory for results.json and partial results; empty: eval-<model>", path="local"
     )
     storage: str = setting("", STORAGE)
     overwrite: bool = setting(False, "evaluate again what out_dir has results of")
@@ -49,7 +46,6 @@ class BenchmarkSettings(Section):
         "directory with the benchmarks' files; empty: the cache, downloaded on first use where "
         "possible",
         path="local",
-        if_empty="",
     )
     context: Count = setting(0, CONTEXT, "tokens")
     stride: Positive = setting(512, "paper: tokens scored by each window after the first", "tokens")

@@ -33,9 +33,7 @@ class ModelSettings(Section):
         frozen=True,
     )
     pos_emb: Literal["learned", "rotary", "alibi"] = setting(
-        "learned",
-        "position encoding; rotary and alibi work beyond block_size",
-        frozen=True,
+        "learned", "position encoding; rotary and alibi work beyond block_size", frozen=True
     )
     norm: Literal["layer", "rms"] = setting(
         "layer", "LayerNorm or RMSNorm, before attention and MLP", frozen=True

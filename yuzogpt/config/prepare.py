@@ -18,7 +18,6 @@ class CorpusSettings(Section):
         "text to prepare: a local file, folder or glob, or one at s3://, gs://, hf:// (parquet, "
         "JSON lines, plain text; .gz, .zst); empty: download the corpus's own source",
         path="remote",
-        if_empty="",
     )
     tokenizer: Literal["", "char", "gpt2"] = setting("", "empty: the corpus's own tokenizer")
     data_dir: str = setting(
@@ -71,7 +70,7 @@ class PrepareSettings(Section):
 class InspectedCorpus(Section):
     """Which prepared corpus, and what to do with it."""
 
-    data_dir: str = setting("", "directory of the prepared corpus", path="remote")
+    data_dir: str = setting("", "directory of the prepared corpus", path="remote", is_required=True)
     storage: str = setting("", STORAGE)
     examples: Count = setting(
         3, "documents whose beginning is printed; with --verify or --export_bin only if set"

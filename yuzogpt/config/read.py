@@ -8,10 +8,10 @@ from yuzogpt.config.section import STORAGE, Section, setting
 class ReportedRun(Section):
     """Which run, and where its page is written."""
 
-    out_dir: str = setting("", "directory of the run, finished or still running", path="store")
-    html: str = setting(
-        "", "file for the page; empty: report.html in out_dir", path="local", if_empty=""
+    out_dir: str = setting(
+        "", "directory of the run, finished or still running", path="store", is_required=True
     )
+    html: str = setting("", "file for the page; empty: report.html in out_dir", path="local")
     storage: str = setting("", STORAGE)
 
 

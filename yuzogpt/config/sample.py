@@ -34,10 +34,7 @@ class SamplingSettings(Section):
         "new document",
     )
     prompts: str = setting(
-        "",
-        'file of prompts, one {"prompt": "..."} per line; replaces start',
-        path="local",
-        if_empty="",
+        "", 'file of prompts, one {"prompt": "..."} per line; replaces start', path="local"
     )
     interactive: bool = setting(
         False, "read prompts from standard input, one per line, and answer each with one sample"

@@ -38,15 +38,18 @@ def setting(
     *,
     frozen: bool = False,
     path: PathKind = "",
-    if_empty: str | None = None,
+    if_empty: str = "",
+    is_required: bool = False,
 ) -> Any:
     """Declare one setting.
 
     `frozen` settings decide what a run computes: they may not change when the run is resumed.
-    `path`: the value is a path; checkpoints/locations.py makes it absolute. `if_empty`: the path
-    that an empty value stands for, `{name}` being another setting of the section; None: refused.
+    `path`: the value is a path; checkpoints/locations.py makes it absolute. An empty path stands
+    for `if_empty`, where `{name}` is another setting of the section; without that it stays empty,
+    or is refused if `is_required` or if the default is not empty.
     """
     extra: dict[str, Any] = {"unit": unit, "frozen": frozen, "path": path, "if_empty": if_empty}
+    extra["is_required"] = is_required or default != ""
     return Field(default, description=meaning, json_schema_extra=extra)
 
 

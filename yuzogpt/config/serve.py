@@ -109,7 +109,6 @@ class LimitSettings(Section):
         "",
         "file with one API key per line, mode 0600; empty: no key required, loopback only",
         path="here",
-        if_empty="",
     )
     requests_per_minute: Count = setting(
         0,

@@ -183,7 +183,6 @@ class EvaluationSettings(Section):
         "",
         "directory with the benchmarks' files; empty: the cache, downloaded on first use",
         path="local",
-        if_empty="",
     )
 
 
@@ -238,7 +237,6 @@ class LogSettings(Section):
         "",
         "file with the W&B key, mode 0600; empty: as wandb finds it (`wandb login`, WANDB_API_KEY)",
         path="here",
-        if_empty="",
     )
 
 

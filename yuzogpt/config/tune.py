@@ -28,9 +28,7 @@ class SweepSettings(Section):
         0, "asha stops no trial before this step; 0: two evaluations", "steps", frozen=True
     )
     reduction_factor: Annotated[int, Field(ge=2)] = setting(
-        3,
-        "asha: one in this many trials continues past each rung",
-        frozen=True,
+        3, "asha: one in this many trials continues past each rung", frozen=True
     )
     final_seeds: Count = setting(
         3, "new seeds on which the defaults and the winner are trained and compared; 0: none"

@@ -67,12 +67,14 @@ def presence(survey: Survey, settings: SoundnessSettings) -> Iterator[Finding]:
             "warning", "cluster", what, "set `min_workers`, run `ray up` and then the doctor again"
         )
     for node, why in survey.silent.items():
-        remedy = "see Ray's logs there"
-        if why.startswith("not within"):
-            remedy = f"open all TCP ports between the nodes; {remedy}"
-        elif "ImportError" in why or "ModuleNotFound" in why:
-            remedy = f"install the project there as on the others; {remedy}"
-        yield Finding("fault", node, f"does not answer ({why})", remedy)
+        ports = "open all TCP ports between the nodes; " * why.startswith("not within")
+        yield Finding("fault", node, f"does not answer ({why})", ports + remedy_for(why))
+
+
+def remedy_for(why: str) -> str:
+    """Return what to do about an error that a node reports."""
+    is_import = "ImportError" in why or "ModuleNotFound" in why
+    return "install the project there as on the others; " * is_import + "see Ray's logs there"
 
 
 def versions(survey: Survey) -> Iterator[Finding]:
@@ -291,7 +293,5 @@ def parts(survey: Survey) -> Iterator[Finding]:
         for part, why in node.problems.items()
     )
     for where, part, why in (*of_nodes, *survey.problems):
-        remedy = "see Ray's logs there"
-        if "ImportError" in why or "ModuleNotFound" in why:
-            remedy = f"install the project there as on the others; {remedy}"
-        yield Finding("fault", where, f"its {part} could not be examined ({why})", remedy)
+        what = f"its {part} could not be examined ({why})"
+        yield Finding("fault", where, what, remedy_for(why))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from yuzogpt.errors import first_line
 from yuzogpt.inference.kv_cache import KVCache, Span
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.positions import Positions, causal_mask
@@ -35,29 +36,15 @@ class GraphedDecoder:
         self.ids = torch.zeros(slots, 1, dtype=torch.long, device=device)
         self.token_positions = torch.zeros(slots, 1, dtype=torch.long, device=device)
         self.step: Callable[[], tuple[Tensor, Tensor]] = self._compute
-        self.is_compiled = compiled and self._compile()
+        self.is_compiled = False
+        if compiled:
+            keep_compiled_code_private()
+            step = torch.compile(self._compute, dynamic=False)
+            if try_feature("torch.compile", step):  # it fails without a compiler, for example
+                self.step, self.is_compiled = step, True
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
-            try:
-                self._record(recording_stream(device))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                warnings.warn(fallback_notice("a CUDA graph, slowly", error), stacklevel=2)
-
-    def _compile(self) -> bool:
-        """Compile the step, and try it; return False if it can only run uncompiled."""
-        keep_compiled_code_private()
-        self.step = torch.compile(self._compute, dynamic=False)
-        try:
-            self.step()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # for example, no compiler
-            self.step = self._compute
-            warnings.warn(fallback_notice("torch.compile", error), stacklevel=3)
-            return False
-        return True
+            try_feature("a CUDA graph, slowly", lambda: self._record(recording_stream(device)))
 
     def _record(self, stream: torch.cuda.Stream) -> None:
         """Record the step; another engine may compute at the same time, in another thread."""
@@ -130,9 +117,16 @@ class AllSlotsView:
         return F.scaled_dot_product_attention(q, keys, values, self.mask)
 
 
-def fallback_notice(feature: str, error: RuntimeError) -> str:
-    """Return a line that says which feature failed, and why."""
-    return f"decoding without {feature}: {str(error).partition(chr(10))[0]}"
+def try_feature(feature: str, run: Callable[[], object]) -> bool:
+    """Run something that decoding can do without; if it fails, warn and return False."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        warnings.warn(f"decoding without {feature}: {first_line(error)}", stacklevel=3)
+        return False
+    return True
 
 
 @functools.cache

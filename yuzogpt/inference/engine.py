@@ -29,7 +29,7 @@ from torch import Tensor
 from yuzogpt.errors import UserError
 from yuzogpt.inference.cuda_graph import GraphedDecoder
 from yuzogpt.inference.detokenize import TextStream
-from yuzogpt.inference.kv_cache import KVCache, Span
+from yuzogpt.inference.kv_cache import CacheView, KVCache, Span
 from yuzogpt.inference.packed_linear import activation_dtype, pack_weights
 from yuzogpt.inference.requests import Event, Finish, Request, TopLogprobs
 from yuzogpt.inference.sampler import sample_tokens, uniform
@@ -221,7 +221,7 @@ class Engine:
             first = running.start + span.first
             ids[row, : span.count] = torch.tensor(running.tokens[first : first + span.count])
             spans.append(span)
-        view = self.cache.view(spans, B, T)
+        view = CacheView(self.cache, spans, B, T)
         return spans, self.model.hidden(ids.to(self.device), view.token_positions, cache=view)
 
     def _next_span(self, running: RunningRequest, max_tokens: int) -> Span:
@@ -338,7 +338,7 @@ class Engine:
         rows = []
         for ids in (mixed[:size], mixed[1 : size + 1], mixed[-size:]):
             if self.decoder is None:
-                view = self.cache.view(spans, size, 1)
+                view = CacheView(self.cache, spans, size, 1)
                 x = self.model.hidden(ids[:, None], view.token_positions, cache=view)[:, 0]
                 logits = self._logits(x)[: len(spans)]
             else:

@@ -51,10 +51,6 @@ class KVCache:
             values = torch.randn(cached[:, :1].shape, generator=generator)
             cached.copy_(values.to(cached.device, cached.dtype))
 
-    def view(self, spans: Sequence[Span], B: int, T: int) -> "CacheView":
-        """Return the cache as a forward pass of B rows of T tokens sees it."""
-        return CacheView(self, spans, B, T)
-
 
 def bytes_per_slot(shape: ModelSettings, dtype: torch.dtype) -> int:
     """Return the memory that a slot needs at full length."""
@@ -62,7 +58,7 @@ def bytes_per_slot(shape: ModelSettings, dtype: torch.dtype) -> int:
 
 
 class CacheView:
-    """The cache in one forward pass: row i of the batch is span i, padded to T tokens.
+    """The cache in a forward pass of B rows of T tokens: row i is span i, then padding.
 
     Attention runs row by row. So the shapes of the arithmetic, and with them its last bits, depend
     on the length of a row's context only, not on the other rows. Rows without a span are padding:

@@ -22,6 +22,7 @@ products are used; for int8 there are none, so that dtype is refused.
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ INT8_OPS = ("linear_prepack", "linear_dynamic")
 
 def pack_weights(model: GPT, dtype: torch.dtype, device: torch.device, packed: bool = True) -> GPT:
     """Replace a model's linear layers by those that decode fastest; it takes the model over."""
-    if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fp16_linear()):
+    if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fbgemm(FP16_OPS)):
         return model.to(device, dtype)
     linear: LinearType = {torch.int8: Int8Linear}.get(dtype, Fp16PackedLinear)
     if dtype == torch.float32:
@@ -61,7 +62,8 @@ def pack_weights(model: GPT, dtype: torch.dtype, device: torch.device, packed: b
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Resolve `auto`: bfloat16 on GPUs that support it, else float32."""
     if name == "int8":
-        if device.type != "cpu" or not has_int8_linear():
+        has_quantize = hasattr(torch, "quantize_per_channel")  # deprecated
+        if device.type != "cpu" or not has_fbgemm(INT8_OPS) or not has_quantize:
             raise UserError("--dtype=int8: on CPUs with FBGEMM (x86) only; use --dtype=bfloat16")
         return torch.int8
     if name == "auto":
@@ -72,7 +74,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def activation_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the type of activations, and of the KV cache."""
-    if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fp16_linear()):
+    if device.type != "cpu" or (dtype == torch.bfloat16 and not has_fbgemm(FP16_OPS)):
         return dtype
     return torch.float32
 
@@ -83,20 +85,10 @@ def has_onednn() -> bool:
     return is_available and all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN_OPS)
 
 
-def has_fp16_linear() -> bool:
-    """Return True if torch has FBGEMM's float16 products, and this CPU can run them."""
-    return has_fbgemm() and all(hasattr(torch.ops.quantized, name) for name in FP16_OPS)
-
-
-def has_int8_linear() -> bool:
-    """Return True if torch has FBGEMM's int8 products, and this CPU can run them."""
-    has_ops = all(hasattr(torch.ops.quantized, name) for name in INT8_OPS)
-    return has_fbgemm() and has_ops and hasattr(torch, "quantize_per_channel")
-
-
-def has_fbgemm() -> bool:
-    """Return True if torch was built with FBGEMM, and this CPU can run it."""
-    return "fbgemm" in torch.backends.quantized.supported_engines
+def has_fbgemm(ops: Sequence[str]) -> bool:
+    """Return True if torch was built with FBGEMM and these operators, and this CPU can run it."""
+    is_available = "fbgemm" in torch.backends.quantized.supported_engines
+    return is_available and all(hasattr(torch.ops.quantized, name) for name in ops)
 
 
 class PackedLinear(nn.Module):

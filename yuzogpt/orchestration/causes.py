@@ -1,14 +1,14 @@
-"""Why something failed on Ray, in one line: the same for every verb.
+"""Why something failed on Ray, in one line: the same for every command.
 
-In: what Ray raises, which wraps the exception of a task, an actor, or a training worker, and puts
-tracebacks and advice into its text. Out: the innermost cause, for a message; errors of ours as
-themselves.
+Ray wraps the exception of a task, an actor or a training worker, and puts tracebacks and advice
+into its text. Here the innermost cause is found; our own errors stay what they are.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping
 
 from yuzogpt.errors import RunFailed, UserError, first_line, reason_of
+from yuzogpt.orchestration.ray_internals import is_lost_worker
 
 OURS = (UserError, RunFailed)
 # Attributes in which exceptions of Ray, Ray Train and Ray Data hold the one that they wrap.
@@ -23,8 +23,8 @@ def cause_of(error: BaseException) -> str:
     inner = innermost(error)
     if isinstance(inner, OURS):
         return first_line(inner)
-    if is_rays(inner):
-        return sentence_of(inner)
+    if is_ray_error(inner):
+        return ray_sentence(inner)
     text = from_traceback(str(inner))
     if text:
         return text
@@ -45,35 +45,37 @@ def innermost(error: BaseException) -> BaseException:
 def inside(error: BaseException) -> BaseException | None:
     """Return what an exception wraps."""
     for name in WRAPPED:
-        found = getattr(error, name, None)
-        if isinstance(found, BaseException):
-            return found
+        wrapped = getattr(error, name, None)
+        if isinstance(wrapped, BaseException):
+            return wrapped
     if isinstance(error, OURS):
         return None
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, Mapping) and failures:
         return first_to_fail(failures)[1]
-    if is_rays(error) and error.args and isinstance(error.args[0], BaseException):
+    if is_ray_error(error) and error.args and isinstance(error.args[0], BaseException):
         return error.args[0]  # an actor that failed in its constructor
     cause = error.__cause__
-    return cause if cause and (str(cause) or not is_rays(cause)) else None  # Ray Data marks some so
+    return (
+        cause if cause and (str(cause) or not is_ray_error(cause)) else None
+    )  # Ray Data marks some so
 
 
 def first_to_fail(errors: Mapping[int, Exception]) -> tuple[int, Exception]:
     """Return the worker that is to blame: one that is gone, rather than those that missed it."""
-    gone = {rank: error for rank, error in errors.items() if "WorkerHealth" in type(error).__name__}
+    gone = {rank: error for rank, error in errors.items() if is_lost_worker(error)}
     return min((gone or errors).items(), key=lambda item: item[0])
 
 
-def is_rays(error: BaseException) -> bool:
+def is_ray_error(error: BaseException) -> bool:
     """Return whether Ray itself raised an exception, because a process or a node died, say."""
     return type(error).__module__.partition(".")[0] == "ray"
 
 
-def sentence_of(error: BaseException) -> str:
+def ray_sentence(error: BaseException) -> str:
     """Return the sentence of one of Ray's messages that says what happened.
 
-    Not those that say where, and which of Ray's variables to set.
+    The others say where, and which of Ray's variables to set.
     """
     from ray.exceptions import RayActorError
 
@@ -108,19 +110,19 @@ def file_of(error: OSError) -> str:
     return f"{name if isinstance(name, str) else name.decode(errors='replace')}: "
 
 
-def way_on(error: BaseException) -> str:
-    """Return the end of a message: that the same command resumes it, if it would not fail again."""
+def how_to_resume(error: BaseException) -> str:
+    """Return the end of a message: how to resume, unless the same command would fail again."""
     inner = innermost(error)
     text = str(inner)
-    if is_rays(inner) or isinstance(inner, ConnectionError | TimeoutError):
+    if is_ray_error(inner) or isinstance(inner, ConnectionError | TimeoutError):
         return "" if from_traceback(text) else "; the same command resumes it"
     if isinstance(inner, OSError):
-        return "; mend that, and the same command resumes it"
+        return "; fix that, and the same command resumes it"
     is_lost_peer = isinstance(inner, RuntimeError) and any(word in text for word in LOST_PEER)
     return "; the same command resumes it" if is_lost_peer else ""
 
 
-def ours(error: BaseException, what: str, more: str = "") -> Exception:
+def as_our_error(error: BaseException, what: str, more: str = "") -> Exception:
     """Return what to raise for an error of Ray's: one of ours inside of it, else RunFailed.
 
     `more`: of the message, before its end.
@@ -129,7 +131,7 @@ def ours(error: BaseException, what: str, more: str = "") -> Exception:
     for kind in OURS:
         if isinstance(inner, kind):
             return kind(first_line(inner))  # Ray adds lines of advice
-    return RunFailed(f"the {what} failed: {cause_of(error)}{more}{way_on(error)}")
+    return RunFailed(f"the {what} failed: {cause_of(error)}{more}{how_to_resume(error)}")
 
 
 @contextlib.contextmanager
@@ -141,4 +143,4 @@ def raised_as_ours(what: str, kind: type[Exception] | None = None) -> Iterator[N
     try:
         yield
     except caught as error:
-        raise ours(error, what) from error
+        raise as_our_error(error, what) from error

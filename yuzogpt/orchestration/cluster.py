@@ -1,10 +1,9 @@
 """Which Ray: the cluster that the user named, or an embedded one that ends with the command.
 
-In: an address, or none. Out: a connection. A cluster that merely happens to run is never joined.
+A cluster that merely happens to run is never joined.
 """
 
 import contextlib
-import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,11 @@ from importlib import import_module
 
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.embedded import connect, embedded, is_embedded, private_directory
-from yuzogpt.orchestration.environment import QUIET
-from yuzogpt.orchestration.stuck import obeyed
+from yuzogpt.orchestration.environment import EVERYWHERE, cluster_address, set_defaults
+from yuzogpt.orchestration.stuck import end_if_stuck
 from yuzogpt.runtime.signals import interruption_held_back, sigterm_held_back
 
-ANSWER_WITHIN = 5.0  # seconds
+CONNECT_TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
@@ -25,18 +24,17 @@ def connected(
 ) -> Iterator[None]:
     """Join the Ray cluster at `address` or RAY_ADDRESS, or start an embedded one with `cores`.
 
-    `heavy_imports` are imported meanwhile, in a thread. Modules of ray's must not be among them:
-    two threads that import one package from two ends may each see the half of it. `library` is
-    the one that the caller uses (ray.train, ray.data): it is imported here, for the caller.
+    `heavy_imports` are imported meanwhile, in a thread. No module of ray's may be among them: two
+    threads that import one package from two ends may each see half of it. `library` is the one
+    that the caller uses (ray.train, ray.data), imported here.
     """
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    address = cluster_address(address)
+    set_defaults(EVERYWHERE)
     with contextlib.ExitStack() as stack:
         with (
             sigterm_held_back(),
             interruption_held_back() as interruptions,
-            obeyed(interruptions, lambda: private_directory() if is_embedded() else None),
+            end_if_stuck(interruptions, lambda: private_directory() if is_embedded() else None),
         ):
             importing = threading.Thread(
                 target=lambda: [import_module(name) for name in heavy_imports], daemon=True
@@ -83,7 +81,7 @@ def check_reachable(address: str) -> None:
     if not host or not port.isdigit():
         raise UserError(f"--ray_address={address}: give HOST:PORT; a head's port is 6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise UserError(
             f"--ray_address={address}: no Ray cluster could be joined there "
@@ -92,7 +90,7 @@ def check_reachable(address: str) -> None:
 
 
 def cores_of_nodes() -> list[int]:
-    """Return how many cores each node has that has any."""
+    """Return the number of cores of each node that has any."""
     import ray
 
     alive = (node["Resources"] for node in ray.nodes() if node["Alive"])

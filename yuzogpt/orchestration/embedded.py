@@ -1,7 +1,4 @@
-"""A Ray of one command: started by it, private to it, and ended with it.
-
-In: a number of cores. Out: a connection, and afterwards no process and no file.
-"""
+"""A Ray of one command: it starts with it, is private to it, and leaves no process and no file."""
 
 import contextlib
 import os
@@ -15,10 +12,20 @@ from typing import Any
 
 from yuzogpt.errors import RunFailed
 from yuzogpt.orchestration.causes import cause_of
-from yuzogpt.orchestration.environment import NEVER_HERE, ONLY_HERE, environment
-from yuzogpt.orchestration.lean import kill_node_immediately, minimal_node_services
+from yuzogpt.orchestration.environment import (
+    AUTH_MODE,
+    EMBEDDED,
+    EMBEDDED_ALWAYS,
+    TOKEN_PATH,
+    environment,
+)
 from yuzogpt.orchestration.leftovers import PREFIX, end, make_directory, sweep
-from yuzogpt.orchestration.stuck import workers_watched
+from yuzogpt.orchestration.ray_internals import (
+    init_options,
+    kill_node_immediately,
+    minimal_node_services,
+)
+from yuzogpt.orchestration.stuck import watch_for_workers
 from yuzogpt.runtime.cores import free_memory
 from yuzogpt.runtime.signals import (
     deaf_to_interruption,
@@ -39,13 +46,13 @@ def embedded(cores: int) -> Iterator[None]:
         token = directory / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        chosen = {name: os.environ.get(name, value) for name, value in ONLY_HERE.items()}
-        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with environment(chosen | access | importable_checkout() | NEVER_HERE):
+        chosen = {name: os.environ.get(name, value) for name, value in EMBEDDED.items()}
+        access = {AUTH_MODE: "token", TOKEN_PATH: str(token)}
+        with environment(chosen | access | importable_checkout() | EMBEDDED_ALWAYS):
             try:
                 with minimal_node_services(), sigterm_held_back():  # which Ray's processes inherit
                     start(cores, directory)
-                with workers_watched(directory):
+                with watch_for_workers(directory):
                     yield
             finally:
                 if "ray" in sys.modules:  # else it was interrupted before
@@ -64,17 +71,19 @@ def start(cores: int, directory: Path) -> None:
             num_cpus=cores,
             runtime_env=runtime_environment(),
             include_dashboard=False,
-            _memory=free_memory(),
             object_store_memory=OBJECT_STORE_BYTES,
-            _plasma_directory=plasma_directory(directory),
-            _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
+            **init_options(
+                _memory=free_memory(),
+                _plasma_directory=plasma_directory(directory),
+                _temp_dir=str(directory / "ray"),  # not `directory`: Ray opens its own to all
+            ),
         )
     except Exception as error:  # of many types, from a lack of memory to one of descriptors
         raise RunFailed(f"Ray cannot be started here: {cause_of(error)}") from None
 
 
 def runtime_environment() -> dict[str, str] | None:
-    """Return what Ray must know of this Python: it is put into a shell's line as it is given."""
+    """Return how Ray finds this Python: it puts the path into a shell command as it is."""
     quoted = shlex.quote(sys.executable)
     return None if quoted == sys.executable else {"py_executable": quoted}
 
@@ -82,7 +91,7 @@ def runtime_environment() -> dict[str, str] | None:
 def plasma_directory(directory: Path) -> str | None:
     """Return where the object store is, if it does not fit where Ray puts it by itself.
 
-    Ray would do the same, and write a paragraph on a performance that does not depend on it here.
+    Ray would do the same, and warn at length of a slowness that does not matter here.
     """
     with contextlib.suppress(OSError):
         if shutil.disk_usage(SHARED_MEMORY).free >= OBJECT_STORE_BYTES:
@@ -91,19 +100,19 @@ def plasma_directory(directory: Path) -> str | None:
 
 
 def is_embedded() -> bool:
-    """Tell whether the Ray of this process was started by one command, for itself."""
+    """Return whether the Ray of this process was started by one command, for itself."""
     return private_directory().name.startswith(PREFIX)
 
 
 def private_directory() -> Path:
-    """Return where an embedded Ray has its token: its processes inherit the path."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).parent
+    """Return the directory of an embedded Ray's token, whose path its processes inherit."""
+    return Path(os.environ.get(TOKEN_PATH, "")).parent
 
 
 def importable_checkout() -> dict[str, str]:
     """Return what lets Ray's processes import this package where it runs without installation.
 
-    They begin elsewhere: `python -m yuzogpt` in a clone finds it in its own directory only.
+    They start in other directories; `python -m yuzogpt` in a clone finds it in its own alone.
     """
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file():

@@ -1,11 +1,10 @@
 """Benchmarks as Ray tasks: any number of workers, each of which computes the next shard.
 
-In: shards that have no scores yet. Out: shards with their scores, as they come. A worker that dies
-costs its shard's time: Ray gives that shard to another.
+Shards come back with their scores in the order in which they are done. If a worker dies, Ray gives
+its shard to another one.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,18 +17,19 @@ from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.shards import Shard
 from yuzogpt.orchestration.causes import raised_as_ours
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
+from yuzogpt.orchestration.environment import cluster_address
 from yuzogpt.runtime.cores import available_cores, threads_asked
 
-RETRIES = 5  # of a shard whose worker died; a batch that is too large for memory kills each
-AHEAD = 2  # shards that are handed out for each worker, so that none waits for the next
+MAX_RETRIES = 5  # of a shard whose worker died; a batch too large for memory kills every worker
+QUEUE_DEPTH_PER_WORKER = 2  # shards handed out, so that no worker waits for the next one
 
 
 def on_ray(settings: EvaluateSettings) -> Compute:
     """Return what computes shards on Ray, which starts when there is something to compute."""
-    check_reachable(settings.workers.ray_address or os.environ.get("RAY_ADDRESS", ""))
+    check_reachable(cluster_address(settings.workers.ray_address))
 
-    def compute(left: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
-        if not left:
+    def compute(remaining: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
+        if not remaining:
             return
         print("starting Ray ...", flush=True)
         cores = available_cores()
@@ -37,23 +37,23 @@ def on_ray(settings: EvaluateSettings) -> Compute:
             connected(settings.workers.ray_address, cores, ("torch",)),
             raised_as_ours("evaluation"),
         ):
-            yield from in_tasks(settings, left)
+            yield from in_tasks(settings, remaining)
 
     return compute
 
 
 def in_tasks(
-    settings: EvaluateSettings, left: Sequence[Shard]
+    settings: EvaluateSettings, remaining: Sequence[Shard]
 ) -> Iterator[tuple[Shard, list[Score]]]:
     """Compute shards in tasks, and yield them as they come."""
     import ray
 
-    workers, resources, threads = places(settings)
+    workers, resources, threads = plan_workers(settings)
     device = settings.device.model_copy(update={"threads": threads})
-    task = ray.remote(**resources, max_retries=RETRIES)(shards.score_shard)
-    waiting, running = list(left)[::-1], dict[Any, Shard]()
+    task = ray.remote(**resources, max_retries=MAX_RETRIES)(shards.score_shard)
+    waiting, running = list(remaining)[::-1], dict[Any, Shard]()
     while waiting or running:
-        while waiting and len(running) < AHEAD * workers:
+        while waiting and len(running) < QUEUE_DEPTH_PER_WORKER * workers:
             shard = waiting.pop()
             job = replace(shard.job, device=device)
             running[task.remote(replace(shard, job=job))] = shard
@@ -61,7 +61,7 @@ def in_tasks(
         yield running.pop(done), ray.get(done)
 
 
-def places(settings: EvaluateSettings) -> tuple[int, dict[str, float], int]:
+def plan_workers(settings: EvaluateSettings) -> tuple[int, dict[str, float], int]:
     """Return how many workers there are, what each holds, and its threads."""
     import ray
 
@@ -73,14 +73,14 @@ def share_out(
 ) -> tuple[int, dict[str, float], int]:
     """Return the same for so many GPUs, and so many cores of each node.
 
-    What a worker asks for is what the smallest node has room for: else Ray would wait for ever.
+    A worker asks for what the smallest node has: for more, Ray would wait forever.
     """
-    wanted, device = settings.workers.num_workers, settings.device.device
+    num_workers, device = settings.workers.num_workers, settings.device.device
     if device == "cuda" and not gpus:
         raise UserError("--device=cuda: Ray has no GPU; use --device=cpu")
     if gpus and device in ("auto", "cuda"):
-        return wanted if isinstance(wanted, int) else gpus, {"num_gpus": 1}, 0
-    workers = wanted if isinstance(wanted, int) else len(cores)
+        return num_workers if isinstance(num_workers, int) else gpus, {"num_gpus": 1}, 0
+    workers = num_workers if isinstance(num_workers, int) else len(cores)
     of_each = max(1, min(cores) // math.ceil(workers / len(cores)))
     threads = settings.device.threads or threads_asked() or of_each
     return workers, {"num_cpus": of_each}, threads

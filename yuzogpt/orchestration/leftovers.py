@@ -1,7 +1,6 @@
-"""The private directories of embedded Rays, and what a killed command leaves of one.
+"""The private directories of embedded Rays (mode 0700), and what a killed command leaves of one.
 
-In: the shared temporary directory, in which other users write, too. Out: a directory of mode 0700
-for a new Ray; no processes and no directories of Rays whose command is gone.
+They are in the shared temporary directory, in which other users write, too.
 """
 
 import contextlib
@@ -18,12 +17,13 @@ from typing import Annotated
 from pydantic import Field
 
 from yuzogpt.errors import UserError
+from yuzogpt.orchestration.environment import TOKEN_PATH
 from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.storage.lease import describe_process, is_holder_alive
 from yuzogpt.storage.untrusted import Untrusted, read_json
 
 # Whatever TMPDIR says: the path of a Unix socket, of which Ray makes some, has at most 107 bytes.
-SHARED = Path("/tmp")
+SHARED_DIRECTORY = Path("/tmp")
 PREFIX = "yuzogpt-ray-"
 OWNER = "owner.json"
 MAX_OWNER_BYTES = 2**16
@@ -41,7 +41,7 @@ class Owner(Untrusted):
 
 def make_directory() -> Path:
     """Make the directory of an embedded Ray of this process, of mode 0700."""
-    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SHARED))
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SHARED_DIRECTORY))
     write_durably(directory / OWNER, json.dumps(describe_process(os.getpid())).encode())
     return directory
 
@@ -51,7 +51,7 @@ def sweep() -> None:
 
     Others can put anything into the shared directory. What is not plainly ours is left alone.
     """
-    for directory in SHARED.glob(f"{PREFIX}*"):
+    for directory in SHARED_DIRECTORY.glob(f"{PREFIX}*"):
         if is_left_over(directory):
             end(directory)
 
@@ -60,8 +60,8 @@ def is_left_over(directory: Path) -> bool:
     """Return whether a directory is this user's own, and the command that made it is gone."""
     try:
         with opened(directory) as handle:
-            found = os.fstat(handle)
-            if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+            status = os.fstat(handle)
+            if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700:
                 return False
             owner = read_json(directory / OWNER, Owner, MAX_OWNER_BYTES, follow_links=False)
         return is_holder_alive(owner.model_dump()) is False
@@ -80,7 +80,7 @@ def opened(directory: Path) -> Iterator[int]:
 
 
 def end(directory: Path) -> None:
-    """End the processes of an embedded Ray, and delete its directory; last what `sweep` goes by."""
+    """End an embedded Ray's processes, and delete its directory; last the file `sweep` needs."""
     for process in processes_of(directory):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -104,19 +104,19 @@ def remove(name: str, handle: int) -> None:
 def processes_of(directory: Path) -> list[int]:
     """Return the processes of an embedded Ray: all inherited the path of its token.
 
-    Ray's agents put a title over their command line, and over that. Their logs are open.
+    Ray's agents overwrite it with their titles; they are found by the logs that they have open.
     """
-    mark, found = os.fsencode(f"RAY_AUTH_TOKEN_PATH={directory}/token"), []
+    mark, processes = os.fsencode(f"{TOKEN_PATH}={directory}/token"), []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             is_marked = mark in (process / "environ").read_bytes()
             if is_marked or is_agent_in(directory, process):
-                found.append(int(process.name))
-    return found
+                processes.append(int(process.name))
+    return processes
 
 
 def is_agent_in(directory: Path, process: Path) -> bool:
-    """Tell whether a process (its folder in /proc) is Ray's, with files open in a directory."""
+    """Return whether a process (its folder in /proc) is Ray's, with files open in a directory."""
     if not (process / "cmdline").read_bytes().startswith(b"ray::"):
         return False
     for file in (process / "fd").iterdir():

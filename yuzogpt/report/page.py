@@ -83,19 +83,6 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 FACT = "<div><dt>{}</dt><dd>{}</dd></div>"
-TIME_BAR = """\
-<div class="bar" role="img" aria-label="{label}"><div style="width:{width}"></div></div>"""
-FIGURE = """<figure>
-<figcaption><strong>{title}</strong> <span class="dim">{caption}</span></figcaption>
-{svg}
-</figure>"""
-SECTION = """<h2>{title}</h2>
-<div class="table"><table>
-<thead>{head}</thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>{more}"""
 
 
 def page(summary: Summary, facts: Facts, tables: Sequence[Table], plots: Iterable[Plot]) -> str:
@@ -122,22 +109,26 @@ def time_bar(summary: Summary) -> str:
     if not summary.wall:
         return ""
     label = f"{percent(summary.effective)} of wall time was productive"
-    return TIME_BAR.format(label=label, width=f"{100 * summary.effective:.2f}%")
+    part = f'<div style="width:{100 * summary.effective:.2f}%"></div>'
+    return f'<div class="bar" role="img" aria-label="{label}">{part}</div>'
 
 
 def figure(plot: Plot) -> str:
     """Return a plot with its title and caption."""
-    return FIGURE.format(title=escape(plot.title), caption=escape(plot.caption), svg=plot.svg)
+    title = f"<strong>{escape(plot.title)}</strong>"
+    caption = f'<span class="dim">{escape(plot.caption)}</span>'
+    return f"<figure>\n<figcaption>{title} {caption}</figcaption>\n{plot.svg}\n</figure>"
 
 
 def section(table: Table) -> str:
     """Return a table with its newest rows."""
     hidden = len(table.rows) - MAX_ROWS
-    return SECTION.format(
-        title=escape(table.title),
-        head=cells("th", table, table.columns),
-        rows="\n".join(cells("td", table, row) for row in table.rows[-MAX_ROWS:]),
-        more=f'<p class="dim">{hidden:,} before these are left out.</p>' if hidden > 0 else "",
+    more = f'<p class="dim">{hidden:,} before these are left out.</p>' if hidden > 0 else ""
+    head = cells("th", table, table.columns)
+    rows = "\n".join(cells("td", table, row) for row in table.rows[-MAX_ROWS:])
+    return (
+        f'<h2>{escape(table.title)}</h2>\n<div class="table"><table>\n<thead>{head}</thead>\n'
+        f"<tbody>\n{rows}\n</tbody>\n</table></div>{more}"
     )
 
 

@@ -64,9 +64,6 @@ def measure(world: World, device: torch.device) -> Network:
     )
 
 
-LOOPBACK = "127.0.0.1"
-
-
 def interface_of(address: str) -> str | None:
     """Return this machine's network interface with an address such as 10.0.0.7."""
     for name, addresses in psutil.net_if_addrs().items():

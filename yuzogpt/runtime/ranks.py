@@ -12,6 +12,7 @@ from yuzogpt.errors import UserError
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 SIZE = "WORLD_SIZE"
+LOOPBACK = "127.0.0.1"  # where the ranks of one machine meet
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from typing import Any
 from yuzogpt.config import LimitSettings
 from yuzogpt.inference.requests import Event, Request
 from yuzogpt.serving.errors import APIError
-from yuzogpt.serving.protocol import CompletionRequest, value_or
-from yuzogpt.tokenization.tokenizer import Tokenizer
+from yuzogpt.serving.protocol import CompletionRequest
+from yuzogpt.tokenization.tokenizer import Tokenizer, start_of
 
-DEFAULT_NEW_TOKENS = 16  # OpenAI's
 FINISH_REASONS = {"stop": "stop", "end_of_text": "stop", "length": "length", None: None}
 
 
@@ -28,28 +27,27 @@ def to_requests(
 
     Raise APIError for what is above a limit, UserError for text that the tokenizer cannot encode.
     """
-    n = value_or(body.n, 1)
-    max_tokens = value_or(body.max_tokens, DEFAULT_NEW_TOKENS)
     prompts = body.prompts()
-    if len(prompts) * n > limits.max_choices:
-        raise over_limit("n", f"{len(prompts) * n} choices", limits.max_choices)
-    if max_tokens > limits.max_new_tokens:
-        raise over_limit("max_tokens", str(max_tokens), limits.max_new_tokens)
+    choices = len(prompts) * body.n
+    if choices > limits.max_choices:
+        raise over_limit("n", f"{choices} choices", limits.max_choices)
+    if body.max_tokens > limits.max_new_tokens:
+        raise over_limit("max_tokens", str(body.max_tokens), limits.max_new_tokens)
     requests = []
     for prompt in prompts:
         ids = prompt_ids(prompt, tokenizer)
         if len(ids) > limits.max_prompt_tokens:
             raise over_limit("prompt", f"{len(ids)} tokens", limits.max_prompt_tokens)
-        for i in range(n):
+        for i in range(body.n):
             requests.append(
                 Request(
                     ids,
-                    max_tokens,
+                    body.max_tokens,
                     body.sampling(i),
-                    body.stops(),
+                    tuple(body.stop or ()),
                     stop_at_end_of_text=not body.ignore_eos,
                     logprobs=body.logprobs,
-                    echo=bool(body.echo),
+                    echo=body.echo,
                     slide=slide,
                 )
             )
@@ -64,10 +62,7 @@ def over_limit(param: str, given: str, limit: int) -> APIError:
 def prompt_ids(prompt: str | list[int], tokenizer: Tokenizer) -> list[int]:
     """Return the ids of a prompt; an empty one starts a document."""
     ids: list[int] = tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
-    if ids:
-        return ids
-    start = tokenizer.end_of_text
-    return tokenizer.encode("\n").tolist() if start is None else [start]
+    return ids or [start_of(tokenizer)]
 
 
 @dataclass
@@ -204,8 +199,7 @@ class Completion:
 
     def usage(self) -> dict[str, int]:
         """Count tokens; a prompt of n choices counts once."""
-        n = value_or(self.body.n, 1)
-        prompt = sum(len(request.prompt) for request in self.requests[::n])
+        prompt = sum(len(request.prompt) for request in self.requests[:: self.body.n])
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self.new_tokens,

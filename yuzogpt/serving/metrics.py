@@ -69,7 +69,6 @@ class MergedCollector(Collector):
     """The metrics of several replicas, each labelled with its replica's name."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        """`texts`: metrics by replica."""
         self.texts = texts
 
     def collect(self) -> Iterable[Metric]:

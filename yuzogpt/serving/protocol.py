@@ -6,7 +6,7 @@ name. Only null counts as absent. https://platform.openai.com/docs/api-reference
 
 import re
 import secrets
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,6 @@ from yuzogpt.inference.requests import SamplingParams
 from yuzogpt.serving.errors import APIError
 from yuzogpt.storage.untrusted import load_json
 
-T = TypeVar("T")
 MAX_INT32 = 2**31 - 1
 Token = Annotated[int, Field(ge=0, le=MAX_INT32)]
 StopString = Annotated[str, Field(max_length=256)]
@@ -67,27 +66,27 @@ class CompletionRequest(StrictModel):
 
     model: str
     prompt: str | Texts | Tokens | Annotated[list[Tokens], FIRST_ERROR_ONLY] = ""
-    max_tokens: Annotated[int, Field(ge=0)] | None = 16
-    n: Annotated[int, Field(ge=1)] | None = 1
-    stream: bool | None = False
+    max_tokens: Annotated[int, Field(ge=0)] = 16
+    n: Annotated[int, Field(ge=1)] = 1
+    stream: bool = False
     stream_options: StreamOptions | None = None
-    echo: bool | None = False
+    echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stop: Stops | None = None
     seed: int | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     user: str | None = None  # accepted and not used
 
-    top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = 0
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = 1.0
-    ignore_eos: bool | None = False
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    ignore_eos: bool = False
 
     best_of: int | None = None
     suffix: str | None = None
-    frequency_penalty: float | None = 0.0
-    presence_penalty: float | None = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     logit_bias: dict[str, Any] | None = None
 
     @field_validator("stop")
@@ -102,7 +101,7 @@ class CompletionRequest(StrictModel):
     def reject_unsupported(self) -> Self:
         """Refuse OpenAI's fields that are not supported, if they would change the response."""
         unsupported = {
-            "best_of": self.best_of not in (None, self.n or 1),
+            "best_of": self.best_of not in (None, self.n),
             "suffix": bool(self.suffix),
             "frequency_penalty": bool(self.frequency_penalty),
             "presence_penalty": bool(self.presence_penalty),
@@ -123,26 +122,17 @@ class CompletionRequest(StrictModel):
             return [self.prompt]
         return list(self.prompt) or [""]  # type: ignore[arg-type]
 
-    def stops(self) -> tuple[str, ...]:
-        """Return the strings that end a choice."""
-        return tuple(self.stop or ())
-
     def sampling(self, i: int) -> SamplingParams:
         """Return the parameters of choice i of a prompt; without a seed, with a random one."""
         seed = secrets.randbits(62) if self.seed is None else (self.seed + i) % 2**62
         return SamplingParams(
-            repetition_penalty=value_or(self.repetition_penalty, 1.0),
-            temperature=value_or(self.temperature, 1.0),
-            top_k=max(0, value_or(self.top_k, 0)),  # in vLLM -1 means all
-            top_p=value_or(self.top_p, 1.0),
-            min_p=value_or(self.min_p, 0.0),
+            repetition_penalty=self.repetition_penalty,
+            temperature=self.temperature,
+            top_k=max(0, self.top_k),  # in vLLM -1 means all
+            top_p=self.top_p,
+            min_p=self.min_p,
             seed=seed,
         )
-
-
-def value_or(value: T | None, otherwise: T) -> T:
-    """Return a value, or `otherwise` for None."""
-    return otherwise if value is None else value
 
 
 def parse_request(content: bytes, media_type: str) -> CompletionRequest:

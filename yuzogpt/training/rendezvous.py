@@ -17,7 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import UserError
 from yuzogpt.runtime.device import choose_device
-from yuzogpt.runtime.network import LOOPBACK, choose_interface
+from yuzogpt.runtime.network import choose_interface
+from yuzogpt.runtime.ranks import LOOPBACK
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
 from yuzogpt.training.agreement import agree_on_settings
 

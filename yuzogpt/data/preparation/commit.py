@@ -23,8 +23,8 @@ from yuzogpt.data.block_writer import BlockWriter, from_offsets, joined, write_b
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.manifest import Block, Manifest
 from yuzogpt.data.preparation.plan import Plan
+from yuzogpt.data.preparation.records import write_times
 from yuzogpt.data.preparation.shards import UnitRecord
-from yuzogpt.data.preparation.source_times import write_times
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.data.preparation.splits import nanogpt_val_rows
 from yuzogpt.storage.atomic_files import sync_directory, write_durably

@@ -11,8 +11,7 @@ from typing import Any
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.preparation.corpora import Corpus, Source
-from yuzogpt.data.preparation.records import recorded_source
-from yuzogpt.data.preparation.source_times import read_times, real_path
+from yuzogpt.data.preparation.records import read_times, real_path, recorded_source
 from yuzogpt.data.preparation.sources import Listing
 from yuzogpt.errors import UserError
 from yuzogpt.storage.lease import Lease

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from yuzogpt.data.preparation.sources import Unit, compression_of, damaged
+from yuzogpt.data.preparation.sources import Unit, compression_of, reading
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import open_filesystem, scheme_of
 from yuzogpt.storage.text import other_encoding, plain, why_not_utf8
@@ -46,7 +46,7 @@ class Batch:
 def read(unit: Unit, text_column: str, max_document_bytes: int) -> Iterator[Batch]:
     """Read a unit's documents, a batch at a time; UserError if its file is damaged."""
     limit = max(MAX_DOCUMENT_BYTES, max_document_bytes)
-    try:
+    with reading(unit.path):
         if unit.format == "parquet":
             documents = read_parquet(unit, text_column, limit)
         elif unit.format == "text":
@@ -57,14 +57,12 @@ def read(unit: Unit, text_column: str, max_document_bytes: int) -> Iterator[Batc
             lines = read_lines(unit, limit)
             documents = ((line, TOO_LONG if line is None else None) for line in lines)
         yield from batched(documents)
-    except Exception as error:
-        raise damaged(unit.path, error) from None
 
 
 def peek(units: list[Unit], text_column: str) -> Iterator[tuple[int, bytes]]:
     """Yield the first documents, each after the number of bytes that it takes of its file."""
     for unit in units:
-        try:
+        with reading(unit.path):
             if unit.format == "jsonl":
                 for line in read_lines(unit, MAX_DOCUMENT_BYTES):
                     yield len(line or b"") + 1, parse_line(line, text_column)[0] or b""
@@ -74,28 +72,22 @@ def peek(units: list[Unit], text_column: str) -> Iterator[tuple[int, bytes]]:
                     if document and reason == IN_FILE:
                         document = next(read_pieces(os.fsdecode(document)))
                     yield len(document or b""), document or b""
-        except Exception as error:
-            raise damaged(unit.path, error) from None
 
 
 def count_documents(unit: Unit) -> int:
     """Count a unit's documents; the unit is read if its file does not record the number."""
     if unit.documents is not None:
         return unit.documents
-    try:
+    with reading(unit.path):
         return sum(1 for _ in read_lines(unit, MAX_DOCUMENT_BYTES))
-    except Exception as error:
-        raise damaged(unit.path, error) from None
 
 
 def check_first_line(units: list[Unit], text_column: str) -> None:
     """Raise UserError if the first line of JSON has no such column, which is probably misspelt."""
     path = units[0].path
-    try:
+    with reading(path):
         lines = read_lines(units[0], MAX_DOCUMENT_BYTES)
         line = next((line for line in lines if line is not None), None)
-    except Exception as error:
-        raise damaged(path, error) from None
     if line is None:
         return
     if other_encoding(line):
@@ -145,11 +137,8 @@ def read_parquet(
 
 def read_whole(path: str) -> tuple[bytes | None, str | None]:
     """Return the content of a file that is one document, or its path if it is large."""
-    try:
-        with open_stream(path) as stream:
-            content = stream.read(MAX_WHOLE_BYTES + 1)
-    except Exception as error:
-        raise damaged(path, error) from None
+    with reading(path), open_stream(path) as stream:
+        content = stream.read(MAX_WHOLE_BYTES + 1)
     if len(content) > MAX_WHOLE_BYTES:
         return os.fsencode(path), IN_FILE
     return plain(content), None
@@ -157,12 +146,9 @@ def read_whole(path: str) -> tuple[bytes | None, str | None]:
 
 def read_pieces(path: str) -> Iterator[bytes]:
     """Yield the bytes of a file, one piece at a time."""
-    try:
-        with open_stream(path) as stream:
-            while piece := stream.read(BATCH_BYTES):
-                yield piece
-    except Exception as error:
-        raise damaged(path, error) from None
+    with reading(path), open_stream(path) as stream:
+        while piece := stream.read(BATCH_BYTES):
+            yield piece
 
 
 def parse_line(line: bytes | None, text_column: str) -> tuple[bytes | None, str | None]:

@@ -1,9 +1,11 @@
-"""Reads a preparation's own files and validates them: they may be damaged, or somebody else's.
+"""A preparation's own files, validated when read: they may be damaged, or somebody else's.
 
 A damaged file in the staging directory counts as missing, so its unit is run again. Only a damaged
 plan is an error, since nothing else says whose staged files these are.
 """
 
+import contextlib
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -12,11 +14,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from yuzogpt.data.blocks import MANIFEST, PLAN, PreparedCorpus
+from yuzogpt.data.blocks import MANIFEST, PLAN, SOURCE_TIMES, PreparedCorpus
 from yuzogpt.data.manifest import Block
 from yuzogpt.data.preparation.shards import UnitRecord, record_path
-from yuzogpt.data.preparation.sources import Unit
-from yuzogpt.storage.atomic_files import to_json
+from yuzogpt.data.preparation.sources import SourceFile, Unit
+from yuzogpt.storage.atomic_files import to_json, write_durably
+from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json, read_json
 
 COUNTS = "counts.json"
@@ -105,3 +108,25 @@ def is_whole_file(staging: Path, block: Block) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size == block.bytes
+
+
+def write_times(directory: Path, files: Sequence[SourceFile]) -> None:
+    """Write the modification time of each file, if its store knows it.
+
+    By these, the same command detects changed files. They are no part of the manifest, whose bytes
+    do not depend on the machine.
+    """
+    times = {real_path(file): file.modified for file in files if file.modified}
+    write_durably(directory / SOURCE_TIMES, to_json(times))
+
+
+def read_times(directory: Path) -> dict[str, str]:
+    """Return modification times by path; empty if the file is missing or damaged."""
+    with contextlib.suppress(FileNotFoundError, DamagedFile):
+        return read_json(directory / SOURCE_TIMES, dict[str, str])
+    return {}
+
+
+def real_path(file: SourceFile) -> str:
+    """Return a path that is the same for every command: without links, if it is local."""
+    return file.path if scheme_of(file.path) else os.path.realpath(file.path)

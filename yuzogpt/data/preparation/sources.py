@@ -5,6 +5,7 @@ They are split into units, each of which one task reads, tokenizes and writes. U
 files alone, never on the number of workers. Next on the line: readers.py.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,12 +185,9 @@ def group_files(files: list[SourceFile]) -> Iterator[Unit]:
 def split_parquet(file: SourceFile, text_column: str) -> list[Unit]:
     """Group row groups into units of about UNIT_BYTES of text, not yet numbered."""
     filesystem, inside = open_filesystem(file.path)
-    try:
-        with filesystem.open_input_file(inside) as opened:
-            metadata = pq.read_metadata(opened)
-            schema = metadata.schema.to_arrow_schema()
-    except Exception as error:
-        raise damaged(file.path, error) from None
+    with reading(file.path), filesystem.open_input_file(inside) as opened:
+        metadata = pq.read_metadata(opened)
+        schema = metadata.schema.to_arrow_schema()
     if schema.names.count(text_column) > 1:
         raise UserError(f"--text_column={text_column}: {file.path} has several of that name")
     if text_column not in schema.names:
@@ -213,10 +211,14 @@ def split_parquet(file: SourceFile, text_column: str) -> list[Unit]:
     return units
 
 
-def damaged(path: str, error: Exception) -> Exception:
-    """Return the error for a source file that cannot be read; the error itself if it is a bug's."""
-    if not is_store_error(error):
-        return error
-    if isinstance(error, OSError) and error.errno:  # the system's, not about the content
-        return UserError(f"{path}: not readable: {reason_of(error)}")
-    return UserError(f"{path}: damaged or not readable: {first_line(error)}")
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Raise UserError for a source file that cannot be read; a bug's own error stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        if not is_store_error(error):
+            raise
+        if isinstance(error, OSError) and error.errno:  # the system's, not about the content
+            raise UserError(f"{path}: not readable: {reason_of(error)}") from None
+        raise UserError(f"{path}: damaged or not readable: {first_line(error)}") from None

@@ -1,8 +1,7 @@
-"""A source's units as Ray Data sees them: a datasource whose read tasks do them, whole.
+"""A source's units as Ray Data sees them: each read task reads, tokenizes and writes one unit.
 
-In: units. Out: their records on disk; Ray Data gets a row for each. What happens to a unit is in
-data/preparation/shards.py. Documents are not handed from a read task to a datasink: Ray Data keeps
-all that passes between them until the task ends.
+Ray Data gets a row for each; the work is in data/preparation/shards.py. Documents are not handed
+from a read task to a datasink: Ray Data keeps all that passes between them until the task ends.
 """
 
 import functools
@@ -20,8 +19,8 @@ from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.causes import raised_as_ours
 
-# What goes wrong leaves a task as one of our errors: into others Ray Data writes its advice, and
-# the name of a file gets lost.
+# Failures leave a task as errors of ours. To others Ray Data adds its advice, and the file name
+# is lost.
 FAILURES = ("preparation", Exception)
 
 
@@ -29,7 +28,6 @@ class UnitSource(Datasource):  # type: ignore[misc]  # ray.data is not typed
     """Gives each unit its own read task."""
 
     def __init__(self, units: Sequence[Unit], config: ShardConfig) -> None:
-        """Nothing is read yet."""
         self.units = units
         self.config = config
 

@@ -1,1 +1,1 @@
-"""The doctor on a cluster: each node is examined by a task of its own."""
+"""The doctor on a cluster: an actor on each node examines it."""

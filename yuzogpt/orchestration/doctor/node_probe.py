@@ -1,7 +1,6 @@
-"""Every node of a cluster examines itself, and its ways to the others.
+"""Every node of a cluster examines itself, and its links to the others.
 
-In: a connection to Ray. Out: a survey that is filled in. On each node one actor; what a node does
-not answer in time is noted, and holds up nothing else.
+One actor runs on each node. A node that does not answer in time is noted, and delays nothing else.
 """
 
 import http.client
@@ -21,12 +20,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from yuzogpt.doctor import links, node
 from yuzogpt.doctor.survey import Head, Survey
 from yuzogpt.orchestration.causes import cause_of
+from yuzogpt.orchestration.environment import AUTH_MODE, JOB_STOP_WAIT_S
+from yuzogpt.orchestration.ray_internals import dashboard_address, node_temp_dir
 
-STARTED_WITHIN = 40.0  # seconds, for the first answer of a node: a process starts there
-ANSWERED_WITHIN = 30.0  # seconds
-TIMED_WITHIN = 15.0  # seconds, for the storage of as many nodes as come to it
-HANGS = node.Storage(problem=f"no answer within {ANSWERED_WITHIN:.0f} s")
-REMOVED_WITHIN = 5.0  # seconds, for what was written to storage
+START_TIMEOUT_S = 40.0  # for the first reply of a node: a process starts there
+REPLY_TIMEOUT_S = 30.0
+STORAGE_BUDGET_S = 15.0  # for timing storage; nodes that are left have no figure
+HUNG_STORAGE = node.Storage(problem=f"no answer within {REPLY_TIMEOUT_S:.0f} s")
+CLEANUP_TIMEOUT_S = 5.0  # for files that were written to storage
 CLOCK_TRIES = 5
 STORED_BYTES = 2**24  # what each node writes to storage, to take the time
 
@@ -35,21 +36,20 @@ class NodeProbe:
     """Runs on one node."""
 
     def __init__(self, address: str, secret: bytes, counted_gpus: int) -> None:
-        """`address`: of this node; `secret`: what the other examiners begin with."""
+        """`address`: of this node; `secret`: what the other nodes' measurements begin with."""
         self.address, self.secret, self.counted_gpus = address, secret, counted_gpus
         self.listener: links.Listener | None = None
 
     def examine(self) -> node.Node:
         """Return the facts of this node."""
-        directory = ray._private.worker._global_node.get_temp_dir_path()
-        return node.examine(self.address, directory, self.counted_gpus)
+        return node.examine(self.address, node_temp_dir(), self.counted_gpus)
 
     def clock(self) -> float:
-        """Return what time it is here."""
+        """Return the time of this node's clock."""
         return time.time()
 
     def listen(self) -> int:
-        """Listen for the others' measurements; return the port."""
+        """Listen for the measurements of other nodes; return the port."""
         self.listener = links.Listener(self.address, self.secret)
         return self.listener.port
 
@@ -68,38 +68,38 @@ class NodeProbe:
         return node.write_mark(storage, trial, name)
 
     def measure_storage(self, storage: str, trial: str, name: str) -> node.Storage:
-        """Take the time of writing to the shared storage."""
+        """Measure the speed of writing to the shared storage."""
         return node.measure_storage(storage, trial, name, STORED_BYTES)
 
     def marks(self, storage: str, trial: str) -> tuple[list[str], str]:
-        """Return whose files this node finds there, and why it cannot, if so."""
+        """Return whose files this node finds there, and the problem, if any."""
         return node.marks(storage, trial)
 
     def remove(self, storage: str, trial: str) -> None:
-        """Delete all files again."""
+        """Delete all files that were written."""
         node.remove_marks(storage, trial)
 
     def reaches(self, address: str, port: int) -> bool:
-        """Tell whether somebody listens there."""
+        """Return whether a process listens there."""
         return links.is_open(address, port)
 
     def head(self, dashboard: str) -> Head:
-        """Return what the head knows; call it there. `dashboard`: HOST:PORT, or nothing."""
-        wait = node.number(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", ""))
+        """Return the facts of the head; call it there. `dashboard`: HOST:PORT, or empty."""
+        wait = node.number(os.environ.get(JOB_STOP_WAIT_S, ""))
         return Head(
             jobs_status=status_without_token(dashboard) if dashboard else None,
-            token_mode=os.environ.get("RAY_AUTH_MODE") == "token",
+            token_mode=os.environ.get(AUTH_MODE) == "token",
             stop_wait=wait,
             is_pod="KUBERNETES_SERVICE_HOST" in os.environ,
         )
 
     def meet(self, rank: int, size: int, meeting_place: str) -> Any:
-        """Measure an all-reduce with all other nodes; the Network that comes out."""
+        """Measure an all-reduce with all other nodes; return the Network."""
         return meet(rank, size, meeting_place, self.address)
 
 
 def status_without_token(dashboard: str) -> int:
-    """Return how the jobs API answers a stranger; 0 if nobody answers."""
+    """Return the HTTP status of the jobs API without a token; 0 if nothing answers."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the proxy says
     try:
         with direct.open(f"http://{dashboard}/api/jobs/", timeout=10) as response:
@@ -126,7 +126,7 @@ def meet(rank: int, size: int, meeting_place: str, address: str) -> Any:
         init_method=f"tcp://{meeting_place}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=ANSWERED_WITHIN / 2),
+        timeout=timedelta(seconds=REPLY_TIMEOUT_S / 2),
     )
     try:
         return measure(World(rank=rank, size=size), torch.device("cpu"))
@@ -135,188 +135,189 @@ def meet(rank: int, size: int, meeting_place: str, address: str) -> Any:
 
 
 class ClusterProbe:
-    """One after the other, what there is to find out."""
+    """Fills in a survey, one part after the other."""
 
     def __init__(self, survey: Survey, storage: str) -> None:
-        """Start an examiner on every node that lives."""
+        """Start a probe on every node that is alive."""
         self.survey, self.storage = survey, storage
-        self.now = ""  # the part that is examined; first, what each node knows of itself
+        self.part = ""  # that is examined; empty for the facts of each node, which come first
         secret = secrets.token_bytes(links.SECRET_BYTES)
-        alive = [one for one in ray.nodes() if one["Alive"]]
-        hosts = [one["NodeManagerHostname"] for one in alive]
-        self.examiners: dict[str, Any] = {}
+        alive = [facts for facts in ray.nodes() if facts["Alive"]]
+        hosts = [facts["NodeManagerHostname"] for facts in alive]
+        self.probes: dict[str, Any] = {}
         self.addresses: dict[str, str] = {}
-        for one in alive:
-            host, address = one["NodeManagerHostname"], one["NodeManagerAddress"]
-            name = host if hosts.count(host) == 1 else f"{host}-{one['NodeID'][:6]}"
-            place = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)
+        for facts in alive:
+            host, address = facts["NodeManagerHostname"], facts["NodeManagerAddress"]
+            name = host if hosts.count(host) == 1 else f"{host}-{facts['NodeID'][:6]}"
+            strategy = NodeAffinitySchedulingStrategy(facts["NodeID"], soft=False)
             # Several threads: a storage that hangs holds up one of them.
-            examiner = ray.remote(num_cpus=0, max_concurrency=4)(NodeProbe)
-            gpus = int(one["Resources"].get("GPU", 0))
-            started = examiner.options(scheduling_strategy=place).remote(address, secret, gpus)
-            self.examiners[name] = started
+            actor_class = ray.remote(num_cpus=0, max_concurrency=4)(NodeProbe)
+            gpus = int(facts["Resources"].get("GPU", 0))
+            self.probes[name] = actor_class.options(scheduling_strategy=strategy).remote(
+                address, secret, gpus
+            )
             self.addresses[name] = address
-            if "node:__internal_head__" in one["Resources"]:
+            if "node:__internal_head__" in facts["Resources"]:
                 survey.head.name = name
-                survey.head.takes_work = bool({"CPU", "GPU"} & one["Resources"].keys())
+                survey.head.takes_work = bool({"CPU", "GPU"} & facts["Resources"].keys())
 
     def run(self) -> None:
-        """Do all of it."""
+        """Run all parts."""
         try:
-            facts = self.ask(lambda name, one: one.examine.remote(), STARTED_WITHIN)
+            facts = self.ask(lambda name, probe: probe.examine.remote(), START_TIMEOUT_S)
             self.survey.nodes.update(facts)
-            self.part("clock", self.look_at_clocks)
-            self.part("head", self.look_at_head)
+            self.run_part("clock", self.measure_clocks)
+            self.run_part("head", self.examine_head)
             if self.storage:
-                self.part("storage", self.look_at_storage)
-            if len(self.examiners) > 1:
-                self.part("links", self.look_at_links)
-                self.part("network", self.look_at_network)
+                self.run_part("storage", self.examine_storage)
+            if len(self.probes) > 1:
+                self.run_part("links", self.measure_links)
+                self.run_part("network", self.measure_network)
         finally:
-            for examiner in self.examiners.values():
-                ray.kill(examiner)
+            for probe in self.probes.values():
+                ray.kill(probe)
 
-    def part(self, name: str, look: Callable[[], None]) -> None:
-        """Do one part; an error in it is a finding, and the other parts are done all the same."""
-        self.now = name
+    def run_part(self, name: str, examine: Callable[[], None]) -> None:
+        """Run one part; an error in it is a finding, and the other parts run all the same."""
+        self.part = name
         try:
-            look()
+            examine()
         except Exception as error:
             self.survey.problems.append(("cluster", name, cause_of(error)))
 
     def ask(
         self,
         question: Callable[[str, Any], Any],
-        timeout: float = ANSWERED_WITHIN,
+        timeout: float = REPLY_TIMEOUT_S,
         names: Collection[str] | None = None,
         late: Any = None,
     ) -> dict[str, Any]:
         """Ask nodes, all if none are named, at the same time.
 
-        One that does not answer in time is asked no more; with `late`, that is its answer.
+        A node that does not reply in time is asked no more; with `late`, that is its reply.
         """
-        those = list(self.examiners) if names is None else names
-        asked = {name: question(name, self.examiners[name]) for name in those}
-        deadline, answers = time.monotonic() + timeout, {}
+        names = list(self.probes) if names is None else names
+        asked = {name: question(name, self.probes[name]) for name in names}
+        deadline, replies = time.monotonic() + timeout, {}
         for name, reference in asked.items():
             try:
                 left = max(0.0, deadline - time.monotonic())
-                answers[name] = ray.get(reference, timeout=left)
+                replies[name] = ray.get(reference, timeout=left)
             except GetTimeoutError:
                 if late is None:
                     self.give_up(name, f"not within {timeout:.0f} s")
                 else:
-                    answers[name] = late
-            except RayTaskError as error:  # the node lives: what it was asked for went wrong
-                if self.now:
-                    self.survey.problems.append((name, self.now, cause_of(error)))
+                    replies[name] = late
+            except RayTaskError as error:  # the node is alive: the question failed
+                if self.part:
+                    self.survey.problems.append((name, self.part, cause_of(error)))
                 else:
                     self.give_up(name, cause_of(error))
             except RayError as error:
                 self.give_up(name, cause_of(error))
-        return answers
+        return replies
 
     def ask_one(self, name: str, question: Callable[[Any], Any]) -> Any:
-        """Ask one node; None if it does not answer, and then it is asked no more."""
-        return self.ask(lambda _, one: question(one), names=[name]).get(name)
+        """Ask one node; None if it does not reply, and then it is asked no more."""
+        return self.ask(lambda _, probe: question(probe), names=[name]).get(name)
 
-    def give_up(self, name: str, why: str) -> None:
-        """Note a node that does not answer."""
-        self.survey.silent[name] = why
+    def give_up(self, name: str, reason: str) -> None:
+        """Note a node that does not reply."""
+        self.survey.silent[name] = reason
         self.survey.nodes.pop(name, None)
-        ray.kill(self.examiners.pop(name))
+        ray.kill(self.probes.pop(name))
 
-    def look_at_clocks(self) -> None:
-        """Compare each node's clock with this one's: the quickest answer is the surest."""
-        for name in list(self.examiners):
-            found = []
+    def measure_clocks(self) -> None:
+        """Compare each node's clock with this one's: the quickest reply is the most precise."""
+        for name in list(self.probes):
+            samples = []
             for _ in range(CLOCK_TRIES):
                 sent = time.time()
-                there = self.ask_one(name, lambda one: one.clock.remote())
-                back = time.time()
-                if there is None:
+                remote = self.ask_one(name, lambda probe: probe.clock.remote())
+                received = time.time()
+                if remote is None:
                     break
-                found.append(((back - sent) / 2, there - (sent + back) / 2))
+                samples.append(((received - sent) / 2, remote - (sent + received) / 2))
             else:
-                uncertain, ahead = min(found)
-                self.survey.clocks[name] = (ahead, uncertain)
+                uncertainty, ahead = min(samples)
+                self.survey.clocks[name] = (ahead, uncertainty)
 
-    def look_at_head(self) -> None:
-        """See whether the head is closed to strangers."""
+    def examine_head(self) -> None:
+        """Find out whether others reach the head without a token."""
         name = self.survey.head.name
-        if name not in self.examiners:
+        if name not in self.probes:
             return
-        dashboard = ray._private.worker.get_dashboard_url() or ""
-        head: Head | None = self.ask_one(name, lambda one: one.head.remote(dashboard))
+        dashboard = dashboard_address()
+        head: Head | None = self.ask_one(name, lambda probe: probe.head.remote(dashboard))
         if head is None:
             return
         head.name, head.takes_work = name, self.survey.head.takes_work
         if dashboard:
             address, port = self.addresses[name], int(dashboard.rpartition(":")[2])
-            seen = self.ask(lambda _, one: one.reaches.remote(address, port))
+            seen = self.ask(lambda _, probe: probe.reaches.remote(address, port))
             head.seen_by = [other for other, is_open in seen.items() if is_open and other != name]
         self.survey.head = head
 
-    def look_at_storage(self) -> None:
-        """Let every node leave a mark, look for those of the others, and take each one's time.
+    def examine_storage(self) -> None:
+        """Have every node write a mark, look for the others' marks, and measure its speed.
 
-        A node whose storage hangs is no silent node: that is what is found out of it.
+        A node whose storage hangs is not silent: that it hangs is the finding.
         """
-        place, trial = self.storage, secrets.token_hex(4)
+        location, trial = self.storage, secrets.token_hex(4)
         try:
-            found: dict[str, node.Storage] = self.ask(
-                lambda name, one: one.write_mark.remote(place, trial, name), late=HANGS
+            reports: dict[str, node.Storage] = self.ask(
+                lambda name, probe: probe.write_mark.remote(location, trial, name),
+                late=HUNG_STORAGE,
             )
-            written = [name for name, storage in found.items() if not storage.problem]
-            seen = self.ask(lambda _, one: one.marks.remote(place, trial), names=written)
-            for name, (got, problem) in seen.items():
+            written = [name for name, storage in reports.items() if not storage.problem]
+            seen = self.ask(lambda _, probe: probe.marks.remote(location, trial), names=written)
+            for name, (marks, problem) in seen.items():
                 if problem:
-                    found[name] = node.Storage(problem=f"not to be listed: {problem}")
+                    reports[name] = node.Storage(problem=f"not to be listed: {problem}")
                 else:
-                    self.survey.unseen[name] = sorted(set(written) - set(got))
-            deadline = time.monotonic() + TIMED_WITHIN
-            for alone in self.survey.unseen:  # one after the other: it is each node's own speed
+                    self.survey.unseen[name] = sorted(set(written) - set(marks))
+            deadline = time.monotonic() + STORAGE_BUDGET_S
+            for alone in self.survey.unseen:  # one after the other: each node's own speed
                 if time.monotonic() > deadline:
                     break  # the table has none for those that are left
-                found |= self.ask(
-                    lambda name, one: one.measure_storage.remote(place, trial, name),
+                reports |= self.ask(
+                    lambda name, probe: probe.measure_storage.remote(location, trial, name),
                     names=[alone],
-                    late=HANGS,
+                    late=HUNG_STORAGE,
                 )
-            self.survey.storage = found
+            self.survey.storage = reports
         finally:
-            removed = [one.remove.remote(place, trial) for one in self.examiners.values()]
+            removed = [probe.remove.remote(location, trial) for probe in self.probes.values()]
             if removed:
-                ray.wait(removed, num_returns=len(removed), timeout=REMOVED_WITHIN)
+                ray.wait(removed, num_returns=len(removed), timeout=CLEANUP_TIMEOUT_S)
 
-    def look_at_links(self) -> None:
-        """Measure every pair, both ways: in rounds, in each of which a node sends to one other."""
-        ports = self.ask(lambda _, one: one.listen.remote())
+    def measure_links(self) -> None:
+        """Measure every pair in both directions; in each round, a node sends to one other node."""
+        ports = self.ask(lambda _, probe: probe.listen.remote())
         names = list(ports)
         for distance in range(1, len(names)):
 
-            def measure(name: str, one: Any, distance: int = distance) -> Any:
+            def measure(name: str, probe: Any, distance: int = distance) -> Any:
                 target = names[(names.index(name) + distance) % len(names)]
-                return one.measure.remote(name, target, self.addresses[target], ports[target])
+                return probe.measure.remote(name, target, self.addresses[target], ports[target])
 
-            found = self.ask(measure)
-            self.survey.links += found.values()
+            self.survey.links += self.ask(measure).values()
 
-    def look_at_network(self) -> None:
+    def measure_network(self) -> None:
         """Measure an all-reduce of all nodes, if all pairs reach each other."""
         if self.survey.silent or any(link.problem for link in self.survey.links):
             return
-        names = list(self.examiners)
-        port = self.ask_one(names[0], lambda one: one.free_port.remote())
+        names = list(self.probes)
+        port = self.ask_one(names[0], lambda probe: probe.free_port.remote())
         if port is None:
             return
         address = self.addresses[names[0]]
-        place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        met = [
-            one.meet.remote(rank, len(names), place)
-            for rank, one in enumerate(self.examiners.values())
+        meeting_place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        measured = [
+            probe.meet.remote(rank, len(names), meeting_place)
+            for rank, probe in enumerate(self.probes.values())
         ]
         try:
-            self.survey.network = ray.get(met, timeout=ANSWERED_WITHIN)[0]
+            self.survey.network = ray.get(measured, timeout=REPLY_TIMEOUT_S)[0]
         except (RayError, GetTimeoutError) as error:
             self.survey.network_problem = cause_of(error)

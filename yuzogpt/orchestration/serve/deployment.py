@@ -1,14 +1,12 @@
 """Ray Serve: the service on as many replicas as requests need.
 
-In: settings, already checked. Out: a service behind Serve's HTTP proxy, until it is interrupted.
-`application` is what a Serve config names (cluster/serve.yaml): there Serve is told by
-`serve deploy`, and goes on without a command.
+The service runs behind Serve's HTTP proxy until the command is interrupted. `application` is what
+a Serve config names (cluster/serve.yaml): after `serve deploy` it runs without a command.
 """
 
 import contextlib
 import logging
 import math
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -19,27 +17,26 @@ from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.cluster import check_reachable, connected
 from yuzogpt.orchestration.embedded import is_embedded
+from yuzogpt.orchestration.environment import SERVE, cluster_address, set_defaults
+from yuzogpt.orchestration.ray_internals import FEATURES, has, is_left_out, serve_address
 from yuzogpt.orchestration.serve.proxy import environment
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import stopped_by_sigterm
 from yuzogpt.serving.launch import announce, check, with_free_port
 
 APPLICATION = "yuzogpt"
-# The app refuses by itself what is too much, in JSON and at once: Serve's own queue has no end that
-# it tells of, and its refusals are plain text.
-MOST_AT_ONCE = 10_000
-LOOK_EVERY = 5.0  # seconds
-SHUT_DOWN_WITHIN = 3.0  # seconds, from an application's end to that of Serve
-# Set before ray is imported.
-ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
+# The app itself refuses too many requests, in JSON and at once. Serve's own queue reports no limit,
+# and its refusals are plain text.
+MAX_ONGOING_REQUESTS = 10_000
+POLL_INTERVAL_S = 5.0
+SHUTDOWN_TIMEOUT_S = 3.0  # from an application's end to Serve's
 HEAVY_IMPORTS = ("torch", "fastapi", "uvicorn")
 
 
 def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     """Serve on an embedded Ray, or on the cluster that the settings name, until interrupted."""
-    for name, value in {**ENVIRONMENT, **variables_of_a_proxy(settings)}.items():
-        os.environ.setdefault(name, value)
-    address = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS", "")
+    set_defaults(SERVE, proxy_variables(settings))
+    address = cluster_address(settings.replicas.ray_address)
     check_reachable(address)
     if not address:
         settings = with_free_port(settings)
@@ -50,7 +47,7 @@ def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
 
 
 def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
-    """Serve on the Ray that this process is connected to; `joined`: which others started."""
+    """Serve on the Ray that this process is connected to; `joined`: others started it."""
     from ray import serve
     from ray.exceptions import RayActorError
 
@@ -58,14 +55,15 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
         raise UserError(
             f"this cluster serves an application named {APPLICATION} already; end that first"
         )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it did is said below
-    running = address_of_serve()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # `announce` says what it did
+    has("proxy_callback")  # else reports what is lost
+    running = serve_address()
     if running:
-        settings = at_address(settings, *running)
+        settings = with_address(settings, *running)
     elif joined:
         settings = with_free_port(settings)
     http = {"host": settings.http.host, "port": settings.http.port}
-    variables = variables_of_a_proxy(settings)
+    variables = proxy_variables(settings)
     target = deployment(settings, keys)
     try:
         serve.start(
@@ -79,7 +77,7 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
     except RayActorError:  # Serve's controller
         raise RunFailed("Serve was shut down on this cluster") from None
     except RuntimeError as error:
-        if mistake := mistake_of_a_replica():
+        if mistake := replica_mistake():
             raise UserError(mistake) from None
         raise RunFailed(f"the service could not be started: {cause_of(error)}") from None
     finally:
@@ -89,15 +87,15 @@ def run(settings: ServeSettings, keys: Sequence[bytes], joined: bool) -> None:
                 serve.shutdown()
 
 
-def mistake_of_a_replica() -> str | None:
-    """Return what the user got wrong that showed only where the model was loaded, if it was that.
+def replica_mistake() -> str | None:
+    """Return the UserError that a replica met when it loaded the model, if it did.
 
-    Serve hands over no exceptions, but their text.
+    Serve passes on the text of exceptions only.
     """
     from ray import serve
 
-    found = serve.status().applications.get(APPLICATION)
-    for deployment in found.deployments.values() if found else ():
+    status = serve.status().applications.get(APPLICATION)
+    for deployment in status.deployments.values() if status else ():
         for line in deployment.message.splitlines():
             _, mark, mistake = str(line).partition(f"{UserError.__module__}.UserError: ")
             if mark:
@@ -105,15 +103,7 @@ def mistake_of_a_replica() -> str | None:
     return None
 
 
-def address_of_serve() -> tuple[str, int] | None:
-    """Return where a Serve that runs already listens: nothing that it is told later moves it."""
-    from ray.serve.context import _get_global_client  # it tells this nowhere else
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return client and (str(client.http_config.host), int(client.http_config.port))
-
-
-def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
+def with_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
     """Return the settings with the port of a Serve that runs; UserError if they want another."""
     http = settings.http
     if http.host != host or http.port not in (0, port):
@@ -124,46 +114,50 @@ def at_address(settings: ServeSettings, host: str, port: int) -> ServeSettings:
     return with_changes(settings, {"http.port": port})
 
 
-def variables_of_a_proxy(settings: ServeSettings) -> dict[str, str]:
+def proxy_variables(settings: ServeSettings) -> dict[str, str]:
     """Return the environment of Serve's proxies."""
-    return environment(most_requests(settings), settings.limits)
+    if is_left_out(FEATURES["proxy_callback"].names[0]):
+        return {}
+    return environment(max_requests(settings), settings.limits)
 
 
-def most_requests(settings: ServeSettings) -> int:
-    """Return how many requests a proxy lets in: as many as all replicas have places for.
+def max_requests(settings: ServeSettings) -> int:
+    """Return how many requests a proxy admits: as many as all replicas have places for.
 
-    None more: where they are refused in an instant, the next comes at once, so that nearly all of
-    what is too much would go through the proxy, the router and the engine's process.
+    A replica would refuse more in an instant, and the next would come at once: nearly all excess
+    requests would pass through the proxy, the router and the engine's process.
     """
     places = settings.replicas.max_batch + settings.limits.max_waiting
     return settings.replicas.span()[1] * places
 
 
 def wait() -> None:
-    """Wait until the service fails; Ctrl-C and SIGTERM come through."""
+    """Wait until the service fails; Ctrl-C and SIGTERM interrupt this."""
     from ray import serve
 
     tick = threading.Event()
     while True:
-        tick.wait(LOOK_EVERY)
-        found = serve.status().applications.get(APPLICATION)
-        if found is None:
-            tick.wait(SHUT_DOWN_WITHIN)
+        tick.wait(POLL_INTERVAL_S)
+        status = serve.status().applications.get(APPLICATION)
+        if status is None:
+            tick.wait(SHUTDOWN_TIMEOUT_S)
             serve.status()  # Serve itself may be going: that is an error of its own
             raise RunFailed("the service was deleted")
-        if found.status == "DEPLOY_FAILED":
-            raise RunFailed(f"the service failed: {found.message}")
+        if status.status == "DEPLOY_FAILED":
+            raise RunFailed(f"the service failed: {status.message}")
 
 
 def deployment(settings: ServeSettings, keys: Sequence[bytes]) -> Any:
-    """Return Serve's application: how many replicas, what each holds, when there are more."""
+    """Return Serve's application: number of replicas, resources of each, autoscaling."""
     from yuzogpt.orchestration.serve.replica import Replica
 
     least, most = settings.replicas.span()
-    threads, gpus = share_of_a_replica(settings, most)
-    placed = with_changes(settings, {"device.threads": threads})
+    threads, gpus = replica_resources(settings, most)
+    with_threads = settings.model_copy(
+        update={"device": settings.device.model_copy(update={"threads": threads})}
+    )
     options: dict[str, Any] = {
-        "max_ongoing_requests": MOST_AT_ONCE,
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "ray_actor_options": {"num_cpus": threads, "num_gpus": gpus},
         "health_check_period_s": 2,
         "health_check_timeout_s": 30,
@@ -180,11 +174,11 @@ def deployment(settings: ServeSettings, keys: Sequence[bytes]) -> Any:
             "downscale_delay_s": 120,
         }
     replica: Any = Replica  # Serve's decorator made a deployment of the class
-    return replica.options(**options).bind(placed.model_dump(), tuple(keys))
+    return replica.options(**options).bind(with_threads.model_dump(), tuple(keys))
 
 
-def share_of_a_replica(settings: ServeSettings, most: int) -> tuple[int, int]:
-    """Return the threads and the GPUs of a replica: nodes' cores are shared out among all."""
+def replica_resources(settings: ServeSettings, most: int) -> tuple[int, int]:
+    """Return the threads and the GPUs of a replica; all replicas share the nodes' cores."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

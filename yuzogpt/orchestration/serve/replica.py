@@ -1,7 +1,6 @@
 """A replica of the service, as Ray Serve runs it: the app of serving/app.py, with a model inside.
 
-In: settings. Out: an ASGI app behind Serve's proxy. Imports ray: serve.py imports this when Ray's
-environment is set.
+Imports ray: deployment.py imports this after Ray's environment is set.
 """
 
 import asyncio
@@ -22,15 +21,14 @@ class Replica:
     """One engine and its queue."""
 
     def __init__(self, settings: dict[str, Any], keys: Sequence[bytes]) -> None:
-        """The model is loaded when the app starts."""
         self.settings = ServeSettings.model_validate(settings)
         self.keys = keys
-        self.asking: asyncio.Task[dict[str, str]] | None = None  # the replicas for their metrics
-        self.mistake: UserError | None = None  # that shows when the model is loaded
+        self.request: asyncio.Task[dict[str, str]] | None = None  # for all replicas' metrics
+        self.mistake: UserError | None = None  # found when the model is loaded
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Return the app that requests are handed to."""
-        self.built = build(self.settings, self.keys, self.of_all_replicas)
+        """Return the app that answers requests; Serve documents this method in `serve.ingress`."""
+        self.built = build(self.settings, self.keys, self.all_metrics)
         load = self.built.router.lifespan_context
 
         @contextlib.asynccontextmanager
@@ -38,7 +36,7 @@ class Replica:
             async with contextlib.AsyncExitStack() as stack:
                 try:
                     await stack.enter_async_context(load(app))
-                except UserError as error:  # Serve tells nobody what is raised here
+                except UserError as error:  # Serve does not pass on what is raised here
                     self.mistake = error
                 yield
 
@@ -46,7 +44,7 @@ class Replica:
         return self.built
 
     async def check_health(self) -> None:
-        """Raise without an engine that works: Serve puts another replica in this one's place."""
+        """Raise if the engine does not work: Serve then replaces this replica."""
         if self.mistake:
             raise self.mistake
         manager = getattr(self.built.state, "manager", None)
@@ -57,27 +55,27 @@ class Replica:
         """Return this replica's name and metrics."""
         return name(), self.built.state.metrics_text()
 
-    async def of_all_replicas(self, text: str) -> Mapping[str, str]:
-        """Return the metrics of every replica, by name; those of this one are its `text`.
+    async def all_metrics(self, text: str) -> Mapping[str, str]:
+        """Return the metrics of every replica, by name; this one's are `text`.
 
-        However many ask, the replicas are asked once at a time.
+        Concurrent calls share one request to the replicas.
         """
-        if self.asking is None or self.asking.done():
-            self.asking = asyncio.create_task(ask_all())
-        return {**await asyncio.shield(self.asking), name(): text}
+        if self.request is None or self.request.done():
+            self.request = asyncio.create_task(request_metrics())
+        return {**await asyncio.shield(self.request), name(): text}
 
 
 def name() -> str:
-    """Return what Serve calls this replica."""
+    """Return Serve's name of this replica."""
     return str(serve.get_replica_context().replica_id.unique_id)
 
 
-async def ask_all() -> dict[str, str]:
-    """Return the metrics of every replica, by name; of none if one keeps silent."""
+async def request_metrics() -> dict[str, str]:
+    """Return the metrics of every replica, by name; of none if one does not answer."""
     context = serve.get_replica_context()
     handle = serve.get_deployment_handle(context.deployment, context.app_name)
     try:
         async with asyncio.timeout(5):
             return dict(await handle.broadcast("metrics_text").results_async())
-    except Exception:  # one is just ending, or starting: the asker's are better than none
+    except Exception:  # a replica is starting or ending; this one's are better than none
         return {}

@@ -1,8 +1,7 @@
-"""Workers on one machine meet on its loopback interface: torch's store answers whoever connects.
+"""Keeps torch's store of an embedded Ray's workers on the loopback interface.
 
-In: the workers of an embedded Ray. Out: the same, for Ray Train's backend, which makes the process
-group. Ray tells rank 0 to listen with torch's TCPStore, which listens on all interfaces by itself;
-here it is given a socket. Where Ray's names are others, it does what Ray tells it.
+torch's TCPStore answers anyone who connects, and by itself it listens on all interfaces. Rank 0
+starts one here, on a socket of ours, before Ray Train's backend makes the process group.
 """
 
 import os
@@ -10,12 +9,11 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-# runtime.network is imported where it is used: it imports torch, 180 MB, and every command on Ray
-# imports this module, `yuzogpt prepare` too.
+from yuzogpt.runtime.ranks import LOOPBACK
 
 # With this, torch's `env://` connects rank 0, too, to a store that is there already.
 STORE_IS_THERE = "TORCHELASTIC_USE_AGENT_STORE"
-stores: list[Any] = []  # of this process; what is listed lives as long
+stores: list[Any] = []  # kept alive as long as this process
 
 
 class OnLoopback:
@@ -30,42 +28,38 @@ class OnLoopback:
         return len(self.group)
 
     def __getattr__(self, name: str) -> Any:
-        """Do all else as the group does."""
+        """Return everything else from the group."""
         return getattr(self.group, name)
 
-    def execute(self, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        """Do it in all workers. With the address and the port of the store, serve it there."""
-        from yuzogpt.runtime.network import LOOPBACK
-
-        done = self.group.execute(function, *given, **named)
-        if named.get("addr") == LOOPBACK and "port" in named:
-            self.group.execute_single(0, serve_store, named["port"])
+    def execute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function in all workers; if it sets the store's address, start the store there."""
+        results = self.group.execute(function, *args, **kwargs)
+        if kwargs.get("addr") == LOOPBACK and "port" in kwargs:
+            self.group.execute_single(0, serve_store, kwargs["port"])
             self.group.execute(expect_store)
-        return done
+        return results
 
 
 def serve_store(port: int) -> None:
-    """Serve a store of torch's at a port, as long as this process lives."""
+    """Run torch's store at a port as long as this process lives."""
     # Public, though not marked as exported.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from yuzogpt.runtime.network import LOOPBACK
-
-    listening = socket.create_server((LOOPBACK, port))
+    listener = socket.create_server((LOOPBACK, port))
     stores.append(
         TCPStore(
             LOOPBACK,
             port,
             is_master=True,
             wait_for_workers=False,
-            master_listen_fd=listening.detach(),
+            master_listen_fd=listener.detach(),
         )
     )
 
 
 def expect_store() -> None:
-    """Let this process connect to a store that is there already; use the loopback for the rest."""
-    from yuzogpt.runtime.network import LOOPBACK, choose_interface
+    """Have this process connect to that store, and use the loopback for the rest."""
+    from yuzogpt.runtime.network import choose_interface
 
     os.environ[STORE_IS_THERE] = "True"
     choose_interface(LOOPBACK)

@@ -1,29 +1,27 @@
-"""Which network interface the workers of several nodes meet on: the one that Ray itself uses.
+"""Chooses the network interface of workers on several nodes: the one that Ray itself uses.
 
-In: workers that have just started. Out: GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in each, where
-the user did not set them. Left alone, gloo takes the address that the host's name leads to, often
-the loopback (Debian's 127.0.1.1), and NCCL whatever it finds first, often Docker's.
+Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in each worker where the user did not. By itself gloo
+takes the address of the host's name, often the loopback (Debian's 127.0.1.1), and NCCL takes the
+first one that it finds, often Docker's.
 """
 
-import contextlib
 from typing import Any
 
 import ray
 
-from yuzogpt.orchestration.callbacks import WorkerGroupCallback
+from yuzogpt.orchestration.ray_internals import callback_base, worker_nodes
 from yuzogpt.runtime.network import choose_interface
 
 
-class ChosenInterface(WorkerGroupCallback):  # type: ignore[misc]
-    """Comes before Ray's own callbacks, of which one makes the process group."""
+class ChosenInterface(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
+    """Comes before Ray's own callbacks, one of which makes the process group."""
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Let every worker choose, if they are on several nodes."""
-        with contextlib.suppress(AttributeError):  # where Ray's names are others
-            if len({worker.metadata.node_id for worker in worker_group.get_workers()}) > 1:
-                worker_group.execute(choose)
+        """Have every worker choose, if they are on several nodes."""
+        if len(set(worker_nodes(worker_group))) > 1:
+            worker_group.execute(choose)
 
 
 def choose() -> None:
-    """Choose in this process."""
+    """Choose the interface in this process."""
     choose_interface(ray.util.get_node_ip_address())

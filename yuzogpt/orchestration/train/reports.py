@@ -1,9 +1,8 @@
-"""Tells Ray Train of the checkpoints that it is to evaluate.
+"""Reports to Ray Train the checkpoints that it has to evaluate (`--eval_tasks`, validation.py).
 
-In: checkpoints that are whole, in each worker equally many. Out: reports, in their order, of those
-that the loop evaluated, where benchmarks are wanted beside the training (validation.py). Others
-would only hold up a run's end: Ray's controller takes one report each time it looks at the workers,
-every second, and none while it waits for them to pause; so a thread hands them over, too.
+All workers report the same complete checkpoints, in order. Others are not reported, because each
+would delay the run's end: Ray's controller takes one report each time it polls the workers, every
+second, and none while it waits for them to pause. So a thread hands them over.
 """
 
 import queue
@@ -19,12 +18,12 @@ from yuzogpt.storage.run_storage import RunStorage
 
 
 class Reports:
-    """What a worker has to report; call it with metrics and a checkpoint."""
+    """Reports of a worker; call it with metrics and a checkpoint."""
 
     def __init__(self, *, evaluates: bool) -> None:
         """Start the thread; it keeps no process from ending.
 
-        `evaluates`: benchmarks are wanted; else Ray is told of nothing.
+        `evaluates`: benchmarks run beside the training; otherwise nothing is reported.
         """
         self.evaluates = evaluates
         self.pending: queue.SimpleQueue[tuple[dict[str, float], RunStorage] | None] = (
@@ -34,12 +33,12 @@ class Reports:
         self.thread.start()
 
     def __call__(self, metrics: dict[str, float], checkpoint: RunStorage) -> None:
-        """Report a checkpoint, soon, if Ray is to evaluate it."""
+        """Queue the report of a checkpoint, if Ray has to evaluate it."""
         if self.evaluates and metrics:
             self.pending.put((metrics, checkpoint))
 
     def finish(self, meanwhile: Callable[[], None]) -> None:
-        """Wait until all is reported, and do `meanwhile` again and again."""
+        """Wait until all is reported; call `meanwhile` every 0.5 s."""
         self.pending.put(None)
         while self.thread.is_alive():
             meanwhile()
@@ -57,5 +56,5 @@ class Reports:
                     checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
                     validation=ValidationTaskConfig({"name": name}),
                 )
-            except Exception as problem:  # what Ray knows decides nothing, so no run ends for it
+            except Exception as problem:  # nothing depends on Ray's knowledge, so no run ends here
                 complain(f"{checkpoint.name} could not be reported to Ray: {problem}")

@@ -1,18 +1,16 @@
 """Ray Train: the training loop on any number of workers.
 
-In: settings with absolute paths, already checked. Out: a finished run in out_dir. Ray starts the
-workers, connects them, and starts them again when one dies; which checkpoint they go on from is
-read off out_dir by the workers themselves.
+Settings are checked, and their paths absolute. Ray starts the workers, connects them, and starts
+them again when one dies. The workers themselves find in out_dir the checkpoint to resume from.
 """
 
 import contextlib
 import math
-import os
 import threading
 from collections.abc import Mapping
 from importlib import import_module
 from traceback import format_exception
-from typing import Any
+from typing import Any, NamedTuple
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings, with_changes
@@ -20,10 +18,17 @@ from yuzogpt.console.terminal import say
 from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
 from yuzogpt.evaluation.during_training import prepare_tasks
-from yuzogpt.orchestration.causes import ours
+from yuzogpt.orchestration.causes import as_our_error
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
-from yuzogpt.orchestration.train.worker import ENDS_IN, train_worker
+from yuzogpt.orchestration.environment import (
+    TRAIN,
+    TRAIN_ELASTIC,
+    TRAIN_HANG_TIMEOUT_S,
+    prepend_train_callbacks,
+    set_defaults,
+)
+from yuzogpt.orchestration.train.worker import RETURNED_ERRORS, train_worker
 from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.runs.stop_request import keep_asking
 from yuzogpt.runtime.cores import available_cores, threads_asked
@@ -32,24 +37,14 @@ from yuzogpt.storage.filesystems import open_filesystem
 from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.training.progress import Display, take_wandb_key
 
-# Set before ray is imported.
-ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the end is noticed soon, not after 4 s
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # workers that wait for a dead one never leave
-}
 # Callbacks that come before Ray's own; the others are handed over below.
 FIRST_CALLBACKS = (
     "yuzogpt.orchestration.train.failures.KillOrphanedWorkers",
     "yuzogpt.orchestration.train.network_interface.ChosenInterface",
 )
-# Seconds to find a place for all of an elastic run's workers: when a node is lost, Ray asks for the
-# old number first.
-PLACED_WITHIN = "5"
-SECOND_LINE = 10.0  # seconds that Ray waits longer than our own watchdog for a worker that hangs
+HANG_MARGIN_S = 10.0  # that Ray waits longer than our own watchdog for a worker that hangs
 HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset")
-NEEDED_AT_THE_END = "matplotlib.pyplot"
+IMPORT_FOR_THE_END = "matplotlib.pyplot"
 
 
 def run_on_ray(settings: TrainSettings) -> None:
@@ -57,10 +52,9 @@ def run_on_ray(settings: TrainSettings) -> None:
     set_environment()
     key = take_wandb_key(settings.log)
     least, most = settings.workers.span(auto=1)
-    timeout = settings.workers.hang_timeout_s + SECOND_LINE
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout))
+    set_defaults({TRAIN_HANG_TIMEOUT_S: str(settings.workers.hang_timeout_s + HANG_MARGIN_S)})
     if least < most:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", PLACED_WITHIN)
+        set_defaults(TRAIN_ELASTIC)
     check_reachable(runs.ray_address(settings))
     exams = prepare_tasks(settings)
     cores = max(available_cores(), most)
@@ -74,16 +68,13 @@ def run_on_ray(settings: TrainSettings) -> None:
 
 
 def set_environment() -> None:
-    """Tell Ray what it reads when it is imported; what the user set stays."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    theirs = os.environ.get("RAY_TRAIN_CALLBACKS", "").split(",")
-    all_of_them = dict.fromkeys((*FIRST_CALLBACKS, *filter(None, theirs)))
-    os.environ["RAY_TRAIN_CALLBACKS"] = ",".join(all_of_them)
+    """Set what Ray reads when it is imported; what the user set stays."""
+    set_defaults(TRAIN)
+    prepend_train_callbacks(FIRST_CALLBACKS)
 
 
 def leave() -> None:
-    """Leave what is not training yet, or not any more."""
+    """Raise Stopped: no worker trains yet, or any more."""
     raise Stopped("stopped (SIGTERM); the same command resumes it")
 
 
@@ -96,20 +87,24 @@ def train_connected(
     from yuzogpt.runs.event_log import Follower
     from yuzogpt.training.launch import conclude
 
-    run, is_training, is_left = runs.open_run(settings), threading.Event(), threading.Event()
+    run, is_training, never_trained = (
+        runs.open_run(settings),
+        threading.Event(),
+        threading.Event(),
+    )
 
     def stop() -> None:
         follower.catch_up()  # the workers may train for a moment already
-        if is_training.is_set():  # in other processes: rank 0 looks for the request in out_dir
+        if is_training.is_set():  # in other processes: rank 0 finds the request in out_dir
             keep_asking(run, "SIGTERM")
-        else:  # nobody would look
-            is_left.set()
-            raise SystemExit  # what Ray's calls hand on, and a controller in this process
+        else:  # no worker would see the request
+            never_trained.set()
+            raise SystemExit  # which passes through Ray's calls and a controller in this process
 
     with (
         Display(settings, wandb_key) as display,
         Follower(
-            run / runs.METRICS, noting_training(is_training, importing_at_first_step(display))
+            run / runs.METRICS, track_training(is_training, import_at_first_step(display))
         ) as follower,
         Follower(run / runs.EVALUATIONS, display),
         on_sigterm(stop),
@@ -117,13 +112,13 @@ def train_connected(
         try:
             reason = fit(settings, run, exams=exams)
         except (KeyboardInterrupt, SystemExit):
-            if is_left.is_set():
+            if never_trained.is_set():
                 leave()
             raise
     conclude(settings, reason)
 
 
-def noting_training(is_training: threading.Event, listener: Listener) -> Listener:
+def track_training(is_training: threading.Event, listener: Listener) -> Listener:
     """Return the listener; `is_training` is set while there are workers in the loop."""
 
     def listen(record: Record) -> None:
@@ -136,9 +131,9 @@ def noting_training(is_training: threading.Event, listener: Listener) -> Listene
     return listen
 
 
-def importing_at_first_step(listener: Listener) -> Listener:
-    """Return the listener; while the first steps are made, what only the end needs is imported."""
-    importing = threading.Thread(target=import_module, args=(NEEDED_AT_THE_END,), daemon=True)
+def import_at_first_step(listener: Listener) -> Listener:
+    """Return the listener; during the first steps, it imports what only the end needs."""
+    importing = threading.Thread(target=import_module, args=(IMPORT_FOR_THE_END,), daemon=True)
 
     def listen(record: Record) -> None:
         if record["kind"] == "train" and importing.ident is None:
@@ -146,6 +141,16 @@ def importing_at_first_step(listener: Listener) -> Listener:
         listener(record)
 
     return listen
+
+
+class Placement(NamedTuple):
+    """How many workers there are, and what each holds."""
+
+    min_workers: int
+    max_workers: int
+    use_gpu: bool
+    free_gpus: int  # of no worker
+    cpus: float | None  # of each worker; None: what Ray Train gives
 
 
 def fit(
@@ -158,64 +163,81 @@ def fit(
 
     `cpus`: of each; None: what Ray Train gives. `exams`: for each checkpoint of an evaluation.
     """
-    import ray
     from ray.exceptions import RayActorError
-    from ray.train import (
-        FailureConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-        WorkerGroupError,
-    )
-    from ray.train.torch import TorchTrainer
+    from ray.train import TrainingFailedError
 
-    from yuzogpt.orchestration.lean import single_node_trainer, torch_config
-    from yuzogpt.orchestration.train.elastic import LOOK_EVERY, Elastic
-    from yuzogpt.orchestration.train.failures import (
-        DisableRayCheckpointState,
-        FailureNotice,
-        KillGroupOnFailure,
-    )
-    from yuzogpt.orchestration.train.validation import free_on_one, validation
-    from yuzogpt.orchestration.train.warm_workers import HOOK, WarmWorkers
-    from yuzogpt.orchestration.tune.placement import PlacementNote
-    from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
+    placement = place_workers(settings, cpus)
+    # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
+    # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
+    forget(run)
+    trainer = make_trainer(settings, run, placement, exams or {})
+    try:
+        result = trainer.fit()
+    except SystemExit:  # how Ray Train's handler of Ctrl-C ends, and `stop`, above
+        raise KeyboardInterrupt from None
+    except (TrainingFailedError, RayActorError) as error:  # the latter: the controller is gone
+        raise recorded(error, run) from None
+    finally:
+        forget(run)
+    kind, text = result.return_value
+    if kind in RETURNED_ERRORS:
+        raise RETURNED_ERRORS[kind](text)
+    return str(text) if text else None
+
+
+def place_workers(settings: TrainSettings, cpus: float | None) -> Placement:
+    """Return how many workers there are, and on what; UserError if they find no room here."""
+    import ray
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     use_gpu = settings.device.device == "cuda" or (settings.device.device == "auto" and gpus > 0)
     least, most = settings.workers.span(auto=max(1, gpus) if use_gpu else 1)
-    what = "GPU" if use_gpu else "CPU"
-    check_room(settings, least, what, int(resources.get(what, 0)))
-    callbacks: list[Any] = [
-        FailureNotice(run, settings),
-        KillGroupOnFailure(),
-        DisableRayCheckpointState(),
-    ]
-    if least < most:
-        callbacks.append(Elastic(run, settings.workers.hang_timeout_s))
-    if ray.get_runtime_context().get_actor_id():  # a trial's process
-        callbacks.append(PlacementNote(run.local))
+    resource = "GPU" if use_gpu else "CPU"
+    check_room(settings, least, resource, int(resources.get(resource, 0)))
+    return Placement(least, most, use_gpu, gpus - most, cpus)
+
+
+def make_trainer(
+    settings: TrainSettings,
+    run: RunStorage,
+    placement: Placement,
+    exams: Mapping[str, PreparedTask],
+) -> Any:
+    """Return Ray Train's trainer for a run."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from yuzogpt.orchestration.train.elastic import NODE_POLL_INTERVAL_S
+    from yuzogpt.orchestration.train.loopback import OnLoopback
+    from yuzogpt.orchestration.train.single_node import single_node_trainer, torch_config
+    from yuzogpt.orchestration.train.validation import free_cores_on_a_node, validation
+    from yuzogpt.orchestration.train.warm_workers import WarmWorkers, setup_hook
+    from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
+
+    least, most, use_gpu, free_gpus, cpus = placement
+    callbacks = callbacks_for(settings, run, is_elastic=least < most)
     trainer_class, runtime_env = single_node_trainer() if is_embedded() else TorchTrainer, {}
-    # Where Ray's names are others, its controller has a process of its own, which makes no spares.
-    if settings.workers.warm_spare_workers and trainer_class is not TorchTrainer:
+    # A controller with a process of its own, where Ray's private names differ, keeps none warm.
+    if (
+        settings.workers.warm_spare_workers
+        and trainer_class is not TorchTrainer
+        and (hook := setup_hook())
+    ):
         callbacks.append(WarmWorkers())
-        runtime_env = {"env_vars": HOOK}
-    # Ray Train wants checkpoints inside its own folder, so that folder is out_dir. Its state from
-    # an earlier attempt is removed: it decides nothing here, and a damaged one would stop it.
-    forget(run)
+        runtime_env = {"env_vars": hook}
     filesystem, storage = open_filesystem(run.display_name)
-    trainer = trainer_class(
+    return trainer_class(
         train_worker,
         train_loop_config={"settings": with_threads(settings).model_dump()},
         torch_config=torch_config(
-            int(COLLECTIVE_TIMEOUT.total_seconds()), on_loopback=is_embedded()
+            int(COLLECTIVE_TIMEOUT.total_seconds()), OnLoopback if is_embedded() else None
         ),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus, "GPU": 1 if use_gpu else 0} if cpus else None,
-            elastic_resize_monitor_interval_s=LOOK_EVERY,
+            elastic_resize_monitor_interval_s=NODE_POLL_INTERVAL_S,
         ),
         run_config=RunConfig(
             name=run.name,
@@ -230,28 +252,43 @@ def fit(
         ),
         validation_config=validation(
             settings,
-            exams or {},
-            cores=free_on_one(cores_of_nodes(), math.ceil(most * (cpus or 1))),
-            gpus=gpus - most,
+            exams,
+            cores=free_cores_on_a_node(cores_of_nodes(), math.ceil(most * (cpus or 1))),
+            gpus=free_gpus,
         ),
     )
-    try:
-        result = trainer.fit()
-    except SystemExit:  # how Ray Train's handler of Ctrl-C ends, and `stop`, above
-        raise KeyboardInterrupt from None
-    except (TrainingFailedError, RayActorError) as error:  # the latter: the controller is gone
-        if not isinstance(error, WorkerGroupError):  # which FailureNotice has written down
-            cause = getattr(error, "controller_failure", error)
-            with contextlib.suppress(OSError):
-                (run / runs.ERRORS).append("".join(format_exception(cause)).encode())
-        see = (run / runs.ERRORS).display_name
-        raise ours(error, "run", f"; see {see}") from None
-    finally:
-        forget(run)
-    kind, text = result.return_value
-    if kind in ENDS_IN:
-        raise ENDS_IN[kind](text)
-    return str(text) if text else None
+
+
+def callbacks_for(settings: TrainSettings, run: RunStorage, *, is_elastic: bool) -> list[Any]:
+    """Return what Ray Train's controller calls besides its own callbacks."""
+    import ray
+
+    from yuzogpt.orchestration.train import failures
+    from yuzogpt.orchestration.train.elastic import Elastic
+    from yuzogpt.orchestration.tune.placement import PlacementNote
+
+    callbacks: list[Any] = [
+        failures.FailureNotice(run, settings),
+        failures.KillGroupOnFailure(),
+        failures.DisableRayCheckpointState(),
+    ]
+    if is_elastic:
+        callbacks.append(Elastic(run, settings.workers.hang_timeout_s))
+    if ray.get_runtime_context().get_actor_id():  # a trial's process
+        callbacks.append(PlacementNote(run.local))
+    return callbacks
+
+
+def recorded(error: Exception, run: RunStorage) -> Exception:
+    """Write why Ray Train ended a run into errors.log; return what to raise for it."""
+    from ray.train import WorkerGroupError
+
+    if not isinstance(error, WorkerGroupError):  # which FailureNotice has written down
+        cause = getattr(error, "controller_failure", error)
+        with contextlib.suppress(OSError):
+            (run / runs.ERRORS).append("".join(format_exception(cause)).encode())
+    see = (run / runs.ERRORS).display_name
+    return as_our_error(error, "run", f"; see {see}")
 
 
 def with_threads(settings: TrainSettings) -> TrainSettings:
@@ -260,14 +297,14 @@ def with_threads(settings: TrainSettings) -> TrainSettings:
     return with_changes(settings, {"device.threads": threads})
 
 
-def check_room(settings: TrainSettings, workers: int, what: str, have: int) -> None:
-    """Say so if not all workers find a place: Ray would wait for one without a word."""
+def check_room(settings: TrainSettings, workers: int, resource: str, have: int) -> None:
+    """Report that not all workers find a place: Ray would wait for it in silence."""
     if workers <= have:
         return
     if not is_embedded():
-        say(f"{workers} workers want a {what} each, the cluster has {have}: waiting")
+        say(f"{workers} workers want a {resource} each, the cluster has {have}: waiting")
     else:
-        raise UserError(f"--num_workers={workers}: this machine has {have} {what}(s), one each")
+        raise UserError(f"--num_workers={workers}: this machine has {have} {resource}(s), one each")
 
 
 def forget(run: RunStorage) -> None:

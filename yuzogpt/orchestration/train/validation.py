@@ -1,8 +1,7 @@
-"""Benchmarks beside the training: Ray Train's asynchronous validation.
+"""Benchmarks beside the training (`--eval_tasks`): Ray Train's asynchronous validation.
 
-In: the exams of `--eval_tasks`. Out: for each checkpoint that a worker reports with metrics, one
-task, one at a time, on what the workers leave free. The workers do not wait for it; the command
-does, at its end.
+Each checkpoint that a worker reports with metrics is evaluated in one task, one at a time, on what
+the workers leave free. The workers do not wait for it; the command does, at its end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,17 +21,17 @@ from yuzogpt.orchestration.causes import cause_of
 def validation(
     settings: TrainSettings, exams: Mapping[str, PreparedTask], cores: int, gpus: int
 ) -> ValidationConfig | None:
-    """Return how checkpoints are evaluated; None: not at all. `cores`, `gpus`: no worker's."""
+    """Return how checkpoints are evaluated; None: not at all. `cores`, `gpus`: left free."""
     if not exams:
         return None
-    gpu = gpus > 0 and settings.device.device != "cpu"
-    threads = max(1, cores)  # one, where the workers have all: they come first
+    use_gpu = gpus > 0 and settings.device.device != "cpu"
+    threads = max(1, cores)  # one if the workers have all: they come first
     device = settings.device.model_copy(
-        update={"device": "cuda" if gpu else "cpu", "dtype": "float32", "threads": threads}
+        update={"device": "cuda" if use_gpu else "cpu", "dtype": "float32", "threads": threads}
     )
-    # No cores are asked for: Ray looks for the node that is least at work anyway, and would wait
-    # for ever for cores that were lost with a node.
-    resources = {"num_cpus": 0, "num_gpus": 1 if gpu else 0, "max_retries": 0}
+    # No cores are asked for: Ray chooses the least busy node anyway, and would wait forever for
+    # cores that were lost with a node.
+    resources = {"num_cpus": 0, "num_gpus": 1 if use_gpu else 0, "max_retries": 0}
     return ValidationConfig(
         fn=partial(
             validate,
@@ -51,20 +50,20 @@ def validate(
     device: DeviceSettings,
     resources: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Evaluate the checkpoint of that name in a task of its own, whose death Ray Train never sees.
+    """Evaluate the checkpoint of that name in a task of its own.
 
-    It would end the run for that.
+    If the task dies, Ray Train does not see it: it would end the run.
     """
     task = ray.remote(**resources)(evaluate_checkpoint)
     try:
-        figures: dict[str, Any] = ray.get(task.remote(name, out_dir, exams, device))
+        metrics: dict[str, Any] = ray.get(task.remote(name, out_dir, exams, device))
     except RayError as error:
         record_failure(name, out_dir, exams, cause_of(error))
         return {}
-    return figures
+    return metrics
 
 
-def free_on_one(cores: Sequence[int], taken: int) -> int:
-    """Return how many cores one of the nodes has free, wherever the workers have theirs."""
+def free_cores_on_a_node(cores: Sequence[int], taken: int) -> int:
+    """Return how many cores are free on one node, wherever the workers are."""
     levels = range(max(cores, default=0))
     return next((n for n in levels if sum(max(0, c - n) for c in cores) <= taken), len(levels))

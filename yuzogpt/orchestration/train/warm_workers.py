@@ -1,10 +1,8 @@
-"""Spare workers: processes that stand ready, so that a worker that died is replaced in seconds.
+"""Warm workers: idle processes, so that a worker that died is replaced in seconds.
 
-In: the workers of a run that trains. Out: as many idle processes beside them, with everything
-imported that takes its time (torch, FSDP, Ray Train), which is most of what a new worker waits for.
-They wait in a system call until they are wanted: Ray's own loop wakes up a hundred times a second.
-Ray has no public way for this, so nothing depends on it: if it fails, workers start as they always
-do.
+Each training worker gets one beside it, which has imported torch, FSDP and Ray Train: most of what
+a new worker waits for. They wait in a system call until they are needed, because Ray's own loop
+wakes up 100 times a second. Ray has no public way for this. If it fails, workers start as usual.
 """
 
 import contextlib
@@ -16,96 +14,87 @@ from typing import Any
 
 import ray
 
-from yuzogpt.orchestration.callbacks import WorkerGroupCallback
 from yuzogpt.orchestration.embedded import private_directory
+from yuzogpt.orchestration.ray_internals import (
+    callback_base,
+    prestart_workers,
+    process_setup_hook,
+    worker_nodes,
+)
 
-READY_AFTER = 20.0  # seconds of training, so that the start of a run is not slowed down
-ANSWERED_WITHIN = 0.5  # seconds; the first worker was asked READY_AFTER seconds before
-KEPT_FOR = 10**7  # seconds
-NEEDED = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
+WARM_UP_AFTER_S = 20.0  # of training, so that the start of a run is not slowed down
+REPLY_TIMEOUT_S = 0.5  # the first worker was asked WARM_UP_AFTER_S before
+KEEP_ALIVE_S = 10**7
+IMPORTS = ("ray.train.torch", "torch.distributed.fsdp", "yuzogpt.training.launch")
 
-# Ray calls a function of this name in each new worker process, before it has work.
-HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.stand_ready"}
 LOCK = "spares.lock"  # in the private directory of an embedded Ray
 
 
+def setup_hook() -> dict[str, str]:
+    """Return the variables with which worker processes wait until they are needed."""
+    return process_setup_hook(f"{__name__}.{wait_until_needed.__name__}")
+
+
 def wait_until_needed() -> None:
-    """Import what every training worker imports; wait while no worker is wanted."""
-    for name in NEEDED:
+    """Import what every training worker imports; wait while no worker is needed."""
+    for name in IMPORTS:
         with contextlib.suppress(ImportError):
             import_module(name)
     with contextlib.suppress(OSError), (private_directory() / LOCK).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 
-class WarmWorkers(WorkerGroupCallback):  # type: ignore[misc]
-    """Runs in the command's process, which holds the lock while no worker is wanted."""
+class WarmWorkers(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
+    """Runs in the command's process, which holds the lock while no worker is needed."""
 
     def __init__(self) -> None:
-        """There are no workers yet."""
         self.group: Any = None
-        self.made_for: Any = None  # the answer that the first worker owes us
+        self.runtime_env: Any = None  # reference to the first worker's reply
         self.trains_since = 0.0
         self.lock = (private_directory() / LOCK).open("w")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers get a copy, with all that was set for their run, and make no use of it."""
+        """Return nothing: workers get a copy of the run's settings, and do not use this."""
         return {}
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """Remember the workers, and since when they train."""
-        with contextlib.suppress(BlockingIOError):  # by a process that stands still, say
+        with contextlib.suppress(BlockingIOError):  # a stopped process may hold it
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.group, self.trains_since = worker_group, time.monotonic()
         with contextlib.suppress(Exception):
-            self.made_for = worker_group.execute_single_async(0, runtime_environment)
+            self.runtime_env = worker_group.execute_single_async(0, runtime_environment)
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """Workers are wanted, also where those before were not ended in good order."""
+        """Release the waiting processes, even if the previous workers did not end cleanly."""
         fcntl.flock(self.lock, fcntl.LOCK_UN)
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Forget the workers; others may be wanted."""
+        """Forget the workers; others may be needed."""
         fcntl.flock(self.lock, fcntl.LOCK_UN)
         self.group = None
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Start spares once the workers have trained for a while."""
+        """Start warm workers once the workers have trained for a while."""
         if worker_group_status.errors:
             self.group = None
-        if self.group and time.monotonic() - self.trains_since > READY_AFTER:
+        if self.group and time.monotonic() - self.trains_since > WARM_UP_AFTER_S:
             with contextlib.suppress(Exception):
-                # Not waited for: a worker that stands still would hold up the controller for ever.
-                start_spares(self.group, ray.get(self.made_for, timeout=ANSWERED_WITHIN))
+                # With a timeout: a stopped worker would block the controller forever.
+                start_warm_workers(self.group, ray.get(self.runtime_env, timeout=REPLY_TIMEOUT_S))
             self.group = None
 
 
 def runtime_environment() -> str:
-    """Return what this process was made for: it serves no work with another."""
+    """Return this process's runtime environment: it takes no work with another one."""
     return str(ray.get_runtime_context().get_runtime_env_string())
 
 
-def start_spares(group: Any, made_for: str) -> None:
-    """Ask each node for as many processes as it has workers, made like them."""
-    for node_id, count in Counter(w.metadata.node_id for w in group.get_workers()).items():
-        start_processes(node_id, count, made_for)
-
-
-def start_processes(node_id: str, count: int, made_for: str) -> None:
-    """Ask a node for so many worker processes; what work they are for, says the environment."""
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
-
-    node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
-    request = node_manager_pb2.PrestartWorkersRequest(
-        language=common_pb2.PYTHON,
-        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-        keep_alive_duration_secs=KEPT_FOR,
-        num_workers=count,
-    )
-    request.runtime_env_info.serialized_runtime_env = made_for
-    request.runtime_env_info.runtime_env_config.setup_timeout_seconds = 600
-    request.runtime_env_info.runtime_env_config.eager_install = True
-    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
-        stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
-        stub.PrestartWorkers(request, timeout=10)
+def start_warm_workers(group: Any, runtime_env: str) -> None:
+    """Ask each node for as many processes as it has workers, with the same environment."""
+    nodes = {node["NodeID"]: node for node in ray.nodes()}
+    job_id = ray.get_runtime_context().get_job_id()
+    for node_id, count in Counter(worker_nodes(group)).items():
+        node = nodes[node_id]
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        prestart_workers(address, job_id, count, runtime_env, KEEP_ALIVE_S)

@@ -6,14 +6,14 @@ from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.storage.run_storage import WORKER, open_storage
 
-# What a worker may end in, besides its end.
-ENDS_IN: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
+# Errors that a worker returns: raised again by the command.
+RETURNED_ERRORS: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
 
 
 def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
-    """Do one worker's part; return how it ended, and why.
+    """Train as one worker; return how it ended, and why.
 
-    What would only come again is returned, not raised: Ray would start the workers again.
+    Errors that would come again are returned, not raised: Ray would restart the workers.
     """
     import ray.train
 
@@ -21,7 +21,7 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         PAUSES,
         answer_pause,
         preemption,
-        wait_for_the_end,
+        wait_to_be_ended,
     )
     from yuzogpt.orchestration.train.reports import Reports
     from yuzogpt.runs.stop_request import StopRequest, stop_source
@@ -38,14 +38,14 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     settings = TrainSettings.model_validate(config["settings"])
     reports = Reports(evaluates=bool(settings.evaluation.eval_tasks))
     run = open_storage(settings.run.out_dir, WORKER)
-    # A user's wish comes before the launcher's.
+    # A user's request comes before the launcher's.
     stop = StopRequest(*([stop_source(run)] if world.rank == 0 else []), preemption)
     try:
         reason = work(settings, world, reports, None, stop, is_restarted=True)
-    except tuple(ENDS_IN.values()) as error:
+    except tuple(RETURNED_ERRORS.values()) as error:
         return type(error).__name__, str(error)
     if reason in PAUSES:
-        wait_for_the_end(run, reason, world.rank)
-    # The controller may ask for a pause still, and takes no report until it has an answer.
+        wait_to_be_ended(run, reason, world.rank)
+    # The controller may still ask for a pause, and takes no report until it has an answer.
     reports.finish(meanwhile=lambda: answer_pause(run, world.rank))
     return "ended", reason

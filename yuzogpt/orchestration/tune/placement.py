@@ -1,9 +1,8 @@
-"""The room of a trial's workers, which is given back when the trial's process was killed.
+"""Removes the placement group of a trial's workers if the trial's process was killed.
 
-In: a trial that trains with several workers. Out: a note of their placement group in its directory,
-and its removal. Ray keeps one that an actor made until the whole command ends. What Ray Train has
-for it asks the server behind a dashboard, which an embedded Ray does without. A process that is
-killed in the seconds in which its workers start has made no note yet.
+A trial with several workers notes their group in its directory. Ray keeps a group that an actor
+made until the whole command ends; Ray Train's own cleaner asks the dashboard's server, which an
+embedded Ray does not have. A process that is killed while its workers start has made no note yet.
 """
 
 import contextlib
@@ -14,14 +13,14 @@ from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from yuzogpt.errors import UserError
-from yuzogpt.orchestration.callbacks import WorkerGroupCallback
+from yuzogpt.orchestration.ray_internals import callback_base, placement_group_id
 from yuzogpt.storage.untrusted import read_file
 
 NOTE = ".placement_group"
 MAX_NOTE_BYTES = 1000
 
 
-class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
+class PlacementNote(callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Keeps the note, in the trial's process."""
 
     def __init__(self, run: Path) -> None:
@@ -29,20 +28,19 @@ class PlacementNote(WorkerGroupCallback):  # type: ignore[misc]
         self.note = run / NOTE
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Note where the workers are."""
-        with contextlib.suppress(AttributeError):  # where Ray's names are others
-            state = worker_group.get_worker_group_state()
-            self.note.write_text(state.placement_group_handle.placement_group.id.hex())
+        """Note the workers' placement group."""
+        if group_id := placement_group_id(worker_group):
+            self.note.write_text(group_id)
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
-        """Ray Train has removed it."""
+        """Delete the note: Ray Train has removed the group."""
         self.note.unlink(missing_ok=True)
 
 
-def give_back(run: Path) -> None:
+def remove_placement_group_of(run: Path) -> None:
     """Remove the placement group of a trial whose process is gone, or is about to go."""
     for note in run.rglob(NOTE):  # also of its score, which is a run of its own
         with contextlib.suppress(OSError, ValueError, UserError):  # gone, or damaged
-            of_workers = PlacementGroupID.from_hex(read_file(note, MAX_NOTE_BYTES).decode())
-            remove_placement_group(PlacementGroup(of_workers))
+            group_id = PlacementGroupID.from_hex(read_file(note, MAX_NOTE_BYTES).decode())
+            remove_placement_group(PlacementGroup(group_id))
             note.unlink()

@@ -1,12 +1,12 @@
-"""What a sweep's searcher offers to Ray Tune: the next trial, and what is told to it."""
+"""The interface between a sweep's search and Ray Tune: the next trial, and how one ended."""
 
 from typing import Protocol
 
 from yuzogpt.tuning.trials import Trial
 
-# Seconds that a stopped trial has for its end before its process goes, and the trial that was to
-# follow in it with it: a checkpoint of GPT-2 XL, 19 GB, is written, read back, and hashed.
-ENDS_WITHIN = 1800
+# Time that a stopped trial has for its end before its process is killed, and with it the trial that
+# would follow there: a checkpoint of GPT-2 XL, 19 GB, is written, read back, and hashed.
+STOP_TIMEOUT_S = 1800
 LOSS, STEP = "best_val_loss", "step"
 
 
@@ -21,4 +21,4 @@ class Source(Protocol):
         """Return the next trial; None when all were given out."""
 
     def tell(self, name: str, loss: float | None) -> None:
-        """Record how a trial ended: its best loss, None if it failed."""
+        """Note how a trial ended."""

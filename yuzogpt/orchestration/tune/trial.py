@@ -1,7 +1,4 @@
-"""One trial, in a process of Ray Tune's: it trains here, or with a TorchTrainer's workers.
-
-In: the trial's directory, as the sweep made it. Out: reports to Tune, and the trial's run.
-"""
+"""One trial, in a process of Ray Tune's: it trains here, or with a TorchTrainer's workers."""
 
 import contextlib
 import gc
@@ -13,20 +10,21 @@ from typing import Any
 
 from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.errors import InUse, RunFailed, UserError
-from yuzogpt.orchestration.tune.source import ENDS_WITHIN, LOSS, STEP
+from yuzogpt.orchestration.environment import TUNE_STOP_TIMEOUT_S
+from yuzogpt.orchestration.tune.source import LOSS, STEP, STOP_TIMEOUT_S
 from yuzogpt.runs.event_log import Listener
 from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.tuning.sweep import Sweep, workers_of
 from yuzogpt.tuning.trials import Trial, fail_before_start, run_trial, score_trial
 
-HELD_WITHIN = 30.0  # seconds; a lease without a heartbeat expires after 10
+LEASE_TIMEOUT_S = 30.0  # a lease without a heartbeat expires after 10 s
 WORKER_CPUS = 0.9  # of each of several workers: the rest is left for the trial's own process
 
 
 def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str, Any]], None]:
     """Return what Tune calls for each trial.
 
-    `threads`: of each worker; `scored`: to look, at the end, at what no search has seen.
+    `threads`: of each worker; `scored`: evaluate, at the end, on data that no search has seen.
     """
 
     def run(config: dict[str, Any]) -> None:
@@ -36,19 +34,19 @@ def trainable(sweep: Sweep, threads: int, *, scored: bool) -> Callable[[dict[str
                 f"{config['directory']} is not there on {os.uname().nodename}: choose an --out_dir "
                 "on storage that all nodes share"
             )
-        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN)
+        os.environ[TUNE_STOP_TIMEOUT_S] = str(STOP_TIMEOUT_S)
         try:
             settings = sweep.trial_settings(trial)
         except UserError as error:
             fail_before_start(trial, str(error), Reports())
             return
         settings = with_changes(settings, {"device.threads": threads})
-        goes_on = run_trial(settings, trial, Reports(), train)
+        continues = run_trial(settings, trial, Reports(), train)
         if scored:
             score_trial(settings, trial.directory, train)
-        make_room()
-        if not goes_on:
-            raise SystemExit(0)  # what Tune takes for the end of a trial that it has stopped
+        free_memory()
+        if not continues:
+            raise SystemExit(0)  # by which Tune knows the end of a trial that it has stopped
 
     return run
 
@@ -57,7 +55,7 @@ class Reports:
     """Hands the steps and losses of a trial to Tune."""
 
     def __call__(self, step: int, loss: float) -> bool:
-        """Wait for Tune's decision; tell whether the trial is to go on."""
+        """Report to Tune; return whether it lets the trial continue."""
         from ray import tune
 
         try:
@@ -84,11 +82,11 @@ def train(settings: TrainSettings, listener: Listener) -> str | None:
 
 @contextlib.contextmanager
 def held(settings: TrainSettings) -> Iterator[RunStorage]:
-    """Hold the trial's directory; wait for a process of an earlier attempt that is about to go."""
+    """Hold the trial's directory; wait for the process of an earlier attempt to end."""
     from yuzogpt import runs
 
     with contextlib.ExitStack() as stack:
-        deadline = time.monotonic() + HELD_WITHIN
+        deadline = time.monotonic() + LEASE_TIMEOUT_S
         while True:
             try:
                 run = stack.enter_context(runs.hold_run_dir(settings))
@@ -100,8 +98,8 @@ def held(settings: TrainSettings) -> Iterator[RunStorage]:
         yield run
 
 
-def make_room() -> None:
-    """Give back the memory of a trial: the next one may come in this process."""
+def free_memory() -> None:
+    """Free the memory of a trial: the next one may run in this process."""
     import torch
 
     gc.collect()

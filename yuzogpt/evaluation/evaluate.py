@@ -30,8 +30,8 @@ from yuzogpt.evaluation.shards import (
     weights_hash,
 )
 from yuzogpt.runs.requirements import check_writable
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 
 # Scores shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]
@@ -105,7 +105,7 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = compute_here) -> 
     }
     all_shards = [shard for of_task in shards.values() for shard in of_task]
     directory.mkdir(parents=True, exist_ok=True)
-    with Lease(directory):
+    with Lease(LocalStorage(directory)):
         missing = all_shards
         if not settings.evaluated.overwrite:
             missing = missing_shards(directory, all_shards)
@@ -152,7 +152,7 @@ def scoring_job(evaluation: Evaluation, task: str, weights: str) -> ScoringJob:
     settings, checkpoint = evaluation.settings, evaluation.reference.checkpoint
     return ScoringJob(
         # The checkpoint, not the run: the run's best checkpoint may change meanwhile.
-        model=mirrors.name_of(checkpoint.directory) if checkpoint else evaluation.reference.name,
+        model=checkpoint.storage.display_name if checkpoint else evaluation.reference.name,
         weights=weights,
         task=task,
         protocol=settings.benchmarks.protocol,

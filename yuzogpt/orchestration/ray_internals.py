@@ -27,6 +27,8 @@ POLICY = f"{EXECUTION}.scaling_policy:FixedScalingPolicy"
 CURRENT_ACTOR = "ray.runtime_context:RuntimeContext.current_actor"
 RPC = "ray.core.generated"
 
+from yuzogpt.console.terminal import say
+
 logger = logging.getLogger("yuzogpt")
 
 
@@ -369,9 +371,9 @@ def serve_address() -> tuple[str, int] | None:
 def main() -> None:
     """Print which private names this Ray has, and what is lost without the others."""
     for feature in FEATURES.values():
-        print(f"{feature.use}; without: {feature.loss}")
+        say(f"{feature.use}; without: {feature.loss}")
         for name in feature.names:
-            print(f"  {'missing' if resolve(name) is MISSING else 'there':8}{name}")
+            say(f"  {'missing' if resolve(name) is MISSING else 'there':8}{name}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import is_pattern, scheme_of
 from yuzogpt.storage.lease import Lease
 from yuzogpt.storage.paths import is_within
+from yuzogpt.storage.run_storage import LocalStorage
 
 
 class Workers(Protocol):
@@ -206,7 +207,7 @@ def run_units(planned: Plan, workers: Workers) -> None:
 def sweep(directory: Path) -> None:
     """Delete the staging directory of a command that was killed after its commit."""
     if (directory / blocks.STAGING).exists():
-        with Lease(directory):
+        with Lease(LocalStorage(directory)):
             blocks.clear_staging(directory)
 
 

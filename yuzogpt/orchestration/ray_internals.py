@@ -16,6 +16,8 @@ from importlib import import_module
 from inspect import isfunction, unwrap
 from typing import Any, NamedTuple
 
+from yuzogpt.console.terminal import say
+
 WITHOUT = "YUZOGPT_WITHOUT_RAY_INTERNALS"
 MISSING = object()
 EXECUTION = "ray.train.v2._internal.execution"
@@ -26,8 +28,6 @@ CONTROLLER = f"{EXECUTION}.controller:TrainController"
 POLICY = f"{EXECUTION}.scaling_policy:FixedScalingPolicy"
 CURRENT_ACTOR = "ray.runtime_context:RuntimeContext.current_actor"
 RPC = "ray.core.generated"
-
-from yuzogpt.console.terminal import say
 
 logger = logging.getLogger("yuzogpt")
 

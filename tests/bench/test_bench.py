@@ -104,7 +104,7 @@ def test_a_person_gets_a_table(here, capsys, monkeypatch):
     ("flags", "words"),
     [
         ("--launchers=mpi", "unknown; known: bare, torchrun, ray"),
-        ("--world_sizes=0", "at least one worker"),
+        ("--world_sizes=0", "world_sizes of 1 or more"),
         ("--world_sizes=two", "valid integer"),
         ("--n_head=3", "not a multiple of n_head"),
         ("--synthetic=False", "no prepared corpus here"),

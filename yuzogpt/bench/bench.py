@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from yuzogpt import runs
@@ -219,22 +218,21 @@ def show(results: dict[str, Any], output: str) -> None:
 
 def build_table(rows: list[dict[str, Any]]) -> Table:
     """Return the rows as a table."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    table.add_column("launcher")
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
     reference = min(rows, key=lambda row: row["workers"])  # the first with the fewest workers
+    cells = []
     for row in rows:
         ideal = reference["tokens_per_second"] * row["devices"] / reference["devices"]
         memory = row["memory_bytes"]
-        table.add_row(
-            row["launcher"],
-            str(row["workers"]),
-            f"{row['ms_per_step']:,.1f}",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['tokens_per_second'] / ideal:.2f}",
-            f"{row['mfu']:.1%}",
-            f"{row['seconds_to_first_step']:.1f} s",
-            "" if memory is None else f"{memory / 2**20:,.0f} MiB",
+        cells.append(
+            (
+                row["launcher"],
+                str(row["workers"]),
+                f"{row['ms_per_step']:,.1f}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['tokens_per_second'] / ideal:.2f}",
+                f"{row['mfu']:.1%}",
+                f"{row['seconds_to_first_step']:.1f} s",
+                "" if memory is None else f"{memory / 2**20:,.0f} MiB",
+            )
         )
-    return table
+    return terminal.table(("launcher", *COLUMNS), cells, numeric=COLUMNS)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from yuzogpt.console import terminal
 from yuzogpt.console.terminal import say
@@ -135,14 +133,10 @@ def check_same_model(directory: Path, name: str) -> None:
 def show(results: Sequence[Result]) -> None:
     """Print a row for each metric, with the published figures if there are any."""
     console = terminal.console(TABLE_WIDTH)
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for name in ("task", "protocol", "metric", "this model", "counted", *SIZES):
-        is_number = name in ("this model", "counted", *SIZES)
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
-    for result in results:
-        for metric in result.metrics:
-            table.add_row(*table_row(result, metric))
-    console.print(table)
+    numeric = ("this model", "counted", *SIZES)
+    columns = ("task", "protocol", "metric", *numeric)
+    rows = [table_row(result, metric) for result in results for metric in result.metrics]
+    console.print(terminal.table(columns, rows, numeric=numeric, no_wrap=columns))
     for result in results:
         if result.notes.get("protocol") == "paper" and not result.notes.get("published", True):
             console.print(

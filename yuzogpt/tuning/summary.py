@@ -2,7 +2,6 @@
 
 import math
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from yuzogpt.console import terminal
@@ -37,13 +36,12 @@ def show(sweep: Sweep, outcome: Outcome) -> None:
 def comparison_table(outcome: Outcome) -> Table:
     """Return the table of default against tuned, with fresh seeds."""
     title = "the second half of the val split, which the search never saw"
-    table = Table(box=SIMPLE_HEAD, show_edge=False, title=title, title_justify="left")
-    for column in ("", "val loss", "spread", "seeds"):
-        table.add_column(column, justify="right" if column else "left")
-    for side, figures in outcome["comparison"].items():
-        mean, spread = f"{figures['mean']:.4f}", f"{figures['spread']:.4f}"
-        table.add_row(side, mean, spread, str(figures["seeds"]))
-    return table
+    numeric = ("val loss", "spread", "seeds")
+    rows = [
+        (side, f"{figures['mean']:.4f}", f"{figures['spread']:.4f}", str(figures["seeds"]))
+        for side, figures in outcome["comparison"].items()
+    ]
+    return terminal.table(("", *numeric), rows, numeric=numeric, title=title)
 
 
 def margin(outcome: Outcome) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -88,26 +87,22 @@ class TrialTable:
 
     def table(self) -> Table:
         """Return one row per trial, the best one marked."""
-        table = Table(box=SIMPLE_HEAD, show_edge=False, title=self.title, title_justify="left")
         keys = list(dict.fromkeys(key for row in self.rows.values() for key in row.values))
         if self.console.width < OTHERS_WIDTH + MIN_VALUE_WIDTH * len(keys):
             keys = []
-        table.add_column("trial", no_wrap=True)
-        for key in keys:
-            table.add_column(key.partition(".")[2] or key, justify="right", overflow="fold")
-        for name in ("step", "val loss"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        sound = [row.loss for row in self.rows.values() if row.state != "failed"]
-        best = min(sound, default=math.inf)
+        numeric = [*(key.partition(".")[2] or key for key in keys), "step", "val loss"]
+        valid = [row.loss for row in self.rows.values() if row.state != "failed"]
+        best = min(valid, default=math.inf)
+        rows: list[list[str | Text]] = []
         for name, row in sorted(self.rows.items()):
             is_best = row.state != "failed" and row.loss == best < math.inf
             mark = " *" if is_best else "  "
             cells = [name, *(format_value(row.values.get(key)) for key in keys)]
             cells += [f"{row.step}/{self.max_iters}", format_value(row.loss) + mark]
-            state = Text(row.state, style=STYLES.get(row.state, ""))
-            table.add_row(*(Text(cell) for cell in cells), state)
-        return table
+            rows.append([*cells, Text(row.state, style=STYLES.get(row.state, ""))])
+        no_wrap = ("trial", "step", "val loss", "state")
+        columns = ("trial", *numeric, "state")
+        return terminal.table(columns, rows, numeric=numeric, no_wrap=no_wrap, title=self.title)
 
 
 def format_value(value: Any) -> str:

@@ -41,6 +41,7 @@ from yuzogpt.runtime.cores import available_cores
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.checkpointer import AsyncCheckpointer
 from yuzogpt.training.hooks import LoopHooks
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
@@ -78,7 +79,7 @@ class Training:
     def saver(self, run: Path, log: MetricsLog | None) -> AsyncCheckpointer:
         """Return a checkpointer as the loop makes it, before its first step."""
         idle = Watchdog(World(), 100, lambda _: None)
-        hooks = LoopHooks(run, lambda *_: None, lambda: None, StopRequest(), idle)
+        hooks = LoopHooks(LocalStorage(run), lambda *_: None, lambda: None, StopRequest(), idle)
         settings = CheckpointSettings()
         return AsyncCheckpointer(
             settings, World(), self.model, self.optimizer, b"{}", log, hooks, None
@@ -136,7 +137,7 @@ class Rounds:
     def __init__(self, training: Training, run: Path, steps: int) -> None:
         """`steps`: without a write, in each round."""
         self.training, self.run, self.steps = training, run, steps
-        self.log = MetricsLog(run / "metrics.jsonl", -1, None)
+        self.log = MetricsLog(LocalStorage(run / "metrics.jsonl"), -1, None)
         self.copy = Copy(training.tensors())
         self.copies: list[float] = []
         self.stalls: list[float] = []

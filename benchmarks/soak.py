@@ -37,6 +37,7 @@ from yuzogpt import checkpoints, runs
 from yuzogpt.report.history import History
 from yuzogpt.report.summary import Summary, summarize
 from yuzogpt.runs.event_log import Follower, Record, read_records
+from yuzogpt.storage.run_storage import LocalStorage
 
 FLAGS = (
     "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --dropout=0.1 --batch_size=8 "
@@ -63,7 +64,7 @@ class Run:
         self.environment.pop("RAY_ADDRESS", None)
         self.printed = (work / f"{name}.txt").open("ab")
         self.records: list[Record] = []
-        self.follower = Follower(self.out_dir / runs.METRICS, self.records.append)
+        self.follower = Follower(LocalStorage(self.out_dir / runs.METRICS), self.records.append)
         self.start()
 
     def start(self) -> None:

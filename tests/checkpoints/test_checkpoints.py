@@ -14,6 +14,7 @@ from yuzogpt import checkpoints
 from yuzogpt.checkpoints.format import CorruptCheckpoint, State
 from yuzogpt.checkpoints.safetensors_file import write_tensors
 from yuzogpt.errors import UserError
+from yuzogpt.storage.run_storage import LocalStorage
 
 TENSORS = {"w": torch.arange(1000.0)}
 
@@ -26,7 +27,7 @@ def write(run, step, loss=1.0, windows=24):
 
 def test_round_trip(tmp_path):
     written = write(tmp_path, 5)
-    found = checkpoints.newest(tmp_path, pytest.fail)
+    found = checkpoints.newest(LocalStorage(tmp_path), pytest.fail)
     assert found == written
     assert found.state.rows_seen == 60
     assert torch.equal(dict(found.tensors("model"))["w"], TENSORS["w"])
@@ -54,35 +55,36 @@ def empty(path):
 def test_damage_falls_back_to_the_one_before(tmp_path, damage, file):
     older, newer = write(tmp_path, 5), write(tmp_path, 10)
     damage(newer.directory / file)
-    told = []
-    assert checkpoints.newest(tmp_path, lambda path, why: told.append((path, why))) == older
-    assert told[0][0] == newer.directory
-    aside = checkpoints.quarantine(newer.directory)
-    assert aside.name == "broken-step-10-0"
+    corrupt = []
+    run = LocalStorage(tmp_path)
+    assert checkpoints.newest(run, lambda *arguments: corrupt.append(arguments)) == older
+    assert corrupt[0][0] == newer.storage
+    assert checkpoints.quarantine(newer.storage) == "broken-step-10-0"
+    assert (tmp_path / "checkpoints" / "broken-step-10-0").is_dir()
     assert checkpoints.candidates(tmp_path) == [older.directory]
 
 
 def test_what_the_disk_gives_back_otherwise_gets_no_name(tmp_path):
     older = write(tmp_path, 5)
-    temporary = checkpoints.begin(tmp_path, 10)
-    digest = write_tensors(temporary / "model.safetensors", TENSORS, TENSORS.values())
-    flip(temporary / "model.safetensors")
+    temporary = checkpoints.begin(LocalStorage(tmp_path), 10)
+    digest = write_tensors(temporary.local / "model.safetensors", TENSORS, TENSORS.values())
+    flip(temporary.local / "model.safetensors")
     with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors does not have"):
         checkpoints.commit(
             temporary, replace(older.state, step=10), b"{}",
             {"model.safetensors": digest}, {"model.safetensors": ["w"]},
         )  # fmt: skip
     assert checkpoints.candidates(tmp_path) == [older.directory]
-    assert checkpoints.newest(tmp_path, pytest.fail) == older
+    assert checkpoints.newest(LocalStorage(tmp_path), pytest.fail) == older
 
 
 def test_prune_keeps_the_best_and_the_successor(tmp_path):
     for step, loss in ((5, 2.0), (10, 1.0), (15, 3.0)):
         write(tmp_path, step, loss)
-    checkpoints.prune(tmp_path, write(tmp_path, 20, 2.5), keep_last=1, keep_best=1)
+    checkpoints.prune(LocalStorage(tmp_path), write(tmp_path, 20, 2.5), keep_last=1, keep_best=1)
     assert [checkpoints.step_of(path) for path in checkpoints.candidates(tmp_path)] == [10, 20]
-    assert checkpoints.best(tmp_path, pytest.fail).state.step == 10
-    assert checkpoints.newest(tmp_path, pytest.fail).state.step == 20
+    assert checkpoints.best(LocalStorage(tmp_path), pytest.fail).state.step == 10
+    assert checkpoints.newest(LocalStorage(tmp_path), pytest.fail).state.step == 20
 
 
 def test_prune_keeps_a_best_that_the_newest_does_not_compare_with(tmp_path):
@@ -90,22 +92,24 @@ def test_prune_keeps_a_best_that_the_newest_does_not_compare_with(tmp_path):
     for step, loss in ((5, 2.0), (10, 1.0), (15, 3.0)):
         write(tmp_path, step, loss)
     write(tmp_path, 20, 1.5, windows=12)
-    checkpoints.prune(tmp_path, write(tmp_path, 25, 4.0, windows=12), keep_last=1, keep_best=1)
+    checkpoints.prune(
+        LocalStorage(tmp_path), write(tmp_path, 25, 4.0, windows=12), keep_last=1, keep_best=1
+    )
     assert [checkpoints.step_of(path) for path in checkpoints.candidates(tmp_path)] == [10, 20, 25]
-    assert checkpoints.best(tmp_path, pytest.fail).state.step == 20
+    assert checkpoints.best(LocalStorage(tmp_path), pytest.fail).state.step == 20
 
 
 def test_a_corrupt_best_is_not_loaded(tmp_path):
     write(tmp_path, 5, 1.0)
     write(tmp_path, 10, 2.0)
     flip(tmp_path / "checkpoints" / "step-5" / "model.safetensors")
-    found = checkpoints.find(str(tmp_path))
+    found = checkpoints.find(LocalStorage(tmp_path))
     assert found.state.step == 10
     flip(tmp_path / "checkpoints" / "step-10" / "model.safetensors")
     with pytest.raises(UserError, match="no checkpoint is whole"):
-        checkpoints.find(str(tmp_path))
+        checkpoints.find(LocalStorage(tmp_path))
     with pytest.raises(UserError, match="corrupt checkpoint"):
-        checkpoints.find(str(tmp_path / "checkpoints" / "step-10"))
+        checkpoints.find(LocalStorage(tmp_path / "checkpoints" / "step-10"))
 
 
 def test_one_that_its_run_deletes_while_it_is_read_is_not_corrupt(tmp_path, monkeypatch, capfd):
@@ -119,7 +123,7 @@ def test_one_that_its_run_deletes_while_it_is_read_is_not_corrupt(tmp_path, monk
         return real(path)
 
     monkeypatch.setattr(checkpoints.format, "sha256", prune)
-    assert checkpoints.find(str(tmp_path)).state.step == 10
+    assert checkpoints.find(LocalStorage(tmp_path)).state.step == 10
     assert "corrupt" not in capfd.readouterr().err
 
 
@@ -128,22 +132,23 @@ def test_another_format_is_refused(tmp_path):
     manifest = json.loads((directory / "manifest.json").read_text())
     (directory / "manifest.json").write_text(json.dumps({**manifest, "format": 3}))
     with pytest.raises(UserError, match="format 3, written by another version"):
-        checkpoints.newest(tmp_path, pytest.fail)  # it is not corrupt, and not set aside
+        # It is not corrupt, and not quarantined.
+        checkpoints.newest(LocalStorage(tmp_path), pytest.fail)
 
 
 def test_a_state_with_more_in_it_is_read(tmp_path):
-    directory = write(tmp_path, 5).directory
-    state = json.loads((directory / "state.json").read_text())
-    (directory / "state.json").write_text(json.dumps({**state, "of_a_later_version": 1}))
-    assert checkpoints.read(directory).state.step == 5
+    written = write(tmp_path, 5)
+    path = written.directory / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_a_later_version": 1}))
+    assert checkpoints.read(written.storage).state.step == 5
 
 
 def test_readers_of_weights_need_no_optimizer(tmp_path):
-    directory = write(tmp_path, 5).directory
-    (directory / "optimizer.safetensors").unlink()
-    assert checkpoints.find(str(tmp_path)).state.step == 5
+    written = write(tmp_path, 5)
+    (written.directory / "optimizer.safetensors").unlink()
+    assert checkpoints.find(LocalStorage(tmp_path)).state.step == 5
     with pytest.raises(CorruptCheckpoint, match=r"optimizer.safetensors is missing"):
-        checkpoints.verify(directory)
+        checkpoints.verify(written.storage)
 
 
 def test_best_compares_what_compares(tmp_path):
@@ -151,7 +156,7 @@ def test_best_compares_what_compares(tmp_path):
     write(tmp_path, 10, float("nan"))
     write(tmp_path, 15, 2.0)
     write(tmp_path, 20, 3.0)
-    assert checkpoints.best(tmp_path, pytest.fail).state.step == 15
+    assert checkpoints.best(LocalStorage(tmp_path), pytest.fail).state.step == 15
 
 
 KILLED_WRITER = """
@@ -159,6 +164,7 @@ import os, signal, sys
 from pathlib import Path
 from yuzogpt import checkpoints
 from tests.checkpoints.test_checkpoints import write
+from yuzogpt.storage.run_storage import LocalStorage
 run, victim = Path(sys.argv[1]), int(sys.argv[2])
 write(run, 5)
 calls, real = 0, os.fsync
@@ -169,7 +175,7 @@ def fsync(file):
     if calls == victim:
         os.kill(os.getpid(), signal.SIGKILL)
 os.fsync = fsync
-checkpoints.prune(run, write(run, 10), keep_last=1, keep_best=1)
+checkpoints.prune(LocalStorage(run), write(run, 10), keep_last=1, keep_best=1)
 print("survived")
 """
 
@@ -187,6 +193,6 @@ def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path):
     for victim, process in zip((1, 3, 5, 6, 7, 99), processes, strict=True):
         survived = b"survived" in process.communicate()[0]
         assert survived == (victim == 99)
-        found = checkpoints.newest(tmp_path / str(victim), pytest.fail)
+        found = checkpoints.newest(LocalStorage(tmp_path / str(victim)), pytest.fail)
         assert found.state.step == (10 if victim >= 7 else 5)
         assert torch.equal(dict(found.tensors("model"))["w"], TENSORS["w"])

@@ -52,6 +52,6 @@ def test_a_blob_that_repositories_share_has_another_name_of_its_own(snapshot, tm
 
 def test_a_cache_without_links_says_what_would_work(snapshot):
     (snapshot / WEIGHTS).write_bytes(CONTENT)
-    with pytest.raises(UserError, match=re.escape(f"give {snapshot} instead of {NAME}")) as told:
+    with pytest.raises(UserError, match=re.escape(f"give {snapshot} instead of {NAME}")) as raised:
         download(NAME)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)

@@ -174,3 +174,45 @@ def test_everything_that_is_printed_is_cleaned_in_one_place():
             ):
                 guilty.append(f"{path.relative_to(REPOSITORY)}:{node.lineno}")
     assert guilty == []
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [("debug", ["did", "does", "odd", "end"]), ("info", ["did", "does", "odd", "end"]),
+     ("warning", ["did", "odd", "end"]), ("error", ["did", "end"])],
+)  # fmt: skip
+def test_a_level_leaves_out_notes_and_warnings_but_no_answer(level, expected):
+    program = """if True:
+        import sys
+        from yuzogpt.console import terminal
+
+        terminal.set_log_level(sys.argv[1])
+        terminal.say("did")
+        terminal.note("does")
+        terminal.complain("odd")
+        terminal.report_error("end")
+    """
+    command = [sys.executable, "-c", program, level]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() + ended.stderr.split() == expected
+    assert "odd" not in ended.stdout
+
+
+def test_a_level_that_does_not_exist_is_a_mistake(capsys):
+    assert exit_status(["train", "--log_level=loud"]) == 2
+    assert "--log_level=loud: choose one of debug, info" in capsys.readouterr().err
+
+
+def test_another_program_silences_the_package():
+    """As it silences any library."""
+    program = """if True:
+        import logging
+        from yuzogpt.console import terminal
+
+        logging.getLogger("yuzogpt").setLevel("ERROR")
+        terminal.note("does")
+        terminal.complain("odd")
+    """
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout + ended.stderr == ""

@@ -26,6 +26,7 @@ from yuzogpt.data.preparation import readers, sources
 from yuzogpt.data.preparation.prepare import LocalWorkers, prepare
 from yuzogpt.errors import UserError
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 TEXTS = make_documents(300)
@@ -331,7 +332,7 @@ def test_a_text_file_needs_no_cluster(tmp_path):
 
 def test_a_second_writer_is_refused(tmp_path):
     source = write_parquet(tmp_path / "web", TEXTS)
-    with Lease(tmp_path / "1"), pytest.raises(UserError, match="in use by process"):
+    with Lease(LocalStorage(tmp_path / "1")), pytest.raises(UserError, match="in use by process"):
         run(source, tmp_path / "1")
 
 

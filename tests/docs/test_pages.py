@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY
 from tests.docs.pages import GENERATED, GUIDES, PAGES, README, anchors, links, name_of
 from yuzogpt.cli import VERBS
 from yuzogpt.config.resolve import help_text
+from yuzogpt.orchestration.ray_internals import FEATURES
 
 # Words that a reader of English stumbles over here.
 ODD = re.compile(r"\b(anew|goes on|whoever|in vain|foretells?|likeliest)\b", re.IGNORECASE)
@@ -63,6 +64,11 @@ def test_the_architecture_has_every_room():
     text = (REPOSITORY / "docs" / "architecture.md").read_text()
     rooms = [path.parent.name for path in (REPOSITORY / "yuzogpt").glob("*/__init__.py")]
     assert [room for room in rooms if f"| `{room}/` |" not in text] == []
+
+
+def test_the_decisions_have_every_private_feature_of_ray():
+    text = (REPOSITORY / "docs" / "decisions.md").read_text()
+    assert [name for name in FEATURES if f"| `{name}` |" not in text] == []
 
 
 def test_the_formats_have_every_kind_of_record():

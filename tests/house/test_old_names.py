@@ -48,4 +48,4 @@ def test_setting(verb, dotted):
         try:
             resolve(schema, [], [f"--{name}=no such value of any setting"])
         except Exception as error:
-            assert "unknown" not in str(error), error
+            assert "unknown setting" not in str(error), error

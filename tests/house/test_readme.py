@@ -11,7 +11,7 @@ from yuzogpt.cli import VERBS
 from yuzogpt.config.resolve import leaves
 
 FOREIGN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"}
-OWN = {"help", "dry_run", "json", "key", "search.KEY"}  # of the command itself
+OWN = {"help", "dry_run", "log_level", "json", "key", "search.KEY"}  # of the command itself
 # Ray's, benchmarks', lm-evaluation-harness's, curl's.
 OTHERS = {
     "data",

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import REPOSITORY, TINY
 from tests.training.worlds import losses, records, wait_for_start
 from yuzogpt import checkpoints, runs
+from yuzogpt.storage.run_storage import LocalStorage
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +119,7 @@ def test_a_job_loses_its_head_is_submitted_again_and_stopped(corpus_dir, tmp_pat
     assert "yuzogpt: stopped (SIGTERM) with a checkpoint" in printed
     assert printed.count("model: ") == 1
     (stopped,) = records(run, "stop")
-    assert checkpoints.newest(run, pytest.fail).state.step == stopped["step"]
+    assert checkpoints.newest(LocalStorage(run), pytest.fail).state.step == stopped["step"]
     assert not (run / runs.STOP).exists()
     assert sorted(losses(run)) == list(range(1, stopped["step"] + 1))
     assert [start["redone_steps"] > 0 for start in records(run, "start")] == [False, True]

@@ -10,7 +10,7 @@ import pytest
 
 from yuzogpt.orchestration import leftovers
 from yuzogpt.orchestration.leftovers import OWNER, PREFIX, is_left_over, make_directory, sweep
-from yuzogpt.storage.lease import this_process
+from yuzogpt.storage.lease import describe_process
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def shared(tmp_path, monkeypatch) -> Path:
 def gone() -> str:
     """The owner.json of a command that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = json.dumps(this_process(ended.pid))
+    owner = json.dumps(describe_process(ended.pid))
     ended.communicate()
     return owner
 

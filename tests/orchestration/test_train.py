@@ -38,6 +38,7 @@ from yuzogpt.orchestration.train import trainer as orchestration_train
 from yuzogpt.orchestration.train.single_node import single_node_trainer
 from yuzogpt.orchestration.train.trainer import set_environment, train_connected
 from yuzogpt.runs.stop_request import ask_to_stop
+from yuzogpt.storage.run_storage import LocalStorage
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,7 @@ def settings_for(corpus_dir, out_dir, *flags):
 
 
 def train_on_ray(settings):
-    with runs.writing(settings):
+    with runs.hold_run_dir(settings):
         train_connected(settings)
 
 
@@ -152,7 +153,7 @@ def test_a_worker_that_dies_is_replaced_by_the_spare_which_slept(
         os.kill(newest_worker(), signal.SIGKILL)
         wait_for_start(run, 2, 1)
         newest.append(newest_worker())
-        ask_to_stop(run, "seen enough")
+        ask_to_stop(LocalStorage(run), "seen enough")
 
     faults = threading.Thread(target=disturb, daemon=True)
     faults.start()
@@ -227,10 +228,10 @@ def test_a_resize_is_asked_for_until_that_can_be_written(embedded_ray, tmp_path,
         def get_metadata(self):
             return os.getpid()
 
-    monkeypatch.setattr(elastic, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(elastic, "RETRY_INTERVAL_S", 0.1)
     run = tmp_path / "run"
     run.touch()
-    resizing = elastic.Elastic(run, reply_timeout_s=60)
+    resizing = elastic.Elastic(LocalStorage(run), reply_timeout_s=60)
     resizing.workers = [ray.remote(num_cpus=0)(Worker).remote()]
     tried = threading.Event()
     ask = elastic.ask_to_stop
@@ -250,7 +251,7 @@ def test_a_resize_is_asked_for_until_that_can_be_written(embedded_ray, tmp_path,
     run.mkdir()
     wait_until((run / runs.PAUSE).exists)
     assert resize.is_alive()
-    elastic.answer_pause(run, 0)
+    elastic.answer_pause(LocalStorage(run), 0)
     resize.join(30)
     assert not resize.is_alive()
     ray.kill(resizing.workers[0])

@@ -19,6 +19,7 @@ from yuzogpt.report.summary import summarize
 from yuzogpt.runs.event_log import read_records
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.launch import work
 
 TOKENS = 1000  # of a step
@@ -305,7 +306,7 @@ def test_downsampling_keeps_a_spike_of_one_step(tmp_path):
 def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     flags = ["--max_iters=20", "--eval_interval=10"]
     settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", *flags))
-    with runs.writing(settings):
+    with runs.hold_run_dir(settings):
         work(settings, World(), lambda *_: None, None, StopRequest())
     text = report(tmp_path / "run", capsys, f"--html={tmp_path / 'elsewhere.html'}")
     assert "20 of 20" in text
@@ -316,7 +317,7 @@ def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     loss_curve.draw(records, tmp_path / "run" / runs.CURVE)
     assert (tmp_path / "run" / runs.CURVE).read_bytes().startswith(b"\x89PNG")
     report(tmp_path / "run", capsys)
-    runs.clear(tmp_path / "run")
+    runs.clear(LocalStorage(tmp_path / "run"))
     assert not (tmp_path / "run" / runs.REPORT).exists()
 
 

@@ -29,7 +29,7 @@ def train_compiled() -> Path:
 
 
 def test_a_model_is_compiled_in_the_users_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("yuzogpt.training.parallel.Trainee.load", lambda *_: None)
+    monkeypatch.setattr("yuzogpt.training.parallel.ParallelModel.load", lambda *_: None)
     found = train_compiled()
     assert found.is_relative_to(tmp_path / "cache")
     assert found.stat().st_mode & 0o777 == 0o700

@@ -121,11 +121,11 @@ def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_called_corrupt
             was_gone = asyncio.Event()
             loop = asyncio.get_running_loop()
 
-            def late(directory, **options):
-                if directory.name == "step-40":
-                    checkpoints.remove(directory)
+            def late(checkpoint, **options):
+                if checkpoint.name == "step-40":
+                    checkpoints.remove(checkpoint.local)
                     loop.call_soon_threadsafe(was_gone.set)
-                return verify(directory, **options)
+                return verify(checkpoint, **options)
 
             better = write_checkpoint(tmp_path / "elsewhere", 40, 1.5, seed=2, **SLOW)
             monkeypatch.setattr(checkpoints, "verify", late)

@@ -1,4 +1,4 @@
-"""Paths: what is the same place under another name."""
+"""Paths: the same directory under another name, and what a URI may name."""
 
 import os
 from pathlib import Path

@@ -25,6 +25,7 @@ from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
 from yuzogpt.runs.stop_request import StopRequest, read_request
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.launch import work
 
 DROPOUT = "--dropout=0.1"
@@ -43,7 +44,9 @@ def test_sigterm_leads_to_a_checkpoint_at_once_and_loses_nothing(corpus_dir, tmp
     (stop,) = records(tmp_path / "run", "stop")
     assert stop["reason"] == "SIGTERM"
     assert 60 <= stop["step"] < 120
-    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step == stop["step"]
+    assert (
+        checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail).state.step == stop["step"]
+    )
     run_world(2, settings)
     assert [start["redone_steps"] for start in records(tmp_path / "run", "start")] == [0, 0]
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
@@ -76,7 +79,7 @@ def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
     agent.communicate(timeout=60)
     stops = records(run, "stop")
     assert [stop["reason"] for stop in stops] == ["enough for today", "SIGTERM"]
-    assert checkpoints.newest(run, pytest.fail).state.step == stops[1]["step"]
+    assert checkpoints.newest(LocalStorage(run), pytest.fail).state.step == stops[1]["step"]
     assert [start["redone_steps"] for start in records(run, "start")] == [0, 0]
 
 
@@ -110,10 +113,10 @@ def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
         if record["kind"] == "train" and record["step"] == 20:
             (tmp_path / "run" / runs.STOP).write_text("enough for today\n")
 
-    with runs.writing(settings):
-        stop = StopRequest(lambda: read_request(tmp_path / "run"))
+    with runs.hold_run_dir(settings):
+        stop = StopRequest(lambda: read_request(LocalStorage(tmp_path / "run")))
         assert work(settings, World(), lambda *_: None, ask, stop) == "enough for today"
-    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step >= 20
+    assert checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail).state.step >= 20
     assert not (tmp_path / "run" / runs.STOP).exists()
 
 
@@ -163,7 +166,7 @@ def test_an_evaluation_is_not_waited_for_and_comes_after_the_checkpoint(
     assert exit_codes(ranks) == [1, 0]  # rank 0 says why
     assert len(counted.read_text()) < 10
     assert [(stop["step"], stop["reason"]) for stop in records(run, "stop")] == [(5, "SIGTERM")]
-    newest = checkpoints.newest(run, pytest.fail)
+    newest = checkpoints.newest(LocalStorage(run), pytest.fail)
     assert newest.state.step == 5
     assert ("val_loss_estimate" in newest.state.metrics) == ("--eval_iters=2" in flags)
 

@@ -10,6 +10,7 @@ from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
 from yuzogpt.errors import UserError
 from yuzogpt.runs import requirements
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.batch_size import MEASURE_INTERVAL_STEPS, WARMUP_MEASUREMENTS, GlobalBatch
 from yuzogpt.training.schedules import batch_lr_scale, lr_at
 
@@ -153,7 +154,7 @@ def test_tokens_seen_at_a_step_match_the_formula(root, name):
     for record in records(root / name, "train"):
         assert record["rows_seen"] == rows_before(record["step"], name)
         assert record["tokens_per_step"] == 16 * settings.rows_at(record["step"] - 1)
-    state = checkpoints.newest(root / name, lambda *_: None).state
+    state = checkpoints.newest(LocalStorage(root / name), lambda *_: None).state
     assert state.rows_seen == rows_before(30, name)
 
 
@@ -171,7 +172,7 @@ def test_the_noise_scale_makes_the_batch_grow(root):
     assert rows == sorted(rows)
     assert set(rows[:first]) == {4}
     assert rows[-1] > 4
-    state = checkpoints.newest(root / "noise", lambda *_: None).state
+    state = checkpoints.newest(LocalStorage(root / "noise"), lambda *_: None).state
     growing = [step for step, count in enumerate(rows) if count < 12]
     grown = [r["text"] for r in records(root / "noise", "notice") if "noise scale" in r["text"]]
     assert grown

@@ -14,6 +14,7 @@ from tests.waiting import wait_until
 from yuzogpt.config import LogSettings
 from yuzogpt.console.quantities import time_left
 from yuzogpt.runs.event_log import Follower, MetricsLog, append_record, read_records
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.progress import Display, take_wandb_key
 
 
@@ -70,14 +71,14 @@ def test_one_bar_on_a_terminal(tmp_path, monkeypatch):
 
 def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
     path, seen = tmp_path / "metrics.jsonl", []
-    with Follower(path, seen.append):
-        log = MetricsLog(path, -1, None)
+    with Follower(LocalStorage(path), seen.append):
+        log = MetricsLog(LocalStorage(path), -1, None)
         for step in range(1, 6):
             log.write("train", step, loss=step)
         log.close()
-        append_record(path, "failure", "worker 0 failed")
+        append_record(LocalStorage(path), "failure", "worker 0 failed")
         wait_until(lambda: len(seen) == 6)
-        resumed = MetricsLog(path, 3, None)
+        resumed = MetricsLog(LocalStorage(path), 3, None)
         resumed.write("train", 4, loss=40)
         resumed.close()
     assert [record.get("loss", record["kind"]) for record in seen] == [
@@ -91,16 +92,18 @@ def test_a_resumed_run_undoes_later_records_and_followers_notice(tmp_path):
 
 def test_steps_undone_are_counted_until_the_loop_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, -1, None)
+    log = MetricsLog(LocalStorage(path), -1, None)
     for step in range(1, 9):
         log.write("train", step, rows_seen=step * (step + 1))  # in a batch that grows
     log.close()
-    MetricsLog(path, 6, None, rows_seen=42).close()  # and is killed before its loop begins
-    again = MetricsLog(path, 5, None, rows_seen=30)  # the checkpoint of step 6 was corrupt
+    # The next one is killed before its loop begins.
+    MetricsLog(LocalStorage(path), 6, None, rows_seen=42).close()
+    # The checkpoint of step 6 was corrupt.
+    again = MetricsLog(LocalStorage(path), 5, None, rows_seen=30)
     assert (again.undone_steps, again.undone_rows) == (3, 72 - 30)
     again.write("start", 5)
     again.close()
-    assert MetricsLog(path, 5, None, rows_seen=30).undone_steps == 0
+    assert MetricsLog(LocalStorage(path), 5, None, rows_seen=30).undone_steps == 0
 
 
 def test_ctrl_c_in_the_middle_of_a_write_leaves_no_line_twice(tmp_path):
@@ -111,7 +114,7 @@ def test_ctrl_c_in_the_middle_of_a_write_leaves_no_line_twice(tmp_path):
                 raise KeyboardInterrupt
             return written
 
-    log = MetricsLog(tmp_path / "metrics.jsonl", -1, None)
+    log = MetricsLog(LocalStorage(tmp_path / "metrics.jsonl"), -1, None)
     log.file = Interrupted(tmp_path / "metrics.jsonl", "ab")
     log.write("train", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -123,7 +126,7 @@ def test_ctrl_c_in_the_middle_of_a_write_leaves_no_line_twice(tmp_path):
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
-    MetricsLog(path, 1, None).close()
+    MetricsLog(LocalStorage(path), 1, None).close()
     assert path.read_text() == '{"kind": "train", "step": 1}\n'
 
 
@@ -208,13 +211,13 @@ def test_wandb_works_offline_and_the_key_stays_secret(corpus_dir, tmp_path):
 
 def test_an_evaluation_that_is_done_once_more_is_told_of_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, -1, None)
+    log = MetricsLog(LocalStorage(path), -1, None)
     for step in (5, 10):
         log.write("evaluation", step, val_loss_estimate=2.0)
     log.write("train", 10, loss=2.0)
     log.close()
-    MetricsLog(path, 10, None).close()
+    MetricsLog(LocalStorage(path), 10, None).close()
     assert [r["step"] for r in read_records(path) if r["kind"] == "evaluation"] == [5, 10]
-    MetricsLog(path, 10, None, is_evaluated=False).close()
+    MetricsLog(LocalStorage(path), 10, None, is_evaluated=False).close()
     found = [(r["kind"], r["step"]) for r in read_records(path)]
     assert found == [("evaluation", 5), ("train", 10)]

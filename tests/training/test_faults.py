@@ -29,6 +29,7 @@ from yuzogpt.model.gpt import GPT
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.watchdog import EXIT_STATUS
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.launch import work
 
 DROPOUT = "--dropout=0.1"
@@ -91,7 +92,7 @@ def test_killed_at_any_boundary_of_a_checkpoint(
     codes = exit_codes(start_world(2, settings, KillAt(rank, boundary)))
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] != 0
-    found = checkpoints.newest(tmp_path / "run", pytest.fail)
+    found = checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail)
     assert found.state.step == newest
     if (kind, rank, boundary) in (("ddp", 0, 3), ("fsdp", 1, 1)):
         run_world(2, settings)
@@ -159,7 +160,7 @@ def be_an_only_worker(settings, fault):
     """Be what Ray Train starts for `--num_workers=1`."""
     fault(0)
     checked, _ = runs.check(TrainSettings.model_validate(settings))
-    with runs.writing(checked):
+    with runs.hold_run_dir(checked):
         work(checked, World(), lambda *_: None, None, StopRequest(), is_restarted=True)
 
 

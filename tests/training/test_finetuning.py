@@ -16,6 +16,7 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.launch import work
 from yuzogpt.training.layer_stats import layer_name
 
@@ -36,7 +37,7 @@ def check(*places_and_flags):
 def train(*places_and_flags):
     """Check and run as the command line does, in this process."""
     settings, _ = check(*places_and_flags)
-    with runs.writing(settings):
+    with runs.hold_run_dir(settings):
         work(settings, World(), lambda *_: None, None, StopRequest())
 
 
@@ -107,7 +108,7 @@ def ways(corpus_dir, pretrained, tmp_path_factory):
 
 def tensors(run, kind, step=12):
     directory = run / "checkpoints" / f"step-{step}"
-    return dict(checkpoints.read(directory).tensors(kind))
+    return dict(checkpoints.read(LocalStorage(directory)).tensors(kind))
 
 
 def test_frozen_layers_stay_and_the_rest_learns_in_any_world(ways, pretrained):

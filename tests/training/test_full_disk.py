@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be written, or are not whole any more: said, survived, tried again."""
+"""Checkpoints that cannot be written, or were damaged: the run reports them, and continues."""
 
 import math
 import os
@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import exit_codes, losses, records, start_world, train_here
 from yuzogpt import checkpoints, runs
 from yuzogpt.errors import RunFailed, UserError
+from yuzogpt.storage.run_storage import LocalStorage
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(corpus_dir, tmp_path):
@@ -130,12 +131,12 @@ def test_a_damaged_old_checkpoint_does_not_end_the_run(corpus_dir, tmp_path):
 
     flags = ("--max_iters=50", "--eval_interval=10")
     train_here(tiny_settings(corpus_dir, tmp_path / "run", *flags), damage)
-    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step == 50
+    assert checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail).state.step == 50
     assert records(tmp_path / "run", "final")
 
 
 def test_what_only_the_weights_are_left_of_says_so(corpus_dir, tmp_path):
     train_here(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5"))
-    checkpoints.drop_optimizer(tmp_path / "run" / "checkpoints" / "step-5")
+    checkpoints.drop_optimizer(LocalStorage(tmp_path / "run" / "checkpoints" / "step-5"))
     with pytest.raises(UserError, match="only weights are left, step-5; start from them"):
         runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=9"))

@@ -11,6 +11,7 @@ from yuzogpt import checkpoints
 from yuzogpt.config import GuardSettings
 from yuzogpt.errors import RunFailed
 from yuzogpt.model.gpt import GPT
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.guards import Guard, StepStats
 from yuzogpt.training.loop import Validation
 
@@ -45,7 +46,7 @@ def test_a_step_with_nan_is_skipped_and_the_next_one_runs(corpus_dir, tmp_path, 
     train_records = {record["step"]: record for record in records(tmp_path / "run", "train")}
     assert (train_records[7]["skipped"], train_records[8]["skipped"]) == (1, 0)
     assert train_records[8]["rows_seen"] == 8 * 12  # the rows of the skipped step are behind us
-    state = checkpoints.newest(tmp_path / "run", pytest.fail).state
+    state = checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail).state
     assert state.guard["skipped"] == 1
     assert all(math.isfinite(value) for value in state.guard.values())
 
@@ -103,7 +104,7 @@ def test_a_weight_that_is_nan_fails_the_run_though_no_loss_shows_it(
     settings = tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5", "--eval_interval=2")
     with pytest.raises(RunFailed, match=r"the weights diverged by the last step, 5: val loss \d"):
         train_here(settings)
-    assert checkpoints.newest(tmp_path / "run", pytest.fail).state.step == 4
+    assert checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail).state.step == 4
 
 
 def test_many_such_steps_in_a_row_end_the_run_with_a_report(corpus_dir, tmp_path, monkeypatch):

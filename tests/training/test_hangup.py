@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY, TINY
 from tests.training.worlds import records, wait_for_step
 from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
+from yuzogpt.storage.run_storage import LocalStorage
 
 # A command that would look only much later what its workers have written.
 SELDOM_LOOKS = """if True:
@@ -19,7 +20,7 @@ SELDOM_LOOKS = """if True:
     from yuzogpt import cli
     from yuzogpt.runs.event_log import Follower
 
-    Follower.POLL = 1000
+    Follower.POLL_INTERVAL_S = 1000
     cli.run(sys.argv[1:])
 """
 
@@ -52,7 +53,7 @@ def test_a_run_whose_terminal_is_closed_leaves_a_checkpoint(corpus_dir, tmp_path
     assert process.wait(60) == 143
     (stop,) = records(run, "stop")
     assert stop["step"] >= 20
-    assert checkpoints.newest(run, pytest.fail).state.step == stop["step"]
+    assert checkpoints.newest(LocalStorage(run), pytest.fail).state.step == stop["step"]
 
 
 def test_under_nohup_a_closed_terminal_means_nothing(corpus_dir, tmp_path):
@@ -81,7 +82,7 @@ def test_a_command_that_does_not_train_ends_in_one_line(tmp_path, number):
         from yuzogpt.storage.lease import Lease
 
         def main(_):
-            with Lease(Path({str(tmp_path)!r})):
+            with Lease(LocalStorage(Path({str(tmp_path)!r}))):
                 print("held", flush=True)
                 threading.Event().wait()
 

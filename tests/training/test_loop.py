@@ -38,7 +38,7 @@ def train(corpus, out_dir, *flags):
     """Check and run as the command line does, in this process; return what was reported."""
     settings, _ = runs.check(tiny_settings(corpus, out_dir, *flags))
     reported = []
-    with runs.writing(settings):
+    with runs.hold_run_dir(settings):
         work(
             settings, World(), lambda metrics, path: reported.append((metrics, path)), None,
             StopRequest(),
@@ -121,7 +121,7 @@ def test_what_may_change_may_change(finished, corpus_dir, flags):
 def test_another_corpus_is_refused(finished, tmp_path):
     (tmp_path / "t.txt").write_text(make_text(20_000, seed=9))
     other = prepare_char_corpus(tmp_path / "t.txt", tmp_path / "corpus")
-    with pytest.raises(UserError, match="its manifest is another"):
+    with pytest.raises(UserError, match="its manifest has changed"):
         runs.check(tiny_settings(other, finished))
 
 

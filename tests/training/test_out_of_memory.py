@@ -75,12 +75,12 @@ def test_workers_that_are_started_again_end_with_the_line(corpus_dir, tmp_path):
     """As Ray starts them; what a command before this one left says nothing."""
     settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=3"))
     line = "run: worker 1 is out of memory"
-    with runs.writing(settings) as run:
-        (run / runs.FAILED).write_text(line)
+    with runs.hold_run_dir(settings) as run:
+        (run / runs.FAILED).write(line.encode())
         with pytest.raises(RunFailed, match=line):
             work(settings, World(), lambda *_: None, None, StopRequest())
-        (run / runs.FAILED).write_text(line)
-    with runs.writing(settings):
+        (run / runs.FAILED).write(line.encode())
+    with runs.hold_run_dir(settings):
         work(settings, World(), lambda *_: None, None, StopRequest())
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
 

@@ -14,6 +14,7 @@ from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
 from yuzogpt.cli import exit_status
 from yuzogpt.errors import UserError
+from yuzogpt.storage.run_storage import LocalStorage
 
 
 def tree(directory):
@@ -109,7 +110,7 @@ def test_a_command_killed_while_it_deletes_a_run_leaves_none(old_run, corpus_dir
     run = tmp_path / "run"
     shutil.copytree(old_run, run)
     settings = tiny_settings(corpus_dir, run, "--max_iters=4", "--eval_interval=2")
-    runs.write_settings(settings, run, runs.DELETING)
+    runs.write_settings(settings, LocalStorage(run), runs.DELETING)
     shutil.rmtree(run / "checkpoints" / "step-4")
     _, resume = runs.check(settings)
     assert resume is None  # not the old run's step 2

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if nothing had happened: evaluations, best checkpoint too."""
+"""A stopped run resumes as if nothing had happened: evaluations and best checkpoint, too."""
 
 import pytest
 
@@ -7,6 +7,7 @@ from tests.training.worlds import records
 from yuzogpt import checkpoints, runs
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training import loop
 from yuzogpt.training.launch import work
 
@@ -20,7 +21,7 @@ def train(corpus_dir, out_dir, *flags, stop_at=None):
         if (record["kind"], record["step"]) == stop_at:
             stop.set("enough")
 
-    with runs.writing(settings):
+    with runs.hold_run_dir(settings):
         return work(settings, World(), lambda *_: None, ask, stop)
 
 
@@ -30,7 +31,7 @@ def test_an_evaluation_that_a_stop_came_before_is_made_up_for(corpus_dir, tmp_pa
     whole, run = tmp_path / "whole", tmp_path / "run"
     train(corpus_dir, whole, *flags)
     assert train(corpus_dir, run, *flags, stop_at=("train", 9)) == "enough"
-    assert checkpoints.newest(run, pytest.fail).state.step == 10
+    assert checkpoints.newest(LocalStorage(run), pytest.fail).state.step == 10
     train(corpus_dir, run, *flags)
 
     def seen(run, kind, *names):
@@ -43,7 +44,10 @@ def test_an_evaluation_that_a_stop_came_before_is_made_up_for(corpus_dir, tmp_pa
         assert seen(run, *kind) == seen(whole, *kind)
 
     def metrics(run):
-        found = [checkpoints.verify(p, optimizer=False) for p in checkpoints.candidates(run)]
+        found = [
+            checkpoints.verify(LocalStorage(p), optimizer=False)
+            for p in checkpoints.candidates(run)
+        ]
         return {checkpoint.state.step: checkpoint.state.metrics for checkpoint in found}
 
     assert metrics(run) == metrics(whole)
@@ -58,7 +62,7 @@ def test_a_checkpoint_is_not_written_again_when_the_step_after_it_is_given_up(
     monkeypatch.setattr(loop, "LONG_STEP_S", 0)  # so no step is waited for
     flags = ("--max_iters=40", "--eval_interval=10")
     assert train(corpus_dir, tmp_path / "run", *flags, stop_at=("evaluation", 10)) == "enough"
-    newest = checkpoints.newest(tmp_path / "run", pytest.fail)
+    newest = checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail)
     assert newest.state.step == 10
     assert "val_loss_estimate" in newest.state.metrics
     assert [record["step"] for record in records(tmp_path / "run", "checkpoint")] == [10]

@@ -9,7 +9,9 @@ import pytest
 
 from yuzogpt.runs import stop_request
 from yuzogpt.runs.stop_request import StopRequest, ask_to_stop, keep_asking, read_request
+from yuzogpt.runtime import signals
 from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
+from yuzogpt.storage.run_storage import LocalStorage
 
 
 def ctrl_c():
@@ -19,7 +21,7 @@ def ctrl_c():
 
 @pytest.fixture
 def no_pause(monkeypatch):
-    monkeypatch.setattr(stop_request, "LOOK_EVERY", 0)
+    monkeypatch.setattr(stop_request, "POLL_INTERVAL_S", 0)
 
 
 def test_it_is_raised_by_the_next_look(no_pause):
@@ -47,7 +49,7 @@ def test_where_nobody_looks_it_is_raised_at_once(no_pause, monkeypatch):
         ctrl_c()
     with DeferredKeyboardInterrupt() as interruption:
         StopRequest(interruption).look()
-        monkeypatch.setattr(stop_request, "LOOKED_WITHIN", 0)
+        monkeypatch.setattr(signals, "POLLED_WITHIN_S", 0)
         with pytest.raises(KeyboardInterrupt):
             ctrl_c()
 
@@ -56,21 +58,21 @@ def test_a_full_disk_keeps_nobody_from_asking(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # files can be made, and hold nothing
     try:
-        assert ask_to_stop(tmp_path, "SIGTERM")
+        assert ask_to_stop(LocalStorage(tmp_path), "SIGTERM")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_request(tmp_path)
+    assert read_request(LocalStorage(tmp_path))
 
 
 def test_what_cannot_be_asked_is_said_and_asked_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stop_request, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(stop_request, "RETRY_INTERVAL_S", 0.01)
     run = tmp_path / "run"
-    keep_asking(run, "SIGTERM")
+    keep_asking(LocalStorage(run), "SIGTERM")
     wait = threading.Event()
     while "cannot be written: tried again" not in capsys.readouterr().err:
         wait.wait(0.01)
     run.mkdir()
-    while read_request(run) != "SIGTERM":
+    while read_request(LocalStorage(run)) != "SIGTERM":
         wait.wait(0.01)
 
 

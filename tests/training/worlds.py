@@ -103,7 +103,7 @@ def train_here(settings: TrainSettings, listener: Listener | None = None) -> Non
     from yuzogpt.training.launch import work
 
     checked, _ = runs.check(settings)
-    with runs.writing(checked):
+    with runs.hold_run_dir(checked):
         work(checked, World(), lambda *_: None, listener, StopRequest())
 
 

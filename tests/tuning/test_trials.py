@@ -16,7 +16,7 @@ from yuzogpt.tuning.trials import Trial, run_trial
 def train(settings, listener):
     from yuzogpt import runs
 
-    with runs.writing(settings) as run:
+    with runs.hold_run_dir(settings) as run:
         return work_here(runs.check(settings)[0], run, listener)
 
 

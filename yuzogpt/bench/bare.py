@@ -26,9 +26,9 @@ def main(file: str, trace: str = "") -> None:
     """Run the loop."""
     settings, _ = runs.check(resolve(TrainSettings, [file], []))
     listener = tracer(settings.schedule.max_iters, Path(trace)) if trace else lambda _: None
-    with runs.writing(settings) as run:
+    with runs.hold_run_dir(settings) as run:
         work_here(settings, run, listener)
-    (run / PEAK_MEMORY_FILE).write_text(str(peak_memory()))
+    (run.local / PEAK_MEMORY_FILE).write_text(str(peak_memory()))
 
 
 def tracer(last: int, path: Path) -> Listener:

@@ -218,13 +218,13 @@ def show(results: dict[str, Any], output: str) -> None:
 
 def build_table(rows: list[dict[str, Any]]) -> Table:
     """Return the rows as a table."""
-    reference = min(rows, key=lambda row: row["workers"])  # the first with the fewest workers
     cells = []
+    reference = min(rows, key=lambda row: row["workers"])  # the first with the fewest workers
     for row in rows:
         ideal = reference["tokens_per_second"] * row["devices"] / reference["devices"]
         memory = row["memory_bytes"]
         cells.append(
-            (
+            [
                 row["launcher"],
                 str(row["workers"]),
                 f"{row['ms_per_step']:,.1f}",
@@ -233,6 +233,6 @@ def build_table(rows: list[dict[str, Any]]) -> Table:
                 f"{row['mfu']:.1%}",
                 f"{row['seconds_to_first_step']:.1f} s",
                 "" if memory is None else f"{memory / 2**20:,.0f} MiB",
-            )
+            ]
         )
-    return terminal.table(("launcher", *COLUMNS), cells, numeric=COLUMNS)
+    return terminal.table(["launcher", *COLUMNS], cells, numeric=COLUMNS)

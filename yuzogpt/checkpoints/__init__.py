@@ -17,7 +17,15 @@ from yuzogpt.checkpoints.format import (
     verify,
     write,
 )
-from yuzogpt.checkpoints.retention import discard, drop_optimizer, prune, quarantine, sweep
+from yuzogpt.checkpoints.retention import (
+    clear,
+    discard,
+    drop_optimizer,
+    has_quarantined,
+    prune,
+    quarantine,
+    sweep,
+)
 from yuzogpt.checkpoints.select import (
     best,
     by_validation_loss,
@@ -42,10 +50,12 @@ __all__ = [
     "best",
     "by_validation_loss",
     "candidates",
+    "clear",
     "commit",
     "discard",
     "drop_optimizer",
     "find",
+    "has_quarantined",
     "newest",
     "prune",
     "quarantine",

@@ -1,7 +1,7 @@
 """`yuzogpt export`: from a run to a folder that other programs load.
 
-In: what references.py found, and a folder that does not exist. Out: that folder, whole or not at
-all, in Hugging Face's format: weights, config, and the tokenizer's files.
+In: a model that resolve.py found, and a folder that does not exist. Out: that folder, complete or
+not at all, in Hugging Face's format: weights, config, and the tokenizer's files.
 """
 
 import shutil
@@ -21,7 +21,7 @@ FIXED = (
 
 
 def to_huggingface(reference: ModelReference, folder: Path) -> None:
-    """Write a model and its tokenizer; the folder gets its name when it is whole."""
+    """Write a model and its tokenizer; the folder gets its name when it is complete."""
     check_no_other_parts(reference)
     tokenizer = reference.tokenizer()
     files = tokenizer_files.to_files(tokenizer, reference.shape.block_size)
@@ -53,8 +53,8 @@ def check_no_other_parts(reference: ModelReference) -> None:
     gpt2 = ModelSettings()
     others = [name for name in FIXED if getattr(reference.shape, name) != getattr(gpt2, name)]
     if others:
-        found = ", ".join(f"{name}={getattr(reference.shape, name)}" for name in others)
+        settings = ", ".join(f"{name}={getattr(reference.shape, name)}" for name in others)
         raise UserError(
-            f"{reference.name}: Hugging Face's GPT-2 has no {found}; only models of GPT-2's own "
+            f"{reference.name}: Hugging Face's GPT-2 has no {settings}; only models of GPT-2's own "
             "parts can be exported"
         )

@@ -4,16 +4,16 @@ In: tensors and the state of a run. Out: `out_dir/checkpoints/step-N/` with
 
     model.safetensors        the weights; written by several ranks: model-0000k-of-0000n.safetensors
                              and model.safetensors.index.json, as Hugging Face names them
-    optimizer.safetensors    likewise; apart, so that a reader of weights never touches it, and gone
-                             where resuming does not need it
+    optimizer.safetensors    the optimizer's state, in its own file: readers of weights do not need
+                             it, and it is deleted from checkpoints that no run resumes from
     tokenizer.json           so that sampling needs nothing else
     state.json               rows_seen, step, settings, dataset fingerprint, metrics
-    manifest.json            the SHA-256 of each; written last. And what was found out later: the
+    manifest.json            the SHA-256 of each; written last. And what is measured later: the
                              validation loss
 
 Tensors are whole in every file, so a checkpoint does not depend on how many ranks wrote it. It is
 written under another name, synced, verified, then renamed. The directory is the only truth: which
-checkpoint is newest or best is read off what is there. remote.py: the same in an object
+checkpoint is newest or best is read off the files in it. remote.py does the same in an object
 store.
 """
 
@@ -29,8 +29,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 from yuzogpt.checkpoints.safetensors_file import read_tensors, write_tensors
 from yuzogpt.config.renamed import with_current_names
 from yuzogpt.errors import UserError
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.atomic_files import sha256, sync_directory, sync_file, to_json, write_durably
+from yuzogpt.storage.run_storage import LocalStorage, RunStorage
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
@@ -40,14 +40,14 @@ MODEL, OPTIMIZER = "model", "optimizer"  # the two kinds of tensor files
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 MANIFEST = "manifest.json"
-METRICS = "metrics"  # in the manifest: what was found out after the checkpoint was written
+METRICS = "metrics"  # in the manifest: what was measured after the checkpoint was written
 FORMAT_VERSION = 2
-READABLE = (1, 2)  # 1 had no files of several ranks
+READABLE_VERSIONS = (1, 2)  # 1 had no files of several ranks
 
 
 Setting = TypeVar("Setting", str, int)
 
-# The names that we write. A manifest of somebody else's may hold any; others are not opened.
+# The names that we write. Other names, in a manifest of somebody else's, are never opened.
 FileName = Annotated[
     str,
     Field(
@@ -60,20 +60,20 @@ Number = Annotated[int, Field(gt=-(2**63), lt=2**63)] | float
 
 
 class CorruptCheckpoint(Exception):
-    """A directory that looks like a checkpoint and is not a whole one."""
+    """A directory that looks like a checkpoint, but is damaged or incomplete."""
 
 
 class Manifest(Untrusted):
-    """What manifest.json says."""
+    """The content of manifest.json."""
 
     format: int
     files: dict[FileName, Sha256]
-    metrics: dict[str, Number] = Field(default_factory=dict)  # found out later
+    metrics: dict[str, Number] = Field(default_factory=dict)  # measured later
 
 
 @dataclass(frozen=True)
 class State:
-    """What a run is, apart from its tensors."""
+    """The state of a run, apart from its tensors."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
 
@@ -83,16 +83,21 @@ class State:
     dataset: str
     tokenizer: str
     metrics: dict[str, Number]
-    guard: dict[str, Number] = field(default_factory=dict)  # what the guards remember of the losses
-    batch: dict[str, Number] = field(default_factory=dict)  # what its schedule has measured
+    guard: dict[str, Number] = field(default_factory=dict)  # the state of the guards
+    batch: dict[str, Number] = field(default_factory=dict)  # measured by the batch schedule
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that was verified."""
 
-    directory: Path
+    storage: RunStorage
     state: State
+
+    @property
+    def directory(self) -> Path:
+        """The directory of its files on this machine."""
+        return self.storage.local
 
     def tensors(self, kind: str) -> "Iterator[tuple[str, Tensor]]":
         """Yield the tensors of MODEL or OPTIMIZER with their names, whole, memory-mapped."""
@@ -101,7 +106,7 @@ class Checkpoint:
                 yield from read_tensors(self.directory / name)
 
     def setting(self, section: str, leaf: str, kind: type[Setting]) -> Setting:
-        """Return one of the settings that the run had; UserError if its state has none such."""
+        """Return a setting of its run; UserError if there is none of that type."""
         value = self.state.settings.get(section, {}).get(leaf)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(
@@ -124,107 +129,119 @@ def write(
     tokenizer: bytes,
 ) -> Checkpoint:
     """Write a checkpoint, all of it in this process, and read it back to verify it."""
-    temporary = begin(run, state.step)
-    hashes, places = {}, {}
+    temporary = begin(LocalStorage(run), state.step)
+    hashes, contents = {}, {}
     for kind, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
         name = tensor_file(kind, 0, 1)
-        hashes[name] = write_tensors(temporary / name, tensors, tensors.values())
-        places[name] = list(tensors)
-    return commit(temporary, state, tokenizer, hashes, places)
+        hashes[name] = write_tensors(temporary.local / name, tensors, tensors.values())
+        contents[name] = list(tensors)
+    return commit(temporary, state, tokenizer, hashes, contents)
 
 
-def begin(run: Path, step: int) -> Path:
-    """Return a new directory for the tensor files of a checkpoint; `commit` gives it its name."""
+def begin(run: RunStorage, step: int) -> RunStorage:
+    """Return a new directory for the tensor files of a checkpoint; `commit` renames it.
+
+    A checkpoint of the same step that is in a store is deleted, because nothing can be renamed
+    there.
+    """
+    (run / "checkpoints" / f"step-{step}").delete_remote(first=MANIFEST)
     temporary = run / "checkpoints" / f".step-{step}.{uuid.uuid4().hex}.tmp"
-    temporary.mkdir(parents=True)
+    temporary.local.mkdir(parents=True)
     return temporary
 
 
 def commit(
-    temporary: Path,
+    temporary: RunStorage,
     state: State,
     tokenizer: bytes,
     hashes: Mapping[str, str],
-    places: Mapping[str, list[str]],
+    contents: Mapping[str, list[str]],
 ) -> Checkpoint:
     """Make a checkpoint of the tensor files in `temporary`: add the rest, verify, rename.
 
-    The files are synced. `hashes`: their SHA-256; `places`: the tensors in each. CorruptCheckpoint
-    if the disk gives other bytes back: nothing has the checkpoint's name then.
+    The files are synced. `hashes`: their SHA-256; `contents`: the tensors in each.
+    CorruptCheckpoint if the disk returns other bytes: then no checkpoint has been made. Those of a
+    run in a store were verified when they were uploaded; `remote.publish` comes next.
     """
-    small = {TOKENIZER: tokenizer, STATE: to_json(asdict(state)), **indices(places)}
+    folder = temporary.local
+    small = {TOKENIZER: tokenizer, STATE: to_json(asdict(state)), **index_files(contents)}
     for name, content in small.items():
-        (temporary / name).write_bytes(content)
-        sync_file(temporary / name)
-    hashes = {**hashes, **{name: sha256(temporary / name) for name in small}}
+        (folder / name).write_bytes(content)
+        sync_file(folder / name)
+    hashes = {**hashes, **{name: sha256(folder / name) for name in small}}
     manifest = {"format": FORMAT_VERSION, "files": hashes}
-    (temporary / MANIFEST).write_bytes(to_json(manifest))
-    sync_file(temporary / MANIFEST)
-    sync_directory(temporary)
-    written = verify(temporary, head_only=mirrors.uri_of(temporary) is not None)
-    final = temporary.with_name(f"step-{state.step}")
-    remove(final)
-    temporary.rename(final)
-    sync_directory(final.parent)
-    return replace(written, directory=final)
+    (folder / MANIFEST).write_bytes(to_json(manifest))
+    sync_file(folder / MANIFEST)
+    sync_directory(folder)
+    written = verify(temporary, head_only=temporary.is_remote)
+    final = temporary.parent / f"step-{state.step}"
+    remove(final.local)
+    folder.rename(final.local)
+    sync_directory(final.local.parent)
+    return replace(written, storage=final)
 
 
-def indices(places: Mapping[str, list[str]]) -> dict[str, bytes]:
-    """Return the index files: for each kind in several files, which tensor is in which."""
-    found = {}
+def index_files(contents: Mapping[str, list[str]]) -> dict[str, bytes]:
+    """Return the index of each kind that is in several files: which tensor is in which."""
+    indices = {}
     for kind in (MODEL, OPTIMIZER):
-        files = [name for name in places if name.startswith(f"{kind}-")]
+        files = [name for name in contents if name.startswith(f"{kind}-")]
         if files:
-            weight_map = {tensor: name for name in files for tensor in places[name]}
+            weight_map = {tensor: name for name in files for tensor in contents[name]}
             content = {"metadata": {}, "weight_map": weight_map}
-            found[f"{kind}.safetensors.index.json"] = to_json(content)
-    return found
+            indices[f"{kind}.safetensors.index.json"] = to_json(content)
+    return indices
 
 
-def verify(directory: Path, *, optimizer: bool = True, head_only: bool = False) -> Checkpoint:
-    """Compare files with the manifest; CorruptCheckpoint says what is wrong.
+def verify(storage: RunStorage, *, optimizer: bool = True, head_only: bool = False) -> Checkpoint:
+    """Compare the files of a checkpoint with its manifest; CorruptCheckpoint says what is wrong.
 
-    `optimizer`: whether the reader needs its tensors; `head_only`: the state alone. A mirror gets
-    from its store what it lacks. UserError for what another version wrote, or what may not be read:
-    such a checkpoint is not corrupt.
+    `optimizer`: False if the reader does not need its tensors; `head_only`: compare the state
+    alone. Files that are missing here are downloaded from the store. UserError if another version
+    wrote it, or if it may not be read: such a checkpoint is not corrupt.
     """
+    directory = storage.local
     try:
         manifest = read_manifest(directory)
-        if manifest.format not in READABLE:
+        if manifest.format not in READABLE_VERSIONS:
             raise UserError(
                 f"{directory}: format {manifest.format}, written by another version of "
-                f"YuzoGPT; this one reads {', '.join(map(str, READABLE))}"
+                f"YuzoGPT; this one reads {', '.join(map(str, READABLE_VERSIONS))}"
             )
         if STATE not in manifest.files:
             raise CorruptCheckpoint(f"{MANIFEST} does not name {STATE}")
         for name, expected in manifest.files.items():
             if (name.startswith(OPTIMIZER) and not optimizer) or (head_only and name != STATE):
                 continue
-            if not is_whole(directory / name, expected):
+            if not is_whole(storage / name, expected):
                 raise CorruptCheckpoint(f"{name} does not have the SHA-256 of the manifest")
-        return read(directory)
+        return read(storage)
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
     except DamagedFile as error:
         raise CorruptCheckpoint(str(error).removeprefix(f"{directory}/")) from None
     except OSError as error:
-        if mirrors.uri_of(directory):  # it may be within reach again soon
+        if storage.is_remote:  # it may be within reach again soon
             raise
         raise UserError(f"{directory}: not readable: {error.strerror}") from None
 
 
-def is_whole(path: Path, expected: str) -> bool:
-    """Compare a file with its SHA-256; a copy that is missing, or another, is fetched anew."""
-    if not path.exists():
-        mirrors.pull(path)
-    return sha256(path) == expected or (mirrors.pull(path) and sha256(path) == expected)
+def is_whole(file: RunStorage, expected: str) -> bool:
+    """Compare a file with its SHA-256; download it if it is missing here, or different."""
+    if not file.local.exists():
+        file.download()
+    return sha256(file.local) == expected or (file.download() and sha256(file.local) == expected)
 
 
-def read(directory: Path) -> Checkpoint:
-    """Read the state of a checkpoint that was verified already, by this process or another."""
+def read(storage: RunStorage) -> Checkpoint:
+    """Read the state of a checkpoint that this process or another has verified."""
+    return Checkpoint(storage, read_state(storage.local))
+
+
+def read_state(directory: Path) -> State:
+    """Return the state of a checkpoint, with the metrics of its manifest."""
     state = read_json(directory / STATE, State)
-    metrics = {**state.metrics, **read_manifest(directory).metrics}
-    return Checkpoint(directory, replace(state, metrics=metrics))
+    return replace(state, metrics={**state.metrics, **read_manifest(directory).metrics})
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -232,20 +249,21 @@ def read_manifest(directory: Path) -> Manifest:
     return read_json(directory / MANIFEST, Manifest)
 
 
-def add_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
-    """Keep with a checkpoint what was found out later: in its manifest, which is one file."""
-    manifest = read_manifest(directory)
-    rewrite_manifest(directory, manifest.model_copy(update={METRICS: dict(metrics)}))
+def add_metrics(storage: RunStorage, metrics: Mapping[str, float]) -> None:
+    """Add metrics that were measured later to a checkpoint: to its manifest, in one write."""
+    manifest = read_manifest(storage.local)
+    rewrite_manifest(storage, manifest.model_copy(update={METRICS: dict(metrics)}))
 
 
-def rewrite_manifest(directory: Path, manifest: Manifest) -> None:
+def rewrite_manifest(storage: RunStorage, manifest: Manifest) -> None:
     """Replace the manifest of a checkpoint, here and in its store."""
-    write_durably(directory / MANIFEST, to_json(manifest.model_dump(exclude_unset=True)))
-    mirrors.push(directory / MANIFEST)
+    file = storage / MANIFEST
+    write_durably(file.local, to_json(manifest.model_dump(exclude_unset=True)))
+    file.upload()
 
 
 def remove(directory: Path) -> None:
-    """Delete a directory so that half of it is never taken for a checkpoint."""
+    """Delete a directory here so that half of it is never mistaken for a checkpoint."""
     if directory.exists():
         doomed = directory.with_name(f".{directory.name}.deleted")
         shutil.rmtree(doomed, ignore_errors=True)

@@ -3,7 +3,7 @@
 In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or a local folder. Out: its shape and weights.
 And back: a GPT, as a folder that `transformers` loads. Two layouts of keys are read: the hub's (no
 prefix, with masks) and save_pretrained's (prefix `transformer.`). OpenAI's matrices are stored
-transposed. What can be told without torch is in hub.py.
+transposed. pretrained.py has the part that needs no torch.
 """
 
 import json
@@ -29,14 +29,14 @@ from yuzogpt.model.gpt import GPT
 from yuzogpt.model.shapes import check_shapes
 
 GENERATION_CONFIG = "generation_config.json"
-# Linear layers that GPT-2 stores as (in, out); torch's nn.Linear wants (out, in).
+# Linear layers that GPT-2 stores as (in, out); torch's nn.Linear has (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def read(name_or_folder: str) -> tuple[ModelSettings, dict[str, Tensor]]:
     """Return the shape and the weights of a published checkpoint or a local folder.
 
-    They are memory-mapped: only what is looked at is read.
+    They are memory-mapped: a tensor is read when it is used.
     """
     is_named = name_or_folder in PUBLISHED
     folder = download(name_or_folder) if is_named else Path(name_or_folder)
@@ -50,7 +50,7 @@ def read(name_or_folder: str) -> tuple[ModelSettings, dict[str, Tensor]]:
 
 
 def renamed(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of a folder in either layout, with our names, the right way round."""
+    """Yield the weights of a folder in either layout, with our names and in our orientation."""
     for path in weight_files(folder):
         for key, tensor in read_tensors(path):
             name = key.removeprefix("transformer.")
@@ -62,7 +62,7 @@ def renamed(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def pad(embedding: Tensor, shape: ModelSettings) -> Tensor:
     """Add the embedding's padding rows, if it has one row for each token."""
     if embedding.shape != (shape.vocab_size, shape.n_embd):
-        return embedding  # its shape is not right, and will be refused
+        return embedding  # its shape is wrong, and will be refused
     return F.pad(embedding, (0, 0, 0, shape.padded_vocab - shape.vocab_size))
 
 
@@ -116,9 +116,9 @@ def to_config(settings: ModelSettings, end_of_text: int | None) -> dict[str, Any
 
 
 def to_generation_config(settings: ModelSettings, end_of_text: int | None) -> dict[str, Any]:
-    """Return generation_config.json: without it, `pipeline` asks for 256 more tokens than it may.
+    """Return generation_config.json; without it `pipeline` generates 256 tokens too many.
 
-    The length is that of prompt and text together: a position for each.
+    The length counts prompt and text together: each token has a position.
     """
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
     return {"max_length": settings.block_size, **({} if end_of_text is None else ids)}

@@ -1,7 +1,4 @@
-"""From a reference to a model, on the CPU.
-
-In: what references.py found. Out: a GPT with its weights, or the weights that training starts from.
-"""
+"""Loads a model that resolve.py found, on the CPU: a GPT with its weights, or the weights alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,15 +24,15 @@ def load_model(reference: ModelReference, exact: bool = False) -> GPT:
     cut_positions(weights, shape.block_size)
     with torch.device("meta"):
         model = GPT(shape)
-    # Taken as they lie in the file, memory-mapped: processes of a node share what none changes.
+    # Memory-mapped, so processes of a node share the pages that none changes.
     model.load_state_dict({k: tensor.float() for k, tensor in weights.items()}, assign=True)
     return model.eval()
 
 
 def read_weights(reference: ModelReference, exact: bool = False) -> dict[str, Tensor]:
-    """Return the weights of a model, memory-mapped: only what is looked at is read.
+    """Return the weights of a model, memory-mapped: a tensor is read when it is used.
 
-    A checkpoint that its run has deleted meanwhile: those of its successor, unless `exact`.
+    If its run has deleted the checkpoint meanwhile, return its successor's, unless `exact`.
     """
     if reference.checkpoint is None:
         _, weights = huggingface.read(reference.name)
@@ -65,7 +62,7 @@ def starting_weights(
 ) -> NamedTensors:
     """Return the weights that training starts from: resumed, another model's, or new.
 
-    They come one after the other, so that a rank need not hold all of them.
+    They come one after the other, so that a rank does not hold all of them.
     """
     if resume:
         check_shapes(settings.model, dict(resume.tensors(MODEL)), str(resume.directory))
@@ -84,6 +81,6 @@ def starting_weights(
 
 
 def cut_positions(weights: dict[str, Tensor], block_size: int) -> None:
-    """Leave out learned positions that a shorter context does not have."""
+    """Drop learned positions past a shorter context."""
     if "wpe.weight" in weights:
         weights["wpe.weight"] = weights["wpe.weight"][:block_size]

@@ -1,4 +1,4 @@
-"""GPT-2's published checkpoints and Hugging Face folders, as far as can be told without torch.
+"""GPT-2's published checkpoints and Hugging Face folders: everything that needs no torch.
 
 In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or a local folder. Out: the shape of its model,
 and where its weights are, so that mistakes show before anything starts. huggingface.py reads them.
@@ -19,7 +19,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# What decides the arithmetic, with its default first: another value would be another model.
+# Keys that decide the arithmetic, and the values that we compute; the default is first.
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -32,7 +32,7 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 
 
 class WeightIndex(Untrusted):
-    """What an index says: which tensor is in which file beside it."""
+    """The content of an index: which tensor is in which file beside it."""
 
     weight_map: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.safetensors$")]]
 
@@ -42,7 +42,7 @@ class Published:
     """One of OpenAI's checkpoints on the hub, pinned to a revision."""
 
     revision: str
-    sha256: str | None  # of model.safetensors; None: what the hub says of the revision
+    sha256: str | None  # of model.safetensors; None: as the hub has it for the revision
     n_layer: int
     n_head: int
     n_embd: int
@@ -77,7 +77,7 @@ PUBLISHED = {
 
 
 def download(name: str) -> Path:
-    """Fetch a published checkpoint into Hugging Face's cache, and check its SHA-256."""
+    """Download a published checkpoint into Hugging Face's cache, and check its SHA-256."""
     from huggingface_hub import hf_hub_download
 
     published = PUBLISHED[name]
@@ -85,7 +85,7 @@ def download(name: str) -> Path:
     try:
         for file in (CONFIG, WEIGHTS):
             path = Path(hf_hub_download(repository(name), file, revision=published.revision))
-    except OSError as error:  # the hub's own errors are such, too
+    except OSError as error:  # the hub's own errors are OSErrors, too
         raise out_of_reach(name, error) from None
     if not (published.sha256 or path.is_symlink()):
         raise UserError(
@@ -94,16 +94,16 @@ def download(name: str) -> Path:
         )
     # The link names a blob, and that is named by the SHA-256 that the hub has for this revision;
     # the blob may itself be a link, to a file that repositories share, of another name.
-    expected, found = published.sha256 or path.readlink().name, sha256(path)
-    if found != expected:
-        raise UserError(f"{path.resolve()}: SHA-256 is {found}, expected {expected}; delete it")
+    expected, actual = published.sha256 or path.readlink().name, sha256(path)
+    if actual != expected:
+        raise UserError(f"{path.resolve()}: SHA-256 is {actual}, expected {expected}; delete it")
     return path.parent
 
 
 def check_hub_reachable(name: str) -> None:
-    """Raise UserError if a published checkpoint is neither in the cache nor does the hub answer.
+    """Raise UserError if a published checkpoint is not in the cache and the hub does not answer.
 
-    Asks the hub once: a download would try again for most of a minute, and say so each time.
+    Asks the hub once: a download would retry for most of a minute, and print a line each time.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
@@ -121,11 +121,11 @@ def check_hub_reachable(name: str) -> None:
 
 
 def out_of_reach(name: str, error: Exception) -> UserError:
-    """Say how weights that are not to be had here can be got."""
+    """Return an error that says how to download the weights on another machine."""
     lines = str(error).splitlines() or [repr(error)]
     return UserError(
         f"{name}: the weights are neither in Hugging Face's cache nor within reach ({lines[0]}); "
-        f"on a machine with web: `hf download {repository(name)} {CONFIG} {WEIGHTS} "
+        f"on a machine with internet: `hf download {repository(name)} {CONFIG} {WEIGHTS} "
         f"--revision {PUBLISHED[name].revision} --local-dir DIR`, then give DIR instead of {name}"
     )
 
@@ -136,7 +136,7 @@ def repository(name: str) -> str:
 
 
 def read_config(path: Path) -> ModelSettings:
-    """Translate Hugging Face's config.json; what it leaves out is as in GPT-2."""
+    """Translate Hugging Face's config.json; missing keys have GPT-2's values."""
     try:
         config = read_json(path, dict[str, Any])
     except FileNotFoundError:
@@ -162,7 +162,7 @@ def read_config(path: Path) -> ModelSettings:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights: model.safetensors, or those that its index names."""
+    """Return the files of the weights: model.safetensors, or the files that its index names."""
     index, names = folder / INDEX, [WEIGHTS]
     if index.exists():
         names = sorted(set(read_json(index, WeightIndex).weight_map.values()))

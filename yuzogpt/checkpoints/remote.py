@@ -1,167 +1,119 @@
-"""Checkpoints of a run in an object store: how they get there, and back.
+"""Checkpoints of a run in an object store: how they are uploaded, and downloaded.
 
-In: checkpoints in a mirror (mirrors.py). Out: the same files under checkpoints/step-N/ in the
-store. There, where nothing can be renamed, the manifest is the commit: written last, deleted first.
-A mirror keeps the heads alone, manifest and state: they tell which checkpoints there are, and which
-is the newest and the best. Tensors are fetched when a checkpoint is verified.
+The store has the same files under checkpoints/step-N/. Nothing can be renamed there, so the
+manifest is the commit: written last, deleted first. The copy in the cache keeps only the metadata,
+manifest and state, which say which checkpoints there are, and which is the newest and the best.
+Tensors are downloaded when a checkpoint is verified. For a local run these functions do nothing.
 """
 
-import contextlib
 import errno
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yuzogpt import checkpoints
-from yuzogpt.checkpoints.format import MANIFEST, STATE, Checkpoint
+from yuzogpt.checkpoints.format import MANIFEST, STATE, Checkpoint, read, remove, verify
+from yuzogpt.checkpoints.retention import remote_folders
+from yuzogpt.checkpoints.select import candidates
 from yuzogpt.errors import UserError
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import READER, RunStorage, open_storage
 from yuzogpt.storage.untrusted import MAX_JSON_BYTES
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from yuzogpt.runtime.world import World
 
-HEAD = (STATE, MANIFEST)
-BROKEN = "manifest.broken.json"  # the manifest of what failed verification
+METADATA_FILES = (STATE, MANIFEST)
 
 
-def pull_heads(run: Path) -> None:
-    """Make the checkpoints of a mirror those of its store, as far as their heads go."""
-    if not mirrors.uri_of(run):
+def download_metadata(run: RunStorage) -> None:
+    """Make the checkpoints in the cache those of the store, as far as their metadata goes."""
+    if not run.is_remote:
         return
-    folders = stored_folders(run)
-    committed = [directory for directory, names in folders.items() if MANIFEST in names]
-    for directory in checkpoints.candidates(run):
-        if directory not in committed:
-            checkpoints.remove(directory)
-    for directory in committed:
-        pull_head(directory)
+    committed = [name for name, files in remote_folders(run).items() if MANIFEST in files]
+    for directory in candidates(run.local):
+        if directory.name not in committed:
+            remove(directory)
+    for name in committed:
+        download_manifest_and_state(run / "checkpoints" / name)
 
 
-def pull_head(directory: Path) -> None:
-    """Bring manifest and state of one checkpoint; none is left here if it is gone meanwhile."""
-    mirrors.pull(directory / STATE, max_bytes=MAX_JSON_BYTES)
-    if not mirrors.pull(directory / MANIFEST, max_bytes=MAX_JSON_BYTES):
-        checkpoints.remove(directory)
+def download_manifest_and_state(checkpoint: RunStorage) -> None:
+    """Download the metadata of one checkpoint; if it was deleted meanwhile, delete the copy."""
+    (checkpoint / STATE).download(max_bytes=MAX_JSON_BYTES)
+    if not (checkpoint / MANIFEST).download(max_bytes=MAX_JSON_BYTES):
+        remove(checkpoint.local)
 
 
-def pull_reference(uri: str) -> Path:
-    """Return a mirror of what a reader named, a run or a checkpoint, with its heads."""
-    directory = mirrors.directory_of(uri, mirrors.READER)
+def open_reference(name: str) -> RunStorage:
+    """Return a run or a checkpoint that a reader named by path or URI; download its metadata."""
+    storage = open_storage(name, READER)
     try:
-        for name in HEAD:
-            mirrors.pull(directory / name, max_bytes=MAX_JSON_BYTES)
-        pull_heads(directory)
+        for file in METADATA_FILES:
+            (storage / file).download(max_bytes=MAX_JSON_BYTES)
+        download_metadata(storage)
     except OSError as error:
-        raise UserError(f"{uri}: not within reach: {error.strerror}") from None
-    return directory
+        raise UserError(f"{name}: not within reach: {error.strerror}") from None
+    return storage
 
 
-def on_every_node(directory: Path, world: "World", *, optimizer: bool = True) -> Checkpoint:
-    """Return a checkpoint that rank 0 verified, on every rank; each node fetches what it lacks."""
-    if mirrors.uri_of(directory) and world.rank > 0 and world.local_rank == 0:
-        pull_head(directory)
-        checkpoints.verify(directory, optimizer=optimizer)
+def read_on_all_ranks(
+    checkpoint: RunStorage, world: "World", *, optimizer: bool = True
+) -> Checkpoint:
+    """Return, on every rank, a checkpoint that rank 0 verified; each node downloads its files."""
+    if checkpoint.is_remote and world.rank > 0 and world.local_rank == 0:
+        download_manifest_and_state(checkpoint)
+        verify(checkpoint, optimizer=optimizer)
     world.gather(None)
-    return checkpoints.read(directory)
+    return read(checkpoint)
 
 
-def room_of(temporary: Path, rank: int) -> Path:
-    """Return where a rank writes its files: together, or in a mirror in a directory of its own."""
-    if rank == 0 or not mirrors.uri_of(temporary):
-        return temporary
-    return temporary.with_name(f".step-of-rank-{rank}.tmp")
+def staging_dir(temporary: RunStorage, rank: int) -> Path:
+    """Return where a rank writes its tensor files.
 
-
-def send(room: Path, directory: Path, hashes: Mapping[str, str]) -> None:
-    """Copy tensor files to the folder of their checkpoint in the store; they are not kept here.
-
-    OSError if not every byte that was written is there.
+    Ranks of a local run share one directory. Ranks of a run in a store may be on several machines,
+    and only the directory of rank 0 becomes the checkpoint's.
     """
-    if not mirrors.uri_of(room):
+    if rank == 0 or not temporary.is_remote:
+        return temporary.local
+    return temporary.local.with_name(f".step-of-rank-{rank}.tmp")
+
+
+def upload(staging: Path, checkpoint: RunStorage, hashes: Mapping[str, str]) -> None:
+    """Upload tensor files to the folder of their checkpoint in the store, and delete them here.
+
+    OSError if not every byte that was written arrives there.
+    """
+    if not checkpoint.is_remote:
         return
     for name, expected in hashes.items():
-        if mirrors.push(room / name, directory / name) != expected:
-            raise OSError(errno.EIO, "the disk gave other bytes back", str(room / name))
-        (room / name).unlink()
+        if (checkpoint / name).upload(staging / name) != expected:
+            raise OSError(errno.EIO, "the disk gave other bytes back", str(staging / name))
+        (staging / name).unlink()
 
 
-def publish(directory: Path) -> None:
-    """Commit a checkpoint whose tensors are in the store; an error leaves none, here either."""
-    if not mirrors.uri_of(directory):
+def publish(checkpoint: RunStorage) -> None:
+    """Commit a checkpoint whose tensors are in the store; after an error there is none."""
+    if not checkpoint.is_remote:
         return
-    names = {path.name for path in directory.iterdir()} - {MANIFEST}
+    names = {path.name for path in checkpoint.local.iterdir()} - {MANIFEST}
     try:
         for name in (*sorted(names), MANIFEST):
-            mirrors.push(directory / name)
+            (checkpoint / name).upload()
     except Exception:
-        checkpoints.remove(directory)
+        remove(checkpoint.local)
         raise
-    keep_heads(directory.parent.parent)
+    drop_local_tensors(checkpoint.parent.parent)
 
 
-def set_aside(directory: Path) -> str:
-    """Put a broken checkpoint where nothing looks for checkpoints; return where that is.
-
-    In a store its manifest gets another name, and the rest stays until that step is written anew.
-    """
-    if not mirrors.uri_of(directory):
-        return checkpoints.quarantine(directory).name
-    with contextlib.suppress(FileNotFoundError):
-        mirrors.write(directory / BROKEN, mirrors.read(directory / MANIFEST))
-    mirrors.delete(directory / MANIFEST)
-    checkpoints.remove(directory)
-    return f"{directory.name}/{BROKEN}"
-
-
-def has_broken(run: Path) -> bool:
-    """Tell whether a checkpoint of a run was set aside."""
-    is_any_here = any((run / "checkpoints").glob("broken-step-*"))
-    return is_any_here or any(BROKEN in names for names in stored_folders(run).values())
-
-
-def sweep(run: Path) -> None:
-    """Delete what a killed writer left half done; only the holder of the run's lease may."""
-    checkpoints.sweep(run)
-    for leftover in (run / "checkpoints").glob("step-*/.*.tmp"):
-        leftover.unlink(missing_ok=True)
-    folders = stored_folders(run)
-    for directory, names in folders.items():
-        if not names & {MANIFEST, BROKEN}:
-            mirrors.delete_folder(directory, MANIFEST)
-
-
-def clear(run: Path) -> None:
-    """Delete all checkpoints of a run, broken ones too."""
-    for directory in stored_folders(run):
-        mirrors.delete_folder(directory, MANIFEST)
-    for directory in checkpoints.candidates(run):
-        checkpoints.remove(directory)
-    for broken in (run / "checkpoints").glob("broken-step-*"):
-        shutil.rmtree(broken)
-
-
-def stored_folders(run: Path) -> dict[Path, set[str]]:
-    """Return the folders of checkpoints in the store, whole or not, with the names in each."""
-    folders: dict[Path, set[str]] = {}
-    for path in map(Path, mirrors.listing(run / "checkpoints")):
-        directory = run / "checkpoints" / path.parts[0]
-        if checkpoints.step_of(directory) >= 0:
-            folders.setdefault(directory, set()).add(path.name)
-    return folders
-
-
-def keep_heads(run: Path) -> None:
-    """Delete of the checkpoints in a mirror all but their heads; the store has the rest."""
-    if mirrors.uri_of(run):
-        for path in (run / "checkpoints").glob("step-*/*"):
-            if path.name not in HEAD:
+def drop_local_tensors(run: RunStorage) -> None:
+    """Delete all files of checkpoints in the cache but their metadata; the store has them."""
+    if run.is_remote:
+        for path in (run.local / "checkpoints").glob("step-*/*"):
+            if path.name not in METADATA_FILES:
                 path.unlink(missing_ok=True)
 
 
-def size_of(directory: Path) -> int:
+def size_of(checkpoint: RunStorage) -> int:
     """Return the bytes of a checkpoint."""
-    if mirrors.uri_of(directory):
-        return sum(mirrors.listing(directory).values())
-    return sum(path.stat().st_size for path in directory.iterdir())
+    if checkpoint.is_remote:
+        return sum(checkpoint.list_remote().values())
+    return sum(path.stat().st_size for path in checkpoint.local.iterdir())

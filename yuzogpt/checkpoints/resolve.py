@@ -1,9 +1,9 @@
-"""What the name of a model means: one resolver for sampling, finetuning, export and evaluation.
+"""What the name of a model refers to: one resolver for sampling, finetuning, export and evaluation.
 
 In: a run directory (its best checkpoint) or a checkpoint directory, also in an object store, a
 Hugging Face folder, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. Out: where the weights are, the
-shape of the model, and the tokenizer. Needs no torch, so that mistakes show at once; loading.py
-makes the model of it.
+shape of the model, and the tokenizer. Needs no torch, so that mistakes show at once; load.py makes
+the model from it.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,6 @@ from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED, read_config
 from yuzogpt.config import ModelSettings
 from yuzogpt.errors import UserError
-from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.tokenization import huggingface
 from yuzogpt.tokenization.tokenizer import Tokenizer
@@ -27,36 +26,36 @@ GPT2_VOCABULARY = 50257
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model that exists, as far as can be told without loading it."""
+    """A model that exists, as far as is known without loading it."""
 
     name: str
     shape: ModelSettings
     checkpoint: Checkpoint | None  # None: a published name or a Hugging Face folder
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer that the model speaks."""
+        """Return the tokenizer of the model."""
         if self.checkpoint:
             return tokenization.load(self.checkpoint.directory / checkpoints.TOKENIZER)
         if self.name in PUBLISHED:
             return tokenization.gpt2_tokenizer()
-        found = huggingface.read_tokenizer(Path(self.name))
-        if found is None and self.shape.vocab_size == GPT2_VOCABULARY:
+        tokenizer = huggingface.read_tokenizer(Path(self.name))
+        if tokenizer is None and self.shape.vocab_size == GPT2_VOCABULARY:
             return tokenization.gpt2_tokenizer()
-        if found is None:
+        if tokenizer is None:
             raise UserError(
                 f"{self.name}: its {self.shape.vocab_size} tokens are not GPT-2's, and the folder "
-                "brings no tokenizer; add its tokenizer.json"
+                "has no tokenizer; add its tokenizer.json"
             )
-        if found.vocab_size != self.shape.vocab_size:
+        if tokenizer.vocab_size != self.shape.vocab_size:
             raise UserError(
-                f"{self.name}: its tokenizer has {found.vocab_size} tokens, its model "
+                f"{self.name}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
                 f"{self.shape.vocab_size}; they do not belong together"
             )
-        return found
+        return tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the model says which tokenizer it speaks."""
+        """Whether it is known which tokenizer belongs to the model."""
         if self.checkpoint or self.shape.vocab_size == GPT2_VOCABULARY:
             return True
         return huggingface.has_tokenizer(Path(self.name))
@@ -65,20 +64,20 @@ class ModelReference:
 def resolve_model(name: str, context: int = 0) -> ModelReference:
     """Return what `name` refers to; UserError if there is no model.
 
-    `context`: tokens that it is to see at a time; 0: as many as it was trained with.
+    `context`: its context length in tokens; 0: as in training.
     """
     return with_context(find_model(name), context)
 
 
 def with_context(reference: ModelReference, context: int) -> ModelReference:
-    """Return a model that sees so many tokens; UserError if it has no positions for them."""
+    """Return a model with another context length; UserError if it has no positions for it."""
     shape = reference.shape
     if not context:
         return reference
     if context > shape.block_size and not shape.is_extensible:
         raise UserError(
             f"--context={context}: {reference.name} has learned positions, for "
-            f"{shape.block_size} tokens; rotary and alibi go on past their block_size"
+            f"{shape.block_size} tokens; rotary and alibi extend past their block_size"
         )
     return replace(reference, shape=shape.model_copy(update={"block_size": context}))
 
@@ -89,8 +88,7 @@ def find_model(name: str) -> ModelReference:
         return ModelReference(name, PUBLISHED[name].shape, None)
     if Path(name, CONFIG).is_file():
         return ModelReference(name, read_config(Path(name, CONFIG)), None)
-    place = str(remote.pull_reference(name)) if scheme_of(name) else name
-    checkpoint = checkpoints.find(place)
+    checkpoint = checkpoints.find(remote.open_reference(name))
     if checkpoint is None:
         raise UserError(
             f"{name}: no model here; give a run or checkpoint directory, a Hugging Face folder, "

@@ -1,10 +1,10 @@
 """Tensors on disk: safetensors files, written and hashed in one pass.
 
 In: named tensors, one after the other. Out: a file that any safetensors reader opens, and its
-SHA-256. The library's own writer wants all tensors at once and keeps Python's lock while it writes;
-this one runs beside training, and a tensor may be gathered from the ranks just before its turn.
+SHA-256. The library's own writer needs all tensors at once and holds Python's lock while it writes.
+This one runs beside training, and a tensor may be gathered from the ranks just before its turn.
 
-The format: the length of the header as 8 bytes, the header (JSON: dtype, shape and place of each
+The format: the length of the header as 8 bytes, the header (JSON: dtype, shape and offsets of each
 tensor), then the tensors' bytes end to end. https://github.com/huggingface/safetensors
 """
 
@@ -31,7 +31,7 @@ DTYPES = {
     "torch.uint8": ("U8", 1),
     "torch.bool": ("BOOL", 1),
 }
-CHUNK = 2**24  # bytes
+CHUNK_BYTES = 2**24
 
 
 def write_tensors(path: Path, shapes: "Mapping[str, Tensor]", tensors: "Iterable[Tensor]") -> str:
@@ -72,12 +72,12 @@ def chunks(tensor: "Tensor") -> Iterator[memoryview]:
     import torch
 
     view = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    for start in range(0, len(view), CHUNK):
-        yield view[start : start + CHUNK]
+    for start in range(0, len(view), CHUNK_BYTES):
+        yield view[start : start + CHUNK_BYTES]
 
 
 def read_tensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
-    """Yield the tensors of a file, memory-mapped: only what is looked at is read.
+    """Yield the tensors of a file, memory-mapped: a tensor is read when it is used.
 
     DamagedFile if it is not a whole safetensors file.
     """

@@ -1,7 +1,6 @@
 """Which checkpoint of a run: the newest, the best, or the one that a user names.
 
-In: the directory of a run. Out: its checkpoints in order, or one of them that was verified. The
-directory is the only truth: nothing else says which checkpoint is newest or best.
+The directory is the only truth: nothing else says which checkpoint is newest or best.
 """
 
 import contextlib
@@ -16,131 +15,135 @@ from yuzogpt.checkpoints.format import (
     STATE,
     Checkpoint,
     CorruptCheckpoint,
-    read,
     read_manifest,
+    read_state,
     verify,
 )
 from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.storage.untrusted import DamagedFile
 
-STEP = re.compile(r"step-(0|[1-9][0-9]{0,15})")
+STEP_NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})")
+
+OnCorrupt = Callable[[RunStorage, str], None]  # called with a checkpoint and what is wrong with it
 
 
-def newest(
-    run: Path, on_corrupt: Callable[[Path, str], None], *, head_only: bool = False
-) -> Checkpoint | None:
-    """Return the newest checkpoint that a run can go on from, whole.
+def newest(run: RunStorage, on_corrupt: OnCorrupt, *, head_only: bool = False) -> Checkpoint | None:
+    """Return the newest checkpoint that a run can resume from and that is whole.
 
-    `on_corrupt` is told of each newer one that is not whole; `head_only`: as far as states tell.
+    `on_corrupt` is called for each newer one that is not; `head_only`: only states are verified.
     """
-    return first_whole(lambda: resumable(run)[::-1], on_corrupt, head_only=head_only)
+    return first_whole(run, lambda path: resumable(path)[::-1], on_corrupt, head_only=head_only)
 
 
-def best(run: Path, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
+def best(run: RunStorage, on_corrupt: OnCorrupt) -> Checkpoint | None:
     """Return the checkpoint with the lowest validation loss whose weights are whole."""
-    return first_whole(lambda: by_validation_loss(run), on_corrupt, optimizer=False)
+    return first_whole(run, by_validation_loss, on_corrupt, optimizer=False)
 
 
 def first_whole(
-    listed: Callable[[], list[Path]], on_corrupt: Callable[[Path, str], None], **needed: bool
+    run: RunStorage,
+    in_order: Callable[[Path], list[Path]],
+    on_corrupt: OnCorrupt,
+    **needed: bool,
 ) -> Checkpoint | None:
-    """Return the first of those that are listed that is whole.
+    """Return the first checkpoint, in the order of `in_order(run)`, that is whole.
 
-    One that its run deleted while it was read is not corrupt: what is there now is listed again.
+    A checkpoint that its run deletes while it is read is not corrupt: the rest is listed again.
     """
-    seen: set[Path] = set()
-    while directory := next((path for path in listed() if path not in seen), None):
-        seen.add(directory)
+    seen: set[str] = set()
+    while name := next((p.name for p in in_order(run.local) if p.name not in seen), None):
+        seen.add(name)
+        storage = run / "checkpoints" / name
         try:
-            return verify(directory, **needed)
+            return verify(storage, **needed)
         except CorruptCheckpoint as error:
-            if not is_gone(directory):
-                on_corrupt(directory, str(error))
+            if not is_deleted(storage):
+                on_corrupt(storage, str(error))
     return None
 
 
-def is_gone(directory: Path) -> bool:
-    """Tell whether a checkpoint was deleted, there where it is kept."""
-    is_mirror = mirrors.uri_of(directory) is not None
-    return not mirrors.exists(directory / MANIFEST if is_mirror else directory)
+def is_deleted(storage: RunStorage) -> bool:
+    """Return whether a checkpoint was deleted where it is kept: in a store, its manifest."""
+    return not (storage / MANIFEST if storage.is_remote else storage).exists()
 
 
-def find(reference: str) -> Checkpoint | None:
-    """Return the checkpoint that a run directory (its best) or checkpoint directory means.
+def find(storage: RunStorage) -> Checkpoint | None:
+    """Return the checkpoint in a checkpoint directory, or the best of a run directory.
 
     None if it is neither; UserError if it holds checkpoints and none is whole.
     """
-    directory, name = Path(reference), mirrors.name_of(Path(reference))
+    name = storage.display_name
     try:
-        if (directory / STATE).exists() or (directory / MANIFEST).exists():
-            return verify(directory, optimizer=False)
+        if any((storage.local / file).exists() for file in (STATE, MANIFEST)):
+            return verify(storage, optimizer=False)
     except CorruptCheckpoint as error:
-        if is_gone(directory):
+        if is_deleted(storage):
             return None
         raise UserError(f"{name}: corrupt checkpoint: {error}") from None
     broken: list[str] = []
 
-    def tell(path: Path, reason: str) -> None:
-        broken.append(f"{path.name}: {reason}")
-        complain(f"!!! checkpoint {mirrors.name_of(path)} is corrupt ({reason})")
+    def note(checkpoint: RunStorage, reason: str) -> None:
+        broken.append(f"{checkpoint.name}: {reason}")
+        complain(f"!!! checkpoint {checkpoint.display_name} is corrupt ({reason})")
 
-    found = best(directory, tell)
-    if found is None and broken:
+    checkpoint = best(storage, note)
+    if checkpoint is None and broken:
         raise UserError(f"{name}: no checkpoint is whole: {'; '.join(broken)}")
-    if found is None and mirrors.exists(directory / "metrics.jsonl"):
+    if checkpoint is None and (storage / "metrics.jsonl").exists():
         raise UserError(f"{name}: this run has no checkpoint yet")
-    return found
+    return checkpoint
 
 
 def candidates(run: Path) -> list[Path]:
     """Return the checkpoint directories of a run, oldest first, not yet verified."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted((path for path in found if step_of(path) >= 0), key=step_of)
+    directories = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in directories if step_of(path) >= 0), key=step_of)
 
 
 def resumable(run: Path) -> list[Path]:
-    """Return those that a run could go on from, oldest first: not kept for their weights only.
+    """Return the checkpoints that a run could resume from, oldest first.
 
-    What is broken beyond telling is among them, so that it is noticed.
+    Those without optimizer tensors are left out; those that cannot be read are included, so that
+    they are noticed.
     """
     return [path for path in candidates(run) if not is_weights_only(path)]
 
 
 def is_weights_only(directory: Path) -> bool:
-    """Tell whether a checkpoint was kept for its weights: its manifest names no optimizer's."""
+    """Return whether the manifest of a checkpoint names no optimizer tensors."""
     with contextlib.suppress(OSError, DamagedFile):
         return not any(name.startswith(OPTIMIZER) for name in read_manifest(directory).files)
     return False
 
 
 def step_of(directory: Path) -> int:
-    """Return the step of a checkpoint directory by its name, -1 if it has none."""
-    found = STEP.fullmatch(directory.name)
-    return int(found[1]) if found else -1
+    """Return the step in the name of a checkpoint directory; -1 if there is none."""
+    match = STEP_NAME.fullmatch(directory.name)
+    return int(match[1]) if match else -1
 
 
 def by_validation_loss(run: Path) -> list[Path]:
-    """Return the checkpoint directories of a run, the best first.
+    """Return the checkpoint directories of a run, the best first; among equals, the newest.
 
-    Only estimates over as many windows as the newest one's compare; others come last, as do NaN
-    and none at all. Among equals the newest is first.
+    Only estimates over as many windows as the newest one's are comparable. Other checkpoints come
+    last, as do those with NaN or without an estimate.
     """
     newest_first = candidates(run)[::-1]
     metrics = [read_metrics(directory) for directory in newest_first]
-    comparable = next((found["val_windows"] for found in metrics if "val_windows" in found), None)
+    windows = next((each["val_windows"] for each in metrics if "val_windows" in each), None)
 
     def loss(index: int) -> float:
-        found = metrics[index].get("val_loss_estimate", math.nan)
-        same = metrics[index].get("val_windows") == comparable
-        return found if same and not math.isnan(found) else math.inf
+        estimate = metrics[index].get("val_loss_estimate", math.nan)
+        is_comparable = metrics[index].get("val_windows") == windows
+        return estimate if is_comparable and not math.isnan(estimate) else math.inf
 
     return [newest_first[index] for index in sorted(range(len(metrics)), key=loss)]
 
 
 def read_metrics(directory: Path) -> dict[str, float]:
-    """Return the metrics of a checkpoint that may be broken: none, then."""
+    """Return the metrics of a checkpoint; none if it is broken."""
     with contextlib.suppress(OSError, DamagedFile):
-        return {name: float(value) for name, value in read(directory).state.metrics.items()}
+        return {name: float(value) for name, value in read_state(directory).metrics.items()}
     return {}

@@ -28,8 +28,8 @@ from yuzogpt.config import (
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.mirrors import SCHEMES
 from yuzogpt.storage.paths import absolute
+from yuzogpt.storage.run_storage import SCHEMES
 
 T = TypeVar("T", bound=TrainSettings)
 
@@ -147,7 +147,7 @@ def report(settings: Section) -> None:
 
     paths = with_absolute_paths(settings).report
     html = Path(paths.html) if paths.html else None
-    say(f"\npage: {write(runs.directory_of_reader(paths.out_dir), html)}")
+    say(f"\npage: {write(runs.open_for_reading(paths.out_dir), html)}")
 
 
 def bench(settings: Section) -> None:

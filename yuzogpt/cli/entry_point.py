@@ -31,7 +31,7 @@ from yuzogpt.config import (
 )
 from yuzogpt.config.renamed import current_name
 from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
-from yuzogpt.console.terminal import complain, say
+from yuzogpt.console.terminal import LEVELS, complain, report_error, say, set_log_level
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
 from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.runtime.signals import (
@@ -123,6 +123,7 @@ def main(arguments: Sequence[str]) -> None:
             say(f"\npresets: {', '.join(presets_of(verb))}")
         return
     files, flags = read_arguments(name, verb, rest)
+    flags = without_log_level(flags)
     searched = [flag for flag in flags if verb.is_search and flag.startswith(f"--{SEARCH}.")]
     flags = [flag for flag in flags if flag not in searched]
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
@@ -136,6 +137,17 @@ def main(arguments: Sequence[str]) -> None:
         verb.run(settings, files, searched)
     else:
         verb.run(settings)
+
+
+def without_log_level(flags: Sequence[str]) -> list[str]:
+    """Set the level of the log if a flag names one; return the other flags."""
+    for flag in flags:
+        key, _, level = flag.partition("=")
+        if key == "--log_level":
+            if level not in LEVELS:
+                raise UserError(f"{flag}: choose one of {', '.join(LEVELS)}")
+            set_log_level(level)
+    return [flag for flag in flags if flag.partition("=")[0] != "--log_level"]
 
 
 def drop(_: str) -> None:
@@ -180,7 +192,7 @@ def join_flags_and_values(verb: Verb, arguments: Sequence[str]) -> Iterator[str]
             return word.lower() in BOOLEANS or (word == "auto" and "'auto'" in types[key])
         # Also after a misspelt key, so that the key is what the error names.
         is_file = is_yaml(word) or word in preset_names()
-        return key in types or key == "preset" or not (is_file or verb.positional)
+        return key in types or key in ("preset", "log_level") or not (is_file or verb.positional)
 
     words = list(arguments)
     while words:
@@ -230,7 +242,8 @@ def overview() -> str:
     lines = ["yuzogpt VERB ... --key=value", ""]
     lines += [f"  {name:<8} {verb.usage:<27} {verb.summary}" for name, verb in VERBS.items()]
     lines += ["", "`yuzogpt VERB --help` lists the settings of a verb."]
-    lines += ["With --dry_run a command only prints its settings."]
+    lines += ["With --dry_run a command only prints its settings. --log_level=warning leaves out"]
+    lines += ["what it is doing, --log_level=debug tells more; the others are info and error."]
     return "\n".join(lines)
 
 
@@ -271,13 +284,13 @@ def exit_status(arguments: Sequence[str]) -> int:
             main(arguments)
     except UserError as error:
         if is_first_of_node():  # under torchrun, all ranks find the same mistake
-            complain(f"yuzogpt: {error}")
+            report_error(f"yuzogpt: {error}")
         return 2
     except (RunFailed, WorkerFailed) as error:
-        complain(f"yuzogpt: {error}")
+        report_error(f"yuzogpt: {error}")
         return 1
     except Stopped as error:
-        complain(f"yuzogpt: {error}")
+        report_error(f"yuzogpt: {error}")
         # torchrun treats any other status as a failure and restarts all ranks.
         return 0 if are_started_by_torchrun() else 143
     except BrokenPipeError:  # `| head`: the reader has seen enough
@@ -285,11 +298,11 @@ def exit_status(arguments: Sequence[str]) -> int:
         return 141
     except OSError as error:
         reason = error.strerror or str(error)
-        complain(f"yuzogpt: {error.filename or 'I/O error'}: {reason}")
+        report_error(f"yuzogpt: {error.filename or 'I/O error'}: {reason}")
         return 1
     except KeyboardInterrupt:
         # A second one would only spoil the end, unless a thread holds that up: then it is the end.
         exit_on_next_interrupt()
-        complain(f"yuzogpt: interrupted{hint}")
+        report_error(f"yuzogpt: interrupted{hint}")
         return 130
     return 0

@@ -61,9 +61,9 @@ class TerminalHandler(logging.Handler):
     """Prints records to the stdout and stderr that there are at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record at once."""
+        """Print one record at once, with its traceback if it has one."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(shown_on(stream, record.getMessage()), file=stream, flush=True)
+        print(shown_on(stream, self.format(record)), file=stream, flush=True)
 
 
 def set_log_level(level: str) -> None:

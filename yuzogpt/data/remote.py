@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 from yuzogpt.data.blocks import MANIFEST, TOKENIZER, PreparedCorpus, open_corpus
 from yuzogpt.data.manifest import parse_manifest
 from yuzogpt.errors import UserError, first_line
@@ -46,7 +46,7 @@ def open_anywhere(data_dir: str) -> PreparedCorpus:
     for name, size in sizes.items():
         path = directory / name
         if not path.is_file() or size not in (None, path.stat().st_size):
-            say(f"copying {data_dir}/{name} to {directory}")
+            note(f"copying {data_dir}/{name} to {directory}")
             copy(filesystem, f"{inside}/{name}", path, data_dir, size or MAX_JSON_BYTES)
     write_durably(directory / MANIFEST, content)
     return open_corpus(directory)

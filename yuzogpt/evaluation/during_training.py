@@ -5,7 +5,6 @@ out_dir; the terminal, W&B and the report read that file beside metrics.jsonl.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, TrainSettings
@@ -16,7 +15,7 @@ from yuzogpt.evaluation.benchmarks.tasks import TASKS, PreparedTask, TaskOptions
 from yuzogpt.evaluation.evaluate import check_task
 from yuzogpt.runs.directory import EVALUATIONS, STOP
 from yuzogpt.runs.event_log import append_record
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import WORKER, RunStorage, open_storage
 
 PASSAGES_PER_STOP_CHECK = 8
 
@@ -50,7 +49,7 @@ def evaluate_checkpoint(
 
     If the checkpoint is gone or the run was asked to stop, write a notice and return nothing.
     """
-    run = mirrors.directory_of(out_dir, mirrors.WORKER)
+    run = open_storage(out_dir, WORKER)
     step = checkpoint_step(name)
     try:
         values = evaluate_tasks(name, run, tasks, device)
@@ -64,7 +63,7 @@ def evaluate_checkpoint(
 
 def record_failure(name: str, out_dir: str, tasks: Iterable[str], reason: str) -> None:
     """Write the record of a checkpoint that could not be evaluated."""
-    run, step = mirrors.directory_of(out_dir, mirrors.WORKER), checkpoint_step(name)
+    run, step = open_storage(out_dir, WORKER), checkpoint_step(name)
     text = f"!!! step {step} was not evaluated on {', '.join(tasks)} ({reason})"
     append_record(run / EVALUATIONS, "notice", text, step=step)
 
@@ -75,7 +74,7 @@ def checkpoint_step(name: str) -> int:
 
 
 def evaluate_tasks(
-    name: str, run: Path, tasks: Mapping[str, PreparedTask], device: DeviceSettings
+    name: str, run: RunStorage, tasks: Mapping[str, PreparedTask], device: DeviceSettings
 ) -> dict[str, float]:
     """Return a checkpoint's metrics; InterruptedError if the run is asked to stop."""
     from yuzogpt.checkpoints.load import load_model
@@ -98,7 +97,7 @@ def evaluate_tasks(
     return values
 
 
-def check_no_early_stop(run: Path) -> None:
+def check_no_early_stop(run: RunStorage) -> None:
     """Raise InterruptedError if the run was asked to stop: it must end within 30 seconds."""
-    if mirrors.exists(run / STOP):
+    if (run / STOP).exists():
         raise InterruptedError("the run is asked to stop")

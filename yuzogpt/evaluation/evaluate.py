@@ -13,7 +13,7 @@ from tqdm import tqdm
 from yuzogpt import __version__
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note, say
 from yuzogpt.errors import UserError, nearest
 from yuzogpt.evaluation import results
 from yuzogpt.evaluation.benchmarks import files
@@ -30,8 +30,8 @@ from yuzogpt.evaluation.shards import (
     weights_hash,
 )
 from yuzogpt.runs.requirements import check_writable
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 
 # Scores shards, in any order, and yields each with its scores.
 Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]
@@ -105,12 +105,12 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = compute_here) -> 
     }
     all_shards = [shard for of_task in shards.values() for shard in of_task]
     directory.mkdir(parents=True, exist_ok=True)
-    with Lease(directory):
+    with Lease(LocalStorage(directory)):
         missing = all_shards
         if not settings.evaluated.overwrite:
             missing = missing_shards(directory, all_shards)
         if len(missing) < len(all_shards):
-            say(
+            note(
                 f"{len(all_shards) - len(missing)} of {len(all_shards)} shards are already computed"
             )
         with tqdm(total=len(missing), unit="shard", disable=not missing) as bar:
@@ -152,7 +152,7 @@ def scoring_job(evaluation: Evaluation, task: str, weights: str) -> ScoringJob:
     settings, checkpoint = evaluation.settings, evaluation.reference.checkpoint
     return ScoringJob(
         # The checkpoint, not the run: the run's best checkpoint may change meanwhile.
-        model=mirrors.name_of(checkpoint.directory) if checkpoint else evaluation.reference.name,
+        model=checkpoint.storage.display_name if checkpoint else evaluation.reference.name,
         weights=weights,
         task=task,
         protocol=settings.benchmarks.protocol,

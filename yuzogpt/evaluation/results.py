@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from yuzogpt.console import terminal
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, NANOGPT
 from yuzogpt.evaluation.benchmarks.tasks import TASKS, Metric
@@ -84,7 +84,7 @@ def write(directory: Path, model: Mapping[str, Any], results: Sequence[Result]) 
     for result in results:
         flag = partial_flag(result, kept.get(result.key))
         if flag:
-            say(f"{result.key}: {path} keeps the metrics computed without {flag}")
+            note(f"{result.key}: {path} keeps the metrics computed without {flag}")
         else:
             tasks[result.key] = result.to_dict()
     write_durably(path, to_json({"model": dict(model), "tasks": tasks}))

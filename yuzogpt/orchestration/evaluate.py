@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from yuzogpt.config import EvaluateSettings
+from yuzogpt.console.terminal import note
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import shards
 from yuzogpt.evaluation.evaluate import Compute
@@ -31,7 +32,7 @@ def on_ray(settings: EvaluateSettings) -> Compute:
     def compute(remaining: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
         if not remaining:
             return
-        print("starting Ray ...", flush=True)
+        note("starting Ray ...")
         cores = available_cores()
         with (
             connected(settings.workers.ray_address, cores, ("torch",)),

@@ -19,7 +19,7 @@ from pydantic import Field
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.environment import TOKEN_PATH
 from yuzogpt.storage.atomic_files import write_durably
-from yuzogpt.storage.lease import is_holder_alive, this_process
+from yuzogpt.storage.lease import describe_process, is_holder_alive
 from yuzogpt.storage.untrusted import Untrusted, read_json
 
 # Whatever TMPDIR says: the path of a Unix socket, of which Ray makes some, has at most 107 bytes.
@@ -30,7 +30,7 @@ MAX_OWNER_BYTES = 2**16
 
 
 class Owner(Untrusted):
-    """The process of a directory's command, as `lease.this_process` describes it."""
+    """The process of a directory's command, as `lease.describe_process` describes it."""
 
     host: str
     boot: str
@@ -42,7 +42,7 @@ class Owner(Untrusted):
 def make_directory() -> Path:
     """Make the directory of an embedded Ray of this process, of mode 0700."""
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SHARED_DIRECTORY))
-    write_durably(directory / OWNER, json.dumps(this_process(os.getpid())).encode())
+    write_durably(directory / OWNER, json.dumps(describe_process(os.getpid())).encode())
     return directory
 
 

@@ -16,6 +16,8 @@ from importlib import import_module
 from inspect import isfunction, unwrap
 from typing import Any, NamedTuple
 
+from yuzogpt.console.terminal import say
+
 WITHOUT = "YUZOGPT_WITHOUT_RAY_INTERNALS"
 MISSING = object()
 EXECUTION = "ray.train.v2._internal.execution"
@@ -369,9 +371,9 @@ def serve_address() -> tuple[str, int] | None:
 def main() -> None:
     """Print which private names this Ray has, and what is lost without the others."""
     for feature in FEATURES.values():
-        print(f"{feature.use}; without: {feature.loss}")
+        say(f"{feature.use}; without: {feature.loss}")
         for name in feature.names:
-            print(f"  {'missing' if resolve(name) is MISSING else 'there':8}{name}")
+            say(f"  {'missing' if resolve(name) is MISSING else 'there':8}{name}")
 
 
 if __name__ == "__main__":

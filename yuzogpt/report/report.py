@@ -14,43 +14,44 @@ from yuzogpt.report.page import is_page, page
 from yuzogpt.report.plots import plots
 from yuzogpt.report.summary import summarize
 from yuzogpt.runs.event_log import read_records
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.atomic_files import write_durably
+from yuzogpt.storage.run_storage import LocalStorage, RunStorage
 from yuzogpt.storage.untrusted import open_regular
 
 HEAD_BYTES = 4096  # of a page, by which it is recognised
 
 
-def write(run: Path, html: Path | None) -> str:
+def write(run: RunStorage, html: Path | None) -> str:
     """Report on a run; return where the page is. UserError if there is no run."""
-    name = mirrors.name_of(run)
-    path = html or run / runs.REPORT
+    name = run.display_name
+    file: RunStorage = LocalStorage(html) if html else run / runs.REPORT
     if html and (html.suffix not in (".html", ".htm") or html.is_dir()):
         raise UserError(f"--html={html}: not the name of a page; let it end in .html")
     if html and not html.parent.is_dir():
         raise UserError(f"--html={html}: {html.parent} is not a directory")
-    check_replaceable(path)
-    metrics = run / runs.METRICS
+    check_replaceable(file)
+    metrics = run.local / runs.METRICS
     if not metrics.is_file():
         raise UserError(f"{name}: no run here (no {runs.METRICS}); give the out_dir of a run")
     history = History.read(metrics)
     if history is None:
         raise UserError(f"{name}: no run here (no {runs.METRICS} with a whole record in it)")
-    summary = summarize(run, history)
+    summary = summarize(run.local, history)
     facts = tables.facts(summary)
-    shown = [*tables.benchmarks(read_records(run / runs.EVALUATIONS)), *tables.tables(summary)]
+    evaluations = read_records(run.local / runs.EVALUATIONS)
+    shown = [*tables.benchmarks(evaluations), *tables.tables(summary)]
     terminal.show(tables.plain(summary.name), facts, shown)
-    write_durably(path, page(summary, facts, shown, plots(history, summary)).encode())
-    mirrors.push(path)
-    return mirrors.name_of(path)
+    write_durably(file.local, page(summary, facts, shown, plots(history, summary)).encode())
+    file.upload()
+    return file.display_name
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(file: RunStorage) -> None:
     """Raise UserError if the page would replace a file that is not a report's page."""
-    name = mirrors.name_of(path)
+    name = file.display_name
     try:
-        with open_regular(path, name) as file:
-            is_ours = is_page(file.read(HEAD_BYTES))
+        with open_regular(file.local, name) as page_file:
+            is_ours = is_page(page_file.read(HEAD_BYTES))
     except FileNotFoundError:
         return
     if not is_ours:

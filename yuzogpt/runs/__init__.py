@@ -1,4 +1,4 @@
-"""One run is one out_dir: what it holds, who writes there, and what may continue it."""
+"""A run is one out_dir: its files, its one writer, and the checks before it starts or resumes."""
 
 from yuzogpt.runs.directory import (
     CURVE,
@@ -15,13 +15,13 @@ from yuzogpt.runs.directory import (
     WANDB_ID,
     begin,
     clear,
-    directory_of,
-    directory_of_reader,
+    download_run,
     gives_way,
     header,
-    pull,
+    hold_run_dir,
+    open_for_reading,
+    open_run,
     write_settings,
-    writing,
 )
 from yuzogpt.runs.preflight import (
     check,
@@ -51,17 +51,17 @@ __all__ = [
     "check",
     "check_vocabulary",
     "clear",
-    "directory_of",
-    "directory_of_reader",
+    "download_run",
     "find_resume",
     "finished_line",
     "gives_way",
     "header",
+    "hold_run_dir",
     "is_finished",
-    "pull",
+    "open_for_reading",
+    "open_run",
     "ray_address",
     "with_model_shape",
     "with_recorded_start",
     "write_settings",
-    "writing",
 ]

@@ -1,4 +1,4 @@
-"""The files of a run, the one command that writes them, and how a run gives way to another.
+"""The files of a run, the one command that writes them, and how a run is replaced by another.
 
 In: settings. Out: out_dir, held for this command alone.
 """
@@ -6,7 +6,6 @@ In: settings. Out: out_dir, held for this command alone.
 import contextlib
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import remote
@@ -14,9 +13,9 @@ from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.config.resolve import to_yaml
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.runs.event_log import append_record
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import Lease, holder_of
+from yuzogpt.storage.run_storage import DRIVER, READER, RunStorage, open_storage
 from yuzogpt.storage.untrusted import read_file
 
 METRICS = "metrics.jsonl"
@@ -30,50 +29,50 @@ COMMAND = "# Begun or resumed by the command "  # and its id
 DELETING = "# The rest is of the run before, and is being deleted (--overwrite).\n"
 WANDB_ID = "wandb-id.txt"
 STOP = "stop"  # a file that asks the run to stop; may hold the reason
-FAILED = ".failed"  # a line: why workers of this command are not to be started again
-PAUSE = ".pause"  # the same, of the launcher, which will start the workers again
+FAILED = ".failed"  # a line: why workers of this command must not be started again
+PAUSE = ".pause"  # as STOP, but from the launcher, which will start the workers again
 
 
-def directory_of(settings: TrainSettings) -> Path:
-    """Return where the process that the user started finds out_dir."""
-    return mirrors.directory_of(settings.run.out_dir, mirrors.DRIVER)
+def open_run(settings: TrainSettings) -> RunStorage:
+    """Return out_dir for the process that the user started."""
+    return open_storage(settings.run.out_dir, DRIVER)
 
 
-def directory_of_reader(out_dir: str) -> Path:
-    """Return where a process that only reads finds a run: what was asked for, and what it says."""
-    directory = mirrors.directory_of(out_dir, mirrors.READER)
+def open_for_reading(out_dir: str) -> RunStorage:
+    """Return a run for a process that only reads its settings and records; download these."""
+    run = open_storage(out_dir, READER)
     try:
         for name in (METRICS, EVALUATIONS, SETTINGS):
-            mirrors.pull(directory / name, if_changed=True)
+            (run / name).download(if_changed=True)
     except OSError as error:
         raise UserError(f"{out_dir}: not within reach: {error.strerror}") from None
-    return directory
+    return run
 
 
-def is_stored(settings: TrainSettings) -> bool:
-    """Tell whether out_dir is in an object store."""
+def is_in_store(settings: TrainSettings) -> bool:
+    """Return whether out_dir is in an object store."""
     return bool(scheme_of(settings.run.out_dir))
 
 
-def pull(run: Path) -> None:
-    """Bring what a mirror needs of its run: all but tensors."""
+def download_run(run: RunStorage) -> None:
+    """Download what a process needs of its run: all but tensors."""
     for name in (SETTINGS, METRICS, WANDB_ID):
-        mirrors.pull(run / name, if_changed=True)
-    remote.pull_heads(run)
+        (run / name).download(if_changed=True)
+    remote.download_metadata(run)
 
 
 @contextlib.contextmanager
-def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
-    """Hold out_dir for this command alone; a run that gives way to it is still whole.
+def hold_run_dir(settings: TrainSettings, command: str = "") -> Iterator[RunStorage]:
+    """Hold out_dir for this command alone; a run that it will replace is not deleted yet.
 
-    `command`: its id, if it holds out_dir more than once; else the lease's is taken.
+    `command`: its id, if it holds out_dir more than once; default: the lease's.
     """
-    run = directory_of(settings)
+    run = open_run(settings)
     with Lease(run) as lease:
         command = command or lease.holder["id"]
-        remote.sweep(run)
+        checkpoints.sweep(run)
         for name in (STOP, PAUSE, FAILED):
-            mirrors.delete(run / name)
+            (run / name).delete()
         if not gives_way(settings, run, command):
             begin(settings, run, command)
         try:
@@ -86,23 +85,23 @@ def writing(settings: TrainSettings, command: str = "") -> Iterator[Path]:
             raise
         finally:
             with contextlib.suppress(OSError):
-                mirrors.delete(run / STOP)
-                mirrors.delete(run / FAILED)
+                (run / STOP).delete()
+                (run / FAILED).delete()
 
 
-# --- how a run gives way to another (`--overwrite`)
+# --- how a run is replaced by another (`--overwrite`)
 #
-# A command is refused, or fails, until its workers have met and loaded their weights; until then
-# the run in out_dir is whole. Then rank 0 calls `begin`, before it writes anything else. The head
-# of settings.yaml says how far that went, in one file that is replaced at once:
+# A command may be refused, or fail, until its workers have met and loaded their weights; until then
+# the run in out_dir is complete. Then rank 0 calls `begin`, before it writes anything else. The
+# head of settings.yaml says how far that went, in one file that is replaced at once:
 #
 #     another command's id    nothing is deleted yet
-#     DELETING                some of it may be: no run is left that could go on, whoever asks
-#     this command's id       the run is this command's; workers that it starts again go on with it
+#     DELETING                some of it may be deleted: no command can resume this run
+#     this command's id       the run is this command's; workers that it starts again resume it
 
 
-def gives_way(settings: TrainSettings, run: Path, command: str) -> bool:
-    """Return whether there is a run in out_dir that this command is to delete, and has not yet."""
+def gives_way(settings: TrainSettings, run: RunStorage, command: str) -> bool:
+    """Return whether there is a run in out_dir that this command must delete, and has not yet."""
     head = header(run)
     if DELETING in head:
         return True
@@ -110,48 +109,43 @@ def gives_way(settings: TrainSettings, run: Path, command: str) -> bool:
     return settings.run.overwrite and is_there and f"{COMMAND}{command}\n" not in head
 
 
-def begin(settings: TrainSettings, run: Path, command: str) -> None:
-    """Make out_dir this command's, and delete the run that gives way to it; call it on rank 0."""
+def begin(settings: TrainSettings, run: RunStorage, command: str) -> None:
+    """Make out_dir this command's, and delete the run that it replaces; call it on rank 0."""
     is_new = not header(run)
     if gives_way(settings, run, command):
         write_settings(settings, run, DELETING)
         clear(run)
         is_new = True
-    # What is only to be evaluated keeps its settings: they say how it was trained.
+    # A run that is only evaluated keeps its settings: they say how it was trained.
     if is_new or not settings.evaluation.eval_only:
         write_settings(settings, run, f"{COMMAND}{command}\n")
 
 
-def header(run: Path) -> list[str]:
-    """Return the lines that begin settings.yaml and are no settings; none if there is no file."""
-    path = run / SETTINGS
+def header(run: RunStorage) -> list[str]:
+    """Return the comment lines at the top of settings.yaml; none if there is no file."""
+    file = run / SETTINGS
     try:
-        content = mirrors.read(path) if mirrors.uri_of(path) else read_file(path)
+        content = file.read() if file.is_remote else read_file(file.local)
     except FileNotFoundError:
         return []
     lines = content.decode(errors="replace").splitlines(keepends=True)
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
-def has_checkpoints(run: Path) -> bool:
+def has_checkpoints(run: RunStorage) -> bool:
     """Return whether there are checkpoints, broken ones too."""
-    return bool(checkpoints.candidates(run)) or remote.has_broken(run)
+    return bool(checkpoints.candidates(run.local)) or checkpoints.has_quarantined(run)
 
 
-def write_settings(settings: TrainSettings, run: Path, state: str) -> None:
-    """Write settings.yaml, which the same command can be given again."""
-    # To train from this file again must not delete the run.
-    content = SIGNATURE + state + to_yaml(without_overwriting(settings))
-    mirrors.write(run / SETTINGS, content.encode())
+def write_settings(settings: TrainSettings, run: RunStorage, state: str) -> None:
+    """Write settings.yaml, which the same command accepts as its configuration."""
+    # Without --overwrite: to train from this file again must not delete the run.
+    content = SIGNATURE + state + to_yaml(with_changes(settings, {"run.overwrite": False}))
+    (run / SETTINGS).write(content.encode())
 
 
-def without_overwriting(settings: TrainSettings) -> TrainSettings:
-    """Return the settings of a command that goes on with what it finds."""
-    return with_changes(settings, {"run.overwrite": False})
-
-
-def clear(run: Path) -> None:
+def clear(run: RunStorage) -> None:
     """Delete what earlier runs wrote in out_dir, and nothing else; settings.yaml stays."""
-    remote.clear(run)
+    checkpoints.clear(run)
     for name in (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID):
-        mirrors.delete(run / name)
+        (run / name).delete()

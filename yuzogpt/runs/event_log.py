@@ -1,24 +1,24 @@
-"""metrics.jsonl: everything that a run says, one JSON record a line, written by rank 0.
+"""metrics.jsonl: the event log of a run, one JSON record a line, written by rank 0.
 
-In: records. Out: a file that plots, displays, reports and W&B are fed from, wherever they run.
-Every record has kind, step and time (Unix seconds); one with a text is shown to the user. Kinds:
+Plots, displays, reports and W&B read it, wherever they run. Every record has kind, step and time
+(Unix seconds); a record with a text is shown to the user. Kinds:
 
-    start        the loop began or went on, with so many workers; redone_steps, redone_tokens: what
-                 was done once already, and lost; weights: the model whose weights it began with
-    undone       so many steps and rows were lost: later records are not there any more
-    train        a step: loss, lr, grad_norm; since the train record before: the share of steps
-                 whose gradient was clipped (clip_rate), and how many were skipped
-    health       of each layer: norm of gradient and weights, and of the update over the weights
+    start        the loop started or resumed: workers; redone_steps, redone_tokens: what was done
+                 before, and lost; weights: the model whose weights it started from
+    undone       a resumed run lost this many steps and rows; their records are deleted
+    train        a step: loss, lr, grad_norm; since the last train record: the share of steps whose
+                 gradient was clipped (clip_rate), and the number of skipped steps
+    health       of each layer: norms of gradient and weights; norm of the update / of the weights
     network      how fast the ranks reach each other: an all-reduce, and the slowest hop of a ring
     evaluation   the estimate of the validation loss
-    checkpoint   one was written: how long the loop waited, how long it took, bytes
+    checkpoint   one was written: how long the loop waited, how long the write took, bytes
     skip, spike  a step whose numbers were not finite, or whose loss was far too high
-    failure      a worker died or stood still, or, with that for a reason, the run gave up (from
-                 outside the loop: at step 0)
+    failure      a worker died or hangs; with a reason: the run gave up (from outside the loop: at
+                 step 0)
     stop         the run was asked to stop, and did, with a checkpoint
     final        the validation loss over the whole split, of the last and the best checkpoint
-    tasks        figures of benchmarks (in evaluations.jsonl, by another process)
-    eval_only    the same, of a run that was only to be evaluated
+    eval_only    the validation loss over the whole split, of a run that was only evaluated
+    tasks        benchmark metrics (in evaluations.jsonl, by another process)
     notice       anything else that the user should read
 """
 
@@ -37,12 +37,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from yuzogpt.console.terminal import complain
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.atomic_files import write_durably
+from yuzogpt.storage.background_uploader import BackgroundUploader, pause_after
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.storage.untrusted import open_regular
 
 Record = dict[str, Any]
-Line = tuple[str, Record]  # of the file, and what it says
+Line = tuple[str, Record]  # a line of the file, and its record
 Listener = Callable[[Record], None]
 
 MAX_LINE_BYTES = 2**24  # a longer line is none of ours
@@ -52,7 +53,7 @@ Number = float | None  # None: it was not finite
 
 @with_config(ConfigDict(strict=True, extra="allow"))
 class StoredRecord(TypedDict, total=False):
-    """A record as it lies in the file, which may be somebody else's; more fields may be there."""
+    """A record in the file, which somebody else may have written; more fields are allowed."""
 
     kind: Required[Annotated[str, Field(max_length=40)]]
     step: Required[Whole]
@@ -82,20 +83,20 @@ class StoredRecord(TypedDict, total=False):
     write_seconds: Number
 
 
-# What happened to a run is not undone with its steps.
+# Kinds of records that stay when the steps of a run are undone.
 HISTORY = ("start", "undone", "failure", "stop")
 
 
 class MetricsLog:
-    """Appends records to the file and hands them to a listener in this process, if there is one.
+    """Appends records to the file and calls a listener in this process, if there is one.
 
     Threads may write at the same time. A full disk stops no run: what could not be written is
-    written with a later record. In a mirror the file is copied to its store every few seconds.
+    written with a later record. If the run is in a store, the file is uploaded every few seconds.
     """
 
     def __init__(
         self,
-        path: Path,
+        file: RunStorage,
         step: int | None,
         listener: Listener | None,
         rows_seen: int = 0,
@@ -104,15 +105,16 @@ class MetricsLog:
     ) -> None:
         """Open the file for a run that resumes at `step`: later records are undone.
 
-        `step` is -1 for a new run: all of them are, but for HISTORY. It is None for a run that is
-        only looked at: none are. `is_evaluated`: whether the checkpoint of `step` has its losses;
-        if not, that step is evaluated once more, and its record is undone, too.
+        `step` is -1 for a new run: all records but HISTORY are undone. It is None for a run that
+        is only evaluated: none are. `is_evaluated`: whether the checkpoint of `step` has its
+        losses; if not, that step is evaluated again, and its evaluation record is undone, too.
         """
+        path = file.local
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.undone_steps = self.undone_rows = 0  # since the loop began last
+        self.undone_steps = self.undone_rows = 0  # since the loop last started
         if path.exists():
-            found = list(read_lines(path))
-            kept = found if step is None else undo(found, step, rows_seen, is_evaluated)
+            lines = list(read_lines(path))
+            kept = lines if step is None else undo(lines, step, rows_seen, is_evaluated)
             for _, record in kept:
                 if record["kind"] == "start":
                     self.undone_steps = self.undone_rows = 0
@@ -124,7 +126,7 @@ class MetricsLog:
         self.listener = listener
         self.unwritten = b""
         self.lock = threading.Lock()
-        self.copy = mirrors.BackgroundUploader(path)
+        self.uploader = BackgroundUploader(file)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one record."""
@@ -136,15 +138,15 @@ class MetricsLog:
             if self.listener:
                 self.listener(record)
         if kind in HISTORY:
-            self.copy.soon()
+            self.uploader.upload_soon()
 
-    def push(self) -> None:
-        """Have everything in the store, if the file is in a mirror; OSError if it cannot be."""
-        self.copy.push()
+    def upload(self) -> None:
+        """Upload everything now, if the run is in a store; OSError if that fails."""
+        self.uploader.upload()
 
     def _flush(self) -> None:
         while self.unwritten:
-            # Ctrl-C may come after the write: rather lose a line then than have it twice.
+            # Ctrl-C may come after the write: to lose a line is better than to have it twice.
             line, self.unwritten = self.unwritten, b""
             try:
                 written = self.file.write(line)
@@ -154,29 +156,29 @@ class MetricsLog:
             self.unwritten = line[written:]
 
     def close(self) -> None:
-        """Close the file; what could not be written is said."""
-        for end in (self._flush, self.file.close, self.copy.close):
+        """Close the file; complain if records could not be written or uploaded."""
+        for end in (self._flush, self.file.close, self.uploader.close):
             try:
                 with self.lock:
                     end()
-            except OSError as error:  # what the run is about is in its checkpoints
+            except OSError as error:  # no reason to fail: the checkpoints are written
                 complain(f"!!! {error.filename or 'metrics'}: {error.strerror}")
 
 
 def record_of(kind: str, step: int, **values: Any) -> Record:
-    """Return a record of what happens now."""
+    """Return a record with the present time."""
     return {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
 
 
-def undo(found: list[Line], step: int, rows_seen: int, is_evaluated: bool) -> list[Line]:
-    """Leave out the records after `step`, but for HISTORY; a new one counts what they told of.
+def undo(lines: list[Line], step: int, rows_seen: int, is_evaluated: bool) -> list[Line]:
+    """Remove the records after `step`, but for HISTORY; add a record that counts the lost steps.
 
-    So the count is not forgotten if this start is killed, too. `rows_seen`: until `step`.
+    So the count is kept even if this start is killed, too. `rows_seen`: until `step`.
     """
-    kept = [(line, r) for line, r in found if r["step"] <= step or r["kind"] in HISTORY]
+    kept = [(line, r) for line, r in lines if r["step"] <= step or r["kind"] in HISTORY]
     if not is_evaluated:
         kept = [(line, r) for line, r in kept if (r["kind"], r["step"]) != ("evaluation", step)]
-    trained = [r for _, r in found if r["kind"] == "train" and r["step"] > max(step, 0)]
+    trained = [r for _, r in lines if r["kind"] == "train" and r["step"] > max(step, 0)]
     if trained:
         last = max(trained, key=lambda record: record["step"])
         steps, rows = last["step"] - max(step, 0), last.get("rows_seen", rows_seen) - rows_seen
@@ -185,15 +187,15 @@ def undo(found: list[Line], step: int, rows_seen: int, is_evaluated: bool) -> li
     return kept
 
 
-def append_record(path: Path, kind: str, text: str, *, step: int = 0, **values: Any) -> None:
+def append_record(file: RunStorage, kind: str, text: str, *, step: int = 0, **values: Any) -> None:
     """Append a record from outside the loop: when its workers are gone, or about to go."""
     record = record_of(kind, step, text=text, **values)
     # On a line of its own, even if the writer died in the middle of one.
-    mirrors.append(path, f"\n{json.dumps(record)}\n".encode())
+    file.append(f"\n{json.dumps(record)}\n".encode())
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the records of the file with their lines; what a crash left of a line is skipped."""
+    """Yield the records of the file with their lines; a line that a crash cut short is skipped."""
     with open_regular(path) as file:
         for content in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
             line = content.decode("utf-8", errors="replace")
@@ -203,7 +205,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def parse(line: str) -> Record | None:
-    """Return the record of a line; None if it is not a whole one, or a value is of no such type."""
+    """Return the record of a line; None if it is incomplete, or a value has another type."""
     try:
         return dict(schema().validate_json(line))
     except ValidationError:
@@ -212,41 +214,40 @@ def parse(line: str) -> Record | None:
 
 @functools.cache
 def schema() -> TypeAdapter[StoredRecord]:
-    """Return what records are held against."""
+    """Return the schema of records, compiled once."""
     return TypeAdapter(StoredRecord)
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return all records of a run; none, if it wrote none."""
+    """Return all records of a file; none if there is no file."""
     return [record for _, record in read_lines(path)] if path.exists() else []
 
 
 def seconds_of_step(train: Record) -> float:
-    """Return what a step took, in the mean over those that a train record tells of."""
+    """Return the seconds per step, averaged over the steps of a train record."""
     seconds: float = train["tokens_per_step"] / train["tokens_per_second"]
     return seconds
 
 
 class Follower:
-    """Hands a run's new records to a listener, from another process than the one that writes.
+    """Calls a listener with a run's new records, in another process than the one that writes.
 
-    In a mirror the file is copied from its store now and then.
+    If the run is in a store, the file is downloaded every few seconds.
     """
 
-    POLL = 0.25  # seconds
+    POLL_INTERVAL_S = 0.25
 
-    def __init__(self, path: Path, listener: Listener) -> None:
-        """Records that are there already are not handed on."""
-        self.path = path
+    def __init__(self, storage: RunStorage, listener: Listener) -> None:
+        """Records that are there already are skipped."""
+        self.storage = storage
         self.listener = listener
-        self.file: BinaryIO | None = None  # open, and read as far as its records were handed on
+        self.file: BinaryIO | None = None  # open, and read as far as the listener knows
         with contextlib.suppress(FileNotFoundError):
-            self.file = open_regular(path)
+            self.file = open_regular(storage.local)
             for _ in whole_lines(self.file):
                 pass
-        self.done, self.is_wanted = threading.Event(), threading.Event()
+        self.done, self.poll_now = threading.Event(), threading.Event()
         self.waiting: list[threading.Event] = []
-        self.is_copied = mirrors.uri_of(path) is not None
         self.thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
 
     def __enter__(self) -> "Follower":
@@ -255,49 +256,49 @@ class Follower:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Hand on what is left, and stop."""
+        """Read what is left, and stop."""
         self.done.set()
-        self.is_wanted.set()
+        self.poll_now.set()
         self.thread.join()
         if self.file:
             self.file.close()
 
     def catch_up(self, timeout: float = 5.0) -> None:
-        """Return when every record that is written by now was handed on, or after `timeout` s."""
+        """Return when the listener knows all records written by now, or after `timeout` seconds."""
         caught_up = threading.Event()
         self.waiting.append(caught_up)
-        self.is_wanted.set()
+        self.poll_now.set()
         caught_up.wait(timeout)
 
     def _follow(self) -> None:
-        pause = self.POLL
+        pause = self.POLL_INTERVAL_S
         while not self.done.is_set():
-            self.is_wanted.wait(pause)
-            self.is_wanted.clear()
+            self.poll_now.wait(pause)
+            self.poll_now.clear()
             waiting, self.waiting = self.waiting, []
             started = time.monotonic()
-            self._read_on()
+            self._poll()
             for caught_up in waiting:
                 caught_up.set()
-            if self.is_copied:
-                pause = mirrors.pause_after(time.monotonic() - started)
-        self._read_on()
+            if self.storage.is_remote:
+                pause = pause_after(time.monotonic() - started)
+        self._poll()
 
-    def _read_on(self) -> None:
-        if self.is_copied:
-            with contextlib.suppress(OSError):  # tried again
-                mirrors.pull(self.path, if_changed=True)
+    def _poll(self) -> None:
+        with contextlib.suppress(OSError):  # tried again
+            self.storage.download(if_changed=True)
         with contextlib.suppress(FileNotFoundError):
-            self._take_over(open_regular(self.path))
+            self._switch_to(open_regular(self.storage.local))
         for line in whole_lines(self.file) if self.file else ():
             record = parse(line.decode("utf-8", errors="replace"))
             if record:
                 self.listener(record)
 
-    def _take_over(self, file: BinaryIO) -> None:
-        """Read on in the file of that name, if it is another one: a resumed run rewrote it.
+    def _switch_to(self, file: BinaryIO) -> None:
+        """Continue in a newly opened file, at the first line that the listener does not know.
 
-        It begins with what was kept of the old one, which is open still and tells what is known.
+        A resumed run rewrites the file. The new file begins with the lines that it kept of the old
+        one, which is still open.
         """
         old, self.file = self.file, file
         if old is None:
@@ -308,7 +309,7 @@ class Follower:
             known = itertools.takewhile(lambda _: old.tell() <= end, whole_lines(old))
             begin = 0
             for line in whole_lines(file):
-                if line not in known:  # which is read on to that line, or to its end
+                if line not in known:  # this reads `known` up to that line, or to its end
                     break
                 begin = file.tell()
         file.seek(begin)
@@ -316,7 +317,7 @@ class Follower:
 
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines from here on; what is not a whole one yet is left to be read again."""
+    """Yield the remaining complete lines; an incomplete one is left to be read again."""
     while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n") or len(line) == MAX_LINE_BYTES:
         yield line
     file.seek(-len(line), os.SEEK_CUR)

@@ -1,11 +1,10 @@
-"""Before a run starts: every mistake that can be found without starting.
+"""Finds every mistake that can be found before a run starts.
 
 In: settings, the corpus, and out_dir. Out: the complete settings, and the checkpoint to resume from
 (None: a new run), or a UserError with the difference. Needs no torch, so the answer comes at once.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from yuzogpt import checkpoints, tokenization
@@ -18,6 +17,7 @@ from yuzogpt.checkpoints.pretrained import (
     weight_files,
 )
 from yuzogpt.checkpoints.resolve import resolve_model, shape_of
+from yuzogpt.checkpoints.select import OnCorrupt
 from yuzogpt.config import ModelSettings, Part, TrainSettings, with_changes
 from yuzogpt.config.resolve import changed_frozen
 from yuzogpt.config.schedule import (
@@ -43,15 +43,14 @@ from yuzogpt.runs.directory import (
     SIGNATURE,
     STOP,
     WANDB_ID,
-    directory_of,
+    download_run,
     gives_way,
     has_checkpoints,
     header,
-    is_stored,
-    pull,
+    open_run,
 )
 from yuzogpt.runs.event_log import read_records
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import RunStorage
 
 
 def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Checkpoint | None]:
@@ -59,25 +58,25 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
 
     `command`: its id, if it may have begun its run already. Returns the settings with the shape
     that the corpus, the run or a pretrained model gives them, and the checkpoint that the run would
-    go on from. Reads only, but for weights that come from the hub. Needs no torch, so mistakes show
-    within a second.
+    resume from. Writes nothing, but for weights that it downloads from the hub. Needs no torch, so
+    mistakes show within a second.
     """
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
     settings = check_vocabulary(settings, corpus)
     requirements.check_wandb(settings.log)
     if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
-        raise UserError("--eval_tasks: Ray does it beside the training; --num_workers=1 or more")
-    run = directory_of(settings)
+        raise UserError("--eval_tasks: needs Ray, beside the training; --num_workers=1 or more")
+    run = open_run(settings)
     try:
-        pull(run)
+        download_run(run)
     except OSError as error:
         name = settings.run.out_dir
         raise UserError(f"--out_dir={name}: not within reach: {error.strerror}") from None
     check_out_dir(settings, run)
     resume = None
     if not settings.run.overwrite or not gives_way(settings, run, command):
-        resume = find_resume(settings, corpus, run, lambda *_: None, head_only=is_stored(settings))
+        resume = find_resume(settings, corpus, run, lambda *_: None, head_only=run.is_remote)
     requirements.check_world(settings, settings.workers.span(auto=1)[1], resume)
     check_learning_rates(settings, resume.state.step if resume else None)
     settings = with_recorded_start(settings, resume) if resume else check_start(settings, corpus)
@@ -85,22 +84,22 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
     for split, part in parts.items():
         check_split_length(split, corpus.manifest.tokens(split), settings.model.block_size, part)
     if not settings.evaluation.eval_only:
-        requirements.check_space(settings, run)
+        requirements.check_space(settings, run.local)
     if resume is None:
         check_weights(settings)
     return settings, resume
 
 
 def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
-    """Tell whether an earlier command already did all of this."""
+    """Return whether an earlier command has finished this run."""
     if resume is None or resume.state.step < settings.schedule.max_iters:
         return False
-    records = read_records(directory_of(settings) / METRICS)
+    records = read_records((open_run(settings) / METRICS).local)
     return any(r["kind"] == "final" and r["step"] == resume.state.step for r in records)
 
 
 def finished_line(settings: TrainSettings) -> str:
-    """Say that there is nothing left to do."""
+    """Return the line for a run that has nothing left to do."""
     ways = f"{continuation_hint(settings.schedule)}; --overwrite starts from scratch"
     return f"{settings.run.out_dir}: finished; {ways}"
 
@@ -108,30 +107,32 @@ def finished_line(settings: TrainSettings) -> str:
 def find_resume(
     settings: TrainSettings,
     corpus: PreparedCorpus,
-    run: Path,
-    on_corrupt: Callable[[Path, str], None],
+    run: RunStorage,
+    on_corrupt: OnCorrupt,
     *,
     head_only: bool = False,
 ) -> Checkpoint | None:
-    """Return the checkpoint that a run goes on from; None for a new run. Changes nothing.
+    """Return the checkpoint that a run resumes from; None for a new run. Changes nothing.
 
-    There is none in a run that was being deleted. `run`: where this process finds out_dir;
-    `head_only`: not to look at tensors. Raises UserError if settings that decide what the run
-    computes were changed, if every checkpoint is corrupt, or if `--init_from=resume` finds nothing.
+    There is none in a run that was being deleted. `head_only`: do not read tensors. UserError if
+    settings that decide what the run computes were changed, if every checkpoint is corrupt, or if
+    `--init_from=resume` finds nothing.
     """
     is_whole = DELETING not in header(run)
     existed = is_whole and has_checkpoints(run)
     checkpoint = checkpoints.newest(run, on_corrupt, head_only=head_only) if is_whole else None
     if checkpoint is None:
         name = settings.run.out_dir
-        weights = [path.name for path in checkpoints.candidates(run)]
-        if existed and weights and not checkpoints.resumable(run):
+        weights = [path.name for path in checkpoints.candidates(run.local)]
+        if existed and weights and not checkpoints.resumable(run.local):
             raise UserError(
                 f"{name}: only weights are left, {weights[-1]}; start from them with "
                 f"--init_from={name} and another --out_dir"
             )
         if existed:
-            raise UserError(f"{name}: no checkpoint is whole any more; --overwrite starts anew")
+            raise UserError(
+                f"{name}: no checkpoint is whole any more; --overwrite starts from scratch"
+            )
         if settings.run.init_from == "resume":
             raise UserError(f"--init_from=resume: no checkpoint in {name}")
         return None
@@ -140,19 +141,19 @@ def find_resume(
 
 
 def with_recorded_start(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
-    """Return the settings with what only the first command of a run knew: where weights started.
+    """Return the settings with what only the first command of a run knew.
 
-    And the shape that a pretrained model gave it.
+    That is where its weights started from, and the shape that a pretrained model gave it.
     """
     first = checkpoint.setting("run", "init_from", str)
-    wanted = first if settings.run.init_from == "resume" else settings.run.init_from
+    init_from = first if settings.run.init_from == "resume" else settings.run.init_from
     if first != "scratch":
         settings = with_model_shape(settings, shape_of(checkpoint))
-    return with_changes(settings, {"run.init_from": wanted})
+    return with_changes(settings, {"run.init_from": init_from})
 
 
 def with_model_shape(settings: TrainSettings, shape: ModelSettings) -> TrainSettings:
-    """Return the settings with another model's shape, but for dropout and what the user set."""
+    """Return the settings with another model's shape; dropout and what the user set stay."""
     own = {name: getattr(settings.model, name) for name in settings.model.model_fields_set}
     model = shape.model_copy(update={"dropout": settings.model.dropout, **own})
     return settings.model_copy(update={"model": model})
@@ -165,12 +166,12 @@ def check_frozen_settings(
     old = checkpoint.state.settings
     differences = changed_frozen(old, with_recorded_start(settings, checkpoint))
     if settings.evaluation.eval_only:  # which compares with nothing
-        differences = [one for one in differences if not one.startswith("evaluation.val_part")]
+        differences = [d for d in differences if not d.startswith("evaluation.val_part")]
     steps, peak = checkpoint.state.step, settings.optimizer.learning_rate
     changed = first_changed_step(old.get("schedule", {}), peak, settings.schedule, steps)
-    if changed is None:  # what comes may have other learning rates
-        differences = [one for one in differences if not one.startswith("schedule.")]
-    elif any(one.startswith("schedule.") for one in differences) and (
+    if changed is None:  # later steps may have other learning rates
+        differences = [d for d in differences if not d.startswith("schedule.")]
+    elif any(d.startswith("schedule.") for d in differences) and (
         settings.schedule.max_iters > steps
     ):
         before = old["schedule"].get("redecay", "")
@@ -187,23 +188,23 @@ def check_frozen_settings(
             f"{rows_before} -> {settings.batch.global_rows} rows"
         )
     if checkpoint.state.dataset != corpus.fingerprint:
-        differences.append(f"the corpus in {corpus.directory}: its manifest is another")
+        differences.append(f"the corpus in {corpus.directory}: its manifest has changed")
     if differences:
         raise UserError(
             f"{settings.run.out_dir}: holds a run with other settings ({'; '.join(differences)}); "
-            "undo the change, choose another --out_dir, or start anew with --overwrite"
+            "undo the change, choose another --out_dir, or start from scratch with --overwrite"
         )
 
 
-def check_out_dir(settings: TrainSettings, run: Path) -> None:
-    """Raise UserError if the run would replace the user's files, or what it is to start from."""
+def check_out_dir(settings: TrainSettings, run: RunStorage) -> None:
+    """Raise UserError if the run would replace the user's files, or the weights it starts from."""
     name = settings.run.out_dir
-    if not is_stored(settings) and run.parent == run:
+    if not run.is_remote and run.local.parent == run.local:
         raise UserError(f"--out_dir={name}: the root of this machine; choose a folder in it")
-    requirements.check_writable(run, name)
-    if not is_stored(settings):
-        requirements.check_not_in_a_run(run, f"--out_dir={name}")
-        if any(run.glob("train-*.arrow")):
+    requirements.check_writable(run.local, name)
+    if not run.is_remote:
+        requirements.check_not_in_a_run(run.local, f"--out_dir={name}")
+        if any(run.local.glob("train-*.arrow")):
             raise UserError(f"--out_dir={name}: holds a corpus; choose another")
     if foreign := first_foreign(run):
         advice = "; if the run is yours, delete that file" if foreign == SETTINGS else ""
@@ -211,28 +212,28 @@ def check_out_dir(settings: TrainSettings, run: Path) -> None:
     requirements.check_start_is_kept(settings)
 
 
-def first_foreign(run: Path) -> str | None:
-    """Return the first of the names that a run writes under which out_dir has the user's own file.
+def first_foreign(run: RunStorage) -> str | None:
+    """Return the first file of the user's in out_dir that has a name of a run's files.
 
-    settings.yaml says whose the others are; if it was lost, a checkpoint of ours does.
+    settings.yaml shows that files are a run's; if it was lost, a checkpoint of ours does.
     """
-    folder = run / "checkpoints"
+    folder = run.local / "checkpoints"
     if folder.exists() and not folder.is_dir():
         return folder.name
-    if mirrors.exists(run / SETTINGS):
+    if (run / SETTINGS).exists():
         return None if header(run)[:1] == [SIGNATURE] else SETTINGS
-    found = checkpoints.candidates(run)
-    if any(is_checkpoint(directory) for directory in found):
+    names = [path.name for path in checkpoints.candidates(run.local)]
+    if any(is_checkpoint(run / "checkpoints" / name) for name in names):
         return None
     files = (METRICS, EVALUATIONS, CURVE, REPORT, ERRORS, WANDB_ID, STOP, PAUSE)
-    present = (name for name in files if mirrors.exists(run / name))
-    return next((f"checkpoints/{path.name}" for path in found), None) or next(present, None)
+    present = (name for name in files if (run / name).exists())
+    return next((f"checkpoints/{name}" for name in names), None) or next(present, None)
 
 
-def is_checkpoint(directory: Path) -> bool:
-    """Return whether a directory is a checkpoint, of whatever version, as far as its head tells."""
+def is_checkpoint(storage: RunStorage) -> bool:
+    """Return whether a directory is a checkpoint of any version, by its manifest and state."""
     try:
-        checkpoints.verify(directory, head_only=True)
+        checkpoints.verify(storage, head_only=True)
     except checkpoints.CorruptCheckpoint:
         return False
     except UserError:
@@ -279,10 +280,10 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
             f"{corpus.manifest.corpus}, though both have {shape.vocab_size} tokens"
         )
     fitted = with_model_shape(settings, shape)
-    for name, wanted in fitted.model.model_dump(exclude={"dropout", "block_size"}).items():
-        found = getattr(shape, name)
-        if wanted != found:
-            raise UserError(f"{origin}: its {name} is {found}, not {wanted}; leave {name} out")
+    for name, value in fitted.model.model_dump(exclude={"dropout", "block_size"}).items():
+        own = getattr(shape, name)
+        if value != own:
+            raise UserError(f"{origin}: its {name} is {own}, not {value}; leave {name} out")
     if shape.block_size < fitted.model.block_size and not shape.is_extensible:
         raise UserError(
             f"{origin}: it has positions for {shape.block_size} tokens; lower "
@@ -294,9 +295,9 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
 
 
 def check_weights(settings: TrainSettings) -> None:
-    """Raise UserError unless the weights to start from are here, or can be had.
+    """Raise UserError unless the weights to start from are here, or can be downloaded.
 
-    The published ones are fetched where this machine trains; a cluster's nodes do that themselves.
+    Published ones are downloaded if this machine trains; a cluster's nodes do that themselves.
     """
     start = settings.run.init_from
     if start in PUBLISHED and trains_locally(settings):
@@ -308,7 +309,7 @@ def check_weights(settings: TrainSettings) -> None:
 
 
 def trains_locally(settings: TrainSettings) -> bool:
-    """Tell whether this machine trains: in this process, or on a Ray of this command's own."""
+    """Return whether this machine trains: in this process, or on a Ray of this command's own."""
     return settings.workers.num_workers == 0 or not ray_address(settings)
 
 

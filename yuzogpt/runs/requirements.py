@@ -1,4 +1,4 @@
-"""What a run needs besides a corpus and weights: room, rights, services, enough rows.
+"""What a run needs besides a corpus and weights: disk space, rights, services, enough rows.
 
 In: settings with absolute paths. Out: nothing, or a UserError. Reads only; needs no torch.
 """
@@ -13,7 +13,6 @@ import urllib.request
 from pathlib import Path
 
 from yuzogpt import checkpoints
-from yuzogpt.checkpoints import remote
 from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import PUBLISHED
 from yuzogpt.config import LogSettings, TrainSettings
@@ -24,14 +23,14 @@ from yuzogpt.storage.atomic_files import check_not_public, may
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.paths import is_within, is_within_store
 
-ANSWER_WITHIN = 5.0  # seconds
+CONNECT_TIMEOUT_S = 5.0
 OFFLINE = "or set WANDB_MODE=offline and send the records later, with `wandb sync`"
 
 
 def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None) -> None:
     """Raise UserError if a global batch will be too small to give each worker a row.
 
-    A batch that grows is never smaller again than that of the step a run goes on from.
+    A batch that grows is never smaller again than at the step that a run resumes from.
     """
     least = settings.batch.least_rows
     if resume:
@@ -49,15 +48,15 @@ def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None
         )
 
 
-def check_not_in_a_run(path: Path, said: str) -> None:
-    """Raise UserError if a path lies in the checkpoints of a run: what is there gets deleted.
+def check_not_in_a_run(path: Path, flag: str) -> None:
+    """Raise UserError if a path lies in the checkpoints of a run, which would delete it.
 
-    `said`: the flag and its value, for the message.
+    `flag`: the flag and its value, for the message.
     """
     for folder in (Path(os.path.realpath(path)), *Path(os.path.realpath(path)).parents):
         if folder.name == "checkpoints" and (folder.parent / "settings.yaml").is_file():
             raise UserError(
-                f"{said}: lies in the checkpoints of {folder.parent}, which deletes what is there; "
+                f"{flag}: lies in the checkpoints of {folder.parent}, which deletes files there; "
                 "choose another"
             )
 
@@ -67,14 +66,14 @@ def check_writable(directory: Path, name: str, key: str = "out_dir") -> None:
 
     `key`: the setting that names it.
     """
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    if not there.is_dir() or not may(there, os.W_OK):
-        why = "not writable" if there.is_dir() else "not a directory"
-        raise UserError(f"--{key}={name}: {there} is {why}; choose another")
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir() or not may(existing, os.W_OK):
+        reason = "not writable" if existing.is_dir() else "not a directory"
+        raise UserError(f"--{key}={name}: {existing} is {reason}; choose another")
 
 
 def check_start_is_kept(settings: TrainSettings) -> None:
-    """Raise UserError if `--overwrite` would delete what `--init_from` names."""
+    """Raise UserError if `--overwrite` would delete the model that `--init_from` names."""
     name, start = settings.run.out_dir, settings.run.init_from
     if not settings.run.overwrite or start == "scratch" or start in PUBLISHED:
         return
@@ -90,24 +89,25 @@ def check_start_is_kept(settings: TrainSettings) -> None:
 def check_space(settings: TrainSettings, run: Path) -> None:
     """Raise UserError if the checkpoints that are kept will not fit on the disk.
 
-    One is weights and two moments, and whole before an older one goes; of the best, weights are
-    kept. In a mirror of an object store there is one at a time.
+    A checkpoint is weights and two moments, and complete before an older one is deleted; of the
+    best, weights are kept. For a run in an object store this machine holds one at a time.
     """
-    there = next(path for path in (run, *run.parents) if path.exists())
+    existing = next(path for path in (run, *run.parents) if path.exists())
     kept, weights = settings.checkpoint, 4 * settings.model.count_weights()
     often = settings.evaluation.eval_interval
     written = 1 + settings.schedule.max_iters // min(often, kept.checkpoint_interval or often)
     at_once = 3 * min(written, kept.keep_last + 1) + (written > kept.keep_last) * kept.keep_best
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing).free
     if scheme_of(settings.run.out_dir):
         at_once = 3
     else:
-        free += sum(map(remote.size_of, checkpoints.candidates(run)))
+        kept_now = (path for each in checkpoints.candidates(run) for path in each.iterdir())
+        free += sum(path.stat().st_size for path in kept_now)
     if at_once * weights > free:
         raise UserError(
             f"--out_dir={settings.run.out_dir}: its checkpoints take "
             f"{in_bytes(at_once * weights)}, of {in_bytes(3 * weights)} each, {in_bytes(free)} are "
-            f"free in {there}; choose a larger disk, or a smaller --keep_last"
+            f"free in {existing}; choose a larger disk, or a smaller --keep_last"
         )
 
 
@@ -132,7 +132,7 @@ def check_wandb(log: LogSettings) -> None:
     if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return  # the proxy knows how to get there
     try:
-        socket.create_connection((host, port), timeout=ANSWER_WITHIN).close()
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise UserError(
             f"--wandb_log: {host}:{port} is not within reach ({reason_of(error)}); {OFFLINE}"
@@ -140,16 +140,16 @@ def check_wandb(log: LogSettings) -> None:
 
 
 def has_netrc(host: str) -> bool:
-    """Return whether `wandb login` may have left a key for a host, or for W&B's older name."""
+    """Return whether `wandb login` may have left a key for a host, or for W&B's older host."""
     named = os.environ.get("NETRC")
     files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
     for file in files:
         try:
-            found = netrc.netrc(file)
+            entries = netrc.netrc(file)
         except FileNotFoundError:
             continue
         except (OSError, netrc.NetrcParseError):
             return True  # wandb may know more
-        if any(found.authenticators(name) for name in (host, "api.wandb.ai")):
+        if any(entries.authenticators(name) for name in (host, "api.wandb.ai")):
             return True
     return False

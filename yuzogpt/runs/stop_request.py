@@ -1,50 +1,50 @@
 """Stopping a run so that nothing is lost: after its current step, with a checkpoint.
 
-In: SIGTERM (also what `ray job stop`, Slurm and torchrun send), a file named `stop` in out_dir, or
-whatever else a launcher asks. Out: the reason, once there is one; the loop looks after every step.
+In: SIGTERM (which `ray job stop`, Slurm and torchrun send), a file named `stop` in out_dir, or
+another source of a launcher. Out: the reason to stop, if any; the loop asks after every step.
 """
 
 import contextlib
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from yuzogpt.console.terminal import complain
 from yuzogpt.runs.directory import PAUSE, STOP
-from yuzogpt.storage import mirrors
+from yuzogpt.storage import background_uploader
+from yuzogpt.storage.run_storage import RunStorage
 
-LOOK_EVERY = 0.25  # seconds; a look costs a system call, on network storage a round trip
-ASK_EVERY = 2.0  # seconds, while a request cannot be written
+POLL_INTERVAL_S = 0.25  # a poll costs a system call, on network storage a round trip
+RETRY_INTERVAL_S = 2.0  # while a request cannot be written
 
-Place = Callable[[], str | None]
+StopSource = Callable[[], str | None]  # returns the reason to stop, if there is one
 
 
 class StopRequest:
     """Whether this run was asked to stop, and why."""
 
-    def __init__(self, *places: Place) -> None:
-        """`places`: where to look for a reason."""
-        self.places = places
+    def __init__(self, *sources: StopSource) -> None:
+        """`sources` are asked in this order."""
+        self.sources = sources
         self.reason: str | None = None
-        self.looked = 0.0
+        self.last_poll = 0.0
 
     def set(self, reason: str) -> None:
-        """Ask for it in this process; the first reason stays."""
+        """Ask this process to stop; the first reason stays."""
         self.reason = self.reason or reason
 
     def close(self) -> None:
-        """End what the places began."""
-        for place in self.places:
-            if isinstance(place, StoredRequest):
-                place.close()
+        """Wait for the threads of the sources."""
+        for source in self.sources:
+            if isinstance(source, RemoteStopSource):
+                source.close()
 
     def look(self) -> str | None:
         """Return the reason to stop, if there is one."""
         now = time.monotonic()
-        if self.reason is None and now - self.looked >= LOOK_EVERY:
-            self.looked = now
-            self.reason = next((why for place in self.places if (why := place())), None)
+        if self.reason is None and now - self.last_poll >= POLL_INTERVAL_S:
+            self.last_poll = now
+            self.reason = next((reason for ask in self.sources if (reason := ask())), None)
         return self.reason
 
     def requested_here(self) -> bool:
@@ -56,75 +56,75 @@ class StopRequest:
         return next((reason for reason in gather(self.look()) if reason), None)
 
 
-def ask_to_stop(run: Path, reason: str, file: str = STOP) -> bool:
+def ask_to_stop(run: RunStorage, reason: str, name: str = STOP) -> bool:
     """Ask the run in out_dir to stop, or to pause, from any process that sees it.
 
-    Tell whether that could be written: on a full disk it is an empty file that asks to stop.
+    Return whether the request is written. On a full disk, an empty file asks to stop.
     """
+    file = run / name
     try:
-        mirrors.write(run / file, reason.encode())
+        file.write(reason.encode())
     except OSError:
-        if file != STOP or mirrors.uri_of(run):
+        if name != STOP or run.is_remote:
             return False
         try:
-            (run / file).touch()
+            file.local.touch()
         except OSError:
             return False
     return True
 
 
-def keep_asking(run: Path, reason: str) -> None:
-    """Ask the run in out_dir to stop, in a thread, until that is written."""
+def keep_asking(run: RunStorage, reason: str) -> None:
+    """Ask the run in out_dir to stop, in a thread that retries until the request is written."""
 
     def ask() -> None:
-        is_said = False
+        has_complained = False
         while not ask_to_stop(run, reason):
-            if not is_said:
-                where = mirrors.name_of(run / STOP)
-                complain(f"!!! {where} cannot be written: tried again")
-            is_said = True
-            time.sleep(ASK_EVERY)
+            if not has_complained:
+                complain(f"!!! {(run / STOP).display_name} cannot be written: tried again")
+            has_complained = True
+            time.sleep(RETRY_INTERVAL_S)
 
     threading.Thread(target=ask, name="stop", daemon=True).start()
 
 
-def read_request(run: Path) -> str | None:
+def read_request(run: RunStorage) -> str | None:
     """Return why the run in out_dir was asked to stop, or else to pause; None if it was not."""
-    for file in (STOP, PAUSE):
+    for name in (STOP, PAUSE):
         with contextlib.suppress(OSError):
-            content = mirrors.read(run / file).decode(errors="replace")
-            return content.strip()[:200] or f"the file {file}"
+            content = (run / name).read().decode(errors="replace")
+            return content.strip()[:200] or f"the file {name}"
     return None
 
 
-def request_in(run: Path) -> Place:
-    """Return where a StopRequest looks for a request in out_dir."""
-    return StoredRequest(run) if mirrors.uri_of(run) else lambda: read_request(run)
+def stop_source(run: RunStorage) -> StopSource:
+    """Return a source of requests to stop: the files in out_dir."""
+    return RemoteStopSource(run) if run.is_remote else lambda: read_request(run)
 
 
-class StoredRequest:
-    """Looks in a store, beside the loop: no step waits for the answer."""
+class RemoteStopSource:
+    """Polls a store in a thread, so that no step waits for the answer."""
 
-    def __init__(self, run: Path) -> None:
-        """Nothing is known before the first look."""
+    def __init__(self, run: RunStorage) -> None:
         self.run = run
-        self.answer: str | None = None
-        self.looked = -mirrors.EVERY
+        self.reason: str | None = None
+        self.last_poll = -background_uploader.SYNC_INTERVAL_S
         self.thread = threading.Thread()
 
     def __call__(self) -> str | None:
-        """Return the last answer, and look again when it is time."""
+        """Return the answer of the last poll, and start another when it is time."""
         now = time.monotonic()
-        if now - self.looked >= mirrors.EVERY and not self.thread.is_alive():
-            self.looked = now
-            self.thread = threading.Thread(target=self._look, name="stop", daemon=True)
+        is_due = now - self.last_poll >= background_uploader.SYNC_INTERVAL_S
+        if is_due and not self.thread.is_alive():
+            self.last_poll = now
+            self.thread = threading.Thread(target=self._poll, name="stop", daemon=True)
             self.thread.start()
-        return self.answer
+        return self.reason
 
     def close(self) -> None:
-        """Wait for a look that is going on: a process must not end in the middle of it."""
+        """Wait for a poll to end: the process must not end in the middle of it."""
         if self.thread.is_alive():
             self.thread.join()
 
-    def _look(self) -> None:
-        self.answer = read_request(self.run)
+    def _poll(self) -> None:
+        self.reason = read_request(self.run)

@@ -39,7 +39,7 @@ class LossCurve:
         if started < self.next_read:
             return self.curve
         try:
-            path = runs.directory_of_reader(self.model) / runs.METRICS
+            path = runs.open_for_reading(self.model).local / runs.METRICS
             info = path.stat()
         except (UserError, OSError):  # not a run, or not reachable now
             return self.curve

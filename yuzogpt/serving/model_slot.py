@@ -19,13 +19,12 @@ from yuzogpt.checkpoints import remote
 from yuzogpt.checkpoints.format import CorruptCheckpoint
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model, shape_of, with_context
 from yuzogpt.config import ServeSettings
-from yuzogpt.console.terminal import complain, say
+from yuzogpt.console.terminal import complain, note
 from yuzogpt.errors import reason_of
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.load import load_engine
 from yuzogpt.serving.driver import EngineLoop
-from yuzogpt.storage import mirrors
-from yuzogpt.storage.filesystems import scheme_of
+from yuzogpt.storage.run_storage import RunStorage
 
 Identity = tuple[str, int]  # a checkpoint's name, and when its state was written
 
@@ -161,10 +160,11 @@ class ModelManager:
     async def _load_better(self, transient_errors: set[str]) -> None:
         """Serve the best checkpoint that loads, if it is better; collect transient errors."""
         excluded: set[Identity] = set()
-        while directory := await asyncio.to_thread(self._find_better, excluded):
-            identity, name = identify(directory), mirrors.name_of(directory)
+        while storage := await asyncio.to_thread(self._find_better, excluded):
+            directory, name = storage.local, storage.display_name
+            identity = identify(directory)
             try:
-                checkpoint = await asyncio.to_thread(checkpoints.verify, directory, optimizer=False)
+                checkpoint = await asyncio.to_thread(checkpoints.verify, storage, optimizer=False)
                 served = self.settings.served
                 reference = ModelReference(served.model, shape_of(checkpoint), checkpoint)
                 return await self._replace(with_context(reference, served.context))
@@ -188,24 +188,23 @@ class ModelManager:
         task = asyncio.create_task(self._retire(previous))
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
-        say(f"{self.name}: now serving step {self.current.step}")
+        note(f"{self.name}: now serving step {self.current.step}")
 
     async def _retire(self, model: LoadedModel) -> None:
         await model.retire()
         self.loaded.remove(model)
 
-    def _find_better(self, excluded: set[Identity]) -> Path | None:
+    def _find_better(self, excluded: set[Identity]) -> RunStorage | None:
         """Return the best checkpoint of the run, if it is better than the current one."""
-        run = self.settings.served.model
-        run_dir = remote.pull_reference(run) if scheme_of(run) else Path(run)
+        run = remote.open_reference(self.settings.served.model)
         current = self.current.reference.checkpoint
         assert current is not None
-        for directory in checkpoints.by_validation_loss(run_dir):
+        for directory in checkpoints.by_validation_loss(run.local):
             identity = identify(directory)
             if identity is None or identity in self.rejected | excluded:
                 continue
             is_new = is_better(checkpoints.read_metrics(directory), current.state.metrics)
-            return directory if is_new else None
+            return run / "checkpoints" / directory.name if is_new else None
         return None
 
 

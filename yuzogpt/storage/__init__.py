@@ -1,1 +1,1 @@
-"""Where bytes live, and how those of others are read."""
+"""Files, object stores and leases; files of others are checked before they are read."""

@@ -1,6 +1,6 @@
-"""Files that are whole or absent: synced to disk under another name, then renamed.
+"""Files that are complete or absent: synced to disk under another name, then renamed.
 
-In: bytes. Out: a file that survives a crash at any moment, or none.
+A crash at any moment leaves the old file, the new one, or none.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ ADVICE_ON_CACHES = "XDG_CACHE_HOME=DIR names a directory that can be written"
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError that names no file, as a full disk's, name the one that is written."""
+    """Add the name of the file to an OSError that has none, as on a full disk."""
     try:
         yield
     except OSError as error:
@@ -32,7 +32,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a reader sees the old file or the new one, never half."""
+    """Replace the content of a file, so that a reader sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):
         with temporary.open("wb") as file:
@@ -65,17 +65,17 @@ def sha256(path: Path) -> str:
 
 
 def to_json(value: Any) -> bytes:
-    """Return readable JSON whose bytes depend on `value` alone, so that it can be hashed."""
+    """Return readable JSON whose bytes depend only on `value`, so that it can be hashed."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def may(path: Path, mode: int) -> bool:
-    """Return whether this process may use a path so (os.R_OK and the like), by what it is now."""
+    """Return whether this process, by its effective user, may use a path (os.R_OK, ...)."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def cache_path() -> Path:
-    """Return where this user's cache on this node is or would be; UserError without a home."""
+    """Return the path of this user's cache on this node; UserError without a home."""
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "yuzogpt"
     try:
@@ -85,14 +85,14 @@ def cache_path() -> Path:
 
 
 def cache_directory() -> Path:
-    """Return the cache (downloads, mirrors of stores, verified hashes), made if it is missing.
+    """Return the cache (downloads, copies of stored runs, verified hashes); create it if missing.
 
-    UserError if it cannot be written. What only remembers something does without it then.
+    UserError if it cannot be written; callers that only save time with it then do without.
     """
     directory = cache_path()
     try:
         if not os.environ.get("XDG_CACHE_HOME"):
-            Path.home().stat()  # a home that is not there is not made
+            Path.home().stat()  # a missing home is not created
         directory.mkdir(parents=True, exist_ok=True)
         if not may(directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -103,27 +103,27 @@ def cache_directory() -> Path:
 
 
 def expect_no_home() -> None:
-    """Let libraries be imported and used where this user has no home that can be written.
+    """Let libraries be imported and used without a home that this user can write to.
 
-    Some raise at their import where none is known: a uid that no passwd file names, without HOME.
+    Some raise at import without a home: a uid that no passwd file names, and no HOME.
     """
     try:
         home = Path.home()
     except RuntimeError:
         home = Path(NO_HOME)
         os.environ["HOME"] = NO_HOME
-    if not may(home, os.W_OK):  # a paragraph about the temporary directory that it takes then
+    if not may(home, os.W_OK):  # it would log a paragraph about its temporary directory
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def check_not_public(path: Path, flag: str) -> None:
-    """Raise UserError if a file with a secret cannot be read, or can be by others.
+    """Raise UserError if a file with a secret cannot be read, or others can read it.
 
-    One that another user gave us (a mounted secret belongs to root) may be our group's, too: that
-    is how it came to us.
+    A file that belongs to another user (a mounted secret belongs to root) may be readable by our
+    group: that is how we can read it.
     """
     if not path.is_file() or not may(path, os.R_OK):
         raise UserError(f"--{flag}={path}: not readable")
-    found = path.stat()
-    if found.st_mode & (0o077 if found.st_uid == os.getuid() else 0o007):
+    stat = path.stat()
+    if stat.st_mode & (0o077 if stat.st_uid == os.getuid() else 0o007):
         raise UserError(f"--{flag}={path}: others may read it; chmod 600 {path}")

@@ -1,7 +1,7 @@
-"""Where a path leads: this machine's files, or an object store (s3://, gs://, hf://).
+"""Which filesystem a path or URI means: this machine's, or an object store (s3://, gs://, hf://).
 
-In: a path or URI as the user wrote it. Out: a pyarrow filesystem and the path within it. Nothing
-is contacted before the user names a URI; credentials come from where the stores' own tools look.
+In: a path or URI as the user wrote it. Out: a pyarrow filesystem and the path within it. Nothing is
+contacted unless the user names a URI; credentials come from where the stores' own tools look.
 """
 
 import fnmatch
@@ -28,7 +28,7 @@ def scheme_of(path: str) -> str:
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """Return the filesystem that holds `path`, and the path within it.
 
-    Raises UserError for a scheme that is not known, or a store that its settings do not reach.
+    UserError if the scheme is not known, or the store cannot be reached.
     """
     scheme = scheme_of(path)
     if not scheme:
@@ -39,7 +39,7 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 @functools.cache
 def store(scheme: str, bucket: str) -> fs.FileSystem:
-    """Connect to an object store; once a process for each bucket, whose region it may depend on."""
+    """Connect to an object store: once per process and bucket, which may decide the region."""
     try:
         if scheme == "hf":
             from huggingface_hub import HfFileSystem
@@ -55,23 +55,23 @@ def store(scheme: str, bucket: str) -> fs.FileSystem:
 
 
 def is_store_error(error: BaseException) -> bool:
-    """Tell whether an error is of a file or store, not of this program."""
+    """Return whether an error comes from a file or a store, not from this program."""
     package = type(error).__module__.partition(".")[0]
     is_of_hub = package.startswith(("httpx", "httpcore", "huggingface_hub"))
     return is_of_hub or isinstance(error, OSError | pa.ArrowInvalid)
 
 
 def is_pattern(path: str) -> bool:
-    """Tell whether a path is a glob."""
+    """Return whether a path is a glob."""
     return any(character in path for character in "*?[")
 
 
 def list_files(path: str) -> tuple[str, list[fs.FileInfo]]:
-    """Return the folder and, sorted by path, the files that a file, a folder or a glob means.
+    """Return the folder and, sorted by path, the files that a file, a folder or a glob names.
 
-    A folder's hidden files are left out; what the user or a glob names is not. On this machine
-    each real path comes once. The paths in the answer are within the filesystem. UserError if there
-    is none.
+    A folder's hidden files are left out, unless the user or a glob names them. On this machine each
+    real path comes once. The paths in the answer are within the filesystem. UserError if there is
+    no file.
     """
     filesystem, inside = open_filesystem(path)
     try:
@@ -85,8 +85,8 @@ def list_files(path: str) -> tuple[str, list[fs.FileInfo]]:
                 files = each_once(files, folder)
         else:
             if info.type == fs.FileType.Directory:
-                found = files_below(filesystem, folder)
-                files = [info for info in found if not is_hidden(path_below(info, folder))]
+                below = files_below(filesystem, folder)
+                files = [info for info in below if not is_hidden(path_below(info, folder))]
             else:
                 files = [info] if info.is_file else []
                 folder = folder.rpartition("/")[0]
@@ -102,9 +102,9 @@ def list_files(path: str) -> tuple[str, list[fs.FileInfo]]:
 
 
 def expand(filesystem: fs.FileSystem, folder: str, pattern: list[str]) -> Iterator[fs.FileInfo]:
-    """Yield the files below `folder` that match, folder by folder: `*` stays within one, `**` not.
+    """Yield the files below `folder` that match a pattern, in which only `**` spans folders.
 
-    Folders that cannot match are not looked into.
+    Folders that cannot match are not listed.
     """
     if pattern[0] == "**":
         for info in files_below(filesystem, folder):
@@ -120,7 +120,7 @@ def expand(filesystem: fs.FileSystem, folder: str, pattern: list[str]) -> Iterat
 
 
 def match_folders(path: list[str], pattern: list[str]) -> bool:
-    """Match folder by folder; `**` spans no hidden ones."""
+    """Match a path folder by folder; `**` does not match hidden ones."""
     if not pattern:
         return not path
     if pattern[0] == "**":
@@ -129,8 +129,8 @@ def match_folders(path: list[str], pattern: list[str]) -> bool:
             for cut in range(len(path) + 1)
             if not is_hidden(path[:cut])
         )
-    here = bool(path) and fnmatch.fnmatchcase(path[0], pattern[0])
-    return here and match_folders(path[1:], pattern[1:])
+    matches = bool(path) and fnmatch.fnmatchcase(path[0], pattern[0])
+    return matches and match_folders(path[1:], pattern[1:])
 
 
 def path_below(info: fs.FileInfo, folder: str) -> list[str]:
@@ -147,16 +147,16 @@ def is_hidden(names: Iterable[str]) -> bool:
 def files_below(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
     """Return all files below a folder."""
     if isinstance(filesystem, fs.LocalFileSystem):
-        found = filesystem.get_file_info(list(walk(folder or "/")))
+        infos = filesystem.get_file_info(list(walk(folder or "/")))
     else:
-        found = filesystem.get_file_info(fs.FileSelector(folder or "/", recursive=True))
-    return [info for info in found if info.is_file]
+        infos = filesystem.get_file_info(fs.FileSelector(folder or "/", recursive=True))
+    return [info for info in infos if info.is_file]
 
 
 def walk(folder: str) -> Iterator[str]:
     """Yield the files below a folder of this machine; links are followed, each real path once.
 
-    What links lead to comes last, so that a file keeps the name that it has without them.
+    Targets of links come last, so that a file keeps the name that it has without them.
     """
     folders = [(folder, os.path.realpath(folder).rstrip("/"))]
     seen = {real for _, real in folders}
@@ -186,14 +186,14 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def each_once(files: Iterable[fs.FileInfo], folder: str) -> list[fs.FileInfo]:
-    """Leave out the files of this machine that are others of them, by way of links."""
+    """Leave out files of this machine that are links to others of them."""
     base = os.path.realpath(folder or "/").rstrip("/")
 
     def is_link(info: fs.FileInfo) -> bool:
         real = "/".join([base, *path_below(info, folder)])
         return real != os.path.realpath(str(info.path))
 
-    found: dict[str, fs.FileInfo] = {}
+    by_real_path: dict[str, fs.FileInfo] = {}
     for info in sorted(files, key=lambda info: (is_link(info), info.path)):
-        found.setdefault(os.path.realpath(info.path), info)
-    return list(found.values())
+        by_real_path.setdefault(os.path.realpath(info.path), info)
+    return list(by_real_path.values())

@@ -1,7 +1,4 @@
-"""Where relative paths lead: workers and submitted jobs run in other directories than the user.
-
-In: a path as the user wrote it. Out: an absolute one, before Ray starts.
-"""
+"""Makes paths absolute before Ray starts: workers and jobs do not run in the user's directory."""
 
 import os
 import posixpath
@@ -9,7 +6,7 @@ from pathlib import Path
 
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.mirrors import SCHEMES
+from yuzogpt.storage.run_storage import SCHEMES
 
 # Set by Ray for the entrypoint of `ray job submit`.
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -18,8 +15,8 @@ SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def absolute(path: str, storage: str, key: str) -> Path:
     """Return `path` as an absolute local path; relative ones start at `storage`, if set.
 
-    Raises UserError in a submitted job without `storage`: its working directory is an unpacked
-    copy that vanishes with the job. `key` is the setting's name, for the message.
+    UserError in a submitted job without `storage`: its working directory is a copy that is deleted
+    with the job. `key`: the setting's name, for the message.
     """
     if not path:
         raise UserError(f"--{key}=: empty; give a path")
@@ -38,7 +35,7 @@ def absolute(path: str, storage: str, key: str) -> Path:
 
 
 def expanded(path: str, key: str) -> Path:
-    """Return a path whose ~ or ~user is that user's home."""
+    """Return a path with ~ or ~user replaced by that user's home."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -46,7 +43,7 @@ def expanded(path: str, key: str) -> Path:
 
 
 def written_as_text(path: Path, key: str) -> Path:
-    """Return a path that files of ours can name: they are UTF-8."""
+    """Return a path unless our files, which are UTF-8, cannot name it (UserError)."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -68,17 +65,16 @@ def absolute_or_remote(path: str, storage: str, key: str) -> str:
 
 def directory_or_store(path: str, storage: str, key: str) -> str:
     """Return where a run is: an absolute local path, or the URI of a folder in a store."""
-    place = absolute_or_remote(path, storage, key)
-    place = place.rstrip("/") or "/"
-    scheme = scheme_of(place)
+    location = absolute_or_remote(path, storage, key).rstrip("/") or "/"
+    scheme = scheme_of(location)
     if scheme and scheme not in SCHEMES:
         raise UserError(
             f"--{key}={path}: {scheme}:// is not supported here; give a directory, "
             f"{' or '.join(f'{known}://bucket/folder' for known in SCHEMES)}"
         )
-    if scheme and "/" not in place.removeprefix(f"{scheme}://"):
-        raise UserError(f"--{key}={path}: a whole bucket; give a folder in it: {place}/run")
-    return place
+    if scheme and "/" not in location.removeprefix(f"{scheme}://"):
+        raise UserError(f"--{key}={path}: a whole bucket; give a folder in it: {location}/run")
+    return location
 
 
 def local_path(path: str, key: str) -> str:

@@ -1,7 +1,7 @@
-"""Text files as people have them: UTF-8, with or without a byte order mark, any line ends.
+"""Reads text files: UTF-8, with or without a byte order mark, any line ends.
 
-In: bytes of a file. Out: text whose lines end in "\\n", as Python's own `open` and so nanoGPT read
-it, without the mark. Corpora and prompts are read here, so that both have the same tokens.
+The text that is returned has "\\n" as line ends, as Python's `open` and so nanoGPT read it, and no
+mark. Corpora and prompts are read here, so that both have the same tokens.
 """
 
 import codecs
@@ -57,7 +57,10 @@ def plain(content: bytes) -> bytes:
 
 
 def decode_pieces(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Yield the text of a file that comes in pieces, as `plain` has it; UnicodeDecodeError."""
+    """Yield the text of a file that comes in pieces, with the line ends of `plain`.
+
+    UnicodeDecodeError if it is not UTF-8.
+    """
     utf8 = codecs.getincrementaldecoder("utf-8-sig")()
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
     for piece in pieces:
@@ -71,7 +74,7 @@ def other_encoding(content: bytes) -> str | None:
 
 
 def why_not_utf8(content: bytes) -> str:
-    """Return what bytes are that do not decode, and what would help."""
+    """Return why bytes are not UTF-8, and what would help."""
     if name := other_encoding(content):
         return f"{name}, not UTF-8; convert it first: iconv -f {name} -t UTF-8"
     try:

@@ -33,9 +33,9 @@ class Untrusted(BaseModel):
 def open_regular(path: Path, origin: str = "", *, follow_links: bool = True) -> BufferedReader:
     """Open a file for reading if it is a regular one; a FIFO, a socket or a device would block.
 
-    `origin`: what messages call it, if not by its path. `follow_links`: False refuses a symbolic
-    link (OSError). FileNotFoundError if there is none, OSError if it may not be read, DamagedFile
-    if it is something else.
+    `origin`: its name in messages; default: the path. `follow_links`: False refuses a symbolic link
+    (OSError). FileNotFoundError if there is no file, OSError if it may not be read, DamagedFile if
+    it is not a regular file.
     """
     follow = 0 if follow_links else os.O_NOFOLLOW
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)
@@ -64,9 +64,9 @@ def read_json(
     *,
     follow_links: bool = True,
 ) -> Schema:
-    """Return the JSON of a file as `schema` has it (a pydantic model, or any annotated type).
+    """Return the JSON of a file that fits `schema` (a pydantic model, or any annotated type).
 
-    FileNotFoundError if there is none, DamagedFile for anything else that is wrong.
+    FileNotFoundError if there is no file, DamagedFile if anything else is wrong.
     """
     origin = origin or str(path)
     try:
@@ -79,10 +79,10 @@ def read_json(
 
 
 def parse_json(content: bytes | str, schema: type[Schema], origin: str) -> Schema:
-    """Return JSON as `schema` has it; DamagedFile, which begins with `origin`, if it is not so.
+    """Return JSON that fits `schema`; otherwise DamagedFile, which begins with `origin`.
 
-    It is UTF-8, with or without a byte order mark, and nested at most 200 deep: pydantic's parser
-    refuses more, as it does numbers of thousands of digits.
+    It must be UTF-8, with or without a byte order mark, and nested at most 200 deep: pydantic's
+    parser refuses more, as it does numbers of thousands of digits.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -96,7 +96,7 @@ def parse_json(content: bytes | str, schema: type[Schema], origin: str) -> Schem
 
 
 def checked(value: Any, schema: type[Schema], origin: str) -> Schema:
-    """Return a value that was read already as `schema` has it; DamagedFile if it is not so."""
+    """Return a value that was read already and fits `schema`; otherwise DamagedFile."""
     try:
         return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:
@@ -106,7 +106,7 @@ def checked(value: Any, schema: type[Schema], origin: str) -> Schema:
 
 
 def load_json(content: bytes | str, origin: str) -> Any:
-    """Return whatever value JSON has; DamagedFile if it is none, as of `parse_json`."""
+    """Return the value of any JSON; DamagedFile if it is not JSON, as `parse_json`."""
     return parse_json(content, Any, origin)
 
 
@@ -116,8 +116,8 @@ def first_mistake(error: ValidationError) -> str:
     if mistake["type"] == "json_invalid":
         is_deep = "recursion limit" in mistake["msg"]
         return "nested too deeply" if is_deep else mistake["msg"].replace("Invalid", "not", 1)
-    place = ".".join(str(part) for part in mistake["loc"] if part != "[key]")
-    shown = place if place.isprintable() else repr(place)  # keys of others are in it
+    key = ".".join(str(part) for part in mistake["loc"] if part != "[key]")
+    shown = key if key.isprintable() else repr(key)  # somebody else wrote it
     is_odd = mistake["type"] == "string_pattern_mismatch"  # the pattern itself explains nothing
     reason = "not a name or value that is accepted here" if is_odd else mistake["msg"]
-    return f"{shown[:200]}: {reason}" if place else reason
+    return f"{shown[:200]}: {reason}" if key else reason

@@ -23,8 +23,6 @@ from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.shards import weights_hash
 from yuzogpt.runtime.world import World
-from yuzogpt.storage import mirrors
-from yuzogpt.storage.filesystems import scheme_of
 
 # These may differ: paths, whose content is compared, and what belongs to a node.
 NODE_SETTINGS = {
@@ -145,9 +143,8 @@ def path_within(name: str, reference: ModelReference) -> str:
     """Return the path of the checkpoint within directory `name`; empty if they are the same."""
     if reference.checkpoint is None:
         return ""
-    directory = reference.checkpoint.directory
-    is_itself = mirrors.name_of(directory) == name if scheme_of(name) else str(directory) == name
-    return "" if is_itself else f"/checkpoints/{directory.name}"
+    storage = reference.checkpoint.storage
+    return "" if storage.display_name == name else f"/checkpoints/{storage.name}"
 
 
 def hostname() -> str:

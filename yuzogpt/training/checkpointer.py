@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -30,7 +29,7 @@ from yuzogpt.config import CheckpointSettings
 from yuzogpt.errors import RunFailed, reason_of
 from yuzogpt.runs.event_log import MetricsLog
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT, World
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.training.gathering import FileLayout, partition_by_size
 from yuzogpt.training.hooks import LoopHooks
 from yuzogpt.training.optimizers import Optimizer, state_tensors
@@ -118,23 +117,23 @@ class AsyncCheckpointer:
             previous.result()
             if step != self.step or self.newest is None:  # it could not be written
                 return
-            directory = self.newest.directory
+            storage = self.newest.storage
             has_diverged = not all(map(math.isfinite, metrics.values()))
             if self.world.rank == 0:
                 try:
                     with contextlib.nullcontext() if has_diverged else contextlib.suppress(OSError):
                         self.hooks.check_still_holder()
                     if has_diverged:
-                        checkpoints.discard(directory)
+                        checkpoints.discard(storage)
                     else:
-                        checkpoints.add_metrics(directory, metrics)
+                        checkpoints.add_metrics(storage, metrics)
                 except Exception as error:  # the next checkpoint fails if the run cannot continue
                     self._notice(step, f"metrics not kept ({reason_of(error)})")
             if has_diverged:
                 self.step = self.newest = None
             else:
                 self._prune()
-                self.hooks.report(metrics, directory)
+                self.hooks.report(metrics, storage)
 
         self.writing = run_in_daemon_thread(add)
 
@@ -153,7 +152,7 @@ class AsyncCheckpointer:
         self.wait()
         if self.failures:
             raise RunFailed(
-                f"{mirrors.name_of(self.run)}: the last checkpoint could not be written; the same "
+                f"{self.run.display_name}: the last checkpoint could not be written; the same "
                 "command resumes from the one before"
             )
 
@@ -180,14 +179,13 @@ class AsyncCheckpointer:
         if is_committer:
             try:
                 self.hooks.check_still_holder()
-                mirrors.delete_folder(self._directory(state), first=checkpoints.MANIFEST)
                 temporary_name = checkpoints.begin(self.run, state.step).name
             except Exception as error:  # of any kind: the other ranks wait for an answer
                 problem = error
         temporary_name = self.world.broadcast(temporary_name)
         if temporary_name is not None:
             temporary = self.run / "checkpoints" / temporary_name
-            hashes, error_text = self._write_tensors(temporary, self._directory(state))
+            hashes, error_text = self._write_tensors(temporary, self._storage(state))
             results = self.world.gather((hashes, error_text))
             if is_committer:
                 problem = self._commit(temporary, state, results)
@@ -205,9 +203,9 @@ class AsyncCheckpointer:
                 write_seconds=round(time.perf_counter() - started, 3),
                 bytes=self.bytes,
             )
-        self.newest = Checkpoint(self._directory(state), state)
+        self.newest = Checkpoint(self._storage(state), state)
 
-    def _directory(self, state: State) -> Path:
+    def _storage(self, state: State) -> RunStorage:
         return self.run / "checkpoints" / f"step-{state.step}"
 
     def _count_failure(self, state: State, text: str, is_fatal: bool) -> None:
@@ -217,7 +215,7 @@ class AsyncCheckpointer:
         self._notice(state.step, f"could not be written ({text}); training continues")
         if self.failures >= MAX_CONSECUTIVE_FAILURES:
             raise RunFailed(
-                f"{mirrors.name_of(self.run)}: {self.failures} checkpoints in a row could not be "
+                f"{self.run.display_name}: {self.failures} checkpoints in a row could not be "
                 f"written ({text}); fix that; the same command resumes from the newest one"
             )
 
@@ -225,11 +223,13 @@ class AsyncCheckpointer:
         if self.log:
             self.log.write("notice", step, text=f"!!! checkpoint step-{step} {what}")
 
-    def _write_tensors(self, temporary: Path, directory: Path) -> tuple[dict[str, str], str | None]:
+    def _write_tensors(
+        self, temporary: RunStorage, checkpoint: RunStorage
+    ) -> tuple[dict[str, str], str | None]:
         """Write this rank's files; return their hashes, and the error if there was one."""
         hashes: dict[str, str] = {}
         error_text = None
-        staging = remote.room_of(temporary, self.world.rank)
+        staging = remote.staging_dir(temporary, self.world.rank)
         for kind in (MODEL, OPTIMIZER):
             tensors = self.layout.gathered_tensors(kind, self.copies[kind], self.world)
             try:
@@ -244,13 +244,13 @@ class AsyncCheckpointer:
             for _ in tensors:  # the other ranks need this one to take part
                 pass
         try:
-            remote.send(staging, directory, {} if error_text else hashes)
+            remote.upload(staging, checkpoint, {} if error_text else hashes)
         except Exception as error:
             error_text = reason_of(error)
         return hashes, error_text
 
     def _commit(
-        self, temporary: Path, state: State, results: list[tuple[dict[str, str], str | None]]
+        self, temporary: RunStorage, state: State, results: list[tuple[dict[str, str], str | None]]
     ) -> Exception | None:
         """Commit the ranks' files as a checkpoint; return the error, if any."""
         try:
@@ -266,14 +266,14 @@ class AsyncCheckpointer:
             }
             self.hooks.check_still_holder()
             if self.log:
-                self.log.push()  # a run resumed from here needs its records
+                self.log.upload()  # a run resumed from here needs its records
             written = checkpoints.commit(temporary, state, self.tokenizer, hashes, contents)
-            remote.publish(written.directory)
+            remote.publish(written.storage)
         except Exception as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary.local, ignore_errors=True)
             return error
         with contextlib.suppress(OSError):
-            self.bytes = remote.size_of(written.directory)
+            self.bytes = remote.size_of(written.storage)
         return None
 
     def _prune(self) -> None:

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.watchdog import Watchdog
+from yuzogpt.storage.run_storage import RunStorage
 
 # Called by every rank, equally often, for each checkpoint that was evaluated: with its metrics and
-# its directory.
-Report = Callable[[dict[str, float], Path], None]
+# where it is kept.
+Report = Callable[[dict[str, float], RunStorage], None]
 
 
 @dataclass(frozen=True)
 class LoopHooks:
     """The loop's connections to the process that runs it."""
 
-    run_dir: Path  # out_dir, as this process finds it
+    run_dir: RunStorage  # out_dir
     report: Report
     # Raises RunFailed if another command writes to out_dir by now, OSError if that is unknown.
     check_still_holder: Callable[[], None]

@@ -11,9 +11,8 @@ import hashlib
 import shlex
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
-from yuzogpt import runs
+from yuzogpt import checkpoints, runs
 from yuzogpt.checkpoints import remote
 from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import PUBLISHED, download
@@ -24,13 +23,13 @@ from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.report import loss_curve
 from yuzogpt.runs import requirements
 from yuzogpt.runs.event_log import Listener, MetricsLog, append_record, read_records
-from yuzogpt.runs.stop_request import StopRequest, request_in
+from yuzogpt.runs.stop_request import StopRequest, stop_source
 from yuzogpt.runtime.device import choose_device
 from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
+from yuzogpt.storage.run_storage import WORKER, RunStorage, open_storage
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.hooks import LoopHooks, Report
 from yuzogpt.training.loop import train
@@ -53,11 +52,11 @@ def work(
 ) -> str | None:
     """Run one worker: open and verify the corpus, find the checkpoint to resume from, train.
 
-    `command`: as in `runs.writing`. `is_restarted`: whether a launcher starts a single worker again
-    that ends because it hangs. Returns why the run stopped early, if it was asked to. A UserError
-    of any rank is raised on all.
+    `command`: as in `runs.hold_run_dir`. `is_restarted`: whether a launcher starts a single worker
+    again that ends because it hangs. Returns why the run stopped early, if it was asked to. A
+    UserError of any rank is raised on all.
     """
-    run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
+    run = open_storage(settings.run.out_dir, WORKER)
     corpus = open_same_corpus(settings, world)
     with world.raise_on_all_ranks():
         if world.local_rank == 0:  # hashed once per node
@@ -84,15 +83,17 @@ def work(
                 return train(settings, world, corpus, resume, start, open_log, hooks)
         finally:
             if world.local_rank == 0:
-                remote.keep_heads(run)
+                remote.drop_local_tensors(run)
             session.close()
 
 
 class RunSession:
     """A worker's part in a run: its checkpoint, its log, and whether it may write to out_dir."""
 
-    def __init__(self, run: Path, world: World, command: str, listener: Listener | None) -> None:
-        """`command`: as in `runs.writing`."""
+    def __init__(
+        self, run: RunStorage, world: World, command: str, listener: Listener | None
+    ) -> None:
+        """`command`: as in `runs.hold_run_dir`."""
         self.run, self.world, self.command, self.listener = run, world, command, listener
         self.holder: str | None = None  # of the lease of out_dir, on rank 0
         self.quarantined: list[str] = []  # a notice for each corrupt checkpoint
@@ -106,18 +107,19 @@ class RunSession:
             if self.world.rank == 0:  # only rank 0 commits checkpoints
                 self.holder = holder_of(self.run)
                 self.command = self.command or self.holder or ""
-                runs.pull(self.run)
-                remote.sweep(self.run)
+                runs.download_run(self.run)
+                checkpoints.sweep(self.run)
                 if not runs.gives_way(settings, self.run, self.command):
                     resume = runs.find_resume(settings, corpus, self.run, self._quarantine)
         newest = self.world.broadcast(resume.directory.name if resume else None)
         if not newest:
             return None
-        return remote.on_every_node(self.run / "checkpoints" / newest, self.world)
+        return remote.read_on_all_ranks(self.run / "checkpoints" / newest, self.world)
 
-    def _quarantine(self, directory: Path, reason: str) -> None:
-        now = remote.set_aside(directory)
-        self.quarantined.append(f"!!! checkpoint {directory.name} is corrupt ({reason}): now {now}")
+    def _quarantine(self, checkpoint: RunStorage, reason: str) -> None:
+        now = checkpoints.quarantine(checkpoint)
+        text = f"!!! checkpoint {checkpoint.name} is corrupt ({reason}): now {now}"
+        self.quarantined.append(text)
 
     def open_log(self, settings: TrainSettings, resume: Checkpoint | None) -> MetricsLog | None:
         """Begin or resume the run in out_dir once all ranks are ready; return rank 0's log."""
@@ -153,9 +155,9 @@ class RunSession:
         """
         holder = holder_of(self.run)
         if holder is None and self.holder:
-            raise OSError(f"{mirrors.name_of(self.run)}: nobody holds it, its lease is gone")
+            raise OSError(f"{self.run.display_name}: nobody holds it, its lease is gone")
         if holder != self.holder:
-            raise RunFailed(f"{mirrors.name_of(self.run)}: another command has taken over")
+            raise RunFailed(f"{self.run.display_name}: another command has taken over")
 
     def report_stall(self, line: str) -> None:
         """Print which rank hangs, and record it if the run has begun and storage answers."""
@@ -170,7 +172,7 @@ class RunSession:
                 append_record(self.run / runs.METRICS, "failure", line)
 
 
-def check_directory_is_shared(run: Path, world: World) -> None:
+def check_directory_is_shared(run: RunStorage, world: World) -> None:
     """Raise UserError on all ranks unless all see the out_dir that the launcher wrote to.
 
     The ranks read checkpoints there, and the launcher reads the metrics.
@@ -178,12 +180,12 @@ def check_directory_is_shared(run: Path, world: World) -> None:
     seen = holder_of(run)
     if seen is None:
         with contextlib.suppress(FileNotFoundError):
-            seen = hashlib.sha256(mirrors.read(run / runs.SETTINGS)).hexdigest()
+            seen = hashlib.sha256((run / runs.SETTINGS).read()).hexdigest()
     expected = world.broadcast(seen)
     with world.raise_on_all_ranks():
         if seen is None or seen != expected:
             raise UserError(
-                f"--out_dir={mirrors.name_of(run)}: not the same directory on every node; choose "
+                f"--out_dir={run.display_name}: not the same directory on every node; choose "
                 "one on storage that all nodes share"
             )
 
@@ -192,12 +194,12 @@ def run_here(settings: TrainSettings) -> None:
     """Train in this process."""
     key = take_wandb_key(settings.log)
     choose_device(settings.device.device, World())  # fails before a file is written
-    with runs.writing(settings) as run, Display(settings, key) as display:
+    with runs.hold_run_dir(settings) as run, Display(settings, key) as display:
         reason = work_here(settings, run, display)
     conclude(settings, reason)
 
 
-def work_here(settings: TrainSettings, run: Path, listener: Listener) -> str | None:
+def work_here(settings: TrainSettings, run: RunStorage, listener: Listener) -> str | None:
     """Be the only worker, in this process; return why the run stopped early, if so."""
     with stop_requests(run, World()) as stop:
         return work(settings, World(), lambda *_: None, listener, stop)
@@ -220,20 +222,20 @@ def run_as_rank(settings: TrainSettings) -> None:
         listener, key = None, take_wandb_key(settings.log)
         with world.raise_on_all_ranks():
             if world.rank == 0:
-                run = stack.enter_context(runs.writing(settings, command))
+                run = stack.enter_context(runs.hold_run_dir(settings, command))
                 is_new = runs.gives_way(settings, run, command)
                 listener = stack.enter_context(Display(settings, key, is_new=is_new))
-        stop = stack.enter_context(stop_requests(runs.directory_of(settings), world))
+        stop = stack.enter_context(stop_requests(runs.open_run(settings), world))
         reason = work(settings, world, lambda *_: None, listener, stop, command=command)
     if world.rank == 0:
         conclude(settings, reason)
 
 
 @contextlib.contextmanager
-def stop_requests(run: Path, world: World) -> Iterator[StopRequest]:
+def stop_requests(run: RunStorage, world: World) -> Iterator[StopRequest]:
     """Yield this rank's request to stop: from SIGTERM, Ctrl-C, and on rank 0 a file in out_dir."""
     with DeferredKeyboardInterrupt() as interruption:
-        stop = StopRequest(interruption, *([request_in(run)] if world.rank == 0 else []))
+        stop = StopRequest(interruption, *([stop_source(run)] if world.rank == 0 else []))
         try:
             with on_sigterm(lambda: stop.set("SIGTERM")):
                 yield stop
@@ -246,14 +248,15 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
 
     Raises Stopped if the run was asked to stop, for `reason`.
     """
-    run, name = runs.directory_of(settings), settings.run.out_dir
+    run, name = runs.open_run(settings), settings.run.out_dir
+    metrics = run / runs.METRICS
     if reason:
-        stops = [record for record in read_records(run / runs.METRICS) if record["kind"] == "stop"]
+        stops = [record for record in read_records(metrics.local) if record["kind"] == "stop"]
         is_unsaved = settings.evaluation.eval_only or (stops and stops[-1]["step"] == 0)
         saved = "" if is_unsaved else " with a checkpoint"
         raise Stopped(f"stopped ({reason}){saved}; the same command resumes it")
-    mirrors.pull(run / runs.METRICS, if_changed=True)
-    records = read_records(run / runs.METRICS)
+    metrics.download(if_changed=True)
+    records = read_records(metrics.local)
     part = settings.evaluation.val_part
     over = "over the whole split" if part == "whole" else f"of val_part={part}"
     if settings.evaluation.eval_only:
@@ -263,8 +266,9 @@ def conclude(settings: TrainSettings, reason: str | None) -> None:
     if not finals:
         raise RunFailed(f"{name}: trained to its end, but {runs.METRICS} was deleted meanwhile")
     final = finals[-1]
-    loss_curve.draw(records, run / runs.CURVE)
-    mirrors.push(run / runs.CURVE)
+    curve = run / runs.CURVE
+    loss_curve.draw(records, curve.local)
+    curve.upload()
     say(f"step {final['step']}: val loss {format_loss(final['val_loss'])} {over}")
     say(f"curves: {name}/{runs.CURVE}")
     best = f"{name}/checkpoints/step-{final['best_step']}"

@@ -7,18 +7,17 @@ out_dir, for the workers that a launcher starts after it.
 import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import RunFailed, WorkerFailed, is_out_of_memory
 from yuzogpt.runs.directory import FAILED
 from yuzogpt.runtime.world import World
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import RunStorage
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(settings: TrainSettings, world: World, run: Path) -> Iterator[None]:
+def explain_out_of_memory(settings: TrainSettings, world: World, run: RunStorage) -> Iterator[None]:
     """Raise RunFailed, or WorkerFailed in a world of several, if memory runs out."""
     try:
         yield
@@ -29,16 +28,16 @@ def explain_out_of_memory(settings: TrainSettings, world: World, run: Path) -> I
         if world.size == 1:
             raise RunFailed(line) from None
         with contextlib.suppress(OSError):
-            mirrors.write(run / FAILED, line.encode())
+            (run / FAILED).write(line.encode())
         raise WorkerFailed(line) from None
 
 
-def check_no_rank_failed(world: World, run: Path) -> None:
+def check_no_rank_failed(world: World, run: RunStorage) -> None:
     """Raise RunFailed on all ranks if a worker of an earlier attempt ran out of memory."""
     line: str | None = None
     if world.rank == 0:
         with contextlib.suppress(OSError):
-            line = mirrors.read(run / FAILED).decode(errors="replace")
+            line = (run / FAILED).read().decode(errors="replace")
     if line := world.broadcast(line):
         raise RunFailed(line)
 

@@ -16,11 +16,10 @@ from tqdm import tqdm
 from yuzogpt import runs
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import time_left
-from yuzogpt.console.terminal import say, visible
+from yuzogpt.console.terminal import note, visible
 from yuzogpt.errors import UserError, first_line
 from yuzogpt.runs.event_log import Record, seconds_of_step
 from yuzogpt.runs.requirements import OFFLINE
-from yuzogpt.storage import mirrors
 
 PLAIN_LINE_INTERVAL_S = 5.0  # where there is no terminal
 WANDB_INIT_TIMEOUT_S = 30.0
@@ -79,7 +78,7 @@ class Display:
         if self.on_terminal:
             tqdm.write(visible(text))
         else:
-            say(text)
+            note(text)
 
     def _progress(self, record: Record) -> None:
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"
@@ -113,17 +112,17 @@ class WandbSink:
         """Start a W&B run, or resume the one of this out_dir unless `is_new`."""
         import wandb
 
-        run = runs.directory_of(settings)
+        run = runs.open_run(settings)
         self.id_file, self.is_id_saved = run / runs.WANDB_ID, False
-        is_known = self.id_file.exists() and not is_new
-        run_id = self.id_file.read_text().strip() if is_known else None
+        is_known = self.id_file.local.exists() and not is_new
+        run_id = self.id_file.local.read_text().strip() if is_known else None
         try:
             self.run = wandb.init(
                 project=settings.log.wandb_project,
                 name=settings.log.wandb_run_name or run.name,
                 id=run_id,
                 resume="allow",
-                dir=str(run),
+                dir=str(run.local),
                 config=settings.model_dump(),
                 settings=wandb.Settings(
                     silent=True, api_key=key, init_timeout=WANDB_INIT_TIMEOUT_S
@@ -139,8 +138,8 @@ class WandbSink:
         """Save the id of the W&B run in out_dir; call it once the run there has begun."""
         if not self.is_id_saved:
             self.is_id_saved = True
-            self.id_file.write_text(self.run.id)
-            mirrors.push(self.id_file)
+            self.id_file.local.write_text(self.run.id)
+            self.id_file.upload()
 
     def send(self, record: Record) -> None:
         """Log one record at its step; W&B takes no step before the last one."""

@@ -67,7 +67,7 @@ def evaluate_best_and_last(model: ParallelModel, validation: Validation, log: St
         best = checkpoints.best(run_dir, lambda *_: None) if world.rank == 0 else None
     name = world.broadcast(best.directory.name if best else None)
     if name and name != f"step-{step}":
-        best = remote.on_every_node(run_dir / "checkpoints" / name, world, optimizer=False)
+        best = remote.read_on_all_ranks(run_dir / "checkpoints" / name, world, optimizer=False)
         model.load(best.tensors(MODEL))
         best_step, best_loss = best.state.step, validation.whole(model.gpt)
     losses = {"val_loss": finite_or_none(last_loss), "best_val_loss": finite_or_none(best_loss)}

@@ -38,10 +38,10 @@ def comparison_table(outcome: Outcome) -> Table:
     title = "the second half of the val split, which the search never saw"
     numeric = ("val loss", "spread", "seeds")
     rows = [
-        (side, f"{figures['mean']:.4f}", f"{figures['spread']:.4f}", str(figures["seeds"]))
+        [side, f"{figures['mean']:.4f}", f"{figures['spread']:.4f}", str(figures["seeds"])]
         for side, figures in outcome["comparison"].items()
     ]
-    return terminal.table(("", *numeric), rows, numeric=numeric, title=title)
+    return terminal.table(["", *numeric], rows, numeric=numeric, title=title)
 
 
 def margin(outcome: Outcome) -> str:

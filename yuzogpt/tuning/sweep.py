@@ -31,6 +31,7 @@ from yuzogpt.runs import requirements
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import LEASE, Lease
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.storage.untrusted import checked, read_file
 from yuzogpt.tuning.space import Space, Values, with_values
 from yuzogpt.tuning.table import format_values
@@ -152,7 +153,7 @@ class Sweep:
                 )
             return
         written = read_file(path)
-        if runs.header(self.directory)[:1] != [SIGNATURE]:
+        if runs.header(LocalStorage(self.directory))[:1] != [SIGNATURE]:
             raise UserError(f"--out_dir={name}: its {runs.SETTINGS} is not of a sweep")
         if self.replaces_another:
             return
@@ -185,7 +186,7 @@ class Sweep:
     @contextlib.contextmanager
     def hold_directory(self) -> Iterator[None]:
         """Hold the directory for this command; do not delete yet the sweep that it replaces."""
-        with Lease(self.directory):
+        with Lease(LocalStorage(self.directory)):
             for leftover in self.directory.glob(f"{RAY_DIR_PREFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if not self.replaces_another:
@@ -195,7 +196,8 @@ class Sweep:
     @property
     def replaces_another(self) -> bool:
         """Whether `begin` deletes a sweep: on --overwrite, or if a killed command began to."""
-        return self.settings.run.overwrite or runs.DELETING in runs.header(self.directory)
+        head = runs.header(LocalStorage(self.directory))
+        return self.settings.run.overwrite or runs.DELETING in head
 
     def begin(self) -> None:
         """Write settings.yaml, and delete a replaced sweep first: call it when trials can start."""

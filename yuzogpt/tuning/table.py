@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yuzogpt.console import terminal
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 
 OTHERS_WIDTH, MIN_VALUE_WIDTH = 44, 9  # columns of text: of all but the values, of each value
 STYLES = {"running": "bold", "failed": "red", "stopped": "dim", "finished": "green"}
@@ -83,26 +83,30 @@ class TrialTable:
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
-            say(text)
+            note(text)
 
     def table(self) -> Table:
         """Return one row per trial, the best one marked."""
         keys = list(dict.fromkeys(key for row in self.rows.values() for key in row.values))
         if self.console.width < OTHERS_WIDTH + MIN_VALUE_WIDTH * len(keys):
             keys = []
-        numeric = [*(key.partition(".")[2] or key for key in keys), "step", "val loss"]
-        valid = [row.loss for row in self.rows.values() if row.state != "failed"]
-        best = min(valid, default=math.inf)
         rows: list[list[str | Text]] = []
+        sound = [row.loss for row in self.rows.values() if row.state != "failed"]
+        best = min(sound, default=math.inf)
         for name, row in sorted(self.rows.items()):
             is_best = row.state != "failed" and row.loss == best < math.inf
             mark = " *" if is_best else "  "
-            cells = [name, *(format_value(row.values.get(key)) for key in keys)]
-            cells += [f"{row.step}/{self.max_iters}", format_value(row.loss) + mark]
-            rows.append([*cells, Text(row.state, style=STYLES.get(row.state, ""))])
-        no_wrap = ("trial", "step", "val loss", "state")
-        columns = ("trial", *numeric, "state")
-        return terminal.table(columns, rows, numeric=numeric, no_wrap=no_wrap, title=self.title)
+            values = [format_value(row.values.get(key)) for key in keys]
+            progress = [f"{row.step}/{self.max_iters}", format_value(row.loss) + mark]
+            rows.append([name, *values, *progress, Text(row.state, STYLES.get(row.state, ""))])
+        names = [key.partition(".")[2] or key for key in keys]
+        return terminal.table(
+            ["trial", *names, "step", "val loss", "state"],
+            rows,
+            numeric=(*names, "step", "val loss"),
+            no_wrap=("trial", "step", "val loss", "state"),
+            title=self.title,
+        )
 
 
 def format_value(value: Any) -> str:

@@ -21,6 +21,7 @@ from yuzogpt.errors import InUse, RunFailed, UserError, is_out_of_memory
 from yuzogpt.runs.event_log import Listener, Record, read_records
 from yuzogpt.runs.stop_request import ask_to_stop
 from yuzogpt.storage.atomic_files import to_json, write_durably
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, checked, read_json
 from yuzogpt.tuning.space import SEARCHABLE
 
@@ -129,7 +130,7 @@ class Progress:
             self.best = min(self.best, evaluation_loss(record))
             self.is_wanted = self.report(record["step"], self.best)
             if not self.is_wanted:
-                ask_to_stop(self.run, SCHEDULER)
+                ask_to_stop(LocalStorage(self.run), SCHEDULER)
 
 
 def run_trial(settings: TrainSettings, trial: Trial, report: Report, train: Train) -> bool:
@@ -203,12 +204,12 @@ def score_trial(settings: TrainSettings, directory: Path, train: Train) -> None:
 
 def keep_weights_only(run: Path) -> None:
     """Delete all but the weights of the best checkpoint: no reader of a trial needs the rest."""
-    checkpoints.sweep(run)
+    checkpoints.sweep(LocalStorage(run))
     (run / runs.STOP).unlink(missing_ok=True)
-    best = checkpoints.best(run, lambda *_: None)
+    best = checkpoints.best(LocalStorage(run), lambda *_: None)
     for directory in checkpoints.candidates(run):
         with contextlib.suppress(OSError):
             if best and directory == best.directory:
-                checkpoints.drop_optimizer(directory)
+                checkpoints.drop_optimizer(LocalStorage(directory))
             else:
                 checkpoints.remove(directory)

@@ -15,6 +15,7 @@ from yuzogpt.data.preparation.records import read_times, real_path, recorded_sou
 from yuzogpt.data.preparation.sources import Listing
 from yuzogpt.errors import UserError
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 
 SHOWN_DIGITS = 12  # of a hash, in messages
 
@@ -31,7 +32,7 @@ def open_finished(corpus: Corpus, directory: Path, *, overwrite: bool) -> Prepar
 @contextlib.contextmanager
 def write_lease(directory: Path, *, overwrite: bool) -> Iterator[None]:
     """Hold the lease of a directory; UserError if a corpus was finished there in the meantime."""
-    with Lease(directory):
+    with Lease(LocalStorage(directory)):
         if (directory / blocks.MANIFEST).exists() and not overwrite:
             raise UserError(f"{directory}: another command prepared it just now; run this again")
         yield

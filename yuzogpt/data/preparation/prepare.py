@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from yuzogpt.config import CorpusSettings, DistributedPrepareSettings, PrepareSettings
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note, say
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.preparation import plan, readers, sources
@@ -33,6 +33,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import is_pattern, scheme_of
 from yuzogpt.storage.lease import Lease
 from yuzogpt.storage.paths import is_within
+from yuzogpt.storage.run_storage import LocalStorage
 
 
 class Workers(Protocol):
@@ -159,7 +160,7 @@ def prepare_by_units(
     if overwrite and planned.listing.own:
         raise nested(source, directory)
     workers.check()
-    say(plan.describe(planned, source, overwrite))
+    note(plan.describe(planned, source, overwrite))
     with write_lease(directory, overwrite=overwrite):
         plan.begin(planned, overwrite, workers.start)
         planned = plan.with_counts(planned, workers.count)
@@ -190,7 +191,7 @@ def run_units(planned: Plan, workers: Workers) -> None:
     units = planned.listing.units
     remaining = [unit for unit in units if not planned.record(unit)]
     if done := len(units) - len(remaining):
-        say(f"resuming: {done} of {len(units)} units are done")
+        note(f"resuming: {done} of {len(units)} units are done")
     if remaining:
         workers.start()
         with Progress(planned):
@@ -200,13 +201,13 @@ def run_units(planned: Plan, workers: Workers) -> None:
             by_node[record.node] += record.documents
         for node, documents in sorted(by_node.items()):
             if node:
-                say(f"node {node[:8]}: {documents:,} documents")
+                note(f"node {node[:8]}: {documents:,} documents")
 
 
 def sweep(directory: Path) -> None:
     """Delete the staging directory of a command that was killed after its commit."""
     if (directory / blocks.STAGING).exists():
-        with Lease(directory):
+        with Lease(LocalStorage(directory)):
             blocks.clear_staging(directory)
 
 
@@ -221,14 +222,14 @@ def report(prepared: PreparedCorpus, corpus: Corpus) -> None:
         f"{sum(manifest.rejected.values()):,} rejected" + (f" ({rejected})" if rejected else "")
     )
     if not written:
-        say("warning: no document was kept: look at --text_column and the source")
+        note("warning: no document was kept: look at --text_column and the source")
     elif not manifest.tokens("val"):
         is_hash = manifest.split_rule.startswith("hash")  # holds out one of two that differ
         why = "no two documents differ" if is_hash or written == 1 else "raise --val_fraction"
-        say(f"the val split is empty: {why}; training needs one")
+        note(f"the val split is empty: {why}; training needs one")
     for what, expected, count in (
         ("documents", corpus.documents, documents),
         ("val tokens", corpus.val_tokens, manifest.tokens("val")),
     ):
         if expected and expected != count:
-            say(f"warning: {corpus.name} has {expected:,} {what}, this source {count:,}")
+            note(f"warning: {corpus.name} has {expected:,} {what}, this source {count:,}")

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from yuzogpt.console.quantities import time_left
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 from yuzogpt.data.preparation import shards
 from yuzogpt.data.preparation.plan import Plan
 
@@ -89,4 +89,4 @@ class Progress:
             total = max(1, self.plan.listing.bytes)
             left = (total - self.bytes) / read_bytes * seconds
             done = 100 * self.bytes / total
-            say(f"{done:.0f}%: {speed}, ETA {time_left(left)}")
+            note(f"{done:.0f}%: {speed}, ETA {time_left(left)}")

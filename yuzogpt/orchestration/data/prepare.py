@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from yuzogpt.config import DistributedPrepareSettings, PrepareSettings
+from yuzogpt.console.terminal import note
 from yuzogpt.data.blocks import STAGE_STATS, PreparedCorpus
 from yuzogpt.data.preparation import readers, shards
 from yuzogpt.data.preparation.plan import Plan
@@ -75,7 +76,7 @@ class RayWorkers:
     def start(self) -> None:
         """Start or join Ray, once."""
         if not self.is_connected:
-            print("starting Ray ...", flush=True)
+            note("starting Ray ...")
             set_defaults(DATA)
             cores = self.max_workers or available_cores()
             heavy = ("pandas", "pyarrow.dataset", "numpy")

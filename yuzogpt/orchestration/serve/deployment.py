@@ -13,6 +13,7 @@ from typing import Any
 
 from yuzogpt.config import ServeSettings, with_changes
 from yuzogpt.config.resolve import resolve
+from yuzogpt.console.terminal import note
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.cluster import check_reachable, connected
@@ -41,7 +42,7 @@ def serve_on_ray(settings: ServeSettings, keys: Sequence[bytes]) -> None:
     if not address:
         settings = with_free_port(settings)
     with stopped_by_sigterm("stopped (SIGTERM)"):
-        print("starting Ray ...", flush=True)
+        note("starting Ray ...")
         with connected(address, available_cores(), HEAVY_IMPORTS, "ray.serve"):
             run(settings, keys, joined=bool(address))
 

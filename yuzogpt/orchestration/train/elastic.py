@@ -7,7 +7,6 @@ the controller learns within seconds which nodes there are.
 import contextlib
 import threading
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
@@ -21,9 +20,9 @@ from yuzogpt.orchestration.ray_internals import (
     worker_actors,
 )
 from yuzogpt.runs.event_log import append_record
-from yuzogpt.runs.stop_request import ASK_EVERY, ask_to_stop
+from yuzogpt.runs.stop_request import RETRY_INTERVAL_S, ask_to_stop
 from yuzogpt.runtime.world import COLLECTIVE_TIMEOUT
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import RunStorage
 
 # Why workers pause. They then wait to be ended, and do not return: a worker that returns has
 # finished the run.
@@ -37,7 +36,7 @@ NODE_POLL_INTERVAL_S = 2.0  # for nodes that came or went; Ray by itself looks e
 class Elastic(callback_base("ControllerCallback"), callback_base("WorkerGroupCallback")):  # type: ignore[misc]
     """Runs in the controller's process; Ray calls it by keyword."""
 
-    def __init__(self, run: Path, reply_timeout_s: float) -> None:
+    def __init__(self, run: RunStorage, reply_timeout_s: float) -> None:
         """`run`: the out_dir; `reply_timeout_s`: for a worker that gives no sign of life."""
         self.run, self.reply_timeout_s = run, reply_timeout_s
         self.run_id = ""
@@ -52,7 +51,7 @@ class Elastic(callback_base("ControllerCallback"), callback_base("WorkerGroupCal
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Delete a stale pause request of the previous workers; the new ones must not act on it."""
         with contextlib.suppress(OSError):
-            mirrors.delete(self.run / runs.PAUSE)
+            (self.run / runs.PAUSE).delete()
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """Remember the workers that train."""
@@ -89,16 +88,16 @@ class Elastic(callback_base("ControllerCallback"), callback_base("WorkerGroupCal
             if not self._end_silent_workers():
                 break
             if not is_requested:
-                time.sleep(ASK_EVERY)
+                time.sleep(RETRY_INTERVAL_S)
         with contextlib.suppress(OSError):
-            mirrors.delete(self.run / runs.PAUSE)
+            (self.run / runs.PAUSE).delete()
 
     def _wait_for_answer(self) -> bool:
         """Return whether the workers answered, after 0.5 s at most. Storage may fail once."""
-        pause = 0.5 if mirrors.uri_of(self.run) else 0.05
+        pause = 0.5 if self.run.is_remote else 0.05
         for _ in range(int(0.5 / pause)):
             with contextlib.suppress(OSError):
-                if not mirrors.exists(self.run / runs.PAUSE):
+                if not (self.run / runs.PAUSE).exists():
                     return True
             time.sleep(pause)
         return False
@@ -135,14 +134,14 @@ def preemption() -> str | None:
     return PREEMPTION if is_node_preempted() else None
 
 
-def answer_pause(run: Path, rank: int) -> None:
+def answer_pause(run: RunStorage, rank: int) -> None:
     """Answer a waiting controller: the checkpoint is written."""
     if rank == 0:
         with contextlib.suppress(OSError):
-            mirrors.delete(run / runs.PAUSE)
+            (run / runs.PAUSE).delete()
 
 
-def wait_to_be_ended(run: Path, reason: str, rank: int) -> NoReturn:
+def wait_to_be_ended(run: RunStorage, reason: str, rank: int) -> NoReturn:
     """Wait until the controller ends this worker; its checkpoint is written."""
     answer_pause(run, rank)
     if reason == PREEMPTION:

@@ -7,7 +7,6 @@ exception here would end the run.
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,8 +21,8 @@ from yuzogpt.orchestration.ray_internals import (
     worker_actors,
 )
 from yuzogpt.runs.event_log import append_record, parse
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.lease import holder_of
+from yuzogpt.storage.run_storage import RunStorage
 
 SAME_FAILURE_S = 20.0  # a failure that was recorded so recently is the same one
 
@@ -31,7 +30,7 @@ SAME_FAILURE_S = 20.0  # a failure that was recorded so recently is the same one
 class FailureNotice(UserCallback):  # type: ignore[misc]
     """Records which worker failed, and why."""
 
-    def __init__(self, run: Path, settings: TrainSettings) -> None:
+    def __init__(self, run: RunStorage, settings: TrainSettings) -> None:
         """`run`: the out_dir."""
         self.run, self.settings = run, settings
 
@@ -43,11 +42,11 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             errors = self.run / runs.ERRORS
             lines = [f"rank {rank}: {error}\n" for rank, error in sorted(worker_exceptions.items())]
-            mirrors.append(errors, "".join(lines).encode())
+            errors.append("".join(lines).encode())
             if runs.gives_way(self.settings, self.run, holder_of(self.run) or ""):
                 return  # the records belong to a run that is not deleted yet
             if not was_just_recorded(self.run / runs.METRICS):
-                see = mirrors.name_of(errors)
+                see = errors.display_name
                 text = f"!!! worker {rank} failed ({cause_of(error)}); see {see}"
                 append_record(self.run / runs.METRICS, "failure", text, rank=rank)
 
@@ -57,11 +56,11 @@ def are_preempted(errors: dict[int, Exception]) -> bool:
     return any(getattr(error, "preempted", False) for error in errors.values())
 
 
-def was_just_recorded(metrics: Path) -> bool:
+def was_just_recorded(metrics: RunStorage) -> bool:
     """Return whether a run's last record is a failure of some seconds ago."""
     lines: list[str] = []
     with contextlib.suppress(FileNotFoundError):
-        lines = mirrors.read(metrics).decode(errors="replace").splitlines()
+        lines = metrics.read().decode(errors="replace").splitlines()
     last = next((record for line in reversed(lines) if (record := parse(line))), None)
     if last is None or last["kind"] != "failure":
         return False

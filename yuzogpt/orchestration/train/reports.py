@@ -8,18 +8,17 @@ second, and none while it waits for them to pause. So a thread hands them over.
 import queue
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 
 from yuzogpt.console.terminal import complain
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import open_filesystem
+from yuzogpt.storage.run_storage import RunStorage
 
 
 class Reports:
-    """Reports of a worker; call it with metrics and a checkpoint's directory."""
+    """Reports of a worker; call it with metrics and a checkpoint."""
 
     def __init__(self, *, evaluates: bool) -> None:
         """Start the thread; it keeps no process from ending.
@@ -27,11 +26,13 @@ class Reports:
         `evaluates`: benchmarks run beside the training; otherwise nothing is reported.
         """
         self.evaluates = evaluates
-        self.pending: queue.SimpleQueue[tuple[dict[str, float], Path] | None] = queue.SimpleQueue()
+        self.pending: queue.SimpleQueue[tuple[dict[str, float], RunStorage] | None] = (
+            queue.SimpleQueue()
+        )
         self.thread = threading.Thread(target=self._hand_over, name="reports", daemon=True)
         self.thread.start()
 
-    def __call__(self, metrics: dict[str, float], checkpoint: Path) -> None:
+    def __call__(self, metrics: dict[str, float], checkpoint: RunStorage) -> None:
         """Queue the report of a checkpoint, if Ray has to evaluate it."""
         if self.evaluates and metrics:
             self.pending.put((metrics, checkpoint))
@@ -46,7 +47,7 @@ class Reports:
     def _hand_over(self) -> None:
         while (report := self.pending.get()) is not None:
             metrics, checkpoint = report
-            name = mirrors.name_of(checkpoint)
+            name = checkpoint.display_name
             filesystem, path = open_filesystem(name)
             try:
                 ray.train.report(

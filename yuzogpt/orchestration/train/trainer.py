@@ -9,13 +9,12 @@ import math
 import threading
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from traceback import format_exception
 from typing import Any, NamedTuple
 
 from yuzogpt import runs
 from yuzogpt.config import TrainSettings, with_changes
-from yuzogpt.console.terminal import say
+from yuzogpt.console.terminal import note
 from yuzogpt.errors import Stopped, UserError
 from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
 from yuzogpt.evaluation.during_training import prepare_tasks
@@ -34,8 +33,8 @@ from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.runs.stop_request import keep_asking
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import on_sigterm, sigterm_held_back
-from yuzogpt.storage import mirrors
 from yuzogpt.storage.filesystems import open_filesystem
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.training.progress import Display, take_wandb_key
 
 # Callbacks that come before Ray's own; the others are handed over below.
@@ -61,8 +60,8 @@ def run_on_ray(settings: TrainSettings) -> None:
     cores = max(available_cores(), most)
     with on_sigterm(leave), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
-            stack.enter_context(runs.writing(settings))
-            print("starting Ray ...", flush=True)
+            stack.enter_context(runs.hold_run_dir(settings))
+            note("starting Ray ...")
             ray = connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch")
             stack.enter_context(ray)
         train_connected(settings, key, exams)
@@ -89,7 +88,7 @@ def train_connected(
     from yuzogpt.training.launch import conclude
 
     run, is_training, never_trained = (
-        runs.directory_of(settings),
+        runs.open_run(settings),
         threading.Event(),
         threading.Event(),
     )
@@ -156,7 +155,7 @@ class Placement(NamedTuple):
 
 def fit(
     settings: TrainSettings,
-    run: Path,
+    run: RunStorage,
     cpus: float | None = None,
     exams: Mapping[str, PreparedTask] | None = None,
 ) -> str | None:
@@ -200,7 +199,10 @@ def place_workers(settings: TrainSettings, cpus: float | None) -> Placement:
 
 
 def make_trainer(
-    settings: TrainSettings, run: Path, placement: Placement, exams: Mapping[str, PreparedTask]
+    settings: TrainSettings,
+    run: RunStorage,
+    placement: Placement,
+    exams: Mapping[str, PreparedTask],
 ) -> Any:
     """Return Ray Train's trainer for a run."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -224,7 +226,7 @@ def make_trainer(
     ):
         callbacks.append(WarmWorkers())
         runtime_env = {"env_vars": hook}
-    filesystem, storage = open_filesystem(mirrors.name_of(run))
+    filesystem, storage = open_filesystem(run.display_name)
     return trainer_class(
         train_worker,
         train_loop_config={"settings": with_threads(settings).model_dump()},
@@ -257,7 +259,7 @@ def make_trainer(
     )
 
 
-def callbacks_for(settings: TrainSettings, run: Path, *, is_elastic: bool) -> list[Any]:
+def callbacks_for(settings: TrainSettings, run: RunStorage, *, is_elastic: bool) -> list[Any]:
     """Return what Ray Train's controller calls besides its own callbacks."""
     import ray
 
@@ -273,19 +275,19 @@ def callbacks_for(settings: TrainSettings, run: Path, *, is_elastic: bool) -> li
     if is_elastic:
         callbacks.append(Elastic(run, settings.workers.hang_timeout_s))
     if ray.get_runtime_context().get_actor_id():  # a trial's process
-        callbacks.append(PlacementNote(run))
+        callbacks.append(PlacementNote(run.local))
     return callbacks
 
 
-def recorded(error: Exception, run: Path) -> Exception:
+def recorded(error: Exception, run: RunStorage) -> Exception:
     """Write why Ray Train ended a run into errors.log; return what to raise for it."""
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError):  # which FailureNotice has written down
         cause = getattr(error, "controller_failure", error)
         with contextlib.suppress(OSError):
-            mirrors.append(run / runs.ERRORS, "".join(format_exception(cause)).encode())
-    see = mirrors.name_of(run / runs.ERRORS)
+            (run / runs.ERRORS).append("".join(format_exception(cause)).encode())
+    see = (run / runs.ERRORS).display_name
     return as_our_error(error, "run", f"; see {see}")
 
 
@@ -300,13 +302,13 @@ def check_room(settings: TrainSettings, workers: int, resource: str, have: int) 
     if workers <= have:
         return
     if not is_embedded():
-        say(f"{workers} workers want a {resource} each, the cluster has {have}: waiting")
+        note(f"{workers} workers want a {resource} each, the cluster has {have}: waiting")
     else:
         raise UserError(f"--num_workers={workers}: this machine has {have} {resource}(s), one each")
 
 
-def forget(run: Path) -> None:
+def forget(run: RunStorage) -> None:
     """Delete what Ray Train wrote into out_dir for itself."""
     for name in (".validate_storage_marker", "checkpoint_manager_snapshot.json"):
         with contextlib.suppress(OSError):
-            mirrors.delete(run / name)
+            (run / name).delete()

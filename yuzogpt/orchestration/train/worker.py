@@ -4,7 +4,7 @@ from typing import Any
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.errors import RunFailed, UserError
-from yuzogpt.storage import mirrors
+from yuzogpt.storage.run_storage import WORKER, open_storage
 
 # Errors that a worker returns: raised again by the command.
 RETURNED_ERRORS: dict[str, type[Exception]] = {"UserError": UserError, "RunFailed": RunFailed}
@@ -24,7 +24,7 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
         wait_to_be_ended,
     )
     from yuzogpt.orchestration.train.reports import Reports
-    from yuzogpt.runs.stop_request import StopRequest, request_in
+    from yuzogpt.runs.stop_request import StopRequest, stop_source
     from yuzogpt.runtime.world import World
     from yuzogpt.training.launch import work
 
@@ -37,9 +37,9 @@ def train_worker(config: dict[str, Any]) -> tuple[str, str | None]:
     )
     settings = TrainSettings.model_validate(config["settings"])
     reports = Reports(evaluates=bool(settings.evaluation.eval_tasks))
-    run = mirrors.directory_of(settings.run.out_dir, mirrors.WORKER)
+    run = open_storage(settings.run.out_dir, WORKER)
     # A user's request comes before the launcher's.
-    stop = StopRequest(*([request_in(run)] if world.rank == 0 else []), preemption)
+    stop = StopRequest(*([stop_source(run)] if world.rank == 0 else []), preemption)
     try:
         reason = work(settings, world, reports, None, stop, is_restarted=True)
     except tuple(RETURNED_ERRORS.values()) as error:

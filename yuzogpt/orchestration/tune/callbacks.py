@@ -14,6 +14,7 @@ from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.tune.placement import remove_placement_group_of
 from yuzogpt.orchestration.tune.source import LOSS, STEP, STOP_TIMEOUT_S, Source
 from yuzogpt.storage.lease import Lease
+from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.tuning.sweep import Result
 from yuzogpt.tuning.table import Row, TrialTable
 from yuzogpt.tuning.trials import State, Trial, conclude
@@ -124,7 +125,7 @@ class TableCallback(SkipPickling, Callback):  # type: ignore[misc]
         for directory, (state, error) in self.ended.items():
             while time.monotonic() < deadline and not read_trial(directory).is_done:
                 try:
-                    with Lease(directory):
+                    with Lease(LocalStorage(directory)):
                         conclude(read_trial(directory), state, error)
                 except UserError:  # its process is alive
                     time.sleep(0.2)

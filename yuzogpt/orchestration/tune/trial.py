@@ -13,6 +13,7 @@ from yuzogpt.errors import InUse, RunFailed, UserError
 from yuzogpt.orchestration.environment import TUNE_STOP_TIMEOUT_S
 from yuzogpt.orchestration.tune.source import LOSS, STEP, STOP_TIMEOUT_S
 from yuzogpt.runs.event_log import Listener
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.tuning.sweep import Sweep, workers_of
 from yuzogpt.tuning.trials import Trial, fail_before_start, run_trial, score_trial
 
@@ -80,7 +81,7 @@ def train(settings: TrainSettings, listener: Listener) -> str | None:
 
 
 @contextlib.contextmanager
-def held(settings: TrainSettings) -> Iterator[Path]:
+def held(settings: TrainSettings) -> Iterator[RunStorage]:
     """Hold the trial's directory; wait for the process of an earlier attempt to end."""
     from yuzogpt import runs
 
@@ -88,7 +89,7 @@ def held(settings: TrainSettings) -> Iterator[Path]:
         deadline = time.monotonic() + LEASE_TIMEOUT_S
         while True:
             try:
-                run = stack.enter_context(runs.writing(settings))
+                run = stack.enter_context(runs.hold_run_dir(settings))
                 break
             except InUse:
                 if time.monotonic() > deadline:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from yuzogpt.config import TrainSettings
+from yuzogpt.console.terminal import note
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
 from yuzogpt.orchestration.embedded import is_embedded
@@ -47,7 +48,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     set_defaults(TUNE)
     check_reachable(cluster_address(settings.workers.ray_address))
     cores = max(available_cores(), workers_of(settings))
-    print("starting Ray ...", flush=True)
+    note("starting Ray ...")
     with (
         stopped_by_sigterm("stopped (SIGTERM); the same command resumes it"),
         connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.tune"),

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -18,10 +17,17 @@ from yuzogpt import checkpoints, cli, runs
 from yuzogpt.checkpoints import remote
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.runs.event_log import Follower, MetricsLog, append_record
-from yuzogpt.storage import lease, mirrors
+from yuzogpt.storage import background_uploader, lease, run_storage
 from yuzogpt.storage.atomic_files import to_json
 from yuzogpt.storage.lease import LEASE, Lease
-from yuzogpt.storage.mirrors import directory_of
+from yuzogpt.storage.run_storage import (
+    DRIVER,
+    READER,
+    WORKER,
+    LocalStorage,
+    ObjectStorage,
+    open_storage,
+)
 from yuzogpt.training import launch
 
 URI = "s3://runs/team/run"
@@ -29,7 +35,7 @@ OF_AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS
 
 
 class Environment:
-    """Makes each rank a node of its own, that knows nothing yet, and how to reach the store."""
+    """Gives each rank a cache of its own, as on separate nodes, and the address of the store."""
 
     def __init__(self, caches):
         self.caches = caches
@@ -41,31 +47,31 @@ class Environment:
 
 
 class KillAt(Environment):
-    """Kills a rank when it is about to send a file of a checkpoint."""
+    """Kills a rank when it is about to upload a file of a checkpoint."""
 
-    def __init__(self, caches, place):
+    def __init__(self, caches, file):
         super().__init__(caches)
-        self.place = place
+        self.file = file
 
     def __call__(self, rank):
         super().__call__(rank)
-        real = mirrors.push
+        real = ObjectStorage.upload
 
-        def push(path, to=None):
-            if (to or path).as_posix().endswith(self.place):
+        def upload(storage, source=None):
+            if storage.uri.endswith(self.file):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(path, to)
+            return real(storage, source)
 
-        mirrors.push = push
+        ObjectStorage.upload = upload
 
 
 @pytest.fixture
 def store(s3, tmp_path, monkeypatch):
-    """A bucket named `runs`, seen from a machine that knows nothing yet."""
+    """A bucket named `runs`, and an empty cache."""
     s3.create_bucket(Bucket="runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(lease, "STORE_SETTLE_S", 0.05)
-    monkeypatch.setattr(mirrors, "EVERY", 0.2)
+    monkeypatch.setattr(run_storage, "STORE_SETTLE_S", 0.05)
+    monkeypatch.setattr(background_uploader, "SYNC_INTERVAL_S", 0.2)
     return s3
 
 
@@ -111,9 +117,9 @@ def test_a_run_in_a_store_leaves_what_a_local_one_leaves(store, corpus_dir, tmp_
         assert weights(copy, checkpoints.step_of(directory)) == weights(
             tmp_path / "local", checkpoints.step_of(directory)
         )
-        checkpoints.verify(copy / "checkpoints" / directory.name)
+        checkpoints.verify(LocalStorage(copy / "checkpoints" / directory.name))
     here = {path.name for path in (tmp_path / "cache" / "yuzogpt" / "runs").rglob("*.safetensors")}
-    assert not here  # a mirror keeps heads alone
+    assert not here  # a copy in the cache keeps metadata alone
 
 
 def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corpus_dir, tmp_path):
@@ -167,7 +173,7 @@ def test_killed_while_it_sends_a_checkpoint(store, corpus_dir, tmp_path, name):
     left = download(store, tmp_path / "left")
     assert (left / "checkpoints" / "step-10" / "state.json").exists() == (name == "manifest.json")
     assert not (left / "checkpoints" / "step-10" / "manifest.json").exists()
-    assert checkpoints.newest(left, lambda *_: None).state.step == 5
+    assert checkpoints.newest(LocalStorage(left), lambda *_: None).state.step == 5
     assert exit_codes(start_world(1, settings, Environment(tmp_path / "others"))) == [0]
     run_world(1, tiny_settings(corpus_dir, tmp_path / "local", *flags))
     copy = download(store, tmp_path / "copy")
@@ -180,48 +186,48 @@ def test_what_was_not_committed_is_not_there(store, corpus_dir):
     store.delete_object(Bucket="runs", Key="team/run/checkpoints/step-10/manifest.json")
     put(store, "checkpoints/step-7/model.safetensors", b"of a killed writer")
     train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5")
-    run = directory_of(URI, mirrors.WORKER)
+    run = open_storage(URI, WORKER).local
     assert [start["step"] for start in records(run, "start")] == [0, 5]
     folders = {name.split("/")[1] for name in names(store) if name.startswith("checkpoints/")}
     assert "step-7" not in folders
 
 
-def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_used(store, corpus_dir, capfd):
+def test_a_corrupt_checkpoint_is_quarantined_and_the_one_before_used(store, corpus_dir, capfd):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
     name = "checkpoints/step-10/model.safetensors"
     content = get(store, name)
     put(store, name, content[:-1] + bytes([content[-1] ^ 1]))
     train(corpus_dir, URI, "--max_iters=12", "--eval_interval=6")
     assert "!!! checkpoint step-10 is corrupt (model.safetensors does not" in capfd.readouterr().out
-    run = directory_of(URI, mirrors.WORKER)
+    run = open_storage(URI, WORKER).local
     assert [start["step"] for start in records(run, "start")] == [0, 5]
     left = names(store, "team/run/checkpoints/step-10/")
     assert {"manifest.broken.json", "model.safetensors", "optimizer.safetensors"} <= left
     assert "manifest.json" not in left
 
 
-def test_a_damaged_copy_is_fetched_anew(store, corpus_dir):
+def test_a_damaged_copy_is_downloaded_again(store, corpus_dir):
     train(corpus_dir, URI, "--max_iters=5", "--eval_interval=5")
     for name in ("model.safetensors", "state.json"):
-        copy = directory_of(URI, mirrors.WORKER) / "checkpoints" / "step-5" / name
+        copy = open_storage(URI, WORKER).local / "checkpoints" / "step-5" / name
         copy.write_bytes(b"not what was stored")
     train(corpus_dir, URI, "--max_iters=6", "--eval_interval=6")
-    run = directory_of(URI, mirrors.WORKER)
+    run = open_storage(URI, WORKER).local
     assert [start["step"] for start in records(run, "start")] == [0, 5]
 
 
 def test_uploads_that_fail_end_the_run_after_three(store, corpus_dir, monkeypatch):
-    real, failing = mirrors.push, set()
+    real, failing = ObjectStorage.upload, set()
 
-    def push(path, to=None):
-        if path.name == "optimizer.safetensors" and to.parent.name in failing:
-            raise OSError(5, "no route to the store", str(to))
-        return real(path, to)
+    def upload(file, source=None):
+        if file.name == "optimizer.safetensors" and file.parent.name in failing:
+            raise OSError(5, "no route to the store", file.uri)
+        return real(file, source)
 
-    monkeypatch.setattr(mirrors, "push", push)
+    monkeypatch.setattr(ObjectStorage, "upload", upload)
     failing |= {"step-10"}
     train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5")
-    run = directory_of(URI, mirrors.WORKER)
+    run = open_storage(URI, WORKER).local
     notices = [record["text"] for record in records(run, "notice")]
     assert any("step-10 could not be written (no route to the store)" in text for text in notices)
     failing |= {"step-20", "step-25", "step-30"}
@@ -233,21 +239,21 @@ def test_uploads_that_fail_end_the_run_after_three(store, corpus_dir, monkeypatc
 def test_a_checkpoint_whose_records_are_not_in_the_store_replaces_none(
     store, corpus_dir, monkeypatch
 ):
-    real, calls = MetricsLog.push, []
+    real, calls = MetricsLog.upload, []
 
-    def push(log):
+    def upload(log):
         calls.append(None)
         if len(calls) == 2:
             raise OSError(5, "no route to the store")
         real(log)
 
-    monkeypatch.setattr(MetricsLog, "push", push)
+    monkeypatch.setattr(MetricsLog, "upload", upload)
     train(corpus_dir, URI, "--max_iters=15", "--eval_interval=5", "--keep_last=2")
     left = names(store)
     committed = {name.split("/")[1] for name in left if name.endswith("/manifest.json")}
     assert committed == {"step-5", "step-15"}
-    assert "checkpoints/step-5/optimizer.safetensors" in left  # a run could go on from it
-    kept = checkpoints.candidates(directory_of(URI, mirrors.WORKER))
+    assert "checkpoints/step-5/optimizer.safetensors" in left  # a run could resume from it
+    kept = checkpoints.candidates(open_storage(URI, WORKER).local)
     assert [checkpoints.step_of(directory) for directory in kept] == [5, 15]
 
 
@@ -269,7 +275,7 @@ def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch
     assert runs.STOP not in names(store)
     assert "metrics" not in json.loads(get(store, manifest))
     train(corpus_dir, URI, f"--max_iters={stopped + 1}", f"--eval_interval={stopped}")
-    run = directory_of(URI, mirrors.WORKER)
+    run = open_storage(URI, WORKER).local
     (looked, _) = records(run, "evaluation")[1:]
     assert looked["step"] == stopped
     found = json.loads(get(store, manifest))["metrics"]
@@ -292,11 +298,13 @@ def test_overwrite_deletes_the_runs_own_files_only(store, corpus_dir):
 
 def test_changed_settings_are_refused_without_a_download(store, corpus_dir, monkeypatch):
     train(corpus_dir, URI, "--max_iters=5", "--eval_interval=5")
-    fetched = []
-    real = mirrors.pull
-    monkeypatch.setattr(
-        mirrors, "pull", lambda path, **o: fetched.append(path.name) or real(path, **o)
-    )
+    fetched, real = [], ObjectStorage.download
+
+    def fetch(file, **options):
+        fetched.append(file.name)
+        return real(file, **options)
+
+    monkeypatch.setattr(ObjectStorage, "download", fetch)
     with pytest.raises(UserError, match=f"{URI}: holds a run with other settings"):
         train(corpus_dir, URI, "--max_iters=9", "--learning_rate=1")
     assert not [name for name in fetched if name.endswith(".safetensors")]
@@ -311,11 +319,11 @@ def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, t
     assert f"page: {URI}/report.html" in capsys.readouterr().out
     assert b"<html" in get(store, "report.html")
     flags = ["--num_samples=1", "--max_new_tokens=5", "--device=cpu"]
-    for place in (
+    for where in (
         ["--out_dir=team/run", "--storage=s3://runs"],
         [f"--out_dir={URI}/checkpoints/step-10"],
     ):
-        cli.main(["sample", *place, *flags])
+        cli.main(["sample", *where, *flags])
         assert capsys.readouterr().out.strip()
     reader = tmp_path / "cache" / "yuzogpt" / "runs" / "s3%3A%2F%2Fruns%2Fteam" / "reader" / "run"
     assert {path.name for path in reader.rglob("*.safetensors")} == {"model.safetensors"}
@@ -327,19 +335,19 @@ def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, t
 
 def test_a_checkpoint_deleted_since_a_reader_listed_it_is_not_corrupt(store, corpus_dir, capfd):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
-    reader = remote.pull_reference(URI)
-    best, other = checkpoints.by_validation_loss(reader)
+    reader = remote.open_reference(URI)
+    best, other = checkpoints.by_validation_loss(reader.local)
     for name in names(store, f"team/run/checkpoints/{best.name}/"):
         store.delete_object(Bucket="runs", Key=f"team/run/checkpoints/{best.name}/{name}")
-    assert checkpoints.find(str(reader)).directory == other
+    assert checkpoints.find(reader).directory == other
     assert "corrupt" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["s3://nobucket/run", "s3://runs/no/run"])
-def test_nothing_to_read_is_one_line(store, place):
+@pytest.mark.parametrize("uri", ["s3://nobucket/run", "s3://runs/no/run"])
+def test_nothing_to_read_is_one_line(store, uri):
     for verb, why in (("report", "no run here"), ("sample", "no model here")):
-        with pytest.raises(UserError, match=f"{place}: {why}"):
-            cli.main([verb, f"--out_dir={place}"])
+        with pytest.raises(UserError, match=f"{uri}: {why}"):
+            cli.main([verb, f"--out_dir={uri}"])
 
 
 # --- who may write
@@ -358,7 +366,7 @@ def test_a_bucket_that_is_not_there_is_one_line_before_ray_starts(store, corpus_
 
 
 def test_a_second_command_is_refused(store, corpus_dir):
-    with Lease(directory_of(URI, mirrors.DRIVER)):
+    with Lease(open_storage(URI, DRIVER)):
         result = yuzogpt(
             "train", *TINY, f"--data_dir={corpus_dir}", f"--out_dir={URI}", "--num_workers=0"
         )
@@ -368,12 +376,12 @@ def test_a_second_command_is_refused(store, corpus_dir):
 
 
 def test_of_two_that_come_at_once_one_holds_the_lease(store, monkeypatch):
-    monkeypatch.setattr(lease, "STORE_SETTLE_S", 0.5)
+    monkeypatch.setattr(run_storage, "STORE_SETTLE_S", 0.5)
     held, refused, done = [], [], threading.Event()
 
     def take(number):
         try:
-            with Lease(directory_of(URI, mirrors.DRIVER)) as mine:
+            with Lease(open_storage(URI, DRIVER)) as mine:
                 held.append(mine.holder["id"])
                 done.wait(20)
         except UserError:
@@ -394,7 +402,7 @@ def test_a_lease_of_another_machine_expires(store, monkeypatch):
     stale = {"id": "x", "process": 1, "host": "gone", "boot": "", "namespace": "", "beat": 3}
     for left in (json.dumps(stale).encode(), b'{"id": '):
         put(store, LEASE, left)
-        with Lease(directory_of(URI, mirrors.DRIVER)) as mine:
+        with Lease(open_storage(URI, DRIVER)) as mine:
             assert json.loads(get(store, LEASE))["id"] == mine.holder["id"]
         assert LEASE not in names(store)
 
@@ -402,7 +410,7 @@ def test_a_lease_of_another_machine_expires(store, monkeypatch):
 def test_a_holder_that_lost_its_lease_ends(store, monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    directory = directory_of(URI, mirrors.DRIVER)
+    directory = open_storage(URI, DRIVER)
     with (
         pytest.raises(RunFailed, match=f"{URI}: another command took over"),
         Lease(directory) as mine,
@@ -416,8 +424,8 @@ def test_a_holder_that_lost_its_lease_ends(store, monkeypatch):
 
 def test_records_are_followed_through_the_store(store):
     seen = []
-    log = MetricsLog(directory_of(URI, mirrors.WORKER) / runs.METRICS, -1, None)
-    followed = directory_of(URI, mirrors.DRIVER) / runs.METRICS
+    log = MetricsLog(open_storage(URI, WORKER) / runs.METRICS, -1, None)
+    followed = open_storage(URI, DRIVER) / runs.METRICS
     with Follower(followed, seen.append):
         log.write("train", 1, loss=2.0)
         log.write("start", 1)
@@ -429,13 +437,47 @@ def test_records_are_followed_through_the_store(store):
     assert [record["kind"] for record in seen] == ["train", "start", "train", "failure"]
 
 
-def test_paths_say_what_they_are_copies_of(store, tmp_path):
-    directory = directory_of(URI, mirrors.WORKER)
-    assert mirrors.uri_of(directory / "checkpoints" / "step-1") == f"{URI}/checkpoints/step-1"
-    assert mirrors.uri_of(Path("/home/s3/run")) is None
-    assert directory_of(str(tmp_path), mirrors.WORKER) == tmp_path
+def test_a_store_is_a_type(store, tmp_path):
+    checkpoint = open_storage(URI, WORKER) / "checkpoints" / "step-1"
+    assert checkpoint.display_name == f"{URI}/checkpoints/step-1"
+    assert checkpoint.parent.parent == open_storage(URI, WORKER)
+    assert checkpoint.local != (open_storage(URI, DRIVER) / "checkpoints" / "step-1").local
+    assert open_storage(str(tmp_path), WORKER) == LocalStorage(tmp_path)
+    assert not (LocalStorage(tmp_path) / "s3:" / "run").is_remote
     with pytest.raises(UserError, match="too long"):
-        directory_of(f"s3://runs/{'x' * 300}/run", mirrors.WORKER)
+        open_storage(f"s3://runs/{'x' * 300}/run", WORKER)
+    with pytest.raises(UserError, match="has no folder"):
+        open_storage("s3://runs/..", READER)
+    with pytest.raises(UserError, match="leads out of its folder"):
+        checkpoint / "../../../../victim"
+
+
+@pytest.mark.parametrize("where", ["directory", "store"])
+def test_both_kinds_of_storage_do_the_same(store, tmp_path, where):
+    folder = LocalStorage(tmp_path) if where == "directory" else open_storage(URI, WORKER)
+    file = folder / "file"
+    assert not file.exists()
+    with pytest.raises(FileNotFoundError):
+        file.read()
+    file.delete()
+    assert file.create(b"1")
+    assert not file.create(b"2")
+    file.append(b"3")
+    assert file.read() == b"13"
+    file.delete_if(b"1")
+    assert file.read() == b"13"
+    file.delete_if(b"13")
+    assert not file.exists()
+    file.write(b"4")
+    file.write(b"5")
+    assert (folder / "file").read() == b"5"
+    file.delete()
+    assert not file.exists()
+    if where == "directory":
+        assert list(tmp_path.glob(".*")) == []
+        assert file.upload() is None
+        assert not file.download()
+        assert folder.list_remote() == {}
 
 
 HOSTILE = [
@@ -493,25 +535,22 @@ def test_a_checkpoint_of_others_names_no_file_of_mine(
         assert cli.exit_status([verb, *flags[verb]]) == 2
         assert victim.read_text() == "mine"
         assert {path for path in home.rglob("*") if path.is_file()} == before
-        told = capfd.readouterr().err.splitlines()
-        errors = [line for line in told if "!!! checkpoint" not in line]
+        printed = capfd.readouterr().err.splitlines()
+        errors = [line for line in printed if "!!! checkpoint" not in line]
         assert len(errors) == 1, errors
 
 
-def test_a_folder_named_as_a_mirror_is_none(store, tmp_path):
-    """Only the cache has mirrors: a path of the user's, or of a corpus, makes none."""
-    quoted = "s3%3A%2F%2Fattack"
-    folder = tmp_path / quoted / mirrors.READER / "run"
-    folder.mkdir(parents=True)
-    assert mirrors.uri_of(folder / "model.safetensors") is None
-    assert not mirrors.pull(folder / "model.safetensors")
-    cache = tmp_path / "cache" / "yuzogpt"
-    assert mirrors.uri_of(cache / "corpora" / quoted / mirrors.READER / "run") is None
-    assert mirrors.uri_of(cache / "runs" / quoted / "elsewhere" / "run") is None
-    assert mirrors.uri_of(cache / "runs" / quoted / mirrors.READER / ".." / "x") is None
-    assert mirrors.uri_of(cache / "runs" / quoted / mirrors.READER / "run") == "s3://attack/run"
-    with pytest.raises(UserError, match="has no folder"):
-        directory_of("s3://runs/..", mirrors.READER)
+def test_a_folder_named_as_a_copy_in_the_cache_is_a_folder(store, tmp_path):
+    """No path means a store, whatever its name, in the cache or not."""
+    store.create_bucket(Bucket="attack")
+    store.put_object(Bucket="attack", Key="run/model.safetensors", Body=b"evil")
+    for base in (tmp_path, tmp_path / "cache" / "yuzogpt" / "runs"):
+        folder = base / "s3%3A%2F%2Fattack" / READER / "run"
+        folder.mkdir(parents=True)
+        storage = open_storage(str(folder), READER)
+        assert storage == LocalStorage(folder)
+        assert not (storage / "model.safetensors").download()
+        assert not (storage / "model.safetensors").exists()
 
 
 def test_a_head_that_would_fill_the_disk_is_not_fetched(store, tmp_path, monkeypatch):
@@ -519,5 +558,5 @@ def test_a_head_that_would_fill_the_disk_is_not_fetched(store, tmp_path, monkeyp
     put(store, "checkpoints/step-5/state.json", b" " * 1001)
     put(store, "checkpoints/step-5/manifest.json", b"{}")
     with pytest.raises(UserError, match="1,001 bytes, at most 1,000"):
-        remote.pull_reference(URI)
+        remote.open_reference(URI)
     assert not list((tmp_path / "cache").rglob("state.json"))

@@ -1,5 +1,5 @@
 # make quickstart   from a fresh clone to a trained Shakespeare model, and samples from it
-# make test         all tests; `make test-quick`: those without Ray
+# make test         all tests; `make test-quick`: the fast lane, as `pytest` alone
 # make lint         ruff and mypy
 # make docs         the documentation as a site in site/; fails for a broken link
 # Each makes its environment first, if need be. SOURCE=FILE: the text that quickstart learns.
@@ -27,10 +27,10 @@ quickstart: $(READY)
 PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: $(READY)
-	$(PYTEST)
+	$(PYTEST) -m ""
 
 test-quick: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .

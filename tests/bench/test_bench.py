@@ -260,8 +260,8 @@ def test_shares_are_of_the_ideal_and_of_all_devices():
 
     def ideal(*rows: Row) -> list[str]:
         drawn = build_table([vars(row) for row in rows])
-        column = next(column for column in drawn.columns if column.header == "of ideal")
-        return list(column.cells)
+        column = next(column for column in drawn.columns if str(column.header) == "of ideal")
+        return [str(cell) for cell in column.cells]
 
     assert ideal(shared(2), shared(4)) == ["1.00", "1.00"]
     assert ideal(apart(2), apart(4)) == ["1.00", "0.50"]

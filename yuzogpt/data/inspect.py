@@ -106,7 +106,7 @@ def sample_documents(corpus: PreparedCorpus, count: int) -> Iterator[tuple[str, 
 
 
 def verify(corpus: PreparedCorpus) -> str:
-    """Hash every block anew; UserError names the first that is damaged."""
+    """Hash every block again; UserError names the first that is damaged."""
     corpus.verify(reread=True)
     size = sum(block.bytes for block in corpus.manifest.blocks)
     return f"verified: {len(corpus.manifest.blocks):,} blocks, {size:,} bytes, all as they were"

@@ -39,7 +39,7 @@ lint: $(READY)
 
 # The site has an environment of its own: it needs neither torch nor Ray.
 DOCS = .venv-docs
-DOCS_READY = $(DOCS)/.ready-$(shell cksum < requirements/docs.txt | cut -d' ' -f1)
+DOCS_READY = $(DOCS)/.installed-$(shell cksum < requirements/docs.txt | cut -d' ' -f1)
 
 $(DOCS_READY):
 	$(PYTHON) -m venv --clear $(DOCS)

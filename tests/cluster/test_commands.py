@@ -98,5 +98,5 @@ def test_a_job_takes_the_project_along_and_no_more(tmp_path):
 def code_of_a_job():
     """Yield what setuptools would install, and the jobs."""
     yield from (REPOSITORY / "jobs").glob("*.py")
-    for pattern in ("*.py", "config/presets/*.yaml", "serving/page/*"):
+    for pattern in ("*.py", "py.typed", "config/presets/*.yaml", "serving/page/*"):
         yield from (REPOSITORY / "yuzogpt").rglob(pattern)

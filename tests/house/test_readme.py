@@ -49,3 +49,15 @@ def test_no_file_is_half_merged():
     if found.returncode > 1:
         pytest.skip("not a git checkout")
     assert found.stdout == ""
+
+
+def test_ten_files_lead_from_tokens_to_a_step():
+    """README lists them; each names the next one in its docstring."""
+    section = README.read_text().partition("## Reading the code")[2].partition("\n## ")[0]
+    files = re.findall(r"\]\((yuzogpt/[\w/]+\.py)\)", section)
+    assert len(files) == 10
+    texts = [(REPOSITORY / file).read_text() for file in files]
+    assert sum(text.count("\n") for text in texts) <= 1500
+    for text, following in zip(texts, files[1:], strict=False):
+        docstring = text.partition('"""')[2].partition('"""')[0]
+        assert f"Next: {following.removeprefix('yuzogpt/')}" in docstring

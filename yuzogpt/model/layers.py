@@ -1,6 +1,6 @@
 """The parts of a block besides attention: the MLP and the norms, with their variants.
 
-All map (B, T, C) to (B, T, C); see gpt.py for shapes. Next: training/loop.py.
+All map (B, T, C) to (B, T, C); see gpt.py for shapes. Next: training/schedules.py.
 """
 
 import torch

@@ -4,7 +4,7 @@ The loss and the gradients of a step, reduced over all ranks, give a verdict tha
 every rank. A guard's state holds finite numbers only and goes into checkpoints, so that a resumed
 run judges each step as an uninterrupted run would.
 
-Next: training/checkpointer.py.
+Next: training/loop.py.
 """
 
 import math

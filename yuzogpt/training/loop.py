@@ -6,7 +6,7 @@ statistics, and two integers, `step` and `rows_seen`; a checkpoint holds all of 
 dropout masks and the learning rate are pure functions of these integers and the settings, so a
 resumed run computes the same numbers as an uninterrupted one.
 
-Next: training/optimizers.py.
+How a checkpoint is written: training/checkpointer.py.
 """
 
 import time

@@ -1,6 +1,6 @@
 """The learning rate of each step: a pure function of the step, counted from 0, and its batch.
 
-batch_size.py has the schedule of the batch.
+batch_size.py has the schedule of the batch. Next: training/optimizers.py.
 """
 
 from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings

@@ -1,4 +1,4 @@
-"""The hash rule holds out one document at least where there are two, whoever did which unit."""
+"""The hash rule holds out at least one of two documents, whichever worker did which unit."""
 
 import hashlib
 import shutil

@@ -46,7 +46,7 @@ class Case:
 
 
 def replace(name: str, content: bytes) -> Change:
-    """Return what writes a file anew."""
+    """Return what rewrites a file."""
     return lambda copy: set_content(copy / name, content)
 
 

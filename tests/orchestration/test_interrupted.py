@@ -153,7 +153,7 @@ def no_process_is_idle(processes: list[psutil.Process]) -> None:
 @pytest.mark.parametrize(
     ("sign", "status", "says"),
     [
-        (signal.SIGINT, 130, "interrupted; the same command goes on"),
+        (signal.SIGINT, 130, "interrupted; the same command resumes it"),
         (signal.SIGTERM, 143, "stopped (SIGTERM); the same command resumes it"),
     ],
 )

@@ -55,7 +55,7 @@ def layers(update=1e-3):
     return dict.fromkeys(("wte", "h.0", "h.1", "ln_f"), numbers)
 
 
-# 12 s to the end of step 1, whose own are 2; a worker dies after step 25 and the run goes on from
+# 12 s to the end of step 1, whose own are 2; a worker dies after step 25 and the run continues from
 # 20; a stop at step 30; 10 more steps.
 RESTARTED = [
     other("notice", 999, text="model: 1.00M parameters"),

@@ -129,7 +129,7 @@ class RunStorage(ABC):
     def delete_if(self, content: bytes) -> None:
         """Delete the file if it has this content, and leave a newer one that took its place.
 
-        In a store the newer one may be deleted, too: whoever created it finds that out.
+        In a store the newer file may be deleted, too; its creator notices that.
         """
 
 

@@ -167,7 +167,7 @@ def torch_save(training: Training, path: Path, *, nanogpt: bool) -> float:
     """Save the blocking way; return the seconds."""
     content: dict[str, Any] = {
         "model": training.model.gpt.state_dict(),
-        "optimizer": training.optimizer.each[0].state_dict(),
+        "optimizer": training.optimizer.parts[0].state_dict(),
     }
     if nanogpt:
         shape = training.shape.model_dump()

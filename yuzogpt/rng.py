@@ -1,7 +1,7 @@
-"""Stateless random numbers for data order, dropout and sampling.
+"""The hash from which all random numbers of data order, dropout and sampling derive.
 
-There is no generator whose state a checkpoint would have to hold: each number is a hash of its
-inputs. Next: model/gpt.py.
+There is no generator whose state a checkpoint would have to hold: a random number is the hash of
+what it is for, such as (seed, row, dropout layer). Next: model/gpt.py.
 """
 
 import numpy as np
@@ -11,7 +11,10 @@ Uint64s = npt.NDArray[np.uint64]
 
 
 def scramble(values: Uint64s) -> Uint64s:
-    """Mix 64-bit numbers so that each bit depends on all (SplitMix64; Steele et al., 2014)."""
+    """Hash 64-bit numbers: every bit of the output depends on every bit of the input.
+
+    The output function of SplitMix64 (Steele et al., 2014); callers supply its counter.
+    """
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

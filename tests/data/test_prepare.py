@@ -355,7 +355,7 @@ def test_a_killed_command_goes_on(tmp_path):
     process.wait()
     done = len(list(staging.glob("unit-*.json")))
     assert 20 <= done < 100
-    with pytest.raises(UserError, match="not prepared to its end"):
+    with pytest.raises(UserError, match="its preparation was interrupted"):
         open_corpus(tmp_path / "killed")
     # What a power loss may leave: a record without its block, and half a block.
     block = next(staging.glob("unit-000003-train-*.arrow"))

@@ -106,7 +106,7 @@ def test_what_is_no_matrix_of_a_layer_is_adamws():
     settings = WITH_MUON.model_copy(
         update={"matrix_lr_mult": 5.0, "embedding_lr_mult": 3.0, "head_lr_mult": 0.5}
     )
-    adamw, muon = build_optimizer(model, settings, FinetuningSettings()).each
+    adamw, muon = build_optimizer(model, settings, FinetuningSettings()).parts
     names = {parameter: name for name, parameter in model.named_parameters()}
     of_muon = {
         names[parameter].split(".", 2)[2]: (group["matrices"], group["rate"])

@@ -1,9 +1,11 @@
 """The order of the data: a row is a pure function of (tokens, seed, block_size, row number).
 
-A row is a window of block_size + 1 tokens. Each epoch is a permutation, without replacement, of
-windows that lie end to end, from an offset (the epoch's phase) that differs between epochs, so that
-windows do not always start at the same tokens. Every row is found in the same time, and a run's
-position in the data is one integer, `rows_seen`: this is what makes resuming exact.
+A row, one training sequence, is a window of block_size + 1 tokens of the stream. Each epoch is a
+permutation of the windows that start every block_size tokens from an offset, the epoch's phase, on.
+(Neighbours share one token: the target of one is the input of the next.) Phases differ, so that
+windows do not always start at the same tokens: each cycle of block_size epochs has every phase
+once, in shuffled order. A row is found in constant time, without a table, and a run's position in
+the data is one integer, `rows_seen`: this is what makes resuming exact.
 
 Next: rng.py.
 """
@@ -22,8 +24,8 @@ from yuzogpt.rng import Uint64s, scramble
 
 Int64s = npt.NDArray[np.int64]
 
-CHUNK = 4096  # indices permuted in one call: a few would take as long
-FEISTEL_ROUNDS = 6  # 4 already pass the tests
+CHUNK = 4096  # indices permuted in one call; fewer would cost as much, the overhead of NumPy's
+FEISTEL_ROUNDS = 6  # with 4, the order passes our tests of uniformity already
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Rows:
         check_split_length("train", len(self.stream), self.block_size)
 
     def rows(self, first_row: int, count: int) -> Int64s:
-        """Return rows `first_row` to `first_row + count`, shape (count, block_size + 1)."""
+        """Return the `count` rows from `first_row` on, shape (count, block_size + 1)."""
         return self.stream.read_rows(self.starts(first_row, count), self.block_size + 1)
 
     def starts(self, first_row: int, count: int) -> Int64s:
@@ -61,8 +63,8 @@ class Rows:
     def locate(self, row: int) -> tuple[int, int]:
         """Return the epoch of a row, and the row's number within it.
 
-        Depending on its phase, an epoch has one row more or less. A cycle of block_size epochs
-        has each phase once, so all cycles are equally long, and the search stays within one.
+        The lengths of epochs differ by at most one row, depending on their phases. All cycles are
+        equally long, so the search stays within one.
         """
         windows = self._windows_at(np.arange(self.block_size))
         cycle, row = divmod(row, int(windows.sum()))
@@ -77,14 +79,15 @@ class Rows:
         return int(self._phases(cycle)[index])
 
     def windows(self, epoch: int) -> int:
-        """Return the number of rows of an epoch: floor((tokens - 1 - phase) / block_size)."""
+        """Return the number of windows, and so of rows, of an epoch."""
         return int(self._windows_at(np.array(self.phase(epoch))))
 
     def dropped(self, epoch: int) -> int:
-        """Return the number of tokens outside an epoch's windows, which it never predicts."""
+        """Return the number of tokens that are in no window of an epoch."""
         return len(self.stream) - 1 - self.windows(epoch) * self.block_size
 
     def _windows_at(self, phases: Int64s) -> Int64s:
+        # floor((tokens - 1 - phase) / block_size)
         return np.maximum(0, (len(self.stream) - 1 - phases) // self.block_size)
 
     def _phases(self, cycle: int) -> Int64s:
@@ -95,7 +98,7 @@ class Rows:
 def epoch_phases(cycle: int, block_size: int, seed: int) -> Int64s:
     """Return the phase of each epoch of a cycle; cached, as every batch needs it.
 
-    The permutation is that of a negative epoch, so that it differs from those of the windows.
+    Its key is the epoch number -1 - cycle, which no real epoch has.
     """
     phases = permute(np.arange(block_size), block_size, seed, -1 - cycle)
     phases.flags.writeable = False
@@ -105,21 +108,23 @@ def epoch_phases(cycle: int, block_size: int, seed: int) -> Int64s:
 def check_split_length(split: str, tokens: int, block_size: int, part: Part = "whole") -> None:
     """Raise UserError if a split is shorter than one row, or two rows if it is halved."""
     if not tokens:
+        change = "a larger" if split == "val" else "a smaller"
         raise UserError(
-            f"the {split} split is empty; prepare the corpus with a larger --val_fraction"
+            f"the {split} split is empty; prepare the corpus with {change} --val_fraction"
         )
     is_half = part in ("first", "second")
-    rows, needs = ("its two halves need", "2 * ") if is_half else ("a row needs", "")
     minimum = block_size * (2 if is_half else 1) + 1
     if tokens < minimum:
+        reason = (
+            "its two halves need 2 * block_size + 1" if is_half else "a row needs block_size + 1"
+        )
         raise UserError(
-            f"the {split} split has {tokens:,} tokens, {rows} "
-            f"{needs}block_size + 1 = {minimum:,}; lower --block_size"
+            f"the {split} split has {tokens:,} tokens, {reason} = {minimum:,}; lower --block_size"
         )
 
 
 def permute_range(first: int, count: int, size: int, seed: int, epoch: int) -> Int64s:
-    """Permute the indices `first` to `first + count`, as `permute` does, through a cache."""
+    """Permute the `count` indices from `first` on, as `permute` does, through a cache."""
     chunks = range(first // CHUNK, (first + count - 1) // CHUNK + 1)
     permuted = np.concatenate([permute_chunk(chunk, size, seed, epoch) for chunk in chunks])
     return permuted[first - chunks.start * CHUNK :][:count]
@@ -127,17 +132,19 @@ def permute_range(first: int, count: int, size: int, seed: int, epoch: int) -> I
 
 @functools.lru_cache(maxsize=4)
 def permute_chunk(chunk: int, size: int, seed: int, epoch: int) -> Int64s:
-    """Permute the indices of one chunk; the result is shared: do not write to it."""
+    """Permute the indices of one chunk; the result is cached, so it is read only."""
     first = chunk * CHUNK
-    return permute(np.arange(first, min(first + CHUNK, size)), size, seed, epoch)
+    permuted = permute(np.arange(first, min(first + CHUNK, size)), size, seed, epoch)
+    permuted.flags.writeable = False
+    return permuted
 
 
 def permute(indices: Int64s, size: int, seed: int, epoch: int) -> Int64s:
-    """Map each index below `size` to another, one to one: a pseudorandom permutation.
+    """Map each index below `size` to an index below `size`, one to one, pseudorandomly.
 
-    A Feistel network (Luby and Rackoff, 1988) permutes the numbers of 2k bits, whatever its round
-    function. Results of `size` or more go through it again until they fall below ("cycle walking",
-    Black and Rogaway, 2002). So every element takes the same time, and no table is needed.
+    A Feistel network (Luby and Rackoff, 1988) permutes the numbers of 2 * half_bits bits, whatever
+    its round function. Results of `size` or more go through it again until they are below it
+    ("cycle walking", Black and Rogaway, 2002): 4 times on average at most, without a table.
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     keys = round_keys(seed, epoch)
@@ -166,7 +173,11 @@ def round_keys(seed: int, epoch: int) -> Uint64s:
 
 @dataclass(frozen=True)
 class FixedWindows:
-    """Non-overlapping windows of a split, in stream order; the loss is measured on them."""
+    """The windows of a split on which the validation loss is measured, in stream order.
+
+    `part`: all windows, the first or second half of them (a sweep searches on one and compares on
+    the other), or the first window only ("one").
+    """
 
     stream: TokenStream
     block_size: int
@@ -179,7 +190,7 @@ class FixedWindows:
 
     @property
     def numbers(self) -> range:
-        """The numbers of these windows within the split."""
+        """The numbers, within the split, of the windows of the part."""
         count = (len(self.stream) - 1) // self.block_size
         half = count // 2
         parts = {"whole": (0, count), "first": (0, half), "second": (half, count), "one": (0, 1)}
@@ -190,12 +201,12 @@ class FixedWindows:
         return len(self.numbers)
 
     def read(self, indices: Int64s) -> Int64s:
-        """Return the windows of these numbers, shape (len(indices), block_size + 1)."""
+        """Return the windows at indices within the part, shape (len(indices), block_size + 1)."""
         starts = (self.numbers.start + indices) * self.block_size
         return self.stream.read_rows(starts, self.block_size + 1)
 
     def spread(self, count: int) -> Int64s:
-        """Return `count` window numbers, evenly spaced over the split; all if count is 0."""
+        """Return `count` indices, evenly spaced over the part; all if count is 0."""
         if count == 0 or count >= len(self):
             return np.arange(len(self))
         return np.arange(count) * len(self) // count

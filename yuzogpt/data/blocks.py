@@ -1,9 +1,10 @@
 """A prepared corpus: blocks of tokens on disk, memory-mapped as one token stream per split.
 
 A corpus is a directory of `train-00000.arrow` ..., `val-00000.arrow` ... and a manifest.json, which
-is written last and commits the corpus. A block is an uncompressed Arrow IPC file with one record
-batch of one column, `tokens: list<uint16>` (uint32 for large vocabularies), one row per document;
-the flat values of the column are the token stream. See also block_writer.py and manifest.py.
+is written last: a directory without it is not a corpus. A block is an uncompressed Arrow IPC file
+of one column, `tokens: list<uint16>` (uint32 for large vocabularies), with one list per document;
+the flat values of the column are the token stream. It has nothing to do with `block_size`, the
+model's context length. block_writer.py writes blocks; manifest.py is the schema of the manifest.
 
 Next: data/batches.py.
 """
@@ -32,10 +33,10 @@ from yuzogpt.tokenization.tokenizer import Ids, Tokenizer
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # subdirectory for files that are not committed yet
-PLAN = "plan.json"  # in STAGING: the preparation that is under way
+PLAN = "plan.json"  # in STAGING: what the preparation in progress does
 STAGE_STATS = "ray-data-stats.txt"  # Ray Data's execution statistics
 SOURCE_TIMES = "source-times.json"  # when the files of the source were last changed
-# Files beside the blocks that are not part of the corpus.
+# Other files of a corpus directory; the .bin files are in nanoGPT's format (`inspect`).
 BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS, SOURCE_TIMES)
 
 
@@ -49,7 +50,7 @@ class TokenStream:
         self.starts = np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64)
 
     def __len__(self) -> int:
-        """Count the tokens."""
+        """Return the number of tokens."""
         return int(self.starts[-1])
 
     def read(self, start: int, count: int) -> Ids:
@@ -68,14 +69,14 @@ class TokenStream:
     def read_rows(self, starts: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
         """Return `count` tokens from each start, shape (len(starts), count).
 
-        Blocks are looked up for all rows at once. Gathering block by block would be no faster:
-        the rows of a batch lie in almost as many blocks as there are rows.
+        Blocks are looked up for all starts at once. The rows of a batch are scattered, about one
+        per block, so grouping them by block would not pay.
         """
         blocks = np.searchsorted(self.starts, starts, side="right") - 1
         offsets = starts - self.starts[blocks]
         out = np.empty((len(starts), count), np.int64)
-        where = zip(starts.tolist(), blocks.tolist(), offsets.tolist(), strict=True)
-        for row, (start, block, offset) in zip(out, where, strict=True):
+        places = zip(starts.tolist(), blocks.tolist(), offsets.tolist(), strict=True)
+        for row, (start, block, offset) in zip(out, places, strict=True):
             piece = self.blocks[block][offset : offset + count]
             row[:] = piece if len(piece) == count else self.read(start, count)
         return out
@@ -100,11 +101,14 @@ class PreparedCorpus:
         return TokenStream([tokens_of(self.documents(block)) for block in blocks])
 
     def documents(self, block: Block) -> pa.ListArray:
-        """Map the documents of a block into memory; DamagedFile if it differs from the manifest."""
+        """Map a block's documents into memory. Raises DamagedFile if the manifest differs."""
         return map_documents(self.directory / block.file, block.documents, block.tokens)
 
     def check(self) -> None:
-        """Check that all files exist, without reading blocks; UserError names the first problem."""
+        """Compare the sizes of all files with the manifest, without reading blocks.
+
+        Raises UserError for the first that is missing or differs.
+        """
         for block in self.manifest.blocks:
             path = self.directory / block.file
             if not path.is_file():
@@ -117,9 +121,9 @@ class PreparedCorpus:
             raise damaged(path, "it is not the tokenizer that the manifest names")
 
     def verify(self, *, reread: bool = False) -> None:
-        """Compare every block with the manifest, and its ids with the vocabulary.
+        """Compare the contents of all blocks with the manifest, and their ids with the vocabulary.
 
-        UserError names the first block that differs. Results are cached per node by size,
+        Raises UserError for the first that differs. Results are cached per node by size,
         modification time and inode, so that a restart does not read everything again; `reread`
         ignores the cache.
         """
@@ -147,7 +151,8 @@ def open_corpus(directory: Path) -> PreparedCorpus:
     if not path.is_file():
         if (directory / STAGING).is_dir():
             raise UserError(
-                f"{directory}: not prepared to its end; the same `prepare` command resumes it"
+                f"{directory}: its preparation was interrupted; the same `prepare` command "
+                "resumes it"
             )
         raise UserError(
             f"{directory}: no prepared corpus here; `yuzogpt prepare {directory.name}` makes one"
@@ -185,13 +190,13 @@ def clear(directory: Path) -> None:
 
 
 def clear_staging(directory: Path) -> None:
-    """Delete uncommitted files, the plan first, so that a partial rest is never resumed."""
+    """Delete uncommitted files, the plan first: after a crash in here, the rest is not resumed."""
     if (directory / STAGING).exists():
         (directory / STAGING / PLAN).unlink(missing_ok=True)
         shutil.rmtree(directory / STAGING)
 
 
 def block_files(directory: Path) -> Iterator[Path]:
-    """Yield the block files of a directory, and temporary files that a crash left."""
+    """Yield the block files of a directory, and temporary files that a crash left behind."""
     for pattern in ("train-*.arrow", "val-*.arrow", ".*.arrow.tmp"):
         yield from directory.glob(pattern)

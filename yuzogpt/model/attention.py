@@ -1,4 +1,4 @@
-"""Causal self-attention, for every kind of positions, with and without a cache of keys and values.
+"""Causal self-attention for every positional encoding, with and without a cache of keys and values.
 
 See gpt.py for shapes. Next: model/layers.py.
 """
@@ -14,7 +14,8 @@ from yuzogpt.model.dropout import Dropout
 from yuzogpt.model.positions import AttentionContext, causal_mask
 from yuzogpt.runtime.device import CPU_HAS_BFLOAT16
 
-MAX_EXPLICIT_TOKENS = 512  # in longer rows, too many scores are masked: half of them
+# In longer rows, computing the masked half of the scores costs more than a flash kernel saves.
+MAX_EXPLICIT_TOKENS = 512
 CPU_SCORES_PER_PASS = 2**22  # about what a CPU's cache holds
 
 
@@ -22,7 +23,7 @@ class Attention(nn.Module):
     """Causal self-attention with H heads."""
 
     def __init__(self, settings: ModelSettings, layer: int) -> None:
-        """`layer`, from 0, numbers its dropouts and its part of a cache."""
+        """`layer`: its index from 0, for the sites of its dropouts and its place in a cache."""
         super().__init__()
         self.layer = layer
         self.n_head = settings.n_head
@@ -55,8 +56,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend with (T, T) weights per row and head, which are kept for the backward pass.
 
-        Dropout needs this: flash kernels draw masks by a row's index in the batch, ours derive
-        from the row's number. It is also used where it is faster. In bfloat16, scores are rounded.
+        Dropout needs this: a flash kernel's masks depend on a row's index in the batch, ours only
+        on the row's number in the data. It is also used where it is faster. Under bfloat16, scores
+        are rounded to bfloat16, which flash kernels avoid.
         """
         B, H, T, _ = q.shape
         if mask is None:
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         if q.device.type != "cpu":
             return self._attend(q, k, v, row_keys, mask)
         rows_per_pass, parts = max(1, CPU_SCORES_PER_PASS // (H * T * T)), []
-        for first in range(0, max(1, B), rows_per_pass):  # a rank may have no rows
+        for first in range(0, max(1, B), rows_per_pass):  # without rows, too, for the backward
             part = slice(first, first + rows_per_pass)
             keys = None if row_keys is None else row_keys[part]
             parts.append(self._attend(q[part], k[part], v[part], keys, mask))
@@ -75,7 +77,7 @@ class Attention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, row_keys: Tensor | None, mask: Tensor
     ) -> Tensor:
-        """(B, H, T, D) -> the same; `mask`: (T, T) or (1, H, T, T)."""
+        """(B, H, T, D) -> (B, H, T, D); `mask`: (T, T) or (1, H, T, T)."""
         B, H, T, D = q.shape
         if mask.dim() == 4:
             mask = mask.expand(B, H, T, T).flatten(0, 1)
@@ -86,7 +88,7 @@ class Attention(nn.Module):
 
 
 def prefers_explicit(q: Tensor) -> bool:
-    """Return whether explicit products are faster than torch's flash kernel for q, (B, H, T, D).
+    """Return whether explicit attention is faster than torch's flash kernel for q, (B, H, T, D).
 
     A CPU's flash kernel converts bfloat16 to float32, and takes twice as long.
     """

@@ -1,7 +1,7 @@
 """GPT-2's architecture (Radford et al., 2019) and newer variants, in plain PyTorch.
 
 Pre-norm blocks. By default as GPT-2: learned positions, and one matrix for embedding and output.
-inference/engine.py decodes with it, through a cache of keys and values.
+inference/engine.py generates text with this class, through a cache of keys and values.
 
 Shapes: B rows, T tokens per row, C channels (n_embd), H heads, D channels per head (C / H),
 V vocabulary.
@@ -22,8 +22,9 @@ from yuzogpt.model.dropout import Dropout
 from yuzogpt.model.layers import MLP, norm
 from yuzogpt.model.positions import POSITION_KINDS, AttentionContext, Cache, causal_mask
 
-LOGITS_PER_PASS = 2**26  # numbers: 256 MB in float32
-CPU_LOGITS_PER_PASS = 2**22  # they stay in the CPU's cache: 1.5 times as fast
+LOGITS_PER_PASS = 2**26  # elements: 256 MB in float32
+# Without gradients on a CPU: they stay in its cache, which is 1.5 times as fast as LOGITS_PER_PASS.
+CPU_LOGITS_PER_PASS = 2**22
 
 
 class GPT(nn.Module):
@@ -36,7 +37,7 @@ class GPT(nn.Module):
         self.settings = settings
         self.wte = TokenEmbedding(settings.padded_vocab, settings.n_embd)
         self.wpe = POSITION_KINDS[settings.pos_emb](settings)
-        self.drop = Dropout(settings.dropout, site=0)
+        self.drop = Dropout(settings.dropout, site=0)  # `site`: number of a dropout in the model
         self.h = nn.ModuleList(Block(settings, layer) for layer in range(settings.n_layer))
         self.ln_f = norm(settings)
         self.lm_head: nn.Linear | None = None
@@ -65,7 +66,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return the final activations, (B, T, C), to which the output matrix is applied.
 
-        `token_positions`: (T,), or (B, T) with a cache, which then holds the earlier tokens.
+        `token_positions`: (T,); with a cache, (B, T), and the cache has the keys and values of the
+        earlier tokens.
         """
         x = self.wpe.embed_positions(self.wte(ids), token_positions)  # (B, T, C)
         x = self.drop(x, row_keys)
@@ -78,14 +80,14 @@ class GPT(nn.Module):
         return normed
 
     def _mask(self, token_positions: Tensor) -> Tensor | None:
-        """Return the mask to add to scores; None if they are only causal."""
+        """Return the mask to add to scores; None if plain causal masking is enough."""
         bias = self.wpe.bias(token_positions, token_positions)
         return None if bias is None else causal_mask(token_positions, token_positions, bias)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Project (..., C) to (..., V), without the matrix's padding rows."""
+        """Project (..., C) to (..., V), without the logits of the vocabulary's padding."""
         ratio, cap = self.settings.width_ratio, self.settings.logit_softcap
-        x = x / ratio if ratio != 1 else x  # muP
+        x = x / ratio if ratio != 1 else x  # muP: logits keep their size as the width grows
         logits = self.wte.project(x) if self.lm_head is None else self.lm_head(x)
         logits = logits[..., : self.settings.vocab_size]
         return cap * torch.tanh(logits / cap) if cap else logits  # Gemma 2 (2024)
@@ -115,8 +117,8 @@ class GPT(nn.Module):
 
     def tokens_at_once(self, x: Tensor) -> int:
         """Return for how many tokens logits are computed at a time."""
-        is_discarded = x.device.type == "cpu" and not torch.is_grad_enabled()
-        logits = CPU_LOGITS_PER_PASS if is_discarded else LOGITS_PER_PASS
+        is_cpu_evaluation = x.device.type == "cpu" and not torch.is_grad_enabled()
+        logits = CPU_LOGITS_PER_PASS if is_cpu_evaluation else LOGITS_PER_PASS
         return max(1, logits // self.settings.vocab_size)
 
     def _token_losses(self, vectors: Tensor, targets: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class GPT(nn.Module):
         return F.cross_entropy(self.logits(vectors), targets, reduction="none")
 
     def num_parameters(self) -> int:
-        """Count the weights, without positions and padding, as nanoGPT does."""
+        """Count the weights without positions, as nanoGPT does, and without padding."""
         shape = self.settings
         padding = (shape.padded_vocab - shape.vocab_size) * shape.n_embd
         padding *= 1 if shape.tie_embeddings else 2
@@ -133,9 +135,9 @@ class GPT(nn.Module):
 
 
 def separate_rounding(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autocast rounds a matrix separately for each use.
+    """Return a context in which autocast casts a matrix to bfloat16 separately for each use.
 
-    With one rounded copy for all uses, autograd would sum their gradients in bfloat16.
+    With one cast copy for all uses, autograd would sum their gradients in bfloat16.
     """
     kind = device.type
     if torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):
@@ -155,7 +157,7 @@ class Block(nn.Module):
     """Attention, then an MLP, each added to the residual stream."""
 
     def __init__(self, settings: ModelSettings, layer: int) -> None:
-        """`layer`, from 0, numbers its dropouts."""
+        """`layer`: its index from 0, which gives its dropouts their sites."""
         super().__init__()
         self.ln_1 = norm(settings)
         self.attn = Attention(settings, layer)

@@ -18,11 +18,11 @@ class MLP(nn.Module):
 
     gelu     GPT-2's: the tanh approximation (Hendrycks and Gimpel, 2016)
     relu2    relu(x)^2 (Primer; So et al., 2021)
-    swiglu   one half, through SiLU, gates the other half (Shazeer, 2020)
+    swiglu   one half of c_fc's output, through SiLU, gates the other half (Shazeer, 2020)
     """
 
     def __init__(self, settings: ModelSettings, site: int) -> None:
-        """`site`: number of its dropout."""
+        """`site`: number of its dropout in the model."""
         super().__init__()
         self.activation = settings.activation
         hidden = settings.hidden_width
@@ -46,13 +46,13 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's layer norm (Ba et al., 2016), for float32 activations with bfloat16 weights, too."""
+    """torch's layer norm (Ba et al., 2016), which here takes bfloat16 weights with a float32 x."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        # FSDP gathers weights as bfloat16, which a CPU's kernel does not take with a float32 x.
+        # FSDP gathers weights as bfloat16, which the CPU kernel does not accept with a float32 x.
         if x.dtype == torch.float32:
             weight, bias = weight.float(), None if bias is None else bias.float()
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)

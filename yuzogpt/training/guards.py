@@ -1,8 +1,8 @@
 """Guards: which steps are applied, and when a run is aborted.
 
 The loss and the gradients of a step, reduced over all ranks, give a verdict that is the same on
-every rank. A guard's state holds finite numbers only and goes into checkpoints, so that a resumed
-run judges each step as an uninterrupted run would.
+every rank. A guard's state goes into checkpoints, so that a resumed run judges each step as an
+uninterrupted run would. It holds finite numbers only, because JSON has no others.
 
 Next: training/loop.py.
 """
@@ -20,8 +20,8 @@ from yuzogpt.runtime.world import World
 from yuzogpt.training.parallel import ParallelModel, to_local
 
 EMA_DECAY = 0.98  # of the loss's running mean and variance: about the last 50 steps
-WARMUP_STEPS = 50  # before these, no loss is called a spike
-MIN_DEVIATION_NATS = 0.01  # else any change of a loss that hardly moves would be a spike
+WARMUP_STEPS = 50  # during which no loss is called a spike
+MIN_DEVIATION_NATS = 0.01  # without it, any change of a loss that hardly moves would be a spike
 
 Verdict = Literal["healthy", "spike", "not finite"]
 
@@ -34,7 +34,7 @@ class StepStats:
     stop_requested: bool  # whether any rank was asked to stop
     seconds: float  # duration of the previous step, the mean over ranks
     grad_norms: list[float]  # of each trainable parameter, in the model's order
-    micro_grad_sq_norm: float = 0.0  # squared norm of one micro-batch's gradient, if measured
+    micro_grad_sq_norm: float = 0.0  # of one micro-batch, for the gradient noise scale
 
     @property
     def grad_norm(self) -> float:
@@ -51,15 +51,17 @@ def reduce_step_stats(
     world: World,
     micro_grad_sq_norm: Tensor | None = None,
 ) -> StepStats:
-    """Sum over ranks what each knows: its share of the loss, and of sharded gradients.
+    """Sum each rank's share of the loss, and of sharded gradients, over all ranks.
 
-    One collective, and one wait for the device, per step.
+    One collective per step.
     """
     sq_norms = squared_grad_norms(model)
-    own = [loss_sum, *loss_sum.new_tensor([stop_requested, seconds]), sq_norms.new_zeros(())]
-    if micro_grad_sq_norm is not None:  # under ddp each rank has its own: the mean is taken
-        own[-1] = micro_grad_sq_norm / (1 if model.kind == "fsdp" else world.size)
-    packed = torch.stack([value.to(sq_norms.dtype) for value in own])
+    micro = sq_norms.new_zeros(())
+    if micro_grad_sq_norm is not None:
+        # Under FSDP a rank has a share of it; under DDP a value of its own, and the mean is taken.
+        micro = micro_grad_sq_norm / (1 if model.kind == "fsdp" else world.size)
+    local = [loss_sum, *loss_sum.new_tensor([stop_requested, seconds]), micro]
+    packed = torch.stack([value.to(sq_norms.dtype) for value in local])
     if model.kind == "fsdp":
         reduced = world.all_reduce_(torch.cat([packed, sq_norms]))
     else:
@@ -84,7 +86,7 @@ def weights_are_finite(model: ParallelModel, world: World) -> bool:
 
 
 def clip_grad_norm(model: ParallelModel, norm: float, max_norm: float) -> bool:
-    """Scale the gradients, whose norm is `norm`, to `max_norm` if it is larger; return if it was.
+    """Scale gradients of norm `norm` to `max_norm` if it is larger; return whether it was.
 
     Not torch's clip_grad_norm_: the norm is known by now, over the shards of all ranks.
     """
@@ -102,17 +104,17 @@ class Guard:
     # All of the following is state that checkpoints hold.
     mean: float = 0.0  # running mean of the loss
     variance: float = 0.0
-    seen: int = 0  # steps with a finite loss
+    seen: int = 0  # steps with a finite loss and gradient
     skipped: int = 0  # steps that were not applied, in the whole run
     not_finite_in_a_row: int = 0
 
     def check(self, stats: StepStats) -> Verdict:
-        """Judge a step, and update the running mean if its loss is finite."""
+        """Judge a step, and update the running mean if loss and gradient are finite."""
         if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
             return "not finite"
         verdict: Verdict = "spike" if stats.loss > self.spike_threshold() else "healthy"
-        # A spike enters the mean as the threshold: a single one does not distort the mean, and a
-        # loss that stays high stops being called a spike.
+        # A spike enters the mean with the threshold's value: a single one does not distort the
+        # mean, and a loss that stays high stops being called a spike.
         self._update(min(stats.loss, self.spike_threshold()))
         return verdict
 
@@ -134,7 +136,7 @@ class Guard:
         """Return whether a step with this verdict is applied; count it if not."""
         is_applied = verdict == "healthy" or (verdict == "spike" and not self.settings.skip_spikes)
         self.skipped += not is_applied
-        self.not_finite_in_a_row = (self.not_finite_in_a_row + 1) * (verdict == "not finite")
+        self.not_finite_in_a_row = self.not_finite_in_a_row + 1 if verdict == "not finite" else 0
         return is_applied
 
     def should_abort(self) -> bool:

@@ -1,10 +1,11 @@
 """The training loop: what a step does, in the order in which it happens.
 
-Plain PyTorch. Whether one process, torchrun or Ray Train runs it shows only in `world` and `hooks`.
-A run's state is the weights, the optimizer's moments, the guard's and the batch schedule's
-statistics, and two integers, `step` and `rows_seen`; a checkpoint holds all of them. Data order,
-dropout masks and the learning rate are pure functions of these integers and the settings, so a
-resumed run computes the same numbers as an uninterrupted one.
+Plain PyTorch. Only `world` and `hooks` know whether one process, torchrun or Ray Train runs it.
+A run's state is the weights, the optimizer's state, the statistics of the guard and of the batch
+schedule, and two integers, `step` and `rows_seen`; a checkpoint holds all of them. Data order,
+dropout masks and the learning rate are pure functions of these integers and the settings. So a
+resumed run computes the same numbers as an uninterrupted one: on CPUs bit for bit, with as many
+workers and micro-batches as before (others change the order of sums, and so the last bits).
 
 How a checkpoint is written: training/checkpointer.py.
 """
@@ -47,7 +48,7 @@ from yuzogpt.training.schedules import batch_lr_scale, lr_at
 from yuzogpt.training.step_log import StepLog, finite_or_none
 from yuzogpt.training.validation import Validation, evaluate_best_and_last
 
-LONG_STEP_S = 5.0  # a run that is asked to stop does not wait for a longer step to end
+LONG_STEP_S = 5.0  # if steps take longer, a stop request takes effect within a step
 
 
 def train(
@@ -59,10 +60,10 @@ def train(
     open_log: Callable[[], MetricsLog | None],
     hooks: LoopHooks,
 ) -> str | None:
-    """Train from `resume`, or from `start`, to max_iters; return why the run stopped early, if so.
+    """Train from `resume` or `start` to max_iters; return why the run stopped early, if it did.
 
-    `open_log`: called once every rank has its weights, before anything is written; it returns the
-    log on rank 0. RunFailed if the run cannot continue.
+    `start`: pretrained weights. `open_log`: called after every rank has its weights, before
+    anything is written; it returns the log on rank 0. Raises RunFailed if the run cannot continue.
     """
     trainer = build_trainer(settings, world, corpus, resume, start, open_log, hooks)
     if settings.evaluation.eval_only:
@@ -114,7 +115,7 @@ def build_trainer(
     log.log_run_header(world, hardware, model.gpt, data, rows_seen, parallel_reason, start)
     return Trainer(
         settings, world, hardware, corpus, data, model, optimizer, guard, batch, validation, log,
-        hooks, step, rows_seen,
+        hooks, step=step, rows_seen=rows_seen,
     )  # fmt: skip
 
 
@@ -136,7 +137,7 @@ class Trainer:
     hooks: LoopHooks
     step: int  # steps made
     rows_seen: int  # rows of the data that these steps used
-    metrics: dict[str, float] = field(default_factory=dict)  # of the present weights
+    metrics: dict[str, float] = field(default_factory=dict)  # of the current weights, if evaluated
     checkpointer: AsyncCheckpointer = field(init=False)
 
     def train_steps(self) -> str | None:
@@ -145,7 +146,8 @@ class Trainer:
         model, optimizer, guard, batch = self.model, self.optimizer, self.guard, self.batch
         schedule, stop, log = settings.schedule, self.hooks.stop, self.log
         stop_reason: str | None = None
-        seconds, is_long_step = 0.0, False  # of the previous step
+        # Of earlier steps: the ranks share their `seconds` one step late.
+        seconds, is_long_step = 0.0, False
         while self.step < schedule.max_iters and stop_reason is None:
             batch_rows = batch.rows_at(self.step)
             max_rows = batch.max_rows_per_pass(self.step, world)
@@ -153,8 +155,9 @@ class Trainer:
             lr *= batch_lr_scale(batch_rows, settings.batch)
             optimizer.set_lr(lr)
 
-            # Forward and backward, in micro-steps that fit into memory. DDP averages over ranks;
-            # `scale` turns that into the mean over the global batch, whatever each rank's share.
+            # Forward and backward, in micro-steps that fit into memory. DDP and FSDP average over
+            # ranks; `scale` turns that into the mean over the global batch, however many rows each
+            # rank has.
             started, tokens = time.perf_counter(), batch_rows * self.data.block_size
             scale, micro_steps = world.size / tokens, len(world.batches(batch_rows, max_rows))
             loss_sum, micro_grad_sq_norm = torch.zeros((), device=hardware.device), None
@@ -180,7 +183,8 @@ class Trainer:
             )
             seconds = time.perf_counter() - started
             is_long_step = stats.seconds > LONG_STEP_S
-            expected_loss, verdict = guard.mean, guard.check(stats)
+            expected_loss = guard.mean
+            verdict = guard.check(stats)
             is_clipped, layer_stats = False, None
             if is_applied := guard.should_apply(verdict):
                 if is_due(self.step + 1, settings.log.health_interval):
@@ -244,8 +248,8 @@ class Trainer:
     def checkpoint_due(self, eval_due: bool, stop_reason: str | None) -> bool:
         """Return whether a checkpoint is written now; call it on all ranks.
 
-        A checkpoint whose weights are suspect could push a good one out of those that are kept: it
-        is only written if the run stops here.
+        After steps that were not finite, the weights are suspect. A checkpoint of them would
+        displace a good one, so it is written only if the run stops here.
         """
         if stop_reason:
             return True
@@ -270,7 +274,7 @@ class Trainer:
         self.checkpointer.save(state, is_evaluated_next=is_evaluated_next)
 
     def evaluate(self) -> dict[str, float]:
-        """Estimate the validation loss and return it; return nothing if a rank is to stop."""
+        """Estimate the validation loss and return it; return {} if a stop was requested."""
         with self.log.pause_clock():
             try:
                 estimate = self.validation.estimate(self.model.gpt)
@@ -287,7 +291,7 @@ class Trainer:
     # --- before the first step, and after the last
 
     def prepare_checkpoints(self, resume: Checkpoint | None) -> None:
-        """Start the checkpointer, which allocates its memory meanwhile."""
+        """Start the checkpointer, which allocates memory during the first evaluation."""
         tokenizer = (self.corpus.directory / TOKENIZER).read_bytes()
         self.checkpointer = AsyncCheckpointer(
             self.settings.checkpoint, self.world, self.model, self.optimizer, tokenizer,
@@ -299,21 +303,27 @@ class Trainer:
         if resume is None:
             return None if self.evaluate() else self.hooks.stop.agreed(self.world.gather)
         if self.eval_due() and "val_loss_estimate" not in resume.state.metrics:
-            self.metrics = self.evaluate()  # the run was stopped before it could
+            self.metrics = self.evaluate()  # the run was stopped before it could evaluate
             if not self.metrics:
                 return self.hooks.stop.agreed(self.world.gather)
             self.checkpointer.add_metrics(self.step, self.metrics)
         return None
 
     def prepare_first_step(self) -> None:
-        """Allocate and connect whatever the first step would wait for, then start the clock."""
+        """Do what the first step would wait for, then start the clock.
+
+        DDP also decides here, not after the first step, which gradients it sums together: a
+        resumed run adds in the same order.
+        """
         batch_rows = self.batch.rows_at(self.step)
         max_rows = self.batch.max_rows_per_pass(self.step, self.world)
         first_batch = next(self.micro_batches(batch_rows, max_rows))
         warm_up_ddp_buckets(self.model.wrapped, self.hardware, *first_batch)
         if self.world.size > 1 and self.settings.log.network_interval:
-            self.log.log_network(self.measure_network())  # NCCL connects here, before the clock
-        self.checkpointer.wait()  # out of memory here rather than at the first checkpoint
+            self.log.log_network(
+                self.measure_network()
+            )  # NCCL connects here, before the clock starts
+        self.checkpointer.wait()  # if memory is short, fail here and not at the first checkpoint
         self.hooks.watchdog.begin_first_step()
         self.log.start_clock()
 
@@ -336,5 +346,5 @@ class Trainer:
 
 
 def is_due(step: int, interval: int) -> bool:
-    """Return whether something that happens every `interval` steps (0: never) follows `step`."""
+    """Return whether what happens every `interval` steps (0: never) is due after `step`."""
     return interval > 0 and step % interval == 0

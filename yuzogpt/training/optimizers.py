@@ -1,7 +1,7 @@
 """The optimizers: AdamW, or Muon for the layers' matrices, and their state as named tensors.
 
 parameter_groups.py sets the learning rate of each parameter. State is named by parameter, so that a
-checkpoint does not depend on their order.
+checkpoint does not depend on the order of the parameters.
 
 Next: training/guards.py.
 """
@@ -26,57 +26,58 @@ from yuzogpt.training.parameter_groups import parameter_groups
 class Optimizer:
     """One or two torch optimizers that step together; each parameter belongs to one of them."""
 
-    each: tuple[torch.optim.Optimizer, ...]
+    parts: tuple[torch.optim.Optimizer, ...]
 
     def step(self) -> None:
         """Update all weights."""
-        for optimizer in self.each:
+        for optimizer in self.parts:
             optimizer.step()
 
     def zero_grad(self) -> None:
         """Free all gradients."""
-        for optimizer in self.each:
+        for optimizer in self.parts:
             optimizer.zero_grad(set_to_none=True)
 
     def set_lr(self, lr: float) -> None:
-        """Set the run's learning rate; each group multiplies it by its `rate`."""
+        """Set the run's learning rate; each group multiplies it by its own `rate`."""
         for group in self.groups():
             group["lr"] = lr * group["rate"]
 
     def groups(self) -> Iterator[dict[str, Any]]:
         """Yield the groups of parameters."""
-        for optimizer in self.each:
+        for optimizer in self.parts:
             yield from optimizer.param_groups
 
     def parameter_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return the optimizer state of a parameter."""
-        return next(each.state[parameter] for each in self.each if parameter in each.state)
+        return next(part.state[parameter] for part in self.parts if parameter in part.state)
 
 
 def build_optimizer(
     model: GPT,
     settings: OptimizerSettings,
     finetuning: FinetuningSettings,
-    autocast: torch.dtype | None = None,
+    muon_dtype: torch.dtype | None = None,
 ) -> Optimizer:
     """Return the optimizer of the trainable parameters.
 
-    `autocast`: dtype of Muon's matrix products; None: float32.
+    `muon_dtype`: of Muon's matrix products; None: float32.
     """
     for_adamw, for_muon = parameter_groups(model, settings, finetuning)
-    each: list[torch.optim.Optimizer] = []
+    parts: list[torch.optim.Optimizer] = []
     if for_adamw:
-        each.append(build_adamw(for_adamw, settings))
+        parts.append(build_adamw(for_adamw, settings))
     if for_muon:
-        dtype = autocast or torch.float32
-        each.append(Muon(for_muon, settings.learning_rate, settings.momentum, dtype))
-    return Optimizer(tuple(each))
+        dtype = muon_dtype or torch.float32
+        parts.append(Muon(for_muon, settings.learning_rate, settings.momentum, dtype))
+    return Optimizer(tuple(parts))
 
 
 def build_adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
     """Return AdamW with its state allocated; torch would do that in the first step.
 
-    So the tensors of a checkpoint are known, and a resumed optimizer is loaded like a model.
+    A checkpoint is then loaded into tensors that exist, as a model's is. All parameters are on one
+    device.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     # One kernel for all parameters if the device has one; the arithmetic is the same.
@@ -94,7 +95,7 @@ def build_adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> to
 
 
 def state_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return this rank's optimizer state, each tensor as `name of state/name of parameter`."""
+    """Return this rank's optimizer state, named as in `exp_avg/h.0.attn.c_attn.weight`."""
     return {
         f"{key}/{name}": value
         for name, parameter in model.named_parameters()
@@ -105,15 +106,17 @@ def state_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_state_tensors(model: nn.Module, optimizer: Optimizer, tensors: NamedTensors) -> None:
-    """Copy this rank's part of each whole tensor, named as by `state_tensors`, into the optimizer.
+    """Copy this rank's shard of each unsharded tensor, named as by `state_tensors`.
 
-    DamagedFile if they are not the tensors of this optimizer.
+    Raises DamagedFile if they are not the tensors of this optimizer.
     """
     own = state_tensors(model, optimizer)
     missing = set(own)
     for name, whole in tensors:
         if name not in missing or own[name].shape != whole.shape:
-            raise DamagedFile(f"the optimizer's state: {name[:80]} is not of this run's optimizer")
+            raise DamagedFile(
+                f"the optimizer's state: {name[:80]} does not belong to this run's optimizer"
+            )
         to_local(own[name]).copy_(shard_like(whole, own[name]))
         missing.remove(name)
     if missing:

@@ -1,6 +1,7 @@
-"""The learning rate of each step: a pure function of the step, counted from 0, and its batch.
+"""The learning rate of each step: a pure function of the step, counted from 0, and its batch size.
 
-batch_size.py has the schedule of the batch. Next: training/optimizers.py.
+config/schedule.py has the formula, so that settings can be checked without torch; batch_size.py has
+the schedule of the batch size. Next: training/optimizers.py.
 """
 
 from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
@@ -14,6 +15,7 @@ def lr_at(step: int, optimizer: OptimizerSettings, schedule: ScheduleSettings) -
 def batch_lr_scale(rows: int, batch: BatchSettings) -> float:
     """Return the learning rate's factor for a batch of `rows`.
 
-    With batch_lr_power = 1/2, Adam's noise per token stays the same (Malladi et al., 2022).
+    With an exponent of 1/2, the noise of Adam's updates per token of training does not depend on
+    the batch size (Malladi et al., 2022).
     """
     return float((rows / batch.global_rows) ** batch.lr_batch_exponent)

@@ -28,6 +28,10 @@ A preset is given by its name, a YAML file by its path. `--key value` means the 
 and does nothing else. A mistake costs one line and exit status 2, before Ray starts and before a
 file is written. This holds for unknown keys, wrong types, missing corpora and damaged blocks.
 
+`--log_level=warning` leaves out what a command is doing, `--log_level=error` its warnings, too;
+`--log_level=debug` tells more. A program that uses the package sets the level of the logger
+`yuzogpt`.
+
 Exit statuses: 0 done; 1 the run failed; 2 a mistake in the command or its input; 130 Ctrl-C; 143
 stopped on request (SIGTERM, a closed terminal).
 """

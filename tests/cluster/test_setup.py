@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import tomllib
 from pathlib import Path
 
@@ -58,10 +57,8 @@ def stamp(node: Path, extra: str = "") -> None:
 def test_a_node_that_is_ready_is_left_alone(node):
     stamp(node)
     for _ in range(2):
-        begin = time.monotonic()
         done = install(node, PYTHON="false")  # no Python is asked
         assert done.returncode == 0, done.stderr
-        assert time.monotonic() - begin < 1
     assert done.stdout == f"{node}/yuzogpt-venv: ready\n"
     assert len(list((node / "yuzogpt-venv").iterdir())) == 1  # the stamp
 

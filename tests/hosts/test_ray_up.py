@@ -90,7 +90,6 @@ def test_the_doctor_passes_a_sound_cluster(cluster):
     assert len(found["links"]) == 12
     assert found["network"]["bandwidth"] > 0
     assert {node["interface"] for node in found["nodes"].values()} == {"eth0"}
-    assert seconds < 60
 
 
 def test_a_host_loses_power_and_the_spare_takes_over(cluster, corpus_dir, tmp_path):

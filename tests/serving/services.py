@@ -65,15 +65,14 @@ class Service:
         assert found, name
         return sum(map(float, found))
 
-    def wait_until(self, is_so, seconds: float = 30) -> float:
-        """Wait until a condition holds; return how long that took."""
+    def wait_until(self, is_so, seconds: float = 30) -> None:
+        """Wait until a condition holds."""
         begin = time.monotonic()
         wait = threading.Event()
         while not is_so():
             assert self.process.poll() is None, self.printed
             assert time.monotonic() - begin < seconds, f"not within {seconds} s"
             wait.wait(0.02)
-        return time.monotonic() - begin
 
 
 YUZOGPT = (sys.executable, "-m", "yuzogpt")

@@ -4,9 +4,11 @@ Real ranks, connected by gloo.
 """
 
 import os
+import re
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -38,25 +40,29 @@ DROPOUT = "--dropout=0.1"
 
 
 class KillAt:
-    """Kills a rank at the nth time that its checkpoint writer syncs or renames a file."""
+    """Kills a rank where its checkpoint writer is about to make a named thing durable.
 
-    def __init__(self, rank, boundary):
-        self.rank, self.boundary = rank, boundary
+    `point`: the name of the file or directory that is synced, or "rename".
+    """
+
+    def __init__(self, rank, point):
+        self.rank, self.point = rank, point
 
     def __call__(self, rank):
         if rank == self.rank:
-            for name in ("fsync", "rename"):
-                setattr(os, name, self.counted(getattr(os, name)))
+            self.kill_before("fsync", lambda file: Path(f"/proc/self/fd/{file}").resolve().name)
+            self.kill_before("rename", lambda *_: "rename")
 
-    def counted(self, real):
+    def kill_before(self, function, name_of):
+        real = getattr(os, function)
+
         def call(*arguments):
-            if threading.current_thread().name == "checkpoint":
-                self.boundary -= 1
-                if self.boundary < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            is_writer = threading.current_thread().name == "checkpoint"
+            if is_writer and re.fullmatch(self.point, name_of(*arguments)):
+                os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments)
 
-        return call
+        setattr(os, function, call)
 
 
 @pytest.fixture(scope="module")
@@ -71,29 +77,36 @@ def begun(corpus_dir, tmp_path_factory):
     return root
 
 
-# Synced: model, optimizer, tokenizer, state, manifest, directory; then renamed, and synced again.
-# With FSDP: a rank's model and optimizer; the rest as above, but for the two indices.
-@pytest.mark.parametrize(
-    ("kind", "rank", "boundary", "newest"),
-    [
-        *(("ddp", 0, boundary, 5 if boundary < 7 else 10) for boundary in range(8)),
-        *(("fsdp", rank, boundary, 5) for rank in (0, 1) for boundary in (0, 1)),
-        ("fsdp", 0, 7, 5),
-        ("fsdp", 0, 9, 10),
-    ],
-)
-def test_killed_at_any_boundary_of_a_checkpoint(
-    begun, corpus_dir, tmp_path, kind, rank, boundary, newest
+TEMPORARY = r"\.step-10\..*\.tmp"  # the directory of a checkpoint until it is renamed
+# In the order in which they are synced; before the rename, the run has the checkpoint before.
+FILES = ("model.safetensors", "optimizer.safetensors", "tokenizer.json", "state.json",
+         "manifest.json")  # fmt: skip
+KILLED = [
+    *(("ddp", 0, point, 5) for point in (*FILES, TEMPORARY, "rename")),
+    ("ddp", 0, "checkpoints", 10),
+    *(
+        ("fsdp", rank, f"{kind}-0000{rank + 1}-of-00002.safetensors", 5)
+        for rank in (0, 1)
+        for kind in ("model", "optimizer")
+    ),
+    ("fsdp", 0, TEMPORARY, 5),
+    ("fsdp", 0, "checkpoints", 10),
+]
+
+
+@pytest.mark.parametrize(("kind", "rank", "point", "newest"), KILLED)
+def test_killed_at_any_point_of_a_checkpoint(
+    begun, corpus_dir, tmp_path, kind, rank, point, newest
 ):
     shutil.copytree(begun / kind, tmp_path / "run")
     flags = (DROPOUT, f"--parallel={kind}", "--eval_interval=5", "--max_iters=10")
     settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)
-    codes = exit_codes(start_world(2, settings, KillAt(rank, boundary)))
+    codes = exit_codes(start_world(2, settings, KillAt(rank, point)))
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] != 0
     found = checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail)
     assert found.state.step == newest
-    if (kind, rank, boundary) in (("ddp", 0, 3), ("fsdp", 1, 1)):
+    if (kind, point) == ("ddp", "state.json") or rank == 1:
         run_world(2, settings)
         assert losses(tmp_path / "run") == losses(begun / f"{kind}-whole")
         assert weights(tmp_path / "run", 10) == weights(begun / f"{kind}-whole", 10)

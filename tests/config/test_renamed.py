@@ -153,7 +153,7 @@ def test_a_sweep_of_an_older_version_is_continued(corpus_dir, tmp_path):
         settings = resolve(TuneSettings, [], [*TINY, *places, "--matrix_lr_mult=2", *flags])
         return Sweep(settings, read_space(settings, [], ["--search.head_lr_mult={grid: [1, 2]}"]))
 
-    with sweep().checked().writing():
+    with sweep().checked().hold_directory():
         pass
     path = tmp_path / "sweep" / runs.SETTINGS
     content = path.read_text()

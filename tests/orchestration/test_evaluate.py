@@ -25,7 +25,7 @@ def workers(process):
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::compute" in " ".join(child.cmdline()):
+            if "ray::score_shard" in " ".join(child.cmdline()):
                 found.append(child.pid)
     return found
 

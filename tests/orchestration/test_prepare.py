@@ -162,7 +162,7 @@ IN_THE_WAY = """
 import sys
 from pathlib import Path
 from yuzogpt import cli
-from yuzogpt.orchestration import prepare
+from yuzogpt.orchestration.data import prepare
 
 run = prepare.run_units
 

@@ -199,7 +199,7 @@ def test_a_resize_waits_for_no_worker_that_stands_still(worker_that_stands_still
     from yuzogpt.orchestration.train.elastic import Elastic
 
     worker, process = worker_that_stands_still
-    elastic = Elastic(tmp_path, reply_timeout_s=2)
+    elastic = Elastic(LocalStorage(tmp_path), reply_timeout_s=2)
     elastic.workers = [worker]
     resize = threading.Thread(
         target=elastic.before_controller_execute_resize_decision, args=(None,), daemon=True

@@ -203,7 +203,7 @@ def test_a_combination_that_training_does_not_take_fails_at_once_with_the_reason
     trials = outcome(tmp_path / "sweep")["trials"]
     assert len(trials) == 4
     (failed,) = (trial for trial in trials if trial["state"] == "failed")
-    why = "cooldown_iters 0, lr_schedule wsd: lr_schedule=wsd: cooldown_iters says how long its"
+    why = "cooldown_iters 0, lr_schedule wsd: lr_schedule=wsd: set cooldown_iters, the length"
     assert failed["error"].startswith(why)
     assert f"!!! {failed['name']} failed: {why}" in result.stdout
     assert "1 of 4 trials failed" in result.stdout

@@ -15,7 +15,7 @@ from tests.orchestration.clusters import started
 from tests.training.worlds import records, wait_for_start
 from yuzogpt.checkpoints.locations import with_absolute_paths
 from yuzogpt.config import TrainSettings
-from yuzogpt.orchestration.train.validation import free_on_one
+from yuzogpt.orchestration.train.validation import free_cores_on_a_node
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def test_an_evaluation_that_dies_costs_its_figure(gpt2_corpus_dir, folder, tmp_p
      ([8, 2], 3, 5), ([4], 9, 0), ([], 1, 0)],
 )  # fmt: skip
 def test_what_one_node_has_free_wherever_workers_are(cores, taken, free):
-    assert free_on_one(cores, taken) == free
+    assert free_cores_on_a_node(cores, taken) == free
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_figures(gpt2_corpus_dir, tmp_path):
@@ -157,7 +157,7 @@ def test_mistakes_before_ray_starts(corpus_dir, gpt2_corpus_dir, folder, tmp_pat
             (f"--benchmark_dir={tmp_path}/nothing",),
             "lambada_test.jsonl is missing",
         ),
-        (gpt2_corpus_dir, (f"--benchmark_dir={tmp_path}",), "--eval_tasks=lambada: nothing in"),
+        (gpt2_corpus_dir, (f"--benchmark_dir={tmp_path}",), "lambada_test.jsonl has nothing to score"),
     ):
         result = yuzogpt(*arguments(corpus, folder, tmp_path / "run", *flags))
         assert result.returncode == 2, result.stderr

@@ -43,7 +43,7 @@ def test_the_learning_rate_follows_the_root_of_the_batch():
     ramp = batch("linear", 4, 12)
     assert batch_lr_scale(16, ramp) == 1
     assert batch_lr_scale(4, ramp) == pytest.approx(0.5)
-    assert batch_lr_scale(4, ramp.model_copy(update={"batch_lr_power": 0.0})) == 1
+    assert batch_lr_scale(4, ramp.model_copy(update={"lr_batch_exponent": 0.0})) == 1
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_a_command_that_does_not_train_ends_in_one_line(tmp_path, number):
         from pathlib import Path
         from yuzogpt.cli import entry_point
         from yuzogpt.storage.lease import Lease
+        from yuzogpt.storage.run_storage import LocalStorage
 
         def main(_):
             with Lease(LocalStorage(Path({str(tmp_path)!r}))):

@@ -9,7 +9,8 @@ from torch.distributed import HashStore
 from tests.conftest import tiny_settings
 from tests.training.worlds import exit_codes, start_world
 from tests.waiting import wait_until
-from yuzogpt.runtime.network import LOOPBACK, interface_of
+from yuzogpt.runtime.network import interface_of
+from yuzogpt.runtime.ranks import LOOPBACK
 from yuzogpt.training import launch
 from yuzogpt.training.rendezvous import ATTEMPT_KEY, agree_on_attempt, command_id
 

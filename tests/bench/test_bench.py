@@ -64,6 +64,7 @@ def here(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("yuzogpt-bench-*"))
 
 
+@pytest.mark.slow
 def test_bare_and_torchrun_are_measured_and_nothing_is_left(here, capsys):
     bench("--launchers=bare,torchrun", "--world_sizes=2", "--json", "--trace=trace.json")
     found = json.loads(capsys.readouterr().out)
@@ -86,6 +87,7 @@ def test_bare_and_torchrun_are_measured_and_nothing_is_left(here, capsys):
     assert [path.name for path in here.iterdir()] == ["trace.json"]
 
 
+@pytest.mark.slow
 def test_a_person_gets_a_table(here, capsys, monkeypatch):
     """In a submitted job, too: nothing is read or left where relative paths lead."""
     monkeypatch.setenv(SUBMITTED_JOB, "{}")
@@ -125,6 +127,7 @@ def test_mistakes_are_one_line(here, flags, words):
     assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_no_file(tmp_path):
     mark = f"bench-{tmp_path.name}-{os.getpid()}"
     flags = "--launchers=torchrun", "--world_sizes=2", "--steps=100000"
@@ -148,6 +151,7 @@ def test_ctrl_c_leaves_no_process_and_no_file(tmp_path):
     assert errors.splitlines()[-1] == "yuzogpt: interrupted"  # no hint at resuming: it cannot
 
 
+@pytest.mark.slow
 def test_sigterm_ends_what_runs(tmp_path, monkeypatch):
     mark = f"bench-{tmp_path.name}-{os.getpid()}"
     monkeypatch.setenv("MARK", mark)
@@ -199,6 +203,7 @@ def test_what_is_measured_is_the_presets_model_at_its_whole_batch(pretrained, tm
     assert run.evaluation.eval_tasks == ()
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_says_why(tmp_path):
     run = in_directory(short_run(settings_of(), tmp_path), str(tmp_path), "torchrun-1")
     changed = with_changes(run, {"data.data_dir": str(tmp_path / "none")})

@@ -180,6 +180,7 @@ print("survived")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path):
     # Five files and two directories are synced: the writer is killed after each, and not at all.
     processes = [

@@ -31,6 +31,8 @@ from yuzogpt.tokenization.huggingface import to_files
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 from yuzogpt.training.launch import work
 
+pytestmark = pytest.mark.slow
+
 ODD = (
     " Hello  world! It's 2026; naïve café ☕ 日本語 👩‍🔬 é\n\n\n"
     "  indented\t\r\nwe'll see , and .\x00\u200b"

@@ -16,6 +16,8 @@ from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.inference.sample import sample as draw_samples
 
+pytestmark = pytest.mark.slow
+
 IMPORT = "import time:"  # begins the lines that PYTHONPROFILEIMPORTTIME asks for
 
 

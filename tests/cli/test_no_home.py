@@ -49,6 +49,7 @@ def training(corpus, out_dir, *flags):
     return ["train", *TINY, f"--data_dir={corpus}", f"--out_dir={out_dir}", "--max_iters=3", *flags]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["unset", "missing", "read-only"])
 def test_it_trains_without_a_home(stranger, corpus_dir, tmp_path, home):
     homes = {"unset": None, "missing": tmp_path / "nowhere", "read-only": tmp_path}

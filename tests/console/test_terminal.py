@@ -63,6 +63,7 @@ def hostile_run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_model_cannot_steer_the_terminal_and_a_pipe_gets_every_byte(hostile_run):
     flags = [f"--out_dir={hostile_run}", "--num_samples=1", "--max_new_tokens=40", "--device=cpu"]
     command = ["sample", *flags, f"--start={HOSTILE}"]

@@ -30,6 +30,7 @@ def whole(tmp_path_factory, source):
     return run(source, tmp_path_factory.mktemp("whole") / "1", *RULE)[0].fingerprint
 
 
+@pytest.mark.slow
 def test_a_damaged_plan_is_one_line(tmp_path, source, whole):
     interrupt(source, tmp_path / "1", *RULE)
     plan = tmp_path / "1" / STAGING / "plan.json"

@@ -89,6 +89,7 @@ def test_this_process_is_no_cluster():
         resolve(PrepareSettings, [], ["--num_workers=0", "--ray_address=auto"])
 
 
+@pytest.mark.slow
 def test_inspect_does_all_that_it_is_asked_for(tmp_path, text):
     run(text, tmp_path / "1", "--tokenizer=char")
     flags = ("inspect", str(tmp_path / "1"), "--verify")

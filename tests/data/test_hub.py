@@ -88,6 +88,7 @@ def hub(tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_openwebtext_from_the_hub(hub, tmp_path):
     arguments = ["prepare", "openwebtext", "--num_workers=0"]
     environment = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
@@ -104,6 +105,7 @@ def test_openwebtext_from_the_hub(hub, tmp_path):
     assert "already prepared" in again.stdout  # needs no hub
 
 
+@pytest.mark.slow
 def test_without_web_one_line_says_what_would_work(tmp_path):
     result = yuzogpt(
         "prepare",

@@ -23,6 +23,7 @@ def test_a_document_that_is_cut_is_marked(tmp_path, tokenizer, characters, is_cu
     assert shown == head + (" ..." if is_cut else "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags"),
     [("a.txt", ["--tokenizer=char"]), ("a.jsonl", ["--tokenizer=gpt2", "--num_workers=0"])],

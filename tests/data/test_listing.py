@@ -84,6 +84,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "data_dir"),
     [
@@ -132,6 +133,7 @@ class NotStarting(LocalWorkers):
         raise UserError("no room")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["none", "bad.jsonl", "new.jsonl"])
 def test_overwrite_deletes_nothing_before_the_work_can_start(tmp_path, monkeypatch, source):
     run(write_jsonl(tmp_path / "a.jsonl", make_documents(30)), tmp_path / "1")
@@ -163,6 +165,7 @@ def test_other_kinds_of_files_are_no_text(tmp_path):
     assert listed(tmp_path, tmp_path) == ["a.txt"]
 
 
+@pytest.mark.slow
 def test_a_source_that_changed_at_equal_size_is_noticed(tmp_path):
     path = write_jsonl(tmp_path / "web" / "a.jsonl", ["one"] * 9)
     first, _ = run(tmp_path / "web", tmp_path / "1")

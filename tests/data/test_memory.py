@@ -69,6 +69,7 @@ def least(tmp_path_factory):
     return prepare_mb(write_parquet(folder / "web", ["one"], files=1), folder / "corpus")
 
 
+@pytest.mark.slow
 def test_one_large_row_group(least, tmp_path):
     """All is read and hashed; that nothing is tokenized saves the test's time alone."""
     table = pa.table({"text": [make_text(20_000, seed) for seed in range(20)] * 300})
@@ -82,6 +83,7 @@ def test_one_large_row_group(least, tmp_path):
     assert peak - least < 100  # of 120 MB
 
 
+@pytest.mark.slow
 def test_a_large_text_file(least, tmp_path):
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(make_text(1_000_000) * 16)
@@ -91,6 +93,7 @@ def test_a_large_text_file(least, tmp_path):
     assert peak - least < 60  # 16 MB, and all that was made of it, took more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".zst", ".gz"])
 def test_a_line_that_is_large_once_it_is_decompressed(least, tmp_path, suffix):
     path = tmp_path / "web" / f"a.jsonl{suffix}"

@@ -75,6 +75,7 @@ def test_nanogpts_files_to_the_byte(tmp_path, small_units):
     assert run(source, tmp_path / "corpus", *flags)[1] is False  # done once
 
 
+@pytest.mark.slow
 def test_formats_give_the_same_documents(tmp_path, small_units):
     (tmp_path / "lines").mkdir()
     texts = [text.replace("\n", " ").strip() or "x" for text in TEXTS]
@@ -151,6 +152,7 @@ def test_one_document_and_an_empty_val_split(tmp_path, capsys):
     assert "the val split is empty" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_files_that_are_documents(tmp_path, small_units):
     for index, text in enumerate(TEXTS):
         path = tmp_path / "books" / str(index % 3) / f"{index:04d}.txt"
@@ -166,12 +168,14 @@ def test_files_that_are_documents(tmp_path, small_units):
     assert len(list((tmp_path / "1").glob("train-*.arrow"))) < 20  # many files in a unit
 
 
+@pytest.mark.slow
 def test_a_line_of_ten_megabytes(tmp_path):
     long = make_text(100_000) * 100
     corpus, _ = run(write_jsonl(tmp_path / "a.jsonl", ["first", long, "last"]), tmp_path / "1")
     assert all_texts(corpus) == sorted(["first", long, "last"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -233,6 +237,7 @@ def test_another_source_or_rule_is_refused(tmp_path):
     assert corpus.manifest.source["documents"] == 299
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flag", ["--text_column=other", "--max_document_bytes=9", "--block_tokens=9", "--by_line=true"]
 )
@@ -268,6 +273,7 @@ def test_units_without_their_plan_are_not_taken_over(tmp_path):
     assert set(texts_of(corpus, "train")) == {"BBBB"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_overwrite_goes_on(tmp_path, capsys):
     run(write_parquet(tmp_path / "old", TEXTS[:9], files=1), tmp_path / "1")
     source = write_parquet(tmp_path / "web", TEXTS)
@@ -287,6 +293,7 @@ def test_a_text_file_does_not_replace_an_interrupted_preparation(tmp_path):
     assert (tmp_path / "1" / STAGING / "plan.json").exists()
 
 
+@pytest.mark.slow
 def test_which_files_are_of_a_source(tmp_path, capsys):
     names = ["a.TXT", "b.txt", ".hidden/c.txt", "_tmp/d.txt", "sub [1]/e.txt", "f.pdf", "sub [1]/g"]
     for name in names:
@@ -310,6 +317,7 @@ def test_dictionary_encoded_text(tmp_path):
     assert all_texts(run(tmp_path / "web", tmp_path / "1")[0]) == ["one", "one", "two"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["prepare", "mine", "--tokenizer=gpt2"], ["train"]])
 def test_a_cluster_that_does_not_answer(tmp_path, corpus_dir, command):
     source = write_parquet(tmp_path / "web", TEXTS[:9], files=1)
@@ -336,6 +344,7 @@ def test_a_second_writer_is_refused(tmp_path):
         run(source, tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(tmp_path):
     source = write_parquet(tmp_path / "web", make_documents(4_000), files=100)
     arguments = ["prepare", "mine", "--tokenizer=gpt2", f"--source={source}", "--num_workers=0"]
@@ -375,6 +384,7 @@ def test_a_killed_command_goes_on(tmp_path):
     assert not staging.exists()
 
 
+@pytest.mark.slow
 def test_a_corpus_in_an_object_store_is_copied_once(s3, tmp_path):
     local, _ = run(write_parquet(tmp_path / "web", TEXTS), tmp_path / "1", "--val_fraction=0.2")
     s3.create_bucket(Bucket="base")
@@ -398,6 +408,7 @@ def test_a_corpus_in_an_object_store_is_copied_once(s3, tmp_path):
     assert len(missing.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_source_in_an_object_store(s3, tmp_path):
     source = write_parquet(tmp_path / "web", TEXTS)
     s3.create_bucket(Bucket="web")

@@ -30,6 +30,7 @@ def small_limits(monkeypatch):
     monkeypatch.setattr(sources, "UNIT_BYTES", 3_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt"])
 def test_over_long_documents_are_counted_and_the_rest_is_read(tmp_path, small_limits, suffix):
     texts = ["first", "x" * 10_000, "second", "y" * 2_000, "z" * 980, "", "last"]
@@ -88,6 +89,7 @@ def test_line_ends_and_marks_of_text_files(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
 def test_json_lines_in_other_encodings_are_no_documents(tmp_path, encoding):
     content = "".join(json.dumps({"text": f"line {n}"}) + "\r\n" for n in range(20))
@@ -111,6 +113,7 @@ def test_powershell_as_a_command(tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_text_that_no_tokenizer_takes_is_counted(tmp_path):
     blanks = " " * 1_000_000 + "a"
     texts = ["first", blanks, "b" * 3_000_000, "last"]

@@ -15,6 +15,7 @@ def least(texts):
     return min(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 200])
 def test_the_smallest_hash_is_held_out_if_no_other_is(tmp_path, monkeypatch, count):
     texts = [f"no. {index}: {text}" for index, text in enumerate(make_documents(count))]
@@ -49,6 +50,7 @@ def test_rejected_documents_are_not_held_out(tmp_path):
     assert texts_of(corpus, "val") == [least(texts[1:3])]
 
 
+@pytest.mark.slow
 def test_a_commit_that_was_killed_comes_to_the_same_bytes(tmp_path, monkeypatch):
     source = write_parquet(tmp_path / "web", make_documents(100))
     whole, _ = run(source, tmp_path / "whole")

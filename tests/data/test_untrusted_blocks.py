@@ -163,6 +163,7 @@ def test_each_way_to_a_block_refuses_it(corpus, damage):
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["last offset beyond the values", "a foreign id"])
 @pytest.mark.parametrize("command", ["train", "inspect"])
 def test_the_commands_end_in_one_line(corpus, tmp_path, damage, command):

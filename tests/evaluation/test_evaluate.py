@@ -46,6 +46,7 @@ def results(out_dir):
     return json.loads((out_dir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_path, capsys):
     main(command(model, files, tmp_path / "a", "--num_workers=0", "--batch_size=1"))
     shown = capsys.readouterr().out
@@ -83,6 +84,7 @@ def test_figures_do_not_depend_on_batches_or_on_what_happened(model, files, tmp_
     )
 
 
+@pytest.mark.slow
 def test_mistakes(model, files, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "mine").mkdir()
@@ -106,6 +108,7 @@ def test_mistakes(model, files, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_results_of_one_model_stay_together(model, files, tmp_path, capsys):
     out_dir = tmp_path / "out"
     main(command(model, files, out_dir, "--num_workers=0", "--tasks=lambada", "--limit=9"))
@@ -180,6 +183,7 @@ def test_losses_stand_beside_nanogpts():
     )
 
 
+@pytest.mark.slow
 def test_shards_are_known_by_what_is_in_them(model, files, tmp_path, capsys, monkeypatch):
     out_dir, own = tmp_path / "out", tmp_path / "files"
     shutil.copytree(files, own)
@@ -232,6 +236,7 @@ def test_loss_on_a_corpus(gpt2_corpus_dir, model, tmp_path):
     assert 0 < figures["val_standard_error"]["value"] < figures["val_loss"]["value"]
 
 
+@pytest.mark.slow
 def test_the_loss_on_a_whole_corpus_is_not_replaced_by_that_on_a_part(
     gpt2_corpus_dir, text_file, model, tmp_path, capsys
 ):
@@ -293,6 +298,7 @@ def test_results_that_are_none_are_refused_in_one_line(content, model, files, tm
     assert exit_status([*asked, "--overwrite"]) == 2  # it may be the user's own
 
 
+@pytest.mark.slow
 def test_scores_that_are_none_are_computed_again(model, files, tmp_path):
     asked = command(model, files, tmp_path, "--num_workers=0", "--tasks=lambada", "--limit=3")
     main(asked)
@@ -315,6 +321,7 @@ def test_scores_that_are_none_are_computed_again(model, files, tmp_path):
         assert results(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_goes_on(model, files, tmp_path):
     """No shard is counted twice: the results are those of an undisturbed run, to the last bit."""
     main(command(model, files, tmp_path / "whole", "--num_workers=0"))

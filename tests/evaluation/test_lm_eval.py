@@ -22,6 +22,8 @@ from tests.evaluation.models import (
 from yuzogpt.cli import main
 from yuzogpt.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 lm_eval = pytest.importorskip("lm_eval")
 
 HARNESS = Path(__file__).parent / "harness"  # tasks for lm-evaluation-harness, of these files

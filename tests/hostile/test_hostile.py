@@ -12,6 +12,8 @@ from tests.conftest import TINY, make_text, prepare_char_corpus, yuzogpt
 from tests.hostile.cases import Whole, cases
 from tests.hostile.harness import fault_of
 
+pytestmark = pytest.mark.slow
+
 SEED, COUNT, PARTS = 20, 4, 2
 
 

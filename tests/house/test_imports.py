@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import REPOSITORY, TINY
 from tests.house.shape import Package, room_of
 
@@ -62,6 +64,7 @@ LAYERS = """
 EXCEPTIONS = {("training.__main__", "cli.__init__")}
 
 
+@pytest.mark.slow
 def test_imports_go_one_way():
     package = Package()
     layers = [line.split() for line in LAYERS.strip().splitlines()]
@@ -78,15 +81,18 @@ def test_imports_go_one_way():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_no_files_import_each_other():
     assert Package().circles() == []
 
 
+@pytest.mark.slow
 def test_few_files_stand_loose():
     loose = {name for name in Package().trees if "." not in name}
     assert loose == {"__init__", "__main__", "errors", "rng"}
 
 
+@pytest.mark.slow
 def test_it_trains_where_ray_is_blocked(corpus_dir, tmp_path):
     places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-c", BLOCKED, "train", *TINY, *places]

@@ -39,6 +39,7 @@ def old(tmp_path):
     return tmp_path / "old"
 
 
+@pytest.mark.slow
 def test_an_old_run_is_resumed_and_learns_the_same(old):
     places = [f"--data_dir={old / 'corpus'}", f"--out_dir={old / 'run'}"]
     main(["train", *FLAGS, *places, "--max_iters=10"])
@@ -48,6 +49,7 @@ def test_an_old_run_is_resumed_and_learns_the_same(old):
     assert records[-1]["val_loss"] == pytest.approx(VAL_LOSS, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_its_settings_file_is_read(old):
     """settings.yaml of a run is a preset for the next command."""
     places = [f"--data_dir={old / 'corpus'}", f"--out_dir={old / 'again'}"]
@@ -56,6 +58,7 @@ def test_its_settings_file_is_read(old):
     assert after[-1]["val_loss"] == pytest.approx(before[-1]["val_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_verb_that_reads_runs_reads_it(old, capsys):
     run = str(old / "run")
     main(["inspect", str(old / "corpus")])

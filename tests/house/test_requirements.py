@@ -68,6 +68,7 @@ def test_every_package_is_pinned_and_has_hashes(path):
     assert "://" not in path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["core", "wandb", "harness", "cluster", "aws", "gcp", "dev"])
 def test_nothing_that_is_needed_is_missing(extra):
     wanted = [*PROJECT["project"]["dependencies"], *EXTRAS.get(extra, ())]

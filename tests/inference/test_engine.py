@@ -33,6 +33,7 @@ from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 BLOCK = SHAPE.block_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("length", [1, 2, 7, 16, 31, 32, 33, 70])
 def test_cached_logits_are_those_of_the_whole_context(batch, length):
@@ -66,6 +67,7 @@ def test_a_context_that_does_not_slide_ends():
         engine.submit(greedy(random_prompt(33, 1), 1, slide=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_a_request_gets_the_same_bits_alone_and_in_a_batch(dtype, packed):
@@ -329,6 +331,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes)))
 def test_variants_go_through_the_cache_as_without_it(changes):
     """Up to the context's end, past it, and in a context longer than block_size."""

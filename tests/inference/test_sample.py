@@ -41,6 +41,7 @@ def sample(run_dir, *flags):
     return list(draw_samples(resolve(SampleSettings, [], flags)))
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file_are_sampled_together_as_they_are_alone(run_dir, tmp_path):
     prompts = ["thou", "the king of", "a", "night and all that ends "]
     lines = [json.dumps({"prompt": prompts[0], "id": 7}), json.dumps(prompts[1]), ""]
@@ -167,6 +168,7 @@ def test_a_cpu_says_that_it_does_not_compile(run_dir, flags):
         sample(run_dir, "--compile=True", *flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -188,6 +190,7 @@ def test_broken_prompt_files(run_dir, tmp_path, content, message):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--top_p=0", "--min_p=2", "--repetition_penalty=0", "--stop=[1"])
 def test_settings_that_make_no_sense(run_dir, flag):
     result = yuzogpt("sample", f"--out_dir={run_dir}", flag)
@@ -220,6 +223,7 @@ def interactive(run_dir, *flags):
     )
 
 
+@pytest.mark.slow
 def test_interactive_answers_each_line_until_the_input_ends(run_dir):
     process = interactive(run_dir, "--max_new_tokens=60")
     lines = "thou art\nünknown\n\n".encode() + b"th\xffe\nthe king\n"
@@ -235,6 +239,7 @@ def test_interactive_answers_each_line_until_the_input_ends(run_dir):
     assert [second] == sample(run_dir, "--start=the king", "--num_samples=1", "--seed=1341")
 
 
+@pytest.mark.slow
 def test_interactive_streams_and_ends_quietly_at_ctrl_c(run_dir):
     process = interactive(run_dir, "--max_new_tokens=1000000")
     process.stdin.write(b"thou\n")

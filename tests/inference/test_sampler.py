@@ -54,6 +54,7 @@ def some_settings(chance):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("vocabulary", "spread"), [(50, 3.0), (3000, 2.0), (3000, 0.1)])
 def test_every_mix_of_settings_draws_what_the_plain_way_draws(vocabulary, spread):
     chance = random.Random(vocabulary)

@@ -32,6 +32,7 @@ def nothing_compiled():
     torch._dynamo.utils.counters.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pos_emb", ["learned", "rotary", "alibi"])
 @pytest.mark.parametrize("requests", [1, 3, 7])
 def test_logits_are_the_same_without_a_cache(requests, pos_emb):
@@ -86,6 +87,7 @@ def test_log_probabilities_of_the_prompt():
         torch.testing.assert_close(logprobs(ours), logprobs(theirs), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_computes_the_same():
     model = small_model(pos_emb="rotary")
     engine = make_engine(model, slots=3, prefill_chunk=8, packed=False, **COMPILED)
@@ -99,6 +101,7 @@ def test_a_compiled_step_computes_the_same():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # a cached one
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_still_decodes(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-compiler"),))

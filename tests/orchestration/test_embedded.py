@@ -117,6 +117,7 @@ with cluster.connected("", 1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sign", "says"),
     [(signal.SIGTERM, "stopped (SIGTERM)"), (signal.SIGINT, "interrupted")],

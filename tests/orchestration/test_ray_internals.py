@@ -11,6 +11,8 @@ from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.training.worlds import records
 from yuzogpt.orchestration import ray_internals
 
+pytestmark = pytest.mark.slow
+
 MODULES = tuple(
     dict.fromkeys(
         f"{name.partition(':')[0]}:"

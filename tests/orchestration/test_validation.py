@@ -157,7 +157,11 @@ def test_mistakes_before_ray_starts(corpus_dir, gpt2_corpus_dir, folder, tmp_pat
             (f"--benchmark_dir={tmp_path}/nothing",),
             "lambada_test.jsonl is missing",
         ),
-        (gpt2_corpus_dir, (f"--benchmark_dir={tmp_path}",), "lambada_test.jsonl has nothing to score"),
+        (
+            gpt2_corpus_dir,
+            (f"--benchmark_dir={tmp_path}",),
+            "lambada_test.jsonl has nothing to score",
+        ),
     ):
         result = yuzogpt(*arguments(corpus, folder, tmp_path / "run", *flags))
         assert result.returncode == 2, result.stderr

@@ -60,6 +60,7 @@ def shown(run, records):
     return page.page(summary, tables.facts(summary), tables.tables(summary), [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: str(value)[:12])
 def test_any_field_of_any_record_may_hold_anything(value, tmp_path):
     for index, field in fields_of_each_kind():
@@ -69,6 +70,7 @@ def test_any_field_of_any_record_may_hold_anything(value, tmp_path):
         assert "\x1b" not in shown(tmp_path, [records[index]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_files_in_which_much_is_wrong_are_drawn(seed, tmp_path):
     generator = random.Random(seed)
@@ -109,6 +111,7 @@ def test_a_health_record_of_endless_layers_takes_no_memory():
     assert len(History.from_records(records).health.layers) == 1000
 
 
+@pytest.mark.slow
 def test_settings_may_hold_anything(tmp_path):
     write(tmp_path, EVERY_KIND)
     settings = tmp_path / "settings.yaml"

@@ -223,6 +223,7 @@ def test_state(end, state, tmp_path):
     assert found.state.startswith(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "records",
     [
@@ -303,6 +304,7 @@ def test_downsampling_keeps_a_spike_of_one_step(tmp_path):
     assert sum(len(plot.svg) for plot in (loss, *others)) < 1_000_000
 
 
+@pytest.mark.slow
 def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     flags = ["--max_iters=20", "--eval_interval=10"]
     settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", *flags))
@@ -350,6 +352,7 @@ def test_mistakes(arguments, message, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_it_needs_neither_torch_nor_ray(tmp_path):
     run = write(tmp_path, RESTARTED)
     code = (

@@ -255,6 +255,7 @@ def chosen_threads(threads=0, before=(), **variables):
     return int(result.stdout)
 
 
+@pytest.mark.slow
 def test_omp_num_threads_is_heeded_and_threads_wins():
     assert chosen_threads(OMP_NUM_THREADS="3") == 3
     assert chosen_threads(threads=2, OMP_NUM_THREADS="3") == 2
@@ -279,6 +280,7 @@ def control_group(controller, *names):
     pytest.skip(f"no control group with a {controller} controller can be made here")
 
 
+@pytest.mark.slow
 def test_a_real_quota_of_half_a_core_makes_one_thread():
     with control_group("cpu", "cpu.max", "cpu.cfs_quota_us") as quota:
         quota.write_text("50000 100000" if quota.name == "cpu.max" else "50000")

@@ -1,9 +1,12 @@
 """The network between the ranks of a run: measured beside training, written down, reported."""
 
+import pytest
+
 from tests.conftest import tiny_settings, yuzogpt
 from tests.training.worlds import losses, records, run_world
 
 
+@pytest.mark.slow
 def test_a_run_measures_its_network_and_computes_the_same(corpus_dir, tmp_path):
     flags = ("--max_iters=10",)
     run_world(2, tiny_settings(corpus_dir, tmp_path / "run", *flags, "--network_interval=4"))

@@ -78,6 +78,7 @@ def test_without_a_store_each_rank_watches_itself(monkeypatch):
     assert "made no progress for 0 s (in step 7)" in stalled[1]
 
 
+@pytest.mark.slow
 def test_a_run_without_any_of_them_computes_the_same(corpus_dir, tmp_path):
     for name, head in (("with", ["-m", "yuzogpt"]), ("without", ["-c", WITHOUT])):
         places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / name}"]

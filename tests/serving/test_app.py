@@ -63,6 +63,7 @@ def test_a_route_path_is_the_routers(without_private_names):
         assert without_private_names.get_route_path(scope) == get_route_path(scope), scope
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_private_name_there", [True, False])
 @pytest.mark.parametrize("root_path", ["", "/llm"])
 def test_only_the_page_health_and_metrics_need_no_key(
@@ -296,6 +297,7 @@ def test_a_share_of_the_rate_below_one_is_one_at_a_time(run):
     asyncio.run(check())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_does_not_read_holds_capacity_until_the_deadline(run, stream, monkeypatch):
     monkeypatch.setattr(answer, "FINAL_SEND_TIMEOUT_S", 0.2)

@@ -22,6 +22,7 @@ def run(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_mistakes_are_reported_before_anything_starts(run, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("sk-a-key-that-is-long-enough\n")
@@ -72,6 +73,7 @@ def test_an_address_has_brackets_where_a_port_follows(run, capsys, host):
     assert capsys.readouterr().out == f"serving {run} at http://[::1]:8000/\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("replicas", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_mistakes_that_show_only_when_the_model_is_loaded(run, replicas, tmp_path):
@@ -102,6 +104,7 @@ run()
 """
 
 
+@pytest.mark.slow
 def test_a_dead_engine_ends_the_server_and_says_why(run):
     command = [sys.executable, "-c", BROKEN_AFTER_A_WHILE]
     with service(run, "--num_replicas=0", "--threads=1", command=command) as served:
@@ -113,6 +116,7 @@ def test_a_dead_engine_ends_the_server_and_says_why(run):
     assert printed.endswith("yuzogpt: the engine failed: the memory of the GPU is broken\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_its_port_is_free_again(run, number, status):
     flags = ("--num_replicas=0", "--max_new_tokens=100000", "--threads=1")
@@ -131,6 +135,7 @@ def test_a_signal_ends_it_and_its_port_is_free_again(run, number, status):
         again.bind(("127.0.0.1", port))
 
 
+@pytest.mark.slow
 def test_a_second_one_beside_it_says_what_would_work(run):
     with service(run, "--num_replicas=0", "--threads=1") as served:
         port = served.url.rstrip("/").rpartition(":")[2]

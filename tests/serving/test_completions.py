@@ -19,6 +19,8 @@ from yuzogpt.serving.app import build
 from yuzogpt.serving.completions import Logprobs, TokenOffsets
 from yuzogpt.tokenization.tokenizer import CharTokenizer, gpt2_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "bead"
 
 

@@ -100,6 +100,7 @@ def flood(served: Service, process: int) -> None:
     assert served.post(max_tokens=2).status_code == 200
 
 
+@pytest.mark.slow
 def test_silent_connections_and_endless_heads_keep_no_client_out(run):
     command = [sys.executable, "-c", WITH_FEW_DESCRIPTORS]
     with service(run, "--num_replicas=0", "--threads=1", command=command) as served:
@@ -124,6 +125,7 @@ def test_nor_at_serves_proxy(run):
     assert not any("Traceback" in line for line in served.printed)
 
 
+@pytest.mark.slow
 def test_who_brings_no_head_or_takes_no_answer_is_left(run):
     patch = "import yuzogpt.serving.connections as c; c.WRITE_TIMEOUT_S = 0.5"
     command = [sys.executable, "-c", f"{patch}\nfrom yuzogpt.cli import run\nrun()"]

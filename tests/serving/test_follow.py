@@ -9,6 +9,8 @@ import pytest
 from tests.serving.services import SLOW, Service, service, stream, write_checkpoint
 from yuzogpt.storage.atomic_files import sha256
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path):

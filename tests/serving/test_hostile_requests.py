@@ -12,6 +12,8 @@ import pytest
 
 from tests.serving.services import Service, service, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 PATHS = (
     "/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/run", "/v1/run", "/",
     "/page.js", "/healthz", "/metrics", "/nothing",

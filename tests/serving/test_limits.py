@@ -17,6 +17,8 @@ from yuzogpt.serving.access import TokenBucket
 from yuzogpt.serving.errors import APIError
 from yuzogpt.serving.protocol import CompletionRequest
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-a-key-that-is-long-enough"
 CANARY = "sk-another-key-nobody-may-see"
 

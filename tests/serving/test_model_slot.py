@@ -3,6 +3,8 @@
 import asyncio
 import threading
 
+import pytest
+
 from tests.serving.services import SLOW, at_work, write_checkpoint
 from yuzogpt import checkpoints
 from yuzogpt.serving import model_slot
@@ -50,6 +52,7 @@ async def next_whole_poll(finished) -> None:
 FOLLOWING = "--follow", "--follow_interval=0.05"
 
 
+@pytest.mark.slow
 def test_worse_weights_are_not_taken_even_when_the_best_are_deleted(tmp_path):
     mine = tmp_path / "run"
     write_checkpoint(mine, 20, 2.0, **SLOW)
@@ -73,6 +76,7 @@ def test_worse_weights_are_not_taken_even_when_the_best_are_deleted(tmp_path):
     asyncio.run(asyncio.wait_for(check(), 60))
 
 
+@pytest.mark.slow
 def test_a_transient_error_is_reported_once_and_loading_is_tried_again(
     tmp_path, monkeypatch, capfd
 ):
@@ -109,6 +113,7 @@ def test_a_transient_error_is_reported_once_and_loading_is_tried_again(
     assert capfd.readouterr().err.count("step-40: MemoryError") == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_called_corrupt(
     tmp_path, monkeypatch, capfd
 ):

@@ -15,9 +15,12 @@ from tests.serving.services import service
 from yuzogpt.cli import main
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"
+    ),
+    pytest.mark.slow,
+]
 # Where CI keeps what people may want to look at.
 ARTEFACTS = Path(os.environ.get("YUZOGPT_TEST_ARTEFACTS", "test-artefacts"))
 

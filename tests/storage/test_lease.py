@@ -58,6 +58,7 @@ def test_a_killed_holder_is_not_waited_for(holder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_lease_of_another_machine_expires(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "EXPIRES_AFTER", 0.5)
     monkeypatch.setattr(lease, "HEARTBEAT", 0.2)

@@ -103,6 +103,7 @@ def files_below(directory):
     }
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_leaves_what_a_local_one_leaves(store, corpus_dir, tmp_path):
     flags = ("--max_iters=30", "--eval_interval=5", "--keep_last=1")
     train(corpus_dir, URI, *flags)
@@ -122,6 +123,7 @@ def test_a_run_in_a_store_leaves_what_a_local_one_leaves(store, corpus_dir, tmp_
     assert not here  # a copy in the cache keeps metadata alone
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corpus_dir, tmp_path):
     flags = [*TINY, "--dropout=0.1", f"--data_dir={corpus_dir}", "--num_workers=0"]
     flags += ["--max_iters=200"]
@@ -149,6 +151,7 @@ def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corp
     assert f"{URI}: finished" in finished.stdout
 
 
+@pytest.mark.slow
 def test_each_rank_sends_its_part_and_fetches_the_whole(store, corpus_dir, tmp_path):
     flags = ("--dropout=0.1", "--parallel=fsdp", "--eval_interval=5")
     for max_iters in (5, 10):
@@ -164,6 +167,7 @@ def test_each_rank_sends_its_part_and_fetches_the_whole(store, corpus_dir, tmp_p
         assert not list((tmp_path / "caches-10" / str(rank)).rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
 def test_killed_while_it_sends_a_checkpoint(store, corpus_dir, tmp_path, name):
     flags = ("--dropout=0.1", "--eval_interval=5", "--max_iters=10")
@@ -181,6 +185,7 @@ def test_killed_while_it_sends_a_checkpoint(store, corpus_dir, tmp_path, name):
     assert weights(copy, 10) == weights(tmp_path / "local", 10)
 
 
+@pytest.mark.slow
 def test_what_was_not_committed_is_not_there(store, corpus_dir):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
     store.delete_object(Bucket="runs", Key="team/run/checkpoints/step-10/manifest.json")
@@ -192,6 +197,7 @@ def test_what_was_not_committed_is_not_there(store, corpus_dir):
     assert "step-7" not in folders
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_is_quarantined_and_the_one_before_used(store, corpus_dir, capfd):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
     name = "checkpoints/step-10/model.safetensors"
@@ -206,6 +212,7 @@ def test_a_corrupt_checkpoint_is_quarantined_and_the_one_before_used(store, corp
     assert "manifest.json" not in left
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_is_downloaded_again(store, corpus_dir):
     train(corpus_dir, URI, "--max_iters=5", "--eval_interval=5")
     for name in ("model.safetensors", "state.json"):
@@ -216,6 +223,7 @@ def test_a_damaged_copy_is_downloaded_again(store, corpus_dir):
     assert [start["step"] for start in records(run, "start")] == [0, 5]
 
 
+@pytest.mark.slow
 def test_uploads_that_fail_end_the_run_after_three(store, corpus_dir, monkeypatch):
     real, failing = ObjectStorage.upload, set()
 
@@ -236,6 +244,7 @@ def test_uploads_that_fail_end_the_run_after_three(store, corpus_dir, monkeypatc
     assert checkpoints.step_of(checkpoints.resumable(run)[-1]) == 15
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_records_are_not_in_the_store_replaces_none(
     store, corpus_dir, monkeypatch
 ):
@@ -257,6 +266,7 @@ def test_a_checkpoint_whose_records_are_not_in_the_store_replaces_none(
     assert [checkpoints.step_of(directory) for directory in kept] == [5, 15]
 
 
+@pytest.mark.slow
 def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch):
     made = []
 
@@ -282,6 +292,7 @@ def test_a_file_named_stop_in_the_store_is_enough(store, corpus_dir, monkeypatch
     assert found["val_loss_estimate"] == looked["val_loss_estimate"]
 
 
+@pytest.mark.slow
 def test_overwrite_deletes_the_runs_own_files_only(store, corpus_dir):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
     put(store, "notes.txt", b"mine")
@@ -296,6 +307,7 @@ def test_overwrite_deletes_the_runs_own_files_only(store, corpus_dir):
     assert not changed  # to train from this file again must not delete the run
 
 
+@pytest.mark.slow
 def test_changed_settings_are_refused_without_a_download(store, corpus_dir, monkeypatch):
     train(corpus_dir, URI, "--max_iters=5", "--eval_interval=5")
     fetched, real = [], ObjectStorage.download
@@ -313,6 +325,7 @@ def test_changed_settings_are_refused_without_a_download(store, corpus_dir, monk
 # --- readers
 
 
+@pytest.mark.slow
 def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, tmp_path, capsys):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
     cli.main(["report", URI])
@@ -333,6 +346,7 @@ def test_report_sample_export_and_finetuning_read_the_store(store, corpus_dir, t
     assert sorted(losses(tmp_path / "tuned")) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_deleted_since_a_reader_listed_it_is_not_corrupt(store, corpus_dir, capfd):
     train(corpus_dir, URI, "--max_iters=10", "--eval_interval=5")
     reader = remote.open_reference(URI)
@@ -343,6 +357,7 @@ def test_a_checkpoint_deleted_since_a_reader_listed_it_is_not_corrupt(store, cor
     assert "corrupt" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uri", ["s3://nobucket/run", "s3://runs/no/run"])
 def test_nothing_to_read_is_one_line(store, uri):
     for verb, why in (("report", "no run here"), ("sample", "no model here")):
@@ -353,6 +368,7 @@ def test_nothing_to_read_is_one_line(store, uri):
 # --- who may write
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_is_one_line_before_ray_starts(store, corpus_dir, tmp_path):
     flags = [*TINY, f"--data_dir={corpus_dir}"]
     missing = yuzogpt("train", *flags, "--out_dir=s3://nobucket/run")
@@ -365,6 +381,7 @@ def test_a_bucket_that_is_not_there_is_one_line_before_ray_starts(store, corpus_
         assert "Ray" not in result.stdout
 
 
+@pytest.mark.slow
 def test_a_second_command_is_refused(store, corpus_dir):
     with Lease(open_storage(URI, DRIVER)):
         result = yuzogpt(
@@ -375,6 +392,7 @@ def test_a_second_command_is_refused(store, corpus_dir):
     assert LEASE not in names(store)
 
 
+@pytest.mark.slow
 def test_of_two_that_come_at_once_one_holds_the_lease(store, monkeypatch):
     monkeypatch.setattr(run_storage, "STORE_SETTLE_S", 0.5)
     held, refused, done = [], [], threading.Event()
@@ -396,6 +414,7 @@ def test_of_two_that_come_at_once_one_holds_the_lease(store, monkeypatch):
     assert (len(held), len(refused)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_lease_of_another_machine_expires(store, monkeypatch):
     monkeypatch.setattr(lease, "EXPIRES_AFTER", 0.5)
     monkeypatch.setattr(lease, "HEARTBEAT", 0.2)
@@ -422,6 +441,7 @@ def test_a_holder_that_lost_its_lease_ends(store, monkeypatch):
 # --- what a run says, from one process to another
 
 
+@pytest.mark.slow
 def test_records_are_followed_through_the_store(store):
     seen = []
     log = MetricsLog(open_storage(URI, WORKER) / runs.METRICS, -1, None)
@@ -452,6 +472,7 @@ def test_a_store_is_a_type(store, tmp_path):
         checkpoint / "../../../../victim"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["directory", "store"])
 def test_both_kinds_of_storage_do_the_same(store, tmp_path, where):
     folder = LocalStorage(tmp_path) if where == "directory" else open_storage(URI, WORKER)
@@ -492,6 +513,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["sample", "serve", "export", "evaluate", "train", "report"])
 @pytest.mark.parametrize("is_local", [True, False], ids=["folder", "store"])
 def test_a_checkpoint_of_others_names_no_file_of_mine(

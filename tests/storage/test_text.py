@@ -34,6 +34,7 @@ def test_all_forms_are_one_text(content, tmp_path):
     assert read_text(tmp_path / "a.txt", "a.txt") == TEXT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 @pytest.mark.parametrize("content", FORMS)
 def test_a_corpus_and_a_prompt_of_the_same_file_have_the_same_text(tmp_path, content, tokenizer):

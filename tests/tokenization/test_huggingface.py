@@ -39,6 +39,7 @@ def another_bpe():
     return byte_pair_tokenizer(ranks, "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
 def test_a_bpe_of_its_own_is_used_though_it_is_as_large_as_gpt2s(tmp_path, left):
     own = another_bpe()
@@ -51,6 +52,7 @@ def test_a_bpe_of_its_own_is_used_though_it_is_as_large_as_gpt2s(tmp_path, left)
     assert expected != gpt2_tokenizer().encode(TEXT).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [["tokenizer.json"], ["vocab.json", "merges.txt"], []])
 def test_gpt2s_is_gpt2s(tmp_path, left):
     files = huggingface.to_files(gpt2_tokenizer(), 16)
@@ -76,6 +78,7 @@ def changed(**parts):
     return {"tokenizer.json": json.dumps(content).encode()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -111,6 +114,7 @@ def test_a_damaged_one_is_one_line(tmp_path, content):
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.slow
 def test_a_vocabulary_without_its_merges_is_refused(tmp_path):
     files = huggingface.to_files(gpt2_tokenizer(), 16)
     folder = folder_of(tmp_path, 50_257, {"vocab.json": files["vocab.json"]})

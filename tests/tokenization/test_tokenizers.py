@@ -136,6 +136,7 @@ def test_a_million_blanks_and_a_letter():
     assert ids[-1:].tolist() == tokenizer.encode(" a").tolist()
 
 
+@pytest.mark.slow
 def test_long_text_is_cut_where_its_tokens_do_not_change(monkeypatch):
     tokenizer = gpt2_tokenizer()
     kinds = [

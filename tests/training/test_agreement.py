@@ -45,6 +45,7 @@ def two_nodes(*flags):
         return list(pool.map(run_node, flags))
 
 
+@pytest.mark.slow
 def test_nodes_with_other_settings_say_which(corpus_dir, tmp_path):
     places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
     ended = two_nodes([*places, "--log_interval=3"], [*places, "--log_interval=3", "--beta1=0.8"])
@@ -100,6 +101,7 @@ def test_ranks_with_other_corpora_train_nothing(corpus_dir, other_corpus, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_corpus_may_be_elsewhere(corpus_dir, tmp_path):
     shutil.copytree(corpus_dir, tmp_path / "copy")
     settings = tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=3")
@@ -129,6 +131,7 @@ class BetterMeanwhile:
         agreement.resolve_model = resolve_model
 
 
+@pytest.mark.slow
 def test_all_ranks_start_from_the_checkpoint_that_rank_0_named(corpus_dir, tmp_path):
     start, run = tmp_path / "start", tmp_path / "run"
     flags = ("--eval_interval=10", "--keep_best=9", "--keep_last=9")
@@ -142,6 +145,7 @@ def test_all_ranks_start_from_the_checkpoint_that_rank_0_named(corpus_dir, tmp_p
     assert len(record["weights_sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_another_model_on_another_rank_is_refused(corpus_dir, tmp_path):
     for seed in (1, 2):
         out_dir = tmp_path / f"seed-{seed}"

@@ -31,6 +31,7 @@ from yuzogpt.training.launch import work
 DROPOUT = "--dropout=0.1"
 
 
+@pytest.mark.slow
 def test_sigterm_leads_to_a_checkpoint_at_once_and_loses_nothing(corpus_dir, tmp_path):
     flags = (DROPOUT, "--max_iters=120", "--eval_interval=50")
     run_world(2, tiny_settings(corpus_dir, tmp_path / "whole", *flags))
@@ -51,6 +52,7 @@ def test_sigterm_leads_to_a_checkpoint_at_once_and_loses_nothing(corpus_dir, tmp
     assert weights(tmp_path / "run", 120) == weights(tmp_path / "whole", 120)
 
 
+@pytest.mark.slow
 def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -81,6 +83,7 @@ def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
     assert [start["redone_steps"] for start in records(run, "start")] == [0, 0]
 
 
+@pytest.mark.slow
 def test_torchrun_starts_again_without_overwriting_what_it_has(corpus_dir, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -144,6 +147,7 @@ class Evaluating:
 
 
 # Batches of 4 of the split's 124 windows, on each of two ranks: 16 in all of it, 1 in an estimate.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "first"),
     [
@@ -180,6 +184,7 @@ def test_an_evaluation_is_not_waited_for_and_comes_after_the_checkpoint(
     assert losses(run) == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_first_evaluation_is_not_waited_for_either(corpus_dir, tmp_path):
     run = tmp_path / "run"
     settings = tiny_settings(corpus_dir, run, "--max_iters=3", "--eval_iters=0")
@@ -194,6 +199,7 @@ def test_the_first_evaluation_is_not_waited_for_either(corpus_dir, tmp_path):
     assert sorted(losses(run)) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_long_step_is_not_waited_for(corpus_dir, tmp_path):
     # Two micro-steps of 0.3 s on one rank, one on the other; the bound is 0.3 s here.
     flags = ("--max_iters=40", "--eval_interval=40", "--num_workers=2")

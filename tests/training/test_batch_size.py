@@ -14,6 +14,8 @@ from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.batch_size import MEASURE_INTERVAL_STEPS, WARMUP_MEASUREMENTS, GlobalBatch
 from yuzogpt.training.schedules import batch_lr_scale, lr_at
 
+pytestmark = pytest.mark.slow
+
 RAMPS = {
     "linear": ("--batch_schedule=linear", "--batch_start_rows=2", "--batch_ramp_iters=20"),
     "steps": ("--batch_schedule=steps", "--batch_start_rows=3", "--batch_ramp_iters=20"),

@@ -153,6 +153,7 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "is_there", "message"),
     [
@@ -194,6 +195,7 @@ def test_wandb_that_cannot_work_is_one_line_and_changes_nothing(
     assert sorted(left) == before
 
 
+@pytest.mark.slow
 def test_wandb_works_offline_and_the_key_stays_secret(corpus_dir, tmp_path):
     pytest.importorskip("wandb")
     key = "canary" * 7

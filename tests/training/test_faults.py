@@ -33,6 +33,8 @@ from yuzogpt.runtime.world import World
 from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.launch import work
 
+pytestmark = pytest.mark.slow
+
 DROPOUT = "--dropout=0.1"
 
 

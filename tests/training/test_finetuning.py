@@ -20,6 +20,8 @@ from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training.launch import work
 from yuzogpt.training.layer_stats import layer_name
 
+pytestmark = pytest.mark.slow
+
 # The shape is the pretrained model's.
 SHAPE = ("--n_layer", "--n_head", "--n_embd", "--block_size")
 FLAGS = [flag for flag in TINY if flag.partition("=")[0] not in SHAPE]

@@ -51,6 +51,7 @@ def test_a_disk_that_stays_full_ends_the_run(corpus_dir, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_before_the_first_file_names_it(corpus_dir, tmp_path):
     places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}", "--num_workers=0"]
     command = [sys.executable, "-m", "yuzogpt", "train", *TINY, *places]
@@ -113,6 +114,7 @@ class Full:
         checkpointer.write_tensors = write_tensors
 
 
+@pytest.mark.slow
 def test_the_full_disk_of_one_rank_holds_up_no_other(corpus_dir, tmp_path):
     flags = ("--parallel=fsdp", "--max_iters=40", "--eval_interval=10")
     settings = tiny_settings(corpus_dir, tmp_path / "run", *flags)

@@ -42,6 +42,7 @@ def flags(corpus_dir, out_dir):
     return ["train", *TINY, *places, "--max_iters=100000", "--eval_interval=100000"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "workers", ["--num_workers=0", pytest.param("--num_workers=1", marks=pytest.mark.slow)]
 )
@@ -56,6 +57,7 @@ def test_a_run_whose_terminal_is_closed_leaves_a_checkpoint(corpus_dir, tmp_path
     assert checkpoints.newest(LocalStorage(run), pytest.fail).state.step == stop["step"]
 
 
+@pytest.mark.slow
 def test_under_nohup_a_closed_terminal_means_nothing(corpus_dir, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(

@@ -165,6 +165,7 @@ def given_gradient(name: str, size, seed: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed + len(name)))
 
 
+@pytest.mark.slow
 def test_a_step_of_shards_is_that_of_one_worker(corpus_dir, tmp_path):
     settings = tiny_settings(corpus_dir, tmp_path, "--parallel=fsdp", "--max_iters=1")
     ranks = start_world(3, settings, OneStep(tmp_path))  # 34 rows on 3 ranks: unequal parts
@@ -188,6 +189,7 @@ def test_a_step_of_shards_is_that_of_one_worker(corpus_dir, tmp_path):
 MUON = ("--optimizer=muon", "--learning_rate=5e-3", "--matrix_lr_mult=4", "--dropout=0.1")
 
 
+@pytest.mark.slow
 def test_training_is_the_same_in_every_way_and_goes_on_exactly(corpus_dir, tmp_path):
     def train(name, size, max_iters, *flags):
         flags = (*MUON, f"--max_iters={max_iters}", *flags)
@@ -227,6 +229,7 @@ def coordinates(width: int, base: int, optimizer: str, rate: float) -> float:
         return (model(ids[:, :-1]) - before).abs().mean().item()
 
 
+@pytest.mark.slow
 def test_mup_keeps_what_a_step_changes_at_every_width():
     """The coordinate check (Yang et al., 2022, appendix D.1)."""
     with_mup = [coordinates(width, 64, "adamw", 0.003) for width in (64, 256, 1024)]

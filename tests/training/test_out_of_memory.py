@@ -16,6 +16,7 @@ from yuzogpt.runtime.world import World
 from yuzogpt.training.launch import work
 
 
+@pytest.mark.slow
 def test_one_line_names_settings_that_take_less_and_they_work(corpus_dir, tmp_path):
     """As a command whose address space is limited: 16,384 rows at once do not fit into it."""
     flags = [*TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}", "--n_embd=256"]
@@ -85,6 +86,7 @@ def test_workers_that_are_started_again_end_with_the_line(corpus_dir, tmp_path):
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_is_not_compiled_and_says_so(corpus_dir, tmp_path):
     places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
     flags = ["--num_workers=0", "--max_iters=1", "--compile=True"]

@@ -89,6 +89,7 @@ def places(corpus_dir, out_dir):
     return [f"--data_dir={corpus_dir}", f"--out_dir={out_dir}"]
 
 
+@pytest.mark.slow
 def test_a_run_is_whole_until_the_new_ones_weights_are_loaded(
     old_run, corpus_dir, pretrained, tmp_path
 ):
@@ -118,6 +119,7 @@ def test_a_command_killed_while_it_deletes_a_run_leaves_none(old_run, corpus_dir
     assert [start["step"] for start in records(run, "start")] == [0]
 
 
+@pytest.mark.slow
 def test_torchrun_with_one_rank_overwrites_once(old_run, corpus_dir, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(old_run, run)

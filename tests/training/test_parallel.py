@@ -26,6 +26,8 @@ from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.parallel import parallelize, shard_rows, to_local
 
+pytestmark = pytest.mark.slow
+
 # An odd batch: the ranks' shares differ, and one rank ends with an empty micro-batch.
 FLAGS = ("--dropout=0.1", "--batch_size=1", "--gradient_accumulation_steps=13")
 STEPS = 24

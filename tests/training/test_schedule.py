@@ -107,6 +107,7 @@ def test_a_later_end_is_allowed_where_the_past_stays_what_it_was(settings_of, tm
     assert after[16] == 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "flag", "step"),
     [

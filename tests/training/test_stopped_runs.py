@@ -25,6 +25,7 @@ def train(corpus_dir, out_dir, *flags, stop_at=None):
         return work(settings, World(), lambda *_: None, ask, stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [9, 1])
 def test_an_evaluation_that_a_stop_came_before_is_made_up_for(corpus_dir, tmp_path, kept):
     flags = ("--dropout=0.1", "--max_iters=30", "--eval_interval=5", f"--keep_best={kept}")

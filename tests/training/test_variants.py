@@ -22,6 +22,7 @@ MODELS = {
 STEPS = 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_part_learns_the_same_in_any_world(corpus_dir, tmp_path, name):
     flags = [f"--{key}={value}" for key, value in MODELS[name].items()]
@@ -36,6 +37,7 @@ def test_every_part_learns_the_same_in_any_world(corpus_dir, tmp_path, name):
         assert found == pytest.approx(alone, rel=1e-4), world
 
 
+@pytest.mark.slow
 def test_they_can_be_compiled():
     """As one graph each; the kernels that inductor makes of it take a minute to compile."""
     parts = {**MODELS["rotary"], "tie_embeddings": False, "logit_softcap": 2.0}

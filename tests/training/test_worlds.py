@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import REPOSITORY, TINY, tiny_settings, yuzogpt
 from tests.training.worlds import losses, records, run_world, weights
 
+pytestmark = pytest.mark.slow
+
 DROPOUT = "--dropout=0.1"
 
 

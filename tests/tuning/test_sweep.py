@@ -56,6 +56,7 @@ def test_another_sweep_is_refused_in_its_directory(sweep, flag):
         sweep(flag)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

@@ -197,3 +197,8 @@ def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path):
         found = checkpoints.newest(LocalStorage(tmp_path / str(victim)), pytest.fail)
         assert found.state.step == (10 if victim >= 7 else 5)
         assert torch.equal(dict(found.tensors("model"))["w"], TENSORS["w"])
+
+
+def test_a_corpus_is_not_taken_for_a_corrupt_checkpoint(corpus_dir):
+    with pytest.raises(UserError, match=r"a prepared corpus, not a run; give the out_dir"):
+        checkpoints.find(LocalStorage(corpus_dir))

@@ -75,6 +75,10 @@ def find(storage: RunStorage) -> Checkpoint | None:
     None if it is neither; UserError if it holds checkpoints and none is whole.
     """
     name = storage.display_name
+    if any(storage.local.glob("train-*.arrow")):
+        raise UserError(
+            f"{name}: a prepared corpus, not a run; give the out_dir of `yuzogpt train`"
+        )
     try:
         if any((storage.local / file).exists() for file in (STATE, MANIFEST)):
             return verify(storage, optimizer=False)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # takes a tenth of a second to import
     from rich.table import Table
     from rich.text import Text
 
+LEVELS = ("debug", "info", "warning", "error")
+LEVEL_VARIABLE = "YUZOGPT_LOG_LEVEL"  # so that processes that a command starts have its level
+LOGGER = logging.getLogger("yuzogpt")
+
 # C0, DEL and C1, without newline and tab. C1 has CSI and OSC, too, as one character each.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -72,9 +76,6 @@ def set_log_level(level: str) -> None:
     LOGGER.setLevel(level.upper())
 
 
-LEVELS = ("debug", "info", "warning", "error")
-LEVEL_VARIABLE = "YUZOGPT_LOG_LEVEL"
-LOGGER = logging.getLogger("yuzogpt")
 if not LOGGER.handlers:
     LOGGER.addHandler(TerminalHandler())
     LOGGER.propagate = False  # a root logger's handlers would print each line again

@@ -115,7 +115,7 @@ def test_a_sweep_of_twelve(sweep, tmp_path):
     for trial in trials:
         run = directory / "trials" / trial["name"]
         if trial["state"] == "stopped":
-            assert steps_of(run) < 60
+            assert all(step < 60 for step, _ in trial["evaluations"])
         # A stopped one may lose its process before its first checkpoint is written.
         kept = list((run / "checkpoints").glob("step-*"))
         assert len(kept) == 1 or (trial["state"] == "stopped" and not kept)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_settings
+from yuzogpt.runs.event_log import read_records
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.training.launch import work_here
 from yuzogpt.tuning.trials import Trial, run_trial
@@ -59,6 +60,28 @@ def test_a_trial_that_is_asked_to_stop_keeps_its_best_weights(attempt):
     (kept,) = (trial.directory / "checkpoints").iterdir()
     assert not list(kept.glob("optimizer*"))
     assert not (trial.directory / "stop").exists()
+
+
+def test_a_trial_that_falls_behind_at_its_last_step_has_finished(attempt):
+    reports, is_wanted, trial = attempt(most=30)
+    assert (is_wanted, trial.state) == (False, "finished")
+    assert [step for step, _ in reports] == [0, 10, 20, 30]
+    kinds = [record["kind"] for record in read_records(trial.directory / "metrics.jsonl")]
+    assert "final" in kinds  # its last evaluation was not cut off
+
+
+def test_a_trial_that_lost_its_process_after_its_last_step_has_finished(attempt):
+    class Killed(BaseException):
+        pass
+
+    def killed_at_the_end(settings, listener):
+        train(settings, listener)
+        raise Killed
+
+    with pytest.raises(Killed):
+        attempt(killed_at_the_end, most=30)
+    _, is_wanted, trial = attempt(most=30)
+    assert (is_wanted, trial.state) == (False, "finished")
 
 
 @pytest.mark.parametrize("need", [lambda: torch.empty(2**50), lambda: bytearray(2**62)])

@@ -116,12 +116,13 @@ def evaluation_loss(record: Record) -> float:
 class Progress:
     """A listener for a run's records that reports each evaluation.
 
-    If a report returns False, the trial is no longer wanted, and the run is asked to stop.
+    If a report returns False, the trial is no longer wanted, and the run is asked to stop. After
+    its last step only the end is left of it, which it may reach.
     """
 
-    def __init__(self, run: Path, report: Report) -> None:
-        self.run, self.report = run, report
-        self.best, self.is_wanted = math.inf, True
+    def __init__(self, run: Path, report: Report, max_iters: int) -> None:
+        self.run, self.report, self.max_iters = run, report, max_iters
+        self.best, self.is_wanted, self.made_all_steps = math.inf, True, False
 
     def __call__(self, record: Record) -> None:
         """Report a record's loss, if it is of an evaluation."""
@@ -129,7 +130,8 @@ class Progress:
         if record["kind"] == "evaluation" and record["step"] > 0 and self.is_wanted:
             self.best = min(self.best, evaluation_loss(record))
             self.is_wanted = self.report(record["step"], self.best)
-            if not self.is_wanted:
+            self.made_all_steps = record["step"] >= self.max_iters
+            if not (self.is_wanted or self.made_all_steps):
                 ask_to_stop(LocalStorage(self.run), SCHEDULER)
 
 
@@ -138,7 +140,7 @@ def run_trial(settings: TrainSettings, trial: Trial, report: Report, train: Trai
 
     A trial that has ended is only reported.
     """
-    progress = Progress(trial.directory, report)
+    progress = Progress(trial.directory, report, settings.schedule.max_iters)
     progress.is_wanted = report(0, math.inf)  # Tune needs a report even of one that fails at once
     # An earlier attempt's losses are reported again: the scheduler compares them.
     for record in read_records(trial.directory / runs.METRICS):
@@ -148,7 +150,7 @@ def run_trial(settings: TrainSettings, trial: Trial, report: Report, train: Trai
         return progress.is_wanted
     state: State = "stopped"
     error = ""
-    if progress.is_wanted:
+    if progress.is_wanted or progress.made_all_steps:
         try:
             reason = train(settings, progress)
         except InUse:

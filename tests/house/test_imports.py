@@ -57,6 +57,7 @@ LAYERS = """
     evaluation report tuning
     training serving
     bench orchestration
+    api
     cli
     __main__
 """

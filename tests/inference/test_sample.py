@@ -12,8 +12,9 @@ import torch
 from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.evaluation.models import random_model
 from yuzogpt import tokenization
+from yuzogpt.api import verbs
 from yuzogpt.checkpoints.resolve import resolve_model
-from yuzogpt.cli import commands, main
+from yuzogpt.cli import main
 from yuzogpt.config import SampleSettings
 from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
@@ -149,7 +150,7 @@ def test_a_submitted_job_names_no_run_that_it_does_not_read(run_dir, capsys):
     main(["sample", f"--init_from={run_dir}", "--start=thou", *SHORT])
     assert capsys.readouterr().out.startswith("thou")
     published = resolve(SampleSettings, [], ["--init_from=gpt2"])
-    assert commands.with_sampling_paths(published) == published
+    assert verbs.with_sampling_paths(published) == published
 
 
 def test_a_context_that_no_memory_holds_is_one_line(corpus_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""What each verb does with its settings: make paths absolute, check, then run it where it belongs.
+"""What each verb of the command line does with its settings, and prints.
 
 Torch and Ray are imported only after everything that can be checked without them.
 """
@@ -8,8 +8,8 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
+from yuzogpt.api import verbs
 from yuzogpt.config import (
     BenchSettings,
     DoctorSettings,
@@ -28,45 +28,22 @@ from yuzogpt.config import (
 from yuzogpt.console.terminal import say
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.paths import absolute
 from yuzogpt.storage.run_storage import SCHEMES
-
-T = TypeVar("T", bound=TrainSettings)
 
 
 def train(settings: Section) -> None:
     """Train on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
-    from yuzogpt import runs
     from yuzogpt.runtime import ranks
 
-    settings = with_run_paths(settings)
-    if ranks.of_torchrun():
-        if settings.workers.num_workers != 0:
-            raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
-        from yuzogpt.training.launch import run_as_rank
-
-        run_as_rank(settings)
+    if not ranks.of_torchrun():
+        verbs.train(settings)
         return
-    settings, resume = runs.check(settings)
-    if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
-        say(runs.finished_line(settings))
-    elif settings.workers.num_workers == 0:
-        from yuzogpt.training.launch import run_here
+    if settings.workers.num_workers != 0:
+        raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
+    from yuzogpt.training.launch import run_as_rank
 
-        run_here(settings)
-    else:
-        from yuzogpt.orchestration.train.trainer import run_on_ray
-
-        run_on_ray(settings)
-
-
-def with_run_paths(settings: T, unused: Sequence[str] = ()) -> T:
-    """Make the paths of a training run absolute, except for `unused` settings."""
-    from yuzogpt.checkpoints.locations import with_absolute_paths
-
-    is_path = settings.run.init_from not in ("scratch", "resume")
-    return with_absolute_paths(settings, unused if is_path else (*unused, "run.init_from"))
+    run_as_rank(verbs.with_run_paths(settings))
 
 
 def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:
@@ -75,7 +52,7 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
     from yuzogpt.tuning.space import read_space
     from yuzogpt.tuning.sweep import Sweep
 
-    settings = with_run_paths(settings)
+    settings = verbs.with_run_paths(settings)
     sweep = Sweep(settings, read_space(settings, files, searched)).checked()
 
     from yuzogpt.tuning.search import is_done
@@ -97,24 +74,14 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
 def prepare(settings: Section) -> None:
     """Turn text into Arrow blocks, on Ray if the corpus is large."""
     assert isinstance(settings, PrepareSettings)
-    from yuzogpt.checkpoints.locations import with_absolute_paths
-    from yuzogpt.data.preparation.prepare import LocalWorkers
-    from yuzogpt.data.preparation.prepare import prepare as prepare_corpus
     from yuzogpt.data.preparation.records import recorded_source
 
-    settings = with_absolute_paths(settings)
-    directory = Path(settings.corpus.data_dir)
-    if settings.preparation.num_workers == 0:
-        corpus, is_new = prepare_corpus(settings, directory, LocalWorkers())
-    else:
-        from yuzogpt.orchestration.data.prepare import prepare_on_ray
-
-        corpus, is_new = prepare_on_ray(settings, directory)
+    corpus, is_new = verbs.prepare(settings)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
     made_from = recorded_source(corpus)
     source = f"{made_from.name}, SHA-256 {made_from.sha256[:12]}"
-    say(f"{state}: {manifest.corpus} from {source} in {directory}")
+    say(f"{state}: {manifest.corpus} from {source} in {corpus.directory}")
     say(
         f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
         f"tokens, val {manifest.tokens('val'):,} tokens"
@@ -159,63 +126,32 @@ def bench(settings: Section) -> None:
     # The measured runs write to a temporary directory.
     unused = ["run.out_dir", "evaluation.benchmark_dir", "log.wandb_key_file"]
     unused += ["data.data_dir"] if settings.bench.synthetic else []
-    settings = with_run_paths(settings, unused)
+    settings = verbs.with_run_paths(settings, unused)
     show(measure(settings), settings.bench.output)
 
 
 def sample(settings: Section) -> None:
     """Print samples, or answer prompts from standard input line by line."""
     assert isinstance(settings, SampleSettings)
-    from yuzogpt.inference.sample import converse
-    from yuzogpt.inference.sample import sample as draw_samples
-
-    settings = with_sampling_paths(settings)
     if settings.sampling.interactive:
+        from yuzogpt.inference.sample import converse
+
+        settings = verbs.with_sampling_paths(settings)
         if isinstance(sys.stdin, io.TextIOWrapper):
             # The tokenizer refuses a line with bytes that are no text; later lines still work.
             sys.stdin.reconfigure(errors="surrogateescape")
         with contextlib.suppress(KeyboardInterrupt):  # ends the session as end of input does
             converse(settings, sys.stdin, sys.stdout)
         return
-    for text in draw_samples(settings):
+    for text in verbs.sample(settings):
         say(text)
         say("---------------")
-
-
-def with_sampling_paths(settings: SampleSettings) -> SampleSettings:
-    """Make the paths absolute that sampling reads."""
-    from yuzogpt.checkpoints.locations import with_absolute_paths
-
-    source = settings.sampling
-    is_run = source.init_from == "resume"
-    unused = "sampling.init_from" if is_run else "sampling.out_dir"
-    settings = with_absolute_paths(settings, [unused])
-    if source.prompts or not source.start.startswith("FILE:"):
-        return settings
-    file = absolute(source.start.removeprefix("FILE:"), source.storage, "start")
-    return with_changes(settings, {"sampling.start": f"FILE:{file}"})
 
 
 def evaluate(settings: Section) -> None:
     """Score a model on benchmarks, on Ray or in this process."""
     assert isinstance(settings, EvaluateSettings)
-    from yuzogpt.checkpoints.locations import with_absolute_paths
-    from yuzogpt.evaluation.evaluate import check, compute_here
-    from yuzogpt.evaluation.evaluate import evaluate as run_evaluation
-
-    reads_corpus = "loss" in settings.benchmarks.tasks
-    settings = with_absolute_paths(settings, () if reads_corpus else ["benchmarks.data_dir"])
-    out_dir = settings.evaluated.out_dir
-    if not out_dir:
-        name = f"eval-{Path(settings.evaluated.model).name}"
-        out_dir = str(absolute(name, settings.evaluated.storage, "out_dir"))
-    evaluation = check(settings, Path(out_dir), settings.benchmarks.data_dir)
-    if settings.workers.num_workers == 0:
-        run_evaluation(evaluation, compute_here)
-    else:
-        from yuzogpt.orchestration.evaluate import on_ray
-
-        run_evaluation(evaluation, on_ray(settings))
+    verbs.evaluate(settings)
 
 
 def serve(settings: Section) -> None:

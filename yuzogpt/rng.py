@@ -13,7 +13,7 @@ Uint64s = npt.NDArray[np.uint64]
 def scramble(values: Uint64s) -> Uint64s:
     """Hash 64-bit numbers: every bit of the output depends on every bit of the input.
 
-    The output function of SplitMix64 (Steele et al., 2014); callers supply its counter.
+    The step of SplitMix64 (Steele et al., 2014), whose state here is the value to hash.
     """
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -197,7 +197,7 @@ def test_the_noise_scale_of_gradients_that_are_known():
 
 def test_a_measured_step_has_two_passes_on_every_rank():
     growing = GlobalBatch.from_state(batch("noise", 4, 0), {})
-    assert growing.max_rows_per_pass(0, World()) == 2
-    assert growing.max_rows_per_pass(1, World()) == 4
-    assert growing.max_rows_per_pass(0, World(size=2)) == 1
-    assert growing.max_rows_per_pass(0, World(size=3)) == 4  # too few rows to measure
+    assert growing.max_rows_per_micro_step(0, World()) == 2
+    assert growing.max_rows_per_micro_step(1, World()) == 4
+    assert growing.max_rows_per_micro_step(0, World(size=2)) == 1
+    assert growing.max_rows_per_micro_step(0, World(size=3)) == 4  # too few rows to measure

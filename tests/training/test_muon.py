@@ -109,7 +109,7 @@ def test_what_is_no_matrix_of_a_layer_is_adamws():
     adamw, muon = build_optimizer(model, settings, FinetuningSettings()).parts
     names = {parameter: name for name, parameter in model.named_parameters()}
     of_muon = {
-        names[parameter].split(".", 2)[2]: (group["matrices"], group["rate"])
+        names[parameter].split(".", 2)[2]: (group["matrices"], group["lr_factor"])
         for group in muon.param_groups
         for parameter in group["params"]
     }
@@ -120,7 +120,7 @@ def test_what_is_no_matrix_of_a_layer_is_adamws():
         "mlp.c_proj.weight": (1, 5.0),
     }
     rates = {
-        names[parameter]: (group["rate"], group["weight_decay"])
+        names[parameter]: (group["lr_factor"], group["weight_decay"])
         for group in adamw.param_groups
         for parameter in group["params"]
     }

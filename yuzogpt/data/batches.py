@@ -1,11 +1,12 @@
 """The order of the data: a row is a pure function of (tokens, seed, block_size, row number).
 
 A row, one training sequence, is a window of block_size + 1 tokens of the stream. Each epoch is a
-permutation of the windows that start every block_size tokens from an offset, the epoch's phase, on.
-(Neighbours share one token: the target of one is the input of the next.) Phases differ, so that
-windows do not always start at the same tokens: each cycle of block_size epochs has every phase
-once, in shuffled order. A row is found in constant time, without a table, and a run's position in
-the data is one integer, `rows_seen`: this is what makes resuming exact.
+permutation of the windows that start at phase, phase + block_size, phase + 2 * block_size, ...; the
+phase is an offset that each epoch has of its own. (Neighbours share one token: the last target of
+one is the first input of the next.) Phases differ, so that windows do not always start at the
+same tokens: each cycle of block_size epochs has every phase once, in shuffled order. No table of
+rows is kept, and finding a row takes as long in a large corpus as in a small one. A run's position
+in the data is one integer, `rows_seen`: this is what makes resuming exact.
 
 Next: rng.py.
 """
@@ -24,8 +25,9 @@ from yuzogpt.rng import Uint64s, scramble
 
 Int64s = npt.NDArray[np.int64]
 
-CHUNK = 4096  # indices permuted in one call; fewer would cost as much, the overhead of NumPy's
-FEISTEL_ROUNDS = 6  # with 4, the order passes our tests of uniformity already
+# Indices permuted in one call. A call for fewer takes as long: NumPy's overhead is most of it.
+CHUNK = 4096
+FEISTEL_ROUNDS = 6  # two more than our tests of uniformity need
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,17 @@ class Rows:
     def starts(self, first_row: int, count: int) -> Int64s:
         """Return the position in the stream at which each row starts, shape (count,)."""
         starts = [np.empty(0, np.int64)]
-        for epoch, row, length in self._epochs(first_row, count):
-            windows = permute_range(row, length, self.windows(epoch), self.seed, epoch)
+        for epoch, row_in_epoch, length in self._epochs(first_row, count):
+            windows = permute_range(row_in_epoch, length, self.windows(epoch), self.seed, epoch)
             starts.append(self.phase(epoch) + windows * self.block_size)
         return np.concatenate(starts)
 
     def _epochs(self, first_row: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """Split a range of rows at the ends of epochs: (epoch, first row within it, rows)."""
+        """Split a range of rows at the ends of epochs: (epoch, first row in it, number of rows)."""
         while count > 0:
-            epoch, row = self.locate(first_row)
-            length = min(count, self.windows(epoch) - row)
-            yield epoch, row, length
+            epoch, row_in_epoch = self.locate(first_row)
+            length = min(count, self.windows(epoch) - row_in_epoch)
+            yield epoch, row_in_epoch, length
             first_row, count = first_row + length, count - length
 
     def locate(self, row: int) -> tuple[int, int]:
@@ -96,10 +98,8 @@ class Rows:
 
 @functools.lru_cache(maxsize=4)
 def epoch_phases(cycle: int, block_size: int, seed: int) -> Int64s:
-    """Return the phase of each epoch of a cycle; cached, as every batch needs it.
-
-    Its key is the epoch number -1 - cycle, which no real epoch has.
-    """
+    """Return the phase of each epoch of a cycle, (block_size,); cached, as every batch needs it."""
+    # -1 - cycle: in place of an epoch, a number that no epoch has.
     phases = permute(np.arange(block_size), block_size, seed, -1 - cycle)
     phases.flags.writeable = False
     return phases
@@ -124,7 +124,7 @@ def check_split_length(split: str, tokens: int, block_size: int, part: Part = "w
 
 
 def permute_range(first: int, count: int, size: int, seed: int, epoch: int) -> Int64s:
-    """Permute the `count` indices from `first` on, as `permute` does, through a cache."""
+    """Permute the indices from `first` to `first + count - 1`, in cached chunks."""
     chunks = range(first // CHUNK, (first + count - 1) // CHUNK + 1)
     permuted = np.concatenate([permute_chunk(chunk, size, seed, epoch) for chunk in chunks])
     return permuted[first - chunks.start * CHUNK :][:count]
@@ -132,7 +132,7 @@ def permute_range(first: int, count: int, size: int, seed: int, epoch: int) -> I
 
 @functools.lru_cache(maxsize=4)
 def permute_chunk(chunk: int, size: int, seed: int, epoch: int) -> Int64s:
-    """Permute the indices of one chunk; the result is cached, so it is read only."""
+    """Permute the indices of one chunk; the result is cached, and so not writeable."""
     first = chunk * CHUNK
     permuted = permute(np.arange(first, min(first + CHUNK, size)), size, seed, epoch)
     permuted.flags.writeable = False

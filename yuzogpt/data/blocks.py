@@ -1,7 +1,7 @@
 """A prepared corpus: blocks of tokens on disk, memory-mapped as one token stream per split.
 
 A corpus is a directory of `train-00000.arrow` ..., `val-00000.arrow` ... and a manifest.json, which
-is written last: a directory without it is not a corpus. A block is an uncompressed Arrow IPC file
+is written last: a directory without one is not a corpus. A block is an uncompressed Arrow IPC file
 of one column, `tokens: list<uint16>` (uint32 for large vocabularies), with one list per document;
 the flat values of the column are the token stream. It has nothing to do with `block_size`, the
 model's context length. block_writer.py writes blocks; manifest.py is the schema of the manifest.
@@ -35,7 +35,7 @@ TOKENIZER = "tokenizer.json"
 STAGING = ".preparing"  # subdirectory for files that are not committed yet
 PLAN = "plan.json"  # in STAGING: what the preparation in progress does
 STAGE_STATS = "ray-data-stats.txt"  # Ray Data's execution statistics
-SOURCE_TIMES = "source-times.json"  # when the files of the source were last changed
+SOURCE_TIMES = "source-times.json"  # modification times of the source's files
 # Other files of a corpus directory; the .bin files are in nanoGPT's format (`inspect`).
 BY_PRODUCTS = ("train.bin", "val.bin", STAGE_STATS, SOURCE_TIMES)
 

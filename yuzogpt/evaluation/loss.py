@@ -43,7 +43,7 @@ def mean_loss(
     total = torch.zeros(2, dtype=torch.float64, device=sum_device)
     was_training = model.training
     model.eval()
-    batches, next_check, start = world.batches(len(indices), batch_size), 1, time.perf_counter()
+    batches, next_check, start = world.row_ranges(len(indices), batch_size), 1, time.perf_counter()
     for number, batch in enumerate(batches, start=1):
         tokens = torch.from_numpy(windows.read(indices[batch.start : batch.stop]))
         tokens = tokens.to(hardware.device)

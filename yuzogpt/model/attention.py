@@ -14,7 +14,8 @@ from yuzogpt.model.dropout import Dropout
 from yuzogpt.model.positions import AttentionContext, causal_mask
 from yuzogpt.runtime.device import CPU_HAS_BFLOAT16
 
-# In longer rows, computing the masked half of the scores costs more than a flash kernel saves.
+# Explicit attention computes the masked half of the scores, which a flash kernel skips. In longer
+# rows that costs more than the kernel's conversion to float32, which explicit attention avoids.
 MAX_EXPLICIT_TOKENS = 512
 CPU_SCORES_PER_PASS = 2**22  # about what a CPU's cache holds
 
@@ -41,7 +42,7 @@ class Attention(nn.Module):
             qk = F.rms_norm(qk, qk.shape[-1:]).to(v.dtype)
         q, k = context.apply_rotary(qk).chunk(2, dim=1)
         if context.cache is not None:
-            y = context.cache.attend(self.layer, q, k, v, context.positions)
+            y = context.cache.attend(self.layer, q, k, v, context.encoding)
         elif self.attn_drop.is_on() or prefers_explicit(q):
             y = self._explicit_attention(q, k, v, row_keys, context.mask)
         else:
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         if q.device.type != "cpu":
             return self._attend(q, k, v, row_keys, mask)
         rows_per_pass, parts = max(1, CPU_SCORES_PER_PASS // (H * T * T)), []
-        for first in range(0, max(1, B), rows_per_pass):  # without rows, too, for the backward
+        for first in range(0, max(1, B), rows_per_pass):  # once if B = 0, for the backward
             part = slice(first, first + rows_per_pass)
             keys = None if row_keys is None else row_keys[part]
             parts.append(self._attend(q[part], k[part], v[part], keys, mask))

@@ -23,7 +23,7 @@ from yuzogpt.model.layers import MLP, norm
 from yuzogpt.model.positions import POSITION_KINDS, AttentionContext, Cache, causal_mask
 
 LOGITS_PER_PASS = 2**26  # elements: 256 MB in float32
-# Without gradients on a CPU: they stay in its cache, which is 1.5 times as fast as LOGITS_PER_PASS.
+# On a CPU, without gradients: so few stay in its cache, and evaluating is 1.5 times as fast.
 CPU_LOGITS_PER_PASS = 2**22
 
 
@@ -37,7 +37,7 @@ class GPT(nn.Module):
         self.settings = settings
         self.wte = TokenEmbedding(settings.padded_vocab, settings.n_embd)
         self.wpe = POSITION_KINDS[settings.pos_emb](settings)
-        self.drop = Dropout(settings.dropout, site=0)  # `site`: number of a dropout in the model
+        self.drop = Dropout(settings.dropout, site=0)  # each dropout has its own `site`
         self.h = nn.ModuleList(Block(settings, layer) for layer in range(settings.n_layer))
         self.ln_f = norm(settings)
         self.lm_head: nn.Linear | None = None
@@ -49,8 +49,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return logits, (B, T, V); with targets, (B, T), the loss of each token in nats, (B, T).
 
-        `row_keys`, (B,), seed dropout (see dropout.row_keys): required in training mode if dropout
-        is on, so that a row's masks do not depend on its batch or rank.
+        `row_keys`, (B,): the seeds of dropout (see dropout.row_keys), needed in training mode if
+        dropout is on. A row's masks then do not depend on its batch or rank.
         """
         T, block_size = ids.shape[1], self.settings.block_size
         assert block_size >= T or self.settings.is_extensible, f"{T} tokens, {block_size=}"
@@ -135,9 +135,9 @@ class GPT(nn.Module):
 
 
 def separate_rounding(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autocast casts a matrix to bfloat16 separately for each use.
+    """Return a context in which autocast makes a bfloat16 copy of a matrix for each use of it.
 
-    With one cast copy for all uses, autograd would sum their gradients in bfloat16.
+    If all uses shared one copy, autograd would sum their gradients in bfloat16.
     """
     kind = device.type
     if torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):

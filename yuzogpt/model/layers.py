@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from yuzogpt.config import ModelSettings
 from yuzogpt.model.dropout import Dropout
 
-EPSILON = 1e-5  # GPT-2's
+EPSILON = 1e-5  # of the norms, as GPT-2's
 
 
 class MLP(nn.Module):

@@ -110,9 +110,9 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """The positions of a forward pass: computed once, and used by every layer."""
+    """What every layer of a forward pass needs to know of positions, computed once."""
 
-    positions: Positions
+    encoding: Positions
     rotation: Tensor | None
     mask: Tensor | None  # added to scores, (T, T) or (1, H, T, T); None: only causal
     cache: Cache | None = None  # keys and values of earlier tokens

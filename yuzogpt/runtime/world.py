@@ -49,10 +49,10 @@ class World:
             dist.all_reduce(value, group=self.group)
         return value
 
-    def batches(self, rows: int, batch_size: int) -> list[range]:
-        """Split this rank's rows of a global batch into as many batches as every other rank has.
+    def row_ranges(self, rows: int, batch_size: int) -> list[range]:
+        """Split this rank's rows of a global batch into as many ranges as every other rank has.
 
-        All ranks must take part in the same collectives, so the last batch of a rank with one row
+        All ranks must take part in the same collectives, so the last range of a rank with one row
         less than others may be empty.
         """
         own, max_rows = self.rows_for_rank(rows), math.ceil(rows / self.size)

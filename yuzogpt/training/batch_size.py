@@ -54,13 +54,13 @@ class GlobalBatch:
         is_measured = self.settings.batch_schedule == "noise"
         return self.rows if is_measured else self.settings.rows_at(step)
 
-    def max_rows_per_pass(self, step: int, world: World) -> int:
-        """Return the most rows of a forward pass; a measured step has at least two passes."""
-        if not self.is_measured_at(step, world):
+    def max_rows_per_micro_step(self, step: int, world: World) -> int:
+        """Return the most rows of a micro-step on a rank; a measured step has at least two."""
+        if not self.measures_noise_at(step, world):
             return self.settings.batch_size
         return min(self.settings.batch_size, self.rows // world.size // 2)
 
-    def is_measured_at(self, step: int, world: World) -> bool:
+    def measures_noise_at(self, step: int, world: World) -> bool:
         """Return whether a step measures the noise; every rank needs two rows for that."""
         is_growing = self.rows < self.settings.global_rows
         is_due = self.settings.batch_schedule == "noise" and step % MEASURE_INTERVAL_STEPS == 0
@@ -96,7 +96,7 @@ def update_noise_scale(
     world: World,
 ) -> None:
     """Measure the noise from the gradient of a step and that of its first micro-batch."""
-    rows_of_rank = min(max_rows, batch.rows // world.size)  # in the first pass
+    rows_of_rank = min(max_rows, batch.rows // world.size)  # in the first micro-step
     micro_rows = rows_of_rank * (world.size if parallel == "fsdp" else 1)
     # A micro-batch's gradient is divided by the rows of the whole batch, and DDP averages ranks.
     scale = batch.rows / (world.size * rows_of_rank)

@@ -1,6 +1,6 @@
 """Guards: which steps are applied, and when a run is aborted.
 
-The loss and the gradients of a step, reduced over all ranks, give a verdict that is the same on
+A step's verdict follows from its loss and gradients, reduced over all ranks, and so is the same on
 every rank. A guard's state goes into checkpoints, so that a resumed run judges each step as an
 uninterrupted run would. It holds finite numbers only, because JSON has no others.
 
@@ -32,7 +32,7 @@ class StepStats:
 
     loss: float  # the mean over the global batch, in nats per token
     stop_requested: bool  # whether any rank was asked to stop
-    seconds: float  # duration of the previous step, the mean over ranks
+    seconds: float  # the previous step took, the mean over ranks: this one has not ended yet
     grad_norms: list[float]  # of each trainable parameter, in the model's order
     micro_grad_sq_norm: float = 0.0  # of one micro-batch, for the gradient noise scale
 
@@ -58,7 +58,8 @@ def reduce_step_stats(
     sq_norms = squared_grad_norms(model)
     micro = sq_norms.new_zeros(())
     if micro_grad_sq_norm is not None:
-        # Under FSDP a rank has a share of it; under DDP a value of its own, and the mean is taken.
+        # FSDP has averaged the micro-batch's gradient over ranks, and each rank has a shard's share
+        # of its norm: the sum is wanted. DDP has not: the mean of the ranks' norms is wanted.
         micro = micro_grad_sq_norm / (1 if model.kind == "fsdp" else world.size)
     local = [loss_sum, *loss_sum.new_tensor([stop_requested, seconds]), micro]
     packed = torch.stack([value.to(sq_norms.dtype) for value in local])

@@ -2,10 +2,14 @@
 
 Plain PyTorch. Only `world` and `hooks` know whether one process, torchrun or Ray Train runs it.
 A run's state is the weights, the optimizer's state, the statistics of the guard and of the batch
-schedule, and two integers, `step` and `rows_seen`; a checkpoint holds all of them. Data order,
-dropout masks and the learning rate are pure functions of these integers and the settings. So a
-resumed run computes the same numbers as an uninterrupted one: on CPUs bit for bit, with as many
-workers and micro-batches as before (others change the order of sums, and so the last bits).
+schedule, and two integers, `step` and `rows_seen`; a checkpoint holds all of them. Data order and
+dropout masks are pure functions of `rows_seen` and the settings; the learning rate is one of
+`step`, the settings and the batch's number of rows. So a resumed run computes the same numbers as
+an uninterrupted one: on CPUs bit for bit, with as many workers and micro-batches as before (others
+change the order of sums, and so the last bits).
+
+A step is one update of the weights, from one global batch. It consists of micro-steps, each a
+forward and a backward pass over a micro-batch that fits into memory.
 
 How a checkpoint is written: training/checkpointer.py.
 """
@@ -62,8 +66,8 @@ def train(
 ) -> str | None:
     """Train from `resume` or `start` to max_iters; return why the run stopped early, if it did.
 
-    `start`: pretrained weights. `open_log`: called after every rank has its weights, before
-    anything is written; it returns the log on rank 0. Raises RunFailed if the run cannot continue.
+    `start`: pretrained weights. `open_log`: returns the log on rank 0. It is called once every rank
+    has its weights, before anything is written. Raises RunFailed if the run cannot continue.
     """
     trainer = build_trainer(settings, world, corpus, resume, start, open_log, hooks)
     if settings.evaluation.eval_only:
@@ -146,34 +150,34 @@ class Trainer:
         model, optimizer, guard, batch = self.model, self.optimizer, self.guard, self.batch
         schedule, stop, log = settings.schedule, self.hooks.stop, self.log
         stop_reason: str | None = None
-        # Of earlier steps: the ranks share their `seconds` one step late.
+        # Of the step before: how long it took here, and whether it was long on average over ranks,
+        # which each rank learns with the statistics of this step.
         seconds, is_long_step = 0.0, False
         while self.step < schedule.max_iters and stop_reason is None:
             batch_rows = batch.rows_at(self.step)
-            max_rows = batch.max_rows_per_pass(self.step, world)
+            max_rows = batch.max_rows_per_micro_step(self.step, world)
             lr = lr_at(self.step, settings.optimizer, schedule)
             lr *= batch_lr_scale(batch_rows, settings.batch)
             optimizer.set_lr(lr)
 
-            # Forward and backward, in micro-steps that fit into memory. DDP and FSDP average over
-            # ranks; `scale` turns that into the mean over the global batch, however many rows each
-            # rank has.
+            # Forward and backward. DDP and FSDP average gradients over ranks; `scale` turns that
+            # into the mean over the global batch, however many rows each rank has.
             started, tokens = time.perf_counter(), batch_rows * self.data.block_size
-            scale, micro_steps = world.size / tokens, len(world.batches(batch_rows, max_rows))
+            scale, micro_steps = world.size / tokens, len(world.row_ranges(batch_rows, max_rows))
             loss_sum, micro_grad_sq_norm = torch.zeros((), device=hardware.device), None
             micro_batches = self.micro_batches(batch_rows, max_rows)
             for micro_step, (ids, targets, keys) in enumerate(micro_batches, start=1):
-                with model.sync_gradients(only_if=micro_step == micro_steps):
+                with model.sync_gradients(is_last=micro_step == micro_steps):
                     with hardware.autocast():
                         losses = model.wrapped(ids, targets, keys)  # (B, T)
                     (losses.sum() * scale).backward()
                 loss_sum += losses.detach().sum()
-                if micro_step == 1 and batch.is_measured_at(self.step, world):
+                if micro_step == 1 and batch.measures_noise_at(self.step, world):
                     micro_grad_sq_norm = squared_grad_norms(model).sum()
                 hooks.heartbeat(f"step {self.step + 1}")
                 if is_long_step and (stop_reason := stop.agreed(world.gather)):
                     break
-            if stop_reason:  # in the middle of a long step, which the resumed run repeats
+            if stop_reason:  # in the middle of a step, which the resumed run repeats
                 self.save_checkpoint()
                 break
 
@@ -183,12 +187,12 @@ class Trainer:
             )
             seconds = time.perf_counter() - started
             is_long_step = stats.seconds > LONG_STEP_S
-            expected_loss = guard.mean
+            expected_loss = guard.mean  # before this step's loss enters the mean
             verdict = guard.check(stats)
             is_clipped, layer_stats = False, None
             if is_applied := guard.should_apply(verdict):
                 if is_due(self.step + 1, settings.log.health_interval):
-                    layer_stats = LayerStats(model)
+                    layer_stats = LayerStats(model)  # copies the weights before the update
                 is_clipped = clip_grad_norm(model, stats.grad_norm, settings.optimizer.grad_clip)
                 optimizer.step()
             optimizer.zero_grad()
@@ -231,12 +235,12 @@ class Trainer:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield this rank's share of a step: ids (B, T), targets (B, T), dropout keys (B,).
 
-        The global batch is the next `batch_rows` rows of the data; a pass has at most `max_rows`.
+        The global batch is the next `batch_rows` rows; a micro-batch has at most `max_rows`.
         """
-        for part in self.world.batches(batch_rows, max_rows):
-            first_row = self.rows_seen + part.start
-            rows = torch.from_numpy(self.data.rows(first_row, len(part)))  # (B, T + 1)
-            keys = row_keys(self.data.seed, first_row, len(part))
+        for own in self.world.row_ranges(batch_rows, max_rows):
+            first_row = self.rows_seen + own.start
+            rows = torch.from_numpy(self.data.rows(first_row, len(own)))  # (B, T + 1)
+            keys = row_keys(self.data.seed, first_row, len(own))
             rows, keys = self.hardware.to_device(rows), self.hardware.to_device(keys)
             yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), keys
 
@@ -248,16 +252,18 @@ class Trainer:
     def checkpoint_due(self, eval_due: bool, stop_reason: str | None) -> bool:
         """Return whether a checkpoint is written now; call it on all ranks.
 
-        After steps that were not finite, the weights are suspect. A checkpoint of them would
-        displace a good one, so it is written only if the run stops here.
+        If the run stops here, always: nothing may be lost. After the last step, if the weights are
+        finite. At other steps that are due, also not after a step that was skipped because it was
+        not finite: the weights that gave it may be on their way to diverge, and their checkpoint
+        would displace a good one.
         """
         if stop_reason:
             return True
         if not (eval_due or is_due(self.step, self.settings.checkpoint.checkpoint_interval)):
             return False
         is_last = self.step == self.settings.schedule.max_iters
-        weights_suspect = self.guard.not_finite_in_a_row > 0 and not is_last
-        return not weights_suspect and weights_are_finite(self.model, self.world)
+        may_diverge = self.guard.not_finite_in_a_row > 0 and not is_last
+        return not may_diverge and weights_are_finite(self.model, self.world)
 
     def save_checkpoint(self, *, is_evaluated_next: bool = False) -> None:
         """Write everything that a resumed run needs."""
@@ -316,7 +322,7 @@ class Trainer:
         resumed run adds in the same order.
         """
         batch_rows = self.batch.rows_at(self.step)
-        max_rows = self.batch.max_rows_per_pass(self.step, self.world)
+        max_rows = self.batch.max_rows_per_micro_step(self.step, self.world)
         first_batch = next(self.micro_batches(batch_rows, max_rows))
         warm_up_ddp_buckets(self.model.wrapped, self.hardware, *first_batch)
         if self.world.size > 1 and self.settings.log.network_interval:

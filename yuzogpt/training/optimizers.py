@@ -39,9 +39,9 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def set_lr(self, lr: float) -> None:
-        """Set the run's learning rate; each group multiplies it by its own `rate`."""
+        """Set the run's learning rate; each group multiplies it by its own `lr_factor`."""
         for group in self.groups():
-            group["lr"] = lr * group["rate"]
+            group["lr"] = lr * group["lr_factor"]
 
     def groups(self) -> Iterator[dict[str, Any]]:
         """Yield the groups of parameters."""
@@ -61,7 +61,7 @@ def build_optimizer(
 ) -> Optimizer:
     """Return the optimizer of the trainable parameters.
 
-    `muon_dtype`: of Muon's matrix products; None: float32.
+    `muon_dtype`: the dtype of Muon's matrix products; None: float32.
     """
     for_adamw, for_muon = parameter_groups(model, settings, finetuning)
     parts: list[torch.optim.Optimizer] = []
@@ -76,8 +76,8 @@ def build_optimizer(
 def build_adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
     """Return AdamW with its state allocated; torch would do that in the first step.
 
-    A checkpoint is then loaded into tensors that exist, as a model's is. All parameters are on one
-    device.
+    So a checkpoint's tensors are copied into existing ones, as those of a model are. All parameters
+    are on one device.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     # One kernel for all parameters if the device has one; the arithmetic is the same.

@@ -44,13 +44,13 @@ class ParallelModel:
     wrapped: nn.Module
     kind: Kind
 
-    def sync_gradients(self, *, only_if: bool) -> contextlib.AbstractContextManager[object]:
-        """Return the context of a micro-step; DDP averages gradients in a step's last one only.
+    def sync_gradients(self, *, is_last: bool) -> contextlib.AbstractContextManager[object]:
+        """Return the context of a micro-step; DDP averages gradients over ranks in the last only.
 
         FSDP averages in each: unsharded gradients between micro-steps would take the memory that
         FSDP is to save.
         """
-        if isinstance(self.wrapped, DistributedDataParallel) and not only_if:
+        if isinstance(self.wrapped, DistributedDataParallel) and not is_last:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
 

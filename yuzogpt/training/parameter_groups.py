@@ -31,7 +31,7 @@ def parameter_groups(
         rate *= kind_lr_multiplier(kind, settings, model.settings)
         decay = 0.0 if kind == "vector" else settings.weight_decay
         count = stacked_matrices(name, model.settings) if by_muon else 1
-        new: Group = {"params": [], "weight_decay": decay, "rate": rate}
+        new: Group = {"params": [], "weight_decay": decay, "lr_factor": rate}
         if by_muon:
             new["matrices"] = count
         group = groups.setdefault((by_muon, kind == "vector", rate, count), new)

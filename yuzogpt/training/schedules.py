@@ -1,5 +1,7 @@
 """The learning rate of each step: a pure function of the step, counted from 0, and its batch size.
 
+One batch schedule (`noise`) measures the batch size; its statistics are in every checkpoint.
+
 config/schedule.py has the formula, so that settings can be checked without torch; batch_size.py has
 the schedule of the batch size. Next: training/optimizers.py.
 """
@@ -8,12 +10,12 @@ from yuzogpt.config import BatchSettings, OptimizerSettings, ScheduleSettings
 
 
 def lr_at(step: int, optimizer: OptimizerSettings, schedule: ScheduleSettings) -> float:
-    """Return the learning rate of `step`: linear warmup, the decay, then min_lr."""
+    """Return the learning rate of `step`: a linear warmup, then the decay to min_lr."""
     return schedule.lr_at(step, optimizer.learning_rate)
 
 
 def batch_lr_scale(rows: int, batch: BatchSettings) -> float:
-    """Return the learning rate's factor for a batch of `rows`.
+    """Return the learning rate's factor for a batch of `rows`; 1 for a full batch.
 
     With an exponent of 1/2, the noise of Adam's updates per token of training does not depend on
     the batch size (Malladi et al., 2022).

@@ -11,6 +11,7 @@ import pytest
 from tests.report.test_report import RESTARTED, layers, other, start, steps, train, write
 from yuzogpt.cli import exit_status
 from yuzogpt.report import page, tables
+from yuzogpt.report import settings as settings_table
 from yuzogpt.report.history import History
 from yuzogpt.report.plots import plots
 from yuzogpt.report.summary import summarize
@@ -103,6 +104,12 @@ def test_benchmarks_may_hold_anything(value, tmp_path):
     assert not any("\x1b" in name for name in table.columns)
 
 
+def test_a_sample_is_escaped(tmp_path):
+    found = summarize(tmp_path, History.from_records(RESTARTED))
+    drawn = page.page(found, [], [], [], ["</pre><script>{{ 1 }}\x1b[2J"])
+    assert r"<pre>&lt;/pre&gt;&lt;script&gt;{{ 1 }}\x1b[2J</pre>" in drawn
+
+
 def test_a_health_record_of_endless_layers_takes_no_memory():
     records = [
         other("health", 1000 + n, n, layers={f"{n}.{k}": {"grad_norm": 1.0} for k in range(100)})
@@ -120,13 +127,16 @@ def test_settings_may_hold_anything(tmp_path):
         for old, new in zip("abcdefgh", "bcdefghi", strict=True)
     )
     for content in (
-        "[" * 2000, "a: 2026-99-99", "data: 7\nschedule: []", "data: {dataset: [1, 2]}", "\x00",
+        "[" * 2000, "a: 2026-99-99",
+        "optimizer: {learning_rate: [1], beta1: x\x1b}", "data: 7\nschedule: []", "data: {dataset: [1, 2]}", "\x00",
         "schedule: {max_iters: 1e400}", bomb + "data: {dataset: *i}\n", "? [a, b]\n: c",
         "a: !!python/x 3",
     ):  # fmt: skip
         settings.write_text(content)
-        said = tables.facts(summarize(tmp_path, History.from_records(EVERY_KIND)))
+        summary = summarize(tmp_path, History.from_records(EVERY_KIND))
+        said = tables.facts(summary)
         assert len(str(said)) < 2000, content
+        assert len(str(settings_table.table(summary.settings))) < 2000, content
     settings.unlink()
     os.mkfifo(settings)
     assert exit_status(["report", str(tmp_path)]) == 0

@@ -260,7 +260,10 @@ def test_the_page_is_one_file_and_escapes(tmp_path, capsys):
     run = write(tmp_path / "a<i>&run", RESTARTED)
     text = report(run, capsys)
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == page.count("</svg>") == 6
+    assert page.count("<svg") == page.count("</svg>") == 8  # seven plots and a bar
+    assert page.index("<dt>val loss, whole split</dt>") == page.index("<dt>")
+    assert 'aria-label="Learning rate. ' in page
+    assert "val_loss_estimate: from 4 to 3.1, lowest 3;" in page
     outside_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     for banned in ("http://", "https://", "<script", "@import", "url(//", "<b>", "<i>"):
         assert banned not in outside_namespaces
@@ -313,7 +316,10 @@ def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     text = report(tmp_path / "run", capsys, f"--html={tmp_path / 'elsewhere.html'}")
     assert "20 of 20" in text
     assert "finished" in text
-    assert (tmp_path / "elsewhere.html").exists()
+    page = (tmp_path / "elsewhere.html").read_text()
+    assert page.count("<pre>") == 2
+    assert re.search(r">n_layer</td>\s*<td[^>]*>2</td>\s*<td[^>]*>12</td>", page)
+    assert ">out_dir</td>" not in page
     assert not (tmp_path / "run" / "report.html").exists()
     records = read_records(tmp_path / "run" / runs.METRICS)
     loss_curve.draw(records, tmp_path / "run" / runs.CURVE)

@@ -112,9 +112,10 @@ def report(settings: Section) -> None:
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.report.report import write
 
-    paths = with_absolute_paths(settings).report
-    html = Path(paths.html) if paths.html else None
-    say(f"\npage: {write(runs.open_for_reading(paths.out_dir), html)}")
+    options = with_absolute_paths(settings).report
+    html = Path(options.html) if options.html else None
+    run = runs.open_for_reading(options.out_dir)
+    say(f"\npage: {write(run, html, options.num_samples)}")
 
 
 def bench(settings: Section) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from yuzogpt.config.section import STORAGE, Section, setting
+from yuzogpt.config.section import STORAGE, Count, Section, setting
 
 
 class ReportedRun(Section):
@@ -12,6 +12,9 @@ class ReportedRun(Section):
         "", "directory of the run, finished or still running", path="store", is_required=True
     )
     html: str = setting("", "file for the page; empty: report.html in out_dir", path="local")
+    num_samples: Count = setting(
+        2, "samples from the best checkpoint, drawn on one core for the page; 0: none"
+    )
     storage: str = setting("", STORAGE)
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # imported late: a training worker draws only at the end
 
 BINS = 1000  # points of a line
 LAYER_BINS = 240  # points of each layer's line
-BLUE, ORANGE, GREEN, RED = "#4385d6", "#e08133", "#30a46c", "#e5484d"  # on white and on black
+BLUE, ORANGE, GREEN, RED = "#4385d6", "#cf6d1c", "#2b9462", "#e5484d"  # 3:1 on white and on black
+FEW = 20  # points: with fewer, a part of a curve shows nothing that the whole does not
 TEXT = "#010203"  # stands for the page's text colour
 SMALL = 9  # points: of legends
 SIZE = (5.4, 3.1)  # inches; a phone shows it at about this size
@@ -35,11 +36,12 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing with a title and a caption."""
+    """A drawing with a title and a caption, and what it shows in words."""
 
     title: str
     caption: str
     svg: str
+    description: str
 
 
 def plots(history: History, summary: Summary) -> Iterator[Plot]:
@@ -47,29 +49,32 @@ def plots(history: History, summary: Summary) -> Iterator[Plot]:
     train, health = history.train, history.health
     if np.isfinite(train["loss"]).any() or len(history.evaluation["step"]):
         caption = "of each batch, of the val split's sample, and of the whole val split at the end"
-        yield Plot("Loss", caption, svg(lambda axes: draw_loss(axes, history)))
+        yield plot("Loss", caption, lambda axes: draw_loss(axes, history))
+    half = np.max(train["step"], initial=0) / 2
+    if np.isfinite(train["loss"][train["step"] >= half]).sum() > FEW:
+        title = "Loss, second half of the steps"
+        yield plot(title, "", lambda axes: draw_loss(axes, history, half))
     if np.isfinite(train["grad_norm"]).any():
         caption = "before clipping, with skipped steps and spikes marked along the top"
-        yield Plot("Gradient norm", caption, svg(lambda axes: draw_gradient(axes, history)))
+        yield plot("Gradient norm", caption, lambda axes: draw_gradient(axes, history))
     if np.isfinite(train["lr"]).any():
-        yield Plot("Learning rate", "", svg(lambda axes: draw_learning_rate(axes, history)))
+        yield plot("Learning rate", "", lambda axes: draw_learning_rate(axes, history))
     if np.isfinite(train["tokens_per_second"]).any():
         caption = "over wall time; lost time is shaded"
-        draw: Draw = lambda axes: draw_throughput(axes, history, summary)  # noqa: E731
-        yield Plot("Throughput", caption, svg(draw))
+        yield plot("Throughput", caption, lambda axes: draw_throughput(axes, history, summary))
     if np.isfinite(health.numbers["update_to_weight"]).any():
         caption = "of each layer: norm of a step's update over norm of the weights"
-        yield Plot("Update-to-weight ratio", caption, svg(lambda axes: draw_updates(axes, health)))
+        yield plot("Update-to-weight ratio", caption, lambda axes: draw_updates(axes, health))
     if np.nanmax(health.numbers["grad_norm"], initial=0.0) > 0:
         caption = "of each layer; the highest of each bin of steps"
-        yield Plot("Gradient norm by layer", caption, svg(lambda axes: draw_layers(axes, health)))
+        yield plot("Gradient norm by layer", caption, lambda axes: draw_layers(axes, health))
 
 
 Draw = Callable[["Axes"], None]
 
 
-def svg(draw: Draw) -> str:
-    """Return a drawing as an SVG element to stand in a page."""
+def plot(title: str, caption: str, draw: Draw) -> Plot:
+    """Return a drawing as an SVG element to stand in a page, and its lines in words."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -86,13 +91,26 @@ def svg(draw: Draw) -> str:
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=SIZE, layout="constrained")
-        draw(figure.subplots())
+        axes = figure.subplots()
+        draw(axes)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, dpi=150, metadata=NO_METADATA)
     content = drawn.getvalue()
     content = content[content.index("<svg") :].replace(TEXT, "currentColor")
     content = re.sub(r'<g id="[^"]*">', "<g>", content)  # ids repeat: all plots have the same
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", content, count=1)
+    content = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", content, count=1)
+    return Plot(title, caption, content, "; ".join(describe_lines(axes)))
+
+
+def describe_lines(axes: "Axes") -> Iterator[str]:
+    """Yield the legend's text of each line, and where the line begins, ends and is lowest."""
+    for line in axes.get_lines():
+        label, values = str(line.get_label()), np.asarray(line.get_ydata(), dtype=float)
+        values = values[np.isfinite(values)]
+        if not label.startswith("_") and len(values):
+            first, last, lowest = values[0], values[-1], values.min()
+            numbers = f": from {first:.4g} to {last:.4g}, lowest {lowest:.4g}"
+            yield label + (numbers if lowest < values.max() else "")
 
 
 @dataclass(frozen=True)
@@ -141,9 +159,12 @@ def zigzag(curve: Binned) -> tuple[Column, Column]:
     return np.repeat(curve.step, 2), np.stack([curve.low, curve.high], axis=1).ravel()
 
 
-def draw_loss(axes: "Axes", history: History) -> None:
+def draw_loss(axes: "Axes", history: History, first_step: float = 0) -> None:
     """Draw training loss, the estimate of the val loss, and the whole-split val loss by step."""
-    train, evaluation = history.train, history.evaluation
+    train, evaluation = (
+        {name: column[columns["step"] >= first_step] for name, column in columns.items()}
+        for columns in (history.train, history.evaluation)
+    )
     curve = draw_bins(axes, train["step"], train["loss"], "train loss (one batch)")
     few = len(evaluation["step"]) <= BINS // 10
     axes.plot(

@@ -1,14 +1,14 @@
 """`yuzogpt report`: a run's metrics.jsonl -> the terminal, and one HTML file.
 
-The run may be finished, killed or still running. The report changes none of its files, and needs
-neither torch nor ray.
+The run may be finished, killed or still running. The report changes none of its files, and needs no
+ray; torch only draws the samples.
 """
 
 from pathlib import Path
 
 from yuzogpt import runs
 from yuzogpt.errors import UserError
-from yuzogpt.report import tables, terminal
+from yuzogpt.report import samples, settings, tables, terminal
 from yuzogpt.report.history import History
 from yuzogpt.report.page import is_page, page
 from yuzogpt.report.plots import plots
@@ -21,7 +21,7 @@ from yuzogpt.storage.untrusted import open_regular
 HEAD_BYTES = 4096  # of a page, by which it is recognised
 
 
-def write(run: RunStorage, html: Path | None) -> str:
+def write(run: RunStorage, html: Path | None, num_samples: int = 0) -> str:
     """Report on a run; return where the page is. UserError if there is no run."""
     name = run.display_name
     file: RunStorage = LocalStorage(html) if html else run / runs.REPORT
@@ -41,7 +41,9 @@ def write(run: RunStorage, html: Path | None) -> str:
     evaluations = read_records(run.local / runs.EVALUATIONS)
     shown = [*tables.benchmarks(evaluations), *tables.tables(summary)]
     terminal.show(tables.plain(summary.name), facts, shown)
-    write_durably(file.local, page(summary, facts, shown, plots(history, summary)).encode())
+    texts = samples.draw(run, num_samples)
+    shown = [*settings.table(summary.settings), *shown]
+    write_durably(file.local, page(summary, facts, shown, plots(history, summary), texts).encode())
     file.upload()
     return file.display_name
 

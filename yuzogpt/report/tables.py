@@ -33,11 +33,13 @@ class Table:
 
 
 def facts(summary: Summary) -> Facts:
-    """Return what the run is, how far it came, and how well it did."""
+    """Return how well a run did, what it is, and how far it came."""
     data = section(summary, "data").get("dataset")
     max_iters = section(summary, "schedule").get("max_iters")
     of_all = f" of {max_iters:,}" if isinstance(max_iters, int) else ""
     facts = [
+        ("val loss, whole split", final_loss(summary)),
+        ("best checkpoint", best(summary)),
         ("state", plain(summary.state)),
         ("model", summary.model),
         ("corpus", data if isinstance(data, str) else ""),
@@ -49,8 +51,6 @@ def facts(summary: Summary) -> Facts:
         ("effective training time", effective(summary)),
         ("throughput", f"{quantity(summary.tokens_per_second)} tokens/s (median)"),
         ("network", network(summary)),
-        ("val loss, whole split", final_loss(summary)),
-        ("best checkpoint", best(summary)),
         ("steps with clipped gradient", percent(summary.clip_rate)),
         ("skipped steps, spikes", f"{len(summary.skips):,}, {len(summary.spikes):,}"),
     ]

@@ -127,8 +127,8 @@ def test_settings_may_hold_anything(tmp_path):
         for old, new in zip("abcdefgh", "bcdefghi", strict=True)
     )
     for content in (
-        "[" * 2000, "a: 2026-99-99",
-        "optimizer: {learning_rate: [1], beta1: x\x1b}", "data: 7\nschedule: []", "data: {dataset: [1, 2]}", "\x00",
+        "[" * 2000, "a: 2026-99-99", "optimizer: {learning_rate: [1], beta1: x\x1b}",
+        "data: 7\nschedule: []", "data: {dataset: [1, 2]}", "\x00",
         "schedule: {max_iters: 1e400}", bomb + "data: {dataset: *i}\n", "? [a, b]\n: c",
         "a: !!python/x 3",
     ):  # fmt: skip

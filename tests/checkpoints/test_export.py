@@ -44,7 +44,7 @@ ODD = (
 def run_dir(corpus_dir, tmp_path_factory):
     """A finished run. Read only."""
     out_dir = tmp_path_factory.mktemp("export") / "run"
-    settings, _ = runs.check(tiny_settings(corpus_dir, out_dir, "--max_iters=50"))
+    settings = runs.check(tiny_settings(corpus_dir, out_dir, "--max_iters=50")).settings
     with runs.hold_run_dir(settings):
         work(settings, World(), lambda *_: None, None, StopRequest())
     return out_dir

@@ -97,7 +97,7 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert not directory.exists()
-    undisturbed = runs.check(tiny_settings(corpus_dir, tmp_path / "plain", *FLAGS))[0]
+    undisturbed = runs.check(tiny_settings(corpus_dir, tmp_path / "plain", *FLAGS)).settings
     run_world(2, undisturbed)
     assert losses(out_dir) == losses(tmp_path / "plain")
     assert weights(out_dir, STEPS) == weights(tmp_path / "plain", STEPS)

@@ -12,6 +12,7 @@ import stat
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -30,7 +31,7 @@ from tests.training.worlds import (
     weights,
 )
 from yuzogpt import runs
-from yuzogpt.config import WorkerSettings
+from yuzogpt.config import with_changes
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.orchestration.cluster import connected
 from yuzogpt.orchestration.train import failures
@@ -51,13 +52,13 @@ def embedded_ray():
         yield
 
 
-def settings_for(corpus_dir, out_dir, *flags):
-    return runs.check(tiny_settings(corpus_dir, out_dir, "--dropout=0.1", *flags))[0]
+def checked_run(corpus_dir, out_dir, *flags):
+    return runs.check(tiny_settings(corpus_dir, out_dir, "--dropout=0.1", *flags))
 
 
-def train_on_ray(settings):
-    with runs.hold_run_dir(settings):
-        train_connected(settings)
+def train_on_ray(run):
+    with run.hold():
+        train_connected(run)
 
 
 def test_the_token_is_private(embedded_ray):
@@ -71,7 +72,7 @@ def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     embedded_ray, corpus_dir, tmp_path, capfd
 ):
     flags = ("--max_iters=300", "--eval_interval=25", "--num_workers=2", "--hang_timeout_s=5")
-    on_ray = settings_for(corpus_dir, tmp_path / "ray", *flags)
+    on_ray = checked_run(corpus_dir, tmp_path / "ray", *flags)
     seconds: dict[str, float] = {}
     victims: dict[str, int] = {}
     faults = threading.Thread(
@@ -81,7 +82,7 @@ def test_one_of_two_workers_killed_and_one_stopped_give_the_same_bits(
     train_on_ray(on_ray)
     faults.join(60)
     print(f"\nseconds from a fault to the next step: {seconds}")  # benchmarks/soak.py has the bar
-    run_world(2, settings_for(corpus_dir, tmp_path / "plain", *flags))
+    run_world(2, checked_run(corpus_dir, tmp_path / "plain", *flags).settings)
     assert losses(tmp_path / "ray") == losses(tmp_path / "plain")
     assert weights(tmp_path / "ray", 300) == weights(tmp_path / "plain", 300)
     printed = capfd.readouterr().out
@@ -153,7 +154,7 @@ def test_a_worker_that_dies_is_replaced_by_the_spare_which_slept(
     faults = threading.Thread(target=disturb, daemon=True)
     faults.start()
     with pytest.raises(Stopped, match="seen enough"):
-        train_on_ray(settings_for(corpus_dir, run, "--max_iters=1000000", "--num_workers=1"))
+        train_on_ray(checked_run(corpus_dir, run, "--max_iters=1000000", "--num_workers=1"))
     faults.join(10)
     assert newest == spare
 
@@ -274,8 +275,9 @@ def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see
 
     monkeypatch.setattr(failures, "KillGroupOnFailure", Killer)
     flags = ("--batch_size=1", "--gradient_accumulation_steps=1")
-    chosen = settings_for(corpus_dir, tmp_path / "run", *flags)
-    chosen = chosen.model_copy(update={"workers": WorkerSettings(num_workers=2)})  # unchecked
+    chosen = checked_run(corpus_dir, tmp_path / "run", *flags)
+    too_many = with_changes(chosen.settings, {"workers.num_workers": 2})
+    chosen = replace(chosen, settings=too_many)  # unchecked
     ends: list[Exception] = []
 
     def train():
@@ -296,7 +298,7 @@ def test_a_worker_that_dies_at_start_leaves_room_for_the_next_and_what_these_see
 def test_checkpoints_in_quick_succession_do_not_hold_up_the_end(embedded_ray, corpus_dir, tmp_path):
     """Ray's controller takes one report a second; there are some hundred."""
     flags = ("--max_iters=300", "--eval_interval=300", "--checkpoint_interval=1")
-    train_on_ray(settings_for(corpus_dir, tmp_path / "run", *flags))
+    train_on_ray(checked_run(corpus_dir, tmp_path / "run", *flags))
     ended = time.time()
     assert len(records(tmp_path / "run", "checkpoint")) > 100
     assert ended - records(tmp_path / "run", "final")[-1]["time"] < 6
@@ -308,7 +310,7 @@ def test_where_rays_private_names_differ_a_run_is_the_same(
     """The controller has a process of its own then."""
     monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.scaling_policy", None)
     assert single_node_trainer() is TorchTrainer
-    train_on_ray(settings_for(corpus_dir, tmp_path / "run", "--max_iters=5"))
+    train_on_ray(checked_run(corpus_dir, tmp_path / "run", "--max_iters=5"))
     assert records(tmp_path / "run", "final")
 
 
@@ -320,7 +322,7 @@ def test_what_is_wrong_with_the_controller_is_written_down(
 
     monkeypatch.setattr(failures.KillGroupOnFailure, "after_worker_group_start", fail)
     with pytest.raises(RunFailed, match=r"in a callback.*errors\.log"):
-        train_on_ray(settings_for(corpus_dir, tmp_path / "run", "--max_iters=5"))
+        train_on_ray(checked_run(corpus_dir, tmp_path / "run", "--max_iters=5"))
     written = (tmp_path / "run" / runs.ERRORS).read_text()
     assert "Traceback" in written
     assert "ZeroDivisionError: in a callback" in written
@@ -337,25 +339,25 @@ def test_a_worker_that_hangs_is_named_without_rays_advice():
 
 
 def test_more_workers_than_cores_are_refused_here(embedded_ray, corpus_dir, tmp_path):
-    chosen = settings_for(corpus_dir, tmp_path / "run", "--num_workers=4")
+    chosen = checked_run(corpus_dir, tmp_path / "run", "--num_workers=4")
     with pytest.raises(UserError, match=r"this machine has 3 CPU\(s\)"):
         train_on_ray(chosen)
 
 
 def test_a_run_gives_way_to_another_when_that_can_start(embedded_ray, corpus_dir, tmp_path):
     run = tmp_path / "run"
-    train_on_ray(settings_for(corpus_dir, run, "--max_iters=2", "--num_workers=1"))
+    train_on_ray(checked_run(corpus_dir, run, "--max_iters=2", "--num_workers=1"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     flags = ("--overwrite", "--max_iters=3", "--seed=2")
     with pytest.raises(UserError, match="this machine has 0 GPU"):
-        train_on_ray(settings_for(corpus_dir, run, *flags, "--device=cuda", "--num_workers=2"))
+        train_on_ray(checked_run(corpus_dir, run, *flags, "--device=cuda", "--num_workers=2"))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    train_on_ray(settings_for(corpus_dir, run, *flags, "--num_workers=1"))
+    train_on_ray(checked_run(corpus_dir, run, *flags, "--num_workers=1"))
     assert [start["step"] for start in records(run, "start")] == [0]
     assert sorted(losses(run)) == [1, 2, 3]
 
 
-def test_the_wandb_key_reaches_no_process_of_ray(tmp_path, monkeypatch):
+def test_the_wandb_key_reaches_no_process_of_ray(corpus_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "canary")
     seen = []
 
@@ -367,7 +369,7 @@ def test_the_wandb_key_reaches_no_process_of_ray(tmp_path, monkeypatch):
     handed_on = []
     monkeypatch.setattr(orchestration_train, "connected", connected)
     monkeypatch.setattr(
-        orchestration_train, "train_connected", lambda settings, key, exams: handed_on.append(key)
+        orchestration_train, "train_connected", lambda run, key, exams: handed_on.append(key)
     )
-    orchestration_train.run_on_ray(tiny_settings(tmp_path, tmp_path / "run"))
+    orchestration_train.run_on_ray(runs.check(tiny_settings(corpus_dir, tmp_path / "run")))
     assert (seen, handed_on) == ([None], ["canary"])

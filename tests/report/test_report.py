@@ -310,7 +310,7 @@ def test_downsampling_keeps_a_spike_of_one_step(tmp_path):
 @pytest.mark.slow
 def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     flags = ["--max_iters=20", "--eval_interval=10"]
-    settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", *flags))
+    settings = runs.check(tiny_settings(corpus_dir, tmp_path / "run", *flags)).settings
     with runs.hold_run_dir(settings):
         work(settings, World(), lambda *_: None, None, StopRequest())
     text = report(tmp_path / "run", capsys, f"--html={tmp_path / 'elsewhere.html'}")

@@ -93,8 +93,7 @@ def get(s3, name):
 
 def train(corpus_dir, out_dir, *flags):
     """Train in this process, as the command does."""
-    settings, _ = runs.check(tiny_settings(corpus_dir, out_dir, "--dropout=0.1", *flags))
-    launch.run_here(settings)
+    launch.run_here(runs.check(tiny_settings(corpus_dir, out_dir, "--dropout=0.1", *flags)))
 
 
 def files_below(directory):

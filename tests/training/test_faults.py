@@ -170,7 +170,7 @@ def test_a_rank_that_waits_for_ever_is_named(corpus_dir, tmp_path):
 def be_an_only_worker(settings, fault):
     """Be what Ray Train starts for `--num_workers=1`."""
     fault(0)
-    checked, _ = runs.check(TrainSettings.model_validate(settings))
+    checked = runs.check(TrainSettings.model_validate(settings)).settings
     with runs.hold_run_dir(checked):
         work(checked, World(), lambda *_: None, None, StopRequest(), is_restarted=True)
 

@@ -38,14 +38,14 @@ def check(*places_and_flags):
 
 def train(*places_and_flags):
     """Check and run as the command line does, in this process."""
-    settings, _ = check(*places_and_flags)
+    settings = check(*places_and_flags).settings
     with runs.hold_run_dir(settings):
         work(settings, World(), lambda *_: None, None, StopRequest())
 
 
 def test_the_shape_is_the_pretrained_models(corpus_dir, pretrained, tmp_path):
     places = (corpus_dir, tmp_path / "run", pretrained)
-    settings, _ = check(*places, "--dropout=0.1")
+    settings = check(*places, "--dropout=0.1").settings
     shape, _ = huggingface.read(str(pretrained))
     assert settings.model == shape.model_copy(update={"dropout": 0.1})
     # It stands in the settings that the run leaves, too: they start the same run elsewhere.

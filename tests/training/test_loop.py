@@ -36,7 +36,7 @@ from yuzogpt.training.schedules import lr_at
 
 def train(corpus, out_dir, *flags):
     """Check and run as the command line does, in this process; return what was reported."""
-    settings, _ = runs.check(tiny_settings(corpus, out_dir, *flags))
+    settings = runs.check(tiny_settings(corpus, out_dir, *flags)).settings
     reported = []
     with runs.hold_run_dir(settings):
         work(
@@ -78,12 +78,9 @@ def test_val_loss_is_the_mean_over_the_whole_split(finished, corpus_dir):
 
 
 def test_a_finished_run_is_finished(finished, corpus_dir):
-    settings, resume = runs.check(
-        tiny_settings(corpus_dir, finished, "--max_iters=60", "--eval_interval=20")
-    )
-    assert runs.is_finished(settings, resume)
-    longer, resume = runs.check(tiny_settings(corpus_dir, finished, "--max_iters=61"))
-    assert not runs.is_finished(longer, resume)
+    same = tiny_settings(corpus_dir, finished, "--max_iters=60", "--eval_interval=20")
+    assert runs.check(same).is_finished
+    assert not runs.check(tiny_settings(corpus_dir, finished, "--max_iters=61")).is_finished
 
 
 @pytest.mark.parametrize(
@@ -113,7 +110,7 @@ def test_changed_settings_are_refused_with_the_difference(finished, corpus_dir, 
     ],
 )
 def test_what_may_change_may_change(finished, corpus_dir, flags):
-    _, resume = runs.check(tiny_settings(corpus_dir, finished, *flags))
+    resume = runs.check(tiny_settings(corpus_dir, finished, *flags)).resume
     assert resume
     assert resume.state.step == 60
 
@@ -210,9 +207,7 @@ def test_overwrite_does_not_delete_what_it_starts_from(finished, corpus_dir):
 def test_the_settings_that_a_run_leaves_do_not_overwrite_it(corpus_dir, tmp_path):
     train(corpus_dir, tmp_path / "run", "--max_iters=3", "--overwrite")
     again = resolve(TrainSettings, [str(tmp_path / "run" / "settings.yaml")], [])
-    settings, resume = runs.check(again)
-    assert resume
-    assert runs.is_finished(settings, resume)
+    assert runs.check(again).is_finished
 
 
 def test_all_checkpoints_broken_is_said_by_workers_too(corpus_dir, tmp_path):
@@ -246,13 +241,11 @@ def test_settings_of_another_version_do_not_hinder(corpus_dir, tmp_path):
 
 
 def test_eval_only_evaluates_a_finished_run(finished, corpus_dir, capsys):
-    settings, resume = runs.check(
-        tiny_settings(corpus_dir, finished, "--max_iters=60", "--eval_only")
-    )
-    work(settings, World(), lambda *_: None, None, StopRequest())
+    run = runs.check(tiny_settings(corpus_dir, finished, "--max_iters=60", "--eval_only"))
+    work(run.settings, World(), lambda *_: None, None, StopRequest())
     expected = records(finished, "final")[0]["val_loss"]
     assert records(finished, "eval_only")[-1]["val_loss"] == pytest.approx(expected, abs=1e-6)
-    assert runs.is_finished(settings, resume)
+    assert run.is_finished
 
 
 def test_eval_only_changes_no_run(corpus_dir, tmp_path):
@@ -281,7 +274,7 @@ def test_files_that_are_not_ours_are_not_replaced(corpus_dir, tmp_path):
 
 
 def test_a_writer_whose_lease_is_anothers_writes_no_checkpoint(corpus_dir, tmp_path):
-    settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5"))
+    settings = runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=5")).settings
 
     def taken_over(record):
         if record["kind"] == "train" and record["step"] == 3:
@@ -303,7 +296,7 @@ def test_a_lease_that_cannot_be_read_costs_a_checkpoint_and_no_run(
 ):
     run = tmp_path / "run"
     flags = ("--max_iters=25", "--eval_interval=5", "--keep_best=9")
-    settings, _ = runs.check(tiny_settings(corpus_dir, run, *flags))
+    settings = runs.check(tiny_settings(corpus_dir, run, *flags)).settings
     content = json.dumps({"id": "x", "host": "", "process": 1})
 
     def lose(record):

@@ -74,7 +74,7 @@ def test_a_world_ends_when_one_of_it_is_out_of_memory(corpus_dir, tmp_path):
 
 def test_workers_that_are_started_again_end_with_the_line(corpus_dir, tmp_path):
     """As Ray starts them; what a command before this one left says nothing."""
-    settings, _ = runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=3"))
+    settings = runs.check(tiny_settings(corpus_dir, tmp_path / "run", "--max_iters=3")).settings
     line = "run: worker 1 is out of memory"
     with runs.hold_run_dir(settings) as run:
         (run / runs.FAILED).write(line.encode())

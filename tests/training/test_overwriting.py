@@ -113,7 +113,7 @@ def test_a_command_killed_while_it_deletes_a_run_leaves_none(old_run, corpus_dir
     settings = tiny_settings(corpus_dir, run, "--max_iters=4", "--eval_interval=2")
     runs.write_settings(settings, LocalStorage(run), runs.DELETING)
     shutil.rmtree(run / "checkpoints" / "step-4")
-    _, resume = runs.check(settings)
+    resume = runs.check(settings).resume
     assert resume is None  # not the old run's step 2
     train_here(settings)
     assert [start["step"] for start in records(run, "start")] == [0]

@@ -151,7 +151,7 @@ def test_a_run_beyond_its_decay_says_from_where_on_it_stays_at_min_lr(settings_o
     ],
 )
 def test_the_finished_line_fits_the_schedule(settings_of, flags, advice):
-    assert advice in runs.finished_line(settings_of(*flags, "--max_iters=4"))
+    assert advice in runs.check(settings_of(*flags, "--max_iters=4")).finished_line
 
 
 @pytest.mark.parametrize("name", [one for one in preset_names() if not one.startswith("eval_")])

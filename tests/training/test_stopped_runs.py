@@ -14,7 +14,7 @@ from yuzogpt.training.launch import work
 
 def train(corpus_dir, out_dir, *flags, stop_at=None):
     """Train in this process; ask it to stop when it writes a record of a kind and a step."""
-    settings, _ = runs.check(tiny_settings(corpus_dir, out_dir, *flags))
+    settings = runs.check(tiny_settings(corpus_dir, out_dir, *flags)).settings
     stop = StopRequest()
 
     def ask(record):

@@ -102,7 +102,7 @@ def train_here(settings: TrainSettings, listener: Listener | None = None) -> Non
     """Train as the only worker, in this process."""
     from yuzogpt.training.launch import work
 
-    checked, _ = runs.check(settings)
+    checked = runs.check(settings).settings
     with runs.hold_run_dir(checked):
         work(checked, World(), lambda *_: None, listener, StopRequest())
 

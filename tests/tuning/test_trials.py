@@ -18,7 +18,7 @@ def train(settings, listener):
     from yuzogpt import runs
 
     with runs.hold_run_dir(settings) as run:
-        return work_here(runs.check(settings)[0], run, listener)
+        return work_here(runs.check(settings).settings, run, listener)
 
 
 @pytest.fixture

@@ -43,17 +43,17 @@ def train(settings: TrainSettings) -> None:
     """Train on Ray or in this process, or resume it."""
     from yuzogpt import runs
 
-    settings, resume = runs.check(with_run_paths(settings))
-    if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
-        say(runs.finished_line(settings))
+    run = runs.check(with_run_paths(settings))
+    if run.is_finished and not settings.evaluation.eval_only:
+        say(run.finished_line)
     elif settings.workers.num_workers == 0:
         from yuzogpt.training.launch import run_here
 
-        run_here(settings)
+        run_here(run)
     else:
         from yuzogpt.orchestration.train.trainer import run_on_ray
 
-        run_on_ray(settings)
+        run_on_ray(run)
 
 
 def with_run_paths(settings: T, unused: Sequence[str] = ()) -> T:

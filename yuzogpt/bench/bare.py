@@ -24,11 +24,12 @@ STATUS = Path("/proc/self/status")  # on Linux
 
 def main(file: str, trace: str = "") -> None:
     """Run the loop."""
-    settings, _ = runs.check(resolve(TrainSettings, [file], []))
-    listener = tracer(settings.schedule.max_iters, Path(trace)) if trace else lambda _: None
-    with runs.hold_run_dir(settings) as run:
-        work_here(settings, run, listener)
-    (run.local / PEAK_MEMORY_FILE).write_text(str(peak_memory()))
+    run = runs.check(resolve(TrainSettings, [file], []))
+    last = run.settings.schedule.max_iters
+    listener = tracer(last, Path(trace)) if trace else lambda _: None
+    with run.hold():
+        work_here(run.settings, run.storage, listener)
+    (run.storage.local / PEAK_MEMORY_FILE).write_text(str(peak_memory()))
 
 
 def tracer(last: int, path: Path) -> Listener:

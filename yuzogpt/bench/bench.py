@@ -55,7 +55,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
     temporary = tempfile.TemporaryDirectory(prefix="yuzogpt-bench-", dir=check(settings))
     with raising_on_signals(), temporary as directory:
         base = short_run(settings, Path(directory))
-        base, _ = runs.check(in_directory(base, directory, "none"))
+        base = runs.check(in_directory(base, directory, "none")).settings
         for workers in options.world_sizes if options.launchers != ("bare",) else ():
             requirements.check_world(base, workers, None)
         hardware = choose_hardware(base.device, World(), base.device.compile)

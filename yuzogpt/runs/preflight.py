@@ -1,10 +1,12 @@
 """Finds every mistake that can be found before a run starts.
 
-In: settings, the corpus, and out_dir. Out: the complete settings, and the checkpoint to resume from
-(None: a new run), or a UserError with the difference. Needs no torch, so the answer comes at once.
+In: settings, the corpus, and out_dir. Out: a `ResolvedRun`, or a UserError with the difference.
+Needs no torch, so the answer comes at once.
 """
 
 import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from yuzogpt import checkpoints, tokenization
@@ -47,19 +49,47 @@ from yuzogpt.runs.directory import (
     gives_way,
     has_checkpoints,
     header,
+    hold_run_dir,
     open_run,
 )
 from yuzogpt.runs.event_log import read_records
 from yuzogpt.storage.run_storage import RunStorage
 
 
-def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Checkpoint | None]:
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run without a mistake that could be found before it starts: what a launcher needs."""
+
+    settings: TrainSettings  # with the shape that the corpus, the run or a pretrained model gives
+    storage: RunStorage  # out_dir
+    corpus: PreparedCorpus
+    resume: Checkpoint | None  # which the run resumes from; None: a new run
+    command: str  # as in `hold_run_dir`
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier command has finished this run."""
+        if self.resume is None or self.resume.state.step < self.settings.schedule.max_iters:
+            return False
+        records = read_records((self.storage / METRICS).local)
+        return any(r["kind"] == "final" and r["step"] == self.resume.state.step for r in records)
+
+    @property
+    def finished_line(self) -> str:
+        """The line for a run that has nothing left to do."""
+        ways = f"{continuation_hint(self.settings.schedule)}; --overwrite starts from scratch"
+        return f"{self.settings.run.out_dir}: finished; {ways}"
+
+    def hold(self) -> AbstractContextManager[RunStorage]:
+        """Hold out_dir for this command alone."""
+        return hold_run_dir(self.settings, self.command)
+
+
+def check(settings: TrainSettings, command: str = "") -> ResolvedRun:
     """Find every mistake that can be found without starting: corpus, vocabulary, an earlier run.
 
-    `command`: its id, if it may have begun its run already. Returns the settings with the shape
-    that the corpus, the run or a pretrained model gives them, and the checkpoint that the run would
-    resume from. Writes nothing, but for weights that it downloads from the hub. Needs no torch, so
-    mistakes show within a second.
+    `command`: its id, if it may have begun its run already. Writes nothing, but for weights that it
+    downloads from the hub. Needs no torch, so mistakes show within a second.
     """
     corpus = open_anywhere(settings.data.data_dir)
     corpus.verify()
@@ -87,21 +117,7 @@ def check(settings: TrainSettings, command: str = "") -> tuple[TrainSettings, Ch
         requirements.check_space(settings, run.local)
     if resume is None:
         check_weights(settings)
-    return settings, resume
-
-
-def is_finished(settings: TrainSettings, resume: Checkpoint | None) -> bool:
-    """Return whether an earlier command has finished this run."""
-    if resume is None or resume.state.step < settings.schedule.max_iters:
-        return False
-    records = read_records((open_run(settings) / METRICS).local)
-    return any(r["kind"] == "final" and r["step"] == resume.state.step for r in records)
-
-
-def finished_line(settings: TrainSettings) -> str:
-    """Return the line for a run that has nothing left to do."""
-    ways = f"{continuation_hint(settings.schedule)}; --overwrite starts from scratch"
-    return f"{settings.run.out_dir}: finished; {ways}"
+    return ResolvedRun(settings, run, corpus, resume, command)
 
 
 def find_resume(

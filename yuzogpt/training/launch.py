@@ -190,13 +190,13 @@ def check_directory_is_shared(run: RunStorage, world: World) -> None:
             )
 
 
-def run_here(settings: TrainSettings) -> None:
+def run_here(run: runs.ResolvedRun) -> None:
     """Train in this process."""
-    key = take_wandb_key(settings.log)
-    choose_device(settings.device.device, World())  # fails before a file is written
-    with runs.hold_run_dir(settings) as run, Display(settings, key) as display:
-        reason = work_here(settings, run, display)
-    conclude(settings, reason)
+    key = take_wandb_key(run.settings.log)
+    choose_device(run.settings.device.device, World())  # fails before a file is written
+    with run.hold(), Display(run.settings, key) as display:
+        reason = work_here(run.settings, run.storage, display)
+    conclude(run, reason)
 
 
 def work_here(settings: TrainSettings, run: RunStorage, listener: Listener) -> str | None:
@@ -214,21 +214,22 @@ def run_as_rank(settings: TrainSettings) -> None:
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once per node
             with world.raise_on_all_ranks():
                 if turn:
-                    settings, resume = runs.check(settings, command)
-        if runs.is_finished(settings, resume) and not settings.evaluation.eval_only:
+                    run = runs.check(settings, command)
+        settings = run.settings
+        if run.is_finished and not settings.evaluation.eval_only:
             if world.rank == 0:
-                say(runs.finished_line(settings))
+                say(run.finished_line)
             return
         listener, key = None, take_wandb_key(settings.log)
         with world.raise_on_all_ranks():
             if world.rank == 0:
-                run = stack.enter_context(runs.hold_run_dir(settings, command))
-                is_new = runs.gives_way(settings, run, command)
+                stack.enter_context(run.hold())
+                is_new = runs.gives_way(settings, run.storage, command)
                 listener = stack.enter_context(Display(settings, key, is_new=is_new))
-        stop = stack.enter_context(stop_requests(runs.open_run(settings), world))
+        stop = stack.enter_context(stop_requests(run.storage, world))
         reason = work(settings, world, lambda *_: None, listener, stop, command=command)
     if world.rank == 0:
-        conclude(settings, reason)
+        conclude(run, reason)
 
 
 @contextlib.contextmanager
@@ -243,30 +244,30 @@ def stop_requests(run: RunStorage, world: World) -> Iterator[StopRequest]:
             stop.close()
 
 
-def conclude(settings: TrainSettings, reason: str | None) -> None:
+def conclude(run: runs.ResolvedRun, reason: str | None) -> None:
     """Draw the loss curve, and print the best checkpoint and how to sample from it.
 
     Raises Stopped if the run was asked to stop, for `reason`.
     """
-    run, name = runs.open_run(settings), settings.run.out_dir
-    metrics = run / runs.METRICS
+    evaluation, name = run.settings.evaluation, run.settings.run.out_dir
+    metrics = run.storage / runs.METRICS
     if reason:
         stops = [record for record in read_records(metrics.local) if record["kind"] == "stop"]
-        is_unsaved = settings.evaluation.eval_only or (stops and stops[-1]["step"] == 0)
+        is_unsaved = evaluation.eval_only or (stops and stops[-1]["step"] == 0)
         saved = "" if is_unsaved else " with a checkpoint"
         raise Stopped(f"stopped ({reason}){saved}; the same command resumes it")
     metrics.download(if_changed=True)
     records = read_records(metrics.local)
-    part = settings.evaluation.val_part
+    part = evaluation.val_part
     over = "over the whole split" if part == "whole" else f"of val_part={part}"
-    if settings.evaluation.eval_only:
+    if evaluation.eval_only:
         say(f"val loss {format_loss(records[-1]['val_loss'])} {over}")
         return
     finals = [record for record in records if record["kind"] == "final"]
     if not finals:
         raise RunFailed(f"{name}: trained to its end, but {runs.METRICS} was deleted meanwhile")
     final = finals[-1]
-    curve = run / runs.CURVE
+    curve = run.storage / runs.CURVE
     loss_curve.draw(records, curve.local)
     curve.upload()
     say(f"step {final['step']}: val loss {format_loss(final['val_loss'])} {over}")

@@ -25,7 +25,6 @@ from yuzogpt import runs
 from yuzogpt.config import TrainSettings, TuneSettings, with_changes
 from yuzogpt.config.renamed import with_current_names
 from yuzogpt.config.resolve import changed_frozen, load_yaml, to_yaml
-from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
 from yuzogpt.runs import requirements
 from yuzogpt.storage.atomic_files import to_json, write_durably
@@ -122,22 +121,22 @@ class Sweep:
         if self.settings.sweep.search_algorithm == "grid":
             self.space.grid()
         requirements.check_start_is_kept(self.settings)
-        model = self._check({}).model
+        example = self._check({})
         for parameter in self.space.parameters:
             for value in parameter.values:
                 self._check(self.space.fitting(self.base, parameter.key, value))
         sweep = replace(
             self,
-            settings=self.settings.model_copy(update={"model": model}),
-            corpus=open_anywhere(self.settings.data.data_dir).fingerprint,
+            settings=self.settings.model_copy(update={"model": example.settings.model}),
+            corpus=example.corpus.fingerprint,
         )
         sweep.check_is_ours()
         return sweep
 
-    def _check(self, values: Values) -> TrainSettings:
-        """Return the checked settings of a trial with these values; UserError if it cannot run."""
+    def _check(self, values: Values) -> runs.ResolvedRun:
+        """Return the run of a trial with these values; UserError if it cannot start."""
         example = Trial(self.directory / TRIALS / "example", "example", values)
-        return runs.check(self.trial_settings(example))[0]
+        return runs.check(self.trial_settings(example))
 
     def check_is_ours(self) -> None:
         """Raise UserError if the directory is another sweep's, or a run's."""

@@ -47,8 +47,9 @@ HEAVY_IMPORTS = ("torch", "pandas", "pyarrow.dataset")
 IMPORT_FOR_THE_END = "matplotlib.pyplot"
 
 
-def run_on_ray(settings: TrainSettings) -> None:
+def run_on_ray(run: runs.ResolvedRun) -> None:
     """Train with Ray Train on an embedded Ray, or on the cluster that the settings name."""
+    settings = run.settings
     set_environment()
     key = take_wandb_key(settings.log)
     least, most = settings.workers.span(auto=1)
@@ -60,11 +61,11 @@ def run_on_ray(settings: TrainSettings) -> None:
     cores = max(available_cores(), most)
     with on_sigterm(leave), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
-            stack.enter_context(runs.hold_run_dir(settings))
+            stack.enter_context(run.hold())
             note("starting Ray ...")
             ray = connected(settings.workers.ray_address, cores, HEAVY_IMPORTS, "ray.train.torch")
             stack.enter_context(ray)
-        train_connected(settings, key, exams)
+        train_connected(run, key, exams)
 
 
 def set_environment() -> None:
@@ -79,7 +80,7 @@ def leave() -> None:
 
 
 def train_connected(
-    settings: TrainSettings,
+    run: runs.ResolvedRun,
     wandb_key: str | None = None,
     exams: Mapping[str, PreparedTask] | None = None,
 ) -> None:
@@ -87,16 +88,13 @@ def train_connected(
     from yuzogpt.runs.event_log import Follower
     from yuzogpt.training.launch import conclude
 
-    run, is_training, never_trained = (
-        runs.open_run(settings),
-        threading.Event(),
-        threading.Event(),
-    )
+    settings, storage = run.settings, run.storage
+    is_training, never_trained = threading.Event(), threading.Event()
 
     def stop() -> None:
         follower.catch_up()  # the workers may train for a moment already
         if is_training.is_set():  # in other processes: rank 0 finds the request in out_dir
-            keep_asking(run, "SIGTERM")
+            keep_asking(storage, "SIGTERM")
         else:  # no worker would see the request
             never_trained.set()
             raise SystemExit  # which passes through Ray's calls and a controller in this process
@@ -104,18 +102,18 @@ def train_connected(
     with (
         Display(settings, wandb_key) as display,
         Follower(
-            run / runs.METRICS, track_training(is_training, import_at_first_step(display))
+            storage / runs.METRICS, track_training(is_training, import_at_first_step(display))
         ) as follower,
-        Follower(run / runs.EVALUATIONS, display),
+        Follower(storage / runs.EVALUATIONS, display),
         on_sigterm(stop),
     ):
         try:
-            reason = fit(settings, run, exams=exams)
+            reason = fit(settings, storage, exams=exams)
         except (KeyboardInterrupt, SystemExit):
             if never_trained.is_set():
                 leave()
             raise
-    conclude(settings, reason)
+    conclude(run, reason)
 
 
 def track_training(is_training: threading.Event, listener: Listener) -> Listener:

@@ -1,5 +1,6 @@
 """No private name of Ray's is needed: without it a feature is lost, and nothing else."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -28,6 +29,13 @@ def test_this_ray_has_the_name(name):
     assert ray_internals.resolve(name) is not ray_internals.MISSING
 
 
+def test_the_overrides_that_are_listed_are_there():
+    for feature in ray_internals.FEATURES.values():
+        for name in feature.overrides:
+            module, _, attribute = name.partition(":")
+            assert hasattr(importlib.import_module(f"yuzogpt.orchestration.{module}"), attribute)
+
+
 @pytest.fixture(scope="module")
 def outcomes():
     """What happens without each name, and without each module."""
@@ -47,7 +55,7 @@ def outcomes():
 def test_without_a_name_only_its_features_are_lost(outcomes, taken):
     lost = [
         feature
-        for feature, (_, _, names) in ray_internals.FEATURES.items()
+        for feature, (_, _, names, _) in ray_internals.FEATURES.items()
         if any(name == taken or (taken in MODULES and name.startswith(taken)) for name in names)
     ]
     assert outcomes[taken] == sorted(lost)

@@ -94,6 +94,7 @@ def features_without():
         "torch_backend": type(config) is TorchConfig,
         "workers": not (ray_internals.worker_actors(group) and ray_internals.worker_nodes(group)),
         "checkpoint_state": write is not ray_internals.do_nothing,
+        "train_files": not ray_internals.train_files(),
         "warm_workers": not setup_hook(),
         "placement_group": ray_internals.placement_group_id(group) is None,
         "dead_worker": not ray_internals.is_lost_worker(lost),

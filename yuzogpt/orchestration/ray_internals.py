@@ -38,6 +38,7 @@ class Feature(NamedTuple):
     use: str
     loss: str
     names: tuple[str, ...]  # module:attribute.attribute; also a dataclass's field, or a parameter
+    overrides: tuple[str, ...] = ()  # ours in Ray's place, in orchestration/; unused without them
 
 
 # Methods of Ray's node that start the autoscaler, what carries workers' output to the driver (we
@@ -76,6 +77,10 @@ FEATURES = {
         "follow Ray Train's workers: replace them sooner, pause them before a resize",
         "workers are replaced more slowly; a resize repeats the steps since the last checkpoint",
         (f"{EXECUTION}.callback:ControllerCallback", f"{EXECUTION}.callback:WorkerGroupCallback"),
+        ("train.elastic:Elastic", "train.failures:DisableRayCheckpointState",
+         "train.failures:KillGroupOnFailure", "train.failures:KillOrphanedWorkers",
+         "train.network_interface:ChosenInterface", "train.warm_workers:WarmWorkers",
+         "tune.placement:PlacementNote"),
     ),
     "single_node": Feature(
         "run Ray Train's controller in the command's process, and no actor beside it",
@@ -84,12 +89,14 @@ FEATURES = {
          f"{POLICY}.after_controller_start", f"{POLICY}._maybe_send_resource_request",
          f"{TRAINER}._create_default_callbacks", f"{TRAINER}._initialize_and_run_controller",
          CURRENT_ACTOR, *UNUSED_CALLBACKS),
+        ("train.single_node:single_node_trainer",),
     ),
     "torch_backend": Feature(
         "make no process group for one worker; keep torch's store on the loopback interface",
         "one worker has the threads of a process group; the store listens on all interfaces",
         ("ray.train.torch:TorchConfig.backend_cls", "ray.train.torch.config:_TorchBackend.on_start",
          f"{GROUP}:WorkerGroup.execute", f"{GROUP}:WorkerGroup.execute_single"),
+        ("train.single_node:torch_config", "train.loopback:OnLoopback"),
     ),
     "workers": Feature(
         "kill workers, ask whether they live, choose the network interface of several nodes",
@@ -102,6 +109,12 @@ FEATURES = {
         "keep Ray Train from writing its own state into out_dir at each report",
         "it writes a file there; on a full disk that ends the run",
         (f"{EXECUTION}.checkpoint.checkpoint_manager:CheckpointManager._write_state_to_storage",),
+    ),
+    "train_files": Feature(
+        "delete the files that Ray Train leaves in out_dir for itself",
+        "they stay there",
+        ("ray.train.v2._internal.constants:VALIDATE_STORAGE_MARKER_FILENAME",
+         "ray.train.v2._internal.constants:CHECKPOINT_MANAGER_SNAPSHOT_FILENAME"),
     ),
     "preemption": Feature(
         "notice that a node is about to go",
@@ -148,6 +161,7 @@ FEATURES = {
         "refuse at Serve's proxy what no replica has room for, and what is too large",
         "replicas alone refuse it; the proxy limits neither connections nor bodies",
         ("ray.serve._private.constants:RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",),
+        ("serve.proxy:middlewares",),  # which replaces uvicorn.Server, too
     ),
 }  # fmt: skip
 COORDINATOR_ACTOR = "AutoscalingCoordinator"  # its name and its namespace
@@ -298,6 +312,11 @@ def disable_checkpoint_state() -> None:
     if has("checkpoint_state"):
         module = import_module(f"{EXECUTION}.checkpoint.checkpoint_manager")
         module.CheckpointManager._write_state_to_storage = do_nothing
+
+
+def train_files() -> list[str]:
+    """Return the names of the files that Ray Train leaves in out_dir for itself."""
+    return [optional(name) for name in FEATURES["train_files"].names if has("train_files")]
 
 
 def is_node_preempted() -> bool:

@@ -28,6 +28,7 @@ from yuzogpt.orchestration.environment import (
     prepend_train_callbacks,
     set_defaults,
 )
+from yuzogpt.orchestration.ray_internals import train_files
 from yuzogpt.orchestration.train.worker import RETURNED_ERRORS, train_worker
 from yuzogpt.runs.event_log import Listener, Record
 from yuzogpt.runs.stop_request import keep_asking
@@ -307,6 +308,6 @@ def check_room(settings: TrainSettings, workers: int, resource: str, have: int) 
 
 def forget(run: RunStorage) -> None:
     """Delete what Ray Train wrote into out_dir for itself."""
-    for name in (".validate_storage_marker", "checkpoint_manager_snapshot.json"):
+    for name in train_files():
         with contextlib.suppress(OSError):
             (run / name).delete()

@@ -37,6 +37,7 @@ from yuzogpt.inference.packed_linear import pack_weights
 from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
+from yuzogpt.model.shapes import count_weights
 from yuzogpt.tokenization.tokenizer import gpt2_tokenizer
 
 SHAPE = ModelSettings(vocab_size=50257, bias=True)
@@ -174,7 +175,7 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in found.items()}
         for name, values in found.items():
             type_name = name.rpartition(" ")[2]
-            weights = SHAPE.count_weights() * TYPES[type_name].itemsize
+            weights = count_weights(SHAPE) * TYPES[type_name].itemsize
             limit = samples * max(rates) / weights
             print(
                 f"| {samples} | {name} | {medians[name]:.1f} ({min(values):.1f} to "

@@ -18,6 +18,7 @@ from yuzogpt.model.attention import Attention
 from yuzogpt.model.dropout import row_keys
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights, initialize
+from yuzogpt.model.layers import ACTIVATIONS, NORMS
 from yuzogpt.model.positions import (
     POSITION_KINDS,
     AlibiPositions,
@@ -25,12 +26,13 @@ from yuzogpt.model.positions import (
     RotaryPositions,
     causal_mask,
 )
+from yuzogpt.model.shapes import count_weights
 
 SHAPE = ModelSettings(n_layer=2, n_head=4, n_embd=64, block_size=32, vocab_size=65)
 KINDS_OF = {
-    "pos_emb": ("learned", "rotary", "alibi"),
-    "norm": ("layer", "rms"),
-    "activation": ("gelu", "relu2", "swiglu"),
+    "pos_emb": tuple(POSITION_KINDS),
+    "norm": tuple(NORMS),
+    "activation": tuple(ACTIVATIONS),
 }
 
 
@@ -203,7 +205,9 @@ def test_weights_of_every_variant_are_counted(kinds, bias, tied):
     shape = shaped(bias=bias, tie_embeddings=tied, n_head=2, n_embd=68, **changes)
     with torch.device("meta"):
         model = GPT(shape)
-    assert shape.count_weights() == sum(p.numel() for p in model.parameters())
+    weights = sum(p.numel() for p in model.parameters())
+    assert count_weights(shape) == weights
+    assert shape.matrix_weights == pytest.approx(weights, rel=0.1)
 
 
 def test_perceptrons_are_those_of_their_papers():

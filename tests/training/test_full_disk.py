@@ -83,7 +83,7 @@ def test_there_is_room_for_as_many_checkpoints_as_lie_there_at_once(
     """Weights and two moments; one is written before an older one goes; of the best, weights."""
     flags = ("--max_iters=100", "--eval_interval=10", *flags)
     settings = runs.check(tiny_settings(corpus_dir, tmp_path / "run", *flags)).settings
-    free = weights * 4 * settings.model.count_weights()
+    free = weights * 4 * settings.model.matrix_weights
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
     runs.check(settings)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 1, free - 1))

@@ -22,6 +22,7 @@ from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import ModelSettings
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initial_weights, initialize
+from yuzogpt.model.shapes import count_weights
 from yuzogpt.runtime.device import Hardware
 from yuzogpt.training.optimizers import build_optimizer, state_tensors
 from yuzogpt.training.parallel import parallelize, shard_rows, to_local
@@ -146,7 +147,7 @@ def test_a_rank_keeps_only_its_part(corpus_dir, tmp_path):
     for process in ranks:
         process.join(60)
         assert process.exitcode == 0
-    everything = 4 * shape.count_weights()
+    everything = 4 * count_weights(shape)
     for rank in range(size):
         held = json.loads((tmp_path / f"{rank}.json").read_text())
         for what, tensors in (("weights", 1), ("gradients", 1), ("optimizer", 2)):
@@ -189,7 +190,7 @@ class Measure:
 @pytest.mark.parametrize("bias", [False, True])
 def test_weights_are_counted_without_building_the_model(bias):
     shape = ModelSettings(n_layer=3, n_head=2, n_embd=34, block_size=16, vocab_size=50, bias=bias)
-    assert shape.count_weights() == sum(p.numel() for p in GPT(shape).parameters())
+    assert count_weights(shape) == sum(p.numel() for p in GPT(shape).parameters())
 
 
 def test_rows_are_shared_out_as_fsdp_does():

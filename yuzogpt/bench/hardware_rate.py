@@ -6,6 +6,7 @@ import time
 import torch
 
 from yuzogpt.config import ModelSettings
+from yuzogpt.model.shapes import count_layer
 from yuzogpt.runtime.device import Hardware
 
 MATRIX_WIDTHS = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of square matrices
@@ -18,7 +19,7 @@ def flops_per_token(shape: ModelSettings) -> float:
     Six per weight of a matrix product, and 12 n_layer n_embd T for attention, as if every token
     attended to all T. Recomputed activations are not counted.
     """
-    multiplied = shape.n_layer * shape.count_layer() + shape.vocab_size * shape.n_embd
+    multiplied = shape.n_layer * count_layer(shape) + shape.vocab_size * shape.n_embd
     return 6.0 * multiplied + 12.0 * shape.n_layer * shape.n_embd * shape.block_size
 
 

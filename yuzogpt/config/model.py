@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from yuzogpt.config.registry import OneOf, has_trait
 from yuzogpt.config.section import Count, Fraction, NonNegative, Positive, Section, setting
 
 # Shapes also come from other people's files. No real model is larger, and no product overflows.
@@ -32,14 +33,14 @@ class ModelSettings(Section):
         "pad the embedding to a multiple of this many rows; padding is never sampled",
         frozen=True,
     )
-    pos_emb: Literal["learned", "rotary", "alibi"] = setting(
-        "learned", "position encoding; rotary and alibi work beyond block_size", frozen=True
+    pos_emb: Annotated[str, OneOf("yuzogpt.model.positions:POSITION_KINDS")] = setting(
+        "learned", "position encoding", frozen=True
     )
-    norm: Literal["layer", "rms"] = setting(
-        "layer", "LayerNorm or RMSNorm, before attention and MLP", frozen=True
+    norm: Annotated[str, OneOf("yuzogpt.model.layers:NORMS")] = setting(
+        "layer", "norm before attention and MLP", frozen=True
     )
-    activation: Literal["gelu", "relu2", "swiglu"] = setting(
-        "gelu", "activation of the MLP; swiglu has three matrices of 2/3 the width", frozen=True
+    activation: Annotated[str, OneOf("yuzogpt.model.layers:ACTIVATIONS")] = setting(
+        "gelu", "activation of the MLP", frozen=True
     )
     qk_norm: bool = setting(
         False, "apply RMSNorm, without weights, to queries and keys", frozen=True
@@ -69,32 +70,17 @@ class ModelSettings(Section):
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
-    def hidden_width(self) -> int:
-        """Width inside an MLP: 4 n_embd; swiglu: 8/3 n_embd, rounded up to a multiple of 8."""
-        gated = -(-8 * self.n_embd // 24) * 8
-        return gated if self.activation == "swiglu" else 4 * self.n_embd
-
-    @property
     def is_extensible(self) -> bool:
         """Return whether the model can see more than block_size tokens."""
-        return self.pos_emb != "learned"
+        return not has_trait(self, "pos_emb", "is_bounded")
 
-    def count_weights(self) -> int:
-        """Count all weights, including positions and padding."""
+    @property
+    def matrix_weights(self) -> int:
+        """All weights but those of biases and norms; model/shapes.py counts every one."""
         C = self.n_embd
-        embeddings = self.padded_vocab * C * (1 if self.tie_embeddings else 2)
-        embeddings += self.block_size * C if self.pos_emb == "learned" else 0
-        last_norm = C * (2 if self.bias and self.norm == "layer" else 1)
-        return embeddings + last_norm + self.n_layer * self.count_layer()
-
-    def count_layer(self) -> int:
-        """Count the weights of a layer."""
-        C, hidden = self.n_embd, self.hidden_width
-        into = (2 if self.activation == "swiglu" else 1) * hidden
-        weights = 4 * C * C + (into + hidden) * C + 2 * C
-        if self.bias:
-            weights += 5 * C + into + (2 * C if self.norm == "layer" else 0)
-        return weights
+        tables = self.padded_vocab * (1 if self.tie_embeddings else 2)
+        tables += 0 if self.is_extensible else self.block_size
+        return tables * C + 12 * self.n_layer * C * C  # attention has 4 C^2, an MLP 8 C^2
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Self:

@@ -11,13 +11,14 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from yuzogpt.config import Section
+from yuzogpt.config.registry import values_of
 from yuzogpt.config.renamed import RENAMED_SECTIONS, current_name
 from yuzogpt.console.terminal import complain
 from yuzogpt.errors import UserError, nearest
@@ -241,10 +242,10 @@ def help_text(schema: type[Section]) -> str:
 
 
 def choices(field: FieldInfo) -> str:
-    """Return the values that a setting accepts, if it lists them."""
-    if get_origin(field.annotation) is not Literal:
-        return ""
-    return f" ({' | '.join(value for value in get_args(field.annotation) if value)})"
+    """Return the values that a setting accepts, and what they are, if it lists them."""
+    values = values_of(field).items()
+    listed = [f"{name}: {text}" if text else name for name, text in values if name]
+    return f" ({' | '.join(listed)})" if listed else ""
 
 
 def to_yaml(settings: Section, without: dict[str, set[str]] | None = None) -> str:

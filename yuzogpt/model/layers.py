@@ -3,45 +3,59 @@
 All map (B, T, C) to (B, T, C); see gpt.py for shapes. Next: training/schedules.py.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yuzogpt.config import ModelSettings
+from yuzogpt.config.registry import Registry
 from yuzogpt.model.dropout import Dropout
 
 EPSILON = 1e-5  # of the norms, as GPT-2's
 
 
-class MLP(nn.Module):
-    """Two linear layers with a nonlinearity between.
+ACTIVATIONS = Registry[Callable[[Tensor], Tensor]]("activation")
+NORMS = Registry[Callable[[ModelSettings], nn.Module]]("norm")
 
-    gelu     GPT-2's: the tanh approximation (Hendrycks and Gimpel, 2016)
-    relu2    relu(x)^2 (Primer; So et al., 2021)
-    swiglu   one half of c_fc's output, through SiLU, gates the other half (Shazeer, 2020)
-    """
+
+@ACTIVATIONS.register("gelu", help="GPT-2's")
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation of Hendrycks and Gimpel, 2016."""
+    return F.gelu(x, approximate="tanh")
+
+
+@ACTIVATIONS.register("relu2", help="relu(x)^2")
+def relu2(x: Tensor) -> Tensor:
+    """Primer (So et al., 2021)."""
+    return F.relu(x).square()
+
+
+@ACTIVATIONS.register("swiglu", help="three matrices of 2/3 the width", is_gated=True)
+def swiglu(x: Tensor) -> Tensor:
+    """Gate one half of c_fc's output by the other, through SiLU (Shazeer, 2020)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between; a gated one gets twice the width."""
 
     def __init__(self, settings: ModelSettings, site: int) -> None:
         """`site`: number of its dropout in the model."""
         super().__init__()
-        self.activation = settings.activation
-        hidden = settings.hidden_width
-        width = 2 * hidden if self.activation == "swiglu" else hidden
-        self.c_fc = nn.Linear(settings.n_embd, width, bias=settings.bias)
-        self.c_proj = nn.Linear(hidden, settings.n_embd, bias=settings.bias)
+        C, is_gated = settings.n_embd, ACTIVATIONS.has(settings.activation, "is_gated")
+        # With a third matrix, 8/3 C, rounded up to a multiple of 8, keeps the number of weights.
+        hidden = -(-8 * C // 24) * 8 if is_gated else 4 * C
+        self.activation = ACTIVATIONS[settings.activation]
+        self.c_fc = nn.Linear(C, 2 * hidden if is_gated else hidden, bias=settings.bias)
+        self.c_proj = nn.Linear(hidden, C, bias=settings.bias)
         self.drop = Dropout(settings.dropout, site)
 
     def forward(self, x: Tensor, row_keys: Tensor | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = self.c_fc(x)
-        if self.activation == "gelu":
-            x = F.gelu(x, approximate="tanh")
-        elif self.activation == "relu2":
-            x = F.relu(x).square()
-        else:
-            gate, value = x.chunk(2, dim=-1)
-            x = F.silu(gate) * value
-        out: Tensor = self.drop(self.c_proj(x), row_keys)
+        out: Tensor = self.drop(self.c_proj(self.activation(self.c_fc(x))), row_keys)
         return out
 
 
@@ -58,8 +72,18 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
+@NORMS.register("layer", help="LayerNorm")
+def layer_norm(settings: ModelSettings) -> nn.Module:
+    """Over the C channels; with a bias if linear layers have one."""
+    return LayerNorm(settings.n_embd, EPSILON, bias=settings.bias)
+
+
+@NORMS.register("rms", help="RMSNorm, without a bias")
+def rms_norm(settings: ModelSettings) -> nn.Module:
+    """Zhang and Sennrich, 2019."""
+    return nn.RMSNorm(settings.n_embd, EPSILON)
+
+
 def norm(settings: ModelSettings) -> nn.Module:
-    """Return the norm that the settings name, over the C channels."""
-    if settings.norm == "layer":
-        return LayerNorm(settings.n_embd, EPSILON, bias=settings.bias)
-    return nn.RMSNorm(settings.n_embd, EPSILON)  # Zhang and Sennrich, 2019
+    """Return the norm that the settings name."""
+    return NORMS[settings.norm](settings)

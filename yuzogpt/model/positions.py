@@ -11,6 +11,7 @@ scores of attention (`bias`). Positions count from 0. Keys are cached after they
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yuzogpt.config import ModelSettings
+from yuzogpt.config.registry import Registry
 
 ROTARY_BASE = 10_000.0  # the slowest pair of channels rotates once in 2 pi times this many tokens
 
@@ -39,6 +41,10 @@ class Positions(nn.Module):
         return None
 
 
+POSITION_KINDS = Registry[Callable[[ModelSettings], Positions]]("position kind")
+
+
+@POSITION_KINDS.register("learned", help="a vector per position", is_bounded=True)
 class LearnedPositions(Positions):
     """A learned vector per position, added to the token's embedding."""
 
@@ -51,6 +57,7 @@ class LearnedPositions(Positions):
         return x + F.embedding(token_positions, self.weight)
 
 
+@POSITION_KINDS.register("rotary", help="rotated queries and keys, also beyond block_size")
 class RotaryPositions(Positions):
     """Rotated queries and keys; channels i and i + D / 2 are a pair, as in GPT-NeoX."""
 
@@ -68,6 +75,7 @@ class RotaryPositions(Positions):
         return torch.stack((angles.cos(), angles.sin()))
 
 
+@POSITION_KINDS.register("alibi", help="scores that fall with the distance, also beyond block_size")
 class AlibiPositions(Positions):
     """Scores that fall with the distance, at a different rate in each head."""
 
@@ -92,13 +100,6 @@ class AlibiPositions(Positions):
             head < power, -8 * (head + 1) / power, -4 * (2 * (head - power) + 1) / power
         )
         return torch.exp2(exponents)
-
-
-POSITION_KINDS: dict[str, type[Positions]] = {
-    "learned": LearnedPositions,
-    "rotary": RotaryPositions,
-    "alibi": AlibiPositions,
-}
 
 
 class Cache(Protocol):

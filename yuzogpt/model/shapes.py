@@ -1,8 +1,9 @@
-"""Checks the names and shapes of weights against a model's settings, which may be hostile.
+"""The names and shapes of a model's weights: counted, and checked where they may be hostile.
 
 This allocates no memory for the model.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -48,6 +49,17 @@ def expected_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, .
         layers = range(settings.n_layer) if name.startswith("h.0.") else range(1)
         for layer in layers:
             yield name.replace("h.0.", f"h.{layer}.", 1), tuple(tensor.shape)
+
+
+def count_weights(settings: ModelSettings) -> int:
+    """Count all weights, including positions and padding."""
+    return sum(math.prod(shape) for _, shape in expected_shapes(settings))
+
+
+def count_layer(settings: ModelSettings) -> int:
+    """Count the weights of a layer."""
+    shapes = expected_shapes(settings)
+    return sum(math.prod(shape) for name, shape in shapes if name.startswith("h.0."))
 
 
 def format_shape(shape: tuple[int, ...] | None) -> str:

@@ -93,7 +93,7 @@ def check_space(settings: TrainSettings, run: Path) -> None:
     best, weights are kept. For a run in an object store this machine holds one at a time.
     """
     existing = next(path for path in (run, *run.parents) if path.exists())
-    kept, weights = settings.checkpoint, 4 * settings.model.count_weights()
+    kept, weights = settings.checkpoint, 4 * settings.model.matrix_weights
     often = settings.evaluation.eval_interval
     written = 1 + settings.schedule.max_iters // min(often, kept.checkpoint_interval or often)
     at_once = 3 * min(written, kept.keep_last + 1) + (written > kept.keep_last) * kept.keep_best

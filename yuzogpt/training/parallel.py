@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from yuzogpt.checkpoints.load import NamedTensors
 from yuzogpt.config import ModelSettings, ParallelSettings
 from yuzogpt.model.gpt import GPT
+from yuzogpt.model.shapes import count_weights
 from yuzogpt.runtime.device import Hardware, keep_compiled_code_private
 from yuzogpt.runtime.memory import return_freed_memory
 from yuzogpt.runtime.world import World
@@ -92,7 +93,7 @@ def choose_kind(
         return "ddp", "ddp: it is faster than fsdp, and main memory is not scarce"
     # The smallest GPU decides for all ranks.
     memory = min(world.gather(torch.cuda.get_device_properties(device).total_memory))
-    need = shape.count_weights() * BYTES_PER_WEIGHT
+    need = count_weights(shape) * BYTES_PER_WEIGHT
     kind: Kind = "fsdp" if need > memory / 2 else "ddp"
     return kind, f"{kind}: ddp would take {need / 2**30:.1f} of {memory / 2**30:.1f} GiB per GPU"
 

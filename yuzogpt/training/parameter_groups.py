@@ -9,6 +9,7 @@ from torch import Tensor
 
 from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings
 from yuzogpt.model.gpt import GPT
+from yuzogpt.model.layers import ACTIVATIONS
 from yuzogpt.training.finetuning import lr_multiplier
 
 Kind = Literal["matrix", "embedding", "head", "vector"]
@@ -70,4 +71,5 @@ def stacked_matrices(name: str, shape: ModelSettings) -> int:
     """Return how many matrices a parameter of the layers stacks on top of each other."""
     if name.endswith("c_attn.weight"):
         return 3  # queries, keys, values
-    return 2 if name.endswith("c_fc.weight") and shape.activation == "swiglu" else 1
+    is_gated = ACTIVATIONS.has(shape.activation, "is_gated")
+    return 2 if is_gated and name.endswith("c_fc.weight") else 1

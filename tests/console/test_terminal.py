@@ -217,3 +217,25 @@ def test_another_program_silences_the_package():
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout + ended.stderr == ""
+
+
+WORDS = ("from\nstep", "cause", "", "tokens redone")
+CELLS = [("303", "no [disk] was left on the whole machine", "a.b", "1,234"), ("7", "x", "", "0")]
+
+
+@pytest.mark.parametrize("width", [12, 30, 50, 51, 52, 60, 100])
+def test_a_table_is_whole_on_a_terminal_of_any_width(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    drawn = terminal.table(WORDS, CELLS, numeric=WORDS, prose=("cause",), title="A title")
+    terminal.console().print(drawn)
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= width
+    assert ("\u2500" in "".join(lines)) == (drawn.needed <= width)
+    shown = "".join("".join(lines).split())
+    assert "\u2026" not in shown
+    for cell in (cell for row in CELLS for cell in row if cell != CELLS[0][1]):
+        assert cell in shown
+    if width >= 30:
+        words = [word for line in lines for word in line.split()]
+        for word in CELLS[0][1].split():
+            assert word in words

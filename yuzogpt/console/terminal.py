@@ -109,26 +109,17 @@ def table(
     rows: Iterable[Sequence["str | Text"]],
     *,
     numeric: Container[str] = (),
-    no_wrap: Container[str] = (),
+    prose: Container[str] = (),
     title: str = "",
 ) -> "Table":
-    """Return a table for a console. Texts are printed as they are: brackets in them are no markup.
+    """Return a table for a console; on a narrow one it prints `key: value` lines.
 
-    `numeric`: columns that are set flush right; `no_wrap`: columns whose cells stay on one line.
+    Texts are printed as they are: brackets in them are no markup. `numeric`: columns that are set
+    flush right; `prose`: columns whose cells wrap. All other cells stay on one line.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    heading = Text(title, style="bold") if title else None
-    drawn = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for name in columns:
-        drawn.add_column(
-            Text(name),
-            justify="right" if name in numeric else "left",
-            no_wrap=name in no_wrap,
-            overflow="fold",
-        )
-    for row in rows:
-        drawn.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    return drawn
+    from yuzogpt.console.fitting_table import FittingTable
+
+    cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    return FittingTable(columns, cells, numeric, prose, title)

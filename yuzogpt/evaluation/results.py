@@ -136,7 +136,7 @@ def show(results: Sequence[Result]) -> None:
     numeric = ("this model", "counted", *SIZES)
     columns = ("task", "protocol", "metric", *numeric)
     rows = [table_row(result, metric) for result in results for metric in result.metrics]
-    console.print(terminal.table(columns, rows, numeric=numeric, no_wrap=columns))
+    console.print(terminal.table(columns, rows, numeric=numeric))
     for result in results:
         if result.notes.get("protocol") == "paper" and not result.notes.get("published", True):
             console.print(

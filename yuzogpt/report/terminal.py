@@ -8,6 +8,7 @@ from rich.text import Text
 from yuzogpt.console import terminal
 from yuzogpt.report.tables import PROSE, Facts, Table
 
+FACTS_WIDTH = 60  # columns; on a narrower terminal, facts are `key: value` lines
 MAX_ROWS = 10  # of a table; the page has more
 
 
@@ -15,10 +16,12 @@ def show(name: str, facts: Facts, tables: Sequence[Table]) -> None:
     """Print a report."""
     console = terminal.console()
     console.print(Text(name, style="bold"))
+    lines = [(Text(key, style="dim"), Text(value)) for key, value in facts]
     grid = RichTable.grid(padding=(0, 2))
-    for key, value in facts:
-        grid.add_row(Text(key, style="dim"), Text(value))
-    console.print(grid)
+    for line in lines:
+        grid.add_row(*line)
+    is_narrow = console.width < FACTS_WIDTH
+    console.print(Text("\n").join(map(Text(": ").join, lines)) if is_narrow else grid)
     for table in tables:
         console.print()
         console.print(as_rich(table))
@@ -29,8 +32,7 @@ def show(name: str, facts: Facts, tables: Sequence[Table]) -> None:
 
 def as_rich(table: Table) -> RichTable:
     """Return a table with its newest rows."""
-    no_wrap = set(table.columns) - set(PROSE)
     rows = table.rows[-MAX_ROWS:]
     return terminal.table(
-        table.columns, rows, numeric=table.numeric, no_wrap=no_wrap, title=table.title
+        table.columns, rows, numeric=table.numeric, prose=PROSE, title=table.title
     )

@@ -88,8 +88,9 @@ class TrialTable:
     def table(self) -> Table:
         """Return one row per trial, the best one marked."""
         keys = list(dict.fromkeys(key for row in self.rows.values() for key in row.values))
+        title = self.title
         if self.console.width < OTHERS_WIDTH + MIN_VALUE_WIDTH * len(keys):
-            keys = []
+            keys, title = [], f"{title} (values left out: they need a wider terminal)"
         rows: list[list[str | Text]] = []
         sound = [row.loss for row in self.rows.values() if row.state != "failed"]
         best = min(sound, default=math.inf)
@@ -104,8 +105,7 @@ class TrialTable:
             ["trial", *names, "step", "val loss", "state"],
             rows,
             numeric=(*names, "step", "val loss"),
-            no_wrap=("trial", "step", "val loss", "state"),
-            title=self.title,
+            title=title,
         )
 
 

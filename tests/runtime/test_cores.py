@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TINY, yuzogpt
 from yuzogpt.runtime import cores
 
 GIGABYTE = 2**30
@@ -232,6 +232,41 @@ def test_whose_omp_num_threads(monkeypatch, variables, threads):
         monkeypatch.setenv(name, value)
     assert cores.threads_asked() == threads
     assert cores.threads_of_each(1) == (threads or cores.available_cores())
+
+
+@pytest.mark.parametrize(
+    ("users", "spins"),
+    [
+        ({}, cores.SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+        ({"KMP_BLOCKTIME": "0"}, None),
+    ],
+)
+def test_threads_wait_as_the_user_says_or_spin_briefly(users, spins):
+    variables = dict(users)
+    cores.limit_spinning(variables)
+    assert variables == {**users, **({cores.SPIN_COUNT: spins} if spins else {})}
+
+
+@pytest.mark.parametrize(
+    ("mine", "job", "passed_on"),
+    [(cores.SPINS, "", True), ("7", "", False), (cores.SPINS, cores.SPIN_COUNT, False)],
+)
+def test_a_cluster_gets_only_what_the_command_set(monkeypatch, mine, job, passed_on):
+    monkeypatch.setenv(cores.SPIN_COUNT, mine)
+    monkeypatch.setenv(cores.SUBMITTED_JOB, f'{{"runtime_env": {{"env_vars": "{job}"}}}}')
+    assert cores.spin_variables() == ({cores.SPIN_COUNT: cores.SPINS} if passed_on else {})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings libgomp on Linux only")
+def test_libgomp_reads_the_spin_count(corpus_dir, tmp_path, monkeypatch):
+    for name in (cores.SPIN_COUNT, *cores.USERS_POLICIES):
+        monkeypatch.delenv(name, raising=False)
+    places = [f"--data_dir={corpus_dir}", f"--out_dir={tmp_path}", "--num_workers=0"]
+    result = yuzogpt("train", *TINY, *places, "--max_iters=1", OMP_DISPLAY_ENV="verbose")
+    assert f"{cores.SPIN_COUNT} = '{cores.SPINS}'" in result.stderr
 
 
 CHOICE = """

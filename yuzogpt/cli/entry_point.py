@@ -33,6 +33,7 @@ from yuzogpt.config.renamed import current_name
 from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.console.terminal import LEVELS, complain, report_error, say, set_log_level
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
+from yuzogpt.runtime.cores import limit_spinning
 from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.runtime.signals import (
     exit_on_next_interrupt,
@@ -253,6 +254,7 @@ def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:
     `preset`: used if the arguments name no preset.
     """
     expect_no_home()
+    limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that cannot be encoded is no error
         sys.stdout.reconfigure(errors="replace")
     if arguments and preset:

@@ -13,6 +13,7 @@ from yuzogpt.errors import UserError
 from yuzogpt.orchestration.embedded import connect, embedded, is_embedded, private_directory
 from yuzogpt.orchestration.environment import EVERYWHERE, cluster_address, set_defaults
 from yuzogpt.orchestration.stuck import end_if_stuck
+from yuzogpt.runtime.cores import spin_variables
 from yuzogpt.runtime.signals import interruption_held_back, sigterm_held_back
 
 CONNECT_TIMEOUT_S = 5.0
@@ -54,7 +55,7 @@ def joined(address: str) -> Iterator[None]:
     from ray.exceptions import RayError
 
     try:
-        connect(address=address)
+        connect(address=address, runtime_env={"env_vars": spin_variables()})
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -20,6 +20,9 @@ SYSTEM = Path("/")  # the root of proc/ and of the mounts
 THREADS = "OMP_NUM_THREADS"
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun for its ranks
 RAY_WORKER = "RAY_RAYLET_PID"  # set by Ray for its workers, and for a submitted job
+SPIN_COUNT = "GOMP_SPINCOUNT"  # read by libgomp once, when torch is imported
+SPINS = "1000"  # benchmarks/busy.py
+USERS_POLICIES = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")  # they say how threads wait
 
 
 def available_cores(system: Path = SYSTEM) -> int:
@@ -57,6 +60,22 @@ def threads_asked() -> int:
         return 0
     is_default = first == "1" and (TORCHRUN in os.environ or SUBMITTED_JOB in os.environ)
     return 0 if is_default else int(first)
+
+
+def limit_spinning(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Let torch's threads spin only briefly while they wait for each other; torch loads later.
+
+    libgomp's own limit lasts milliseconds. On a core that another program shares, a thread that
+    spins that long keeps the one that it waits for from running. What the user set stays.
+    """
+    if not any(name in variables for name in USERS_POLICIES):
+        variables.setdefault(SPIN_COUNT, SPINS)
+
+
+def spin_variables() -> dict[str, str]:
+    """Return the variables that `limit_spinning` set, for processes that do not inherit them."""
+    is_users = SPIN_COUNT in os.environ.get(SUBMITTED_JOB, "")  # Ray passes these on by itself
+    return {SPIN_COUNT: SPINS} if os.environ.get(SPIN_COUNT) == SPINS and not is_users else {}
 
 
 def total_memory(system: Path = SYSTEM) -> int:

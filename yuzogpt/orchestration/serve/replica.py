@@ -12,6 +12,7 @@ from ray import serve
 
 from yuzogpt.config import ServeSettings
 from yuzogpt.errors import UserError
+from yuzogpt.runtime.cores import limit_spinning
 from yuzogpt.serving.app import build
 
 
@@ -21,6 +22,7 @@ class Replica:
     """One engine and its queue."""
 
     def __init__(self, settings: dict[str, Any], keys: Sequence[bytes]) -> None:
+        limit_spinning()  # `serve deploy` is no command of ours
         self.settings = ServeSettings.model_validate(settings)
         self.keys = keys
         self.request: asyncio.Task[dict[str, str]] | None = None  # for all replicas' metrics

@@ -57,7 +57,7 @@ def test_killed_and_run_again_on_another_machine_gives_the_same_bits(store, corp
     settings = tmp_path / "killed" / runs.SETTINGS
     again = yuzogpt("train", str(settings), XDG_CACHE_HOME=str(tmp_path / "another"))
     assert again.returncode == 0, again.stderr
-    assert f"sample from it: yuzogpt sample --out_dir={URI}" in again.stdout
+    assert f"sample from it: yuzogpt sample {URI}" in again.stdout
     whole = yuzogpt("train", *flags, f"--out_dir={tmp_path / 'local'}")
     assert whole.returncode == 0, whole.stderr
     copy = download(store, tmp_path / "copy")

@@ -65,7 +65,7 @@ def test_the_command_in_this_process_agrees_bit_for_bit(runs, corpus_dir, tmp_pa
     assert losses(tmp_path / "run") == losses(runs / "1-whole")
     assert weights(tmp_path / "run", 100) == weights(runs / "1-whole", 100)
     assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
-    assert "sample from it: yuzogpt sample --out_dir=" in result.stdout
+    assert "sample from it: yuzogpt sample " in result.stdout
 
 
 def test_torchrun_on_two_nodes_agrees_bit_for_bit(runs, corpus_dir, tmp_path):

@@ -27,10 +27,11 @@ T = TypeVar("T", bound=TrainSettings)
 
 def prepare(settings: PrepareSettings) -> "tuple[PreparedCorpus, bool]":
     """Turn text into Arrow blocks; return the corpus, and whether anything had to be done."""
+    from yuzogpt.data.preparation.own_text import named_after_source
     from yuzogpt.data.preparation.prepare import LocalWorkers
     from yuzogpt.data.preparation.prepare import prepare as prepare_corpus
 
-    settings = with_absolute_paths(settings)
+    settings = with_absolute_paths(named_after_source(settings))
     directory = Path(settings.corpus.data_dir)
     if settings.preparation.num_workers == 0:
         return prepare_corpus(settings, directory, LocalWorkers())
@@ -58,6 +59,10 @@ def train(settings: TrainSettings) -> None:
 
 def with_run_paths(settings: T, unused: Sequence[str] = ()) -> T:
     """Make the paths of a training run absolute, except for `unused` settings."""
+    from yuzogpt.runs.own_corpus import with_own_out_dir
+
+    if "run.out_dir" not in unused:
+        settings = with_own_out_dir(settings)
     is_path = settings.run.init_from not in ("scratch", "resume")
     return with_absolute_paths(settings, unused if is_path else (*unused, "run.init_from"))
 

@@ -96,7 +96,8 @@ def download(name: str) -> Path:
     # the blob may itself be a link, to a file that repositories share, of another name.
     expected, actual = published.sha256 or path.readlink().name, sha256(path)
     if actual != expected:
-        raise UserError(f"{path.resolve()}: SHA-256 is {actual}, expected {expected}; delete it")
+        was = f"SHA-256 is {actual[:12]}, expected {expected[:12]}"
+        raise UserError(f"{path.resolve()}: {was}; delete it")
     return path.parent
 
 

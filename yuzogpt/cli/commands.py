@@ -74,8 +74,11 @@ def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> No
 def prepare(settings: Section) -> None:
     """Turn text into Arrow blocks, on Ray if the corpus is large."""
     assert isinstance(settings, PrepareSettings)
+    from yuzogpt.cli.next_steps import after_prepare
+    from yuzogpt.data.preparation.own_text import named_after_source
     from yuzogpt.data.preparation.records import recorded_source
 
+    settings = named_after_source(settings)
     corpus, is_new = verbs.prepare(settings)
     manifest = corpus.manifest
     state = "prepared" if is_new else "already prepared"
@@ -86,6 +89,7 @@ def prepare(settings: Section) -> None:
         f"vocabulary {manifest.tokenizer['vocab_size']:,}; train {manifest.tokens('train'):,} "
         f"tokens, val {manifest.tokens('val'):,} tokens"
     )
+    say(after_prepare(settings, manifest))
 
 
 def inspect(settings: Section) -> None:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
+from yuzogpt.checkpoints.pretrained import PUBLISHED
 from yuzogpt.cli import commands
+from yuzogpt.cli.wrong_kind import check_kind
 from yuzogpt.config import (
     BenchSettings,
     DoctorSettings,
@@ -32,7 +34,9 @@ from yuzogpt.config import (
 from yuzogpt.config.renamed import current_name
 from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
 from yuzogpt.console.terminal import LEVELS, complain, report_error, say, set_log_level
+from yuzogpt.data.preparation.own_text import is_source, named_after_source
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
+from yuzogpt.runs.own_corpus import with_own_out_dir
 from yuzogpt.runtime.cores import limit_spinning
 from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.runtime.signals import (
@@ -56,6 +60,7 @@ class Verb:
     run: Callable[..., None]
     positional: tuple[str, ...] = ()  # settings that can be given without their names, in order
     takes: str = ""  # what the positional settings are, for messages
+    or_else: tuple[str, Callable[[str], bool]] | None = None  # takes words for which this holds
     presets: Literal["", "train", "eval"] = ""  # which presets it takes
     is_resumable: bool = False  # the same command continues after an interruption
     is_search: bool = False  # takes `search:` and --search.KEY=...
@@ -64,8 +69,9 @@ class Verb:
 
 VERBS = {
     "prepare": Verb(
-        "CORPUS", "turn text into a corpus of Arrow blocks", PrepareSettings, commands.prepare,
-        ("dataset",), "one corpus", is_resumable=True,
+        "CORPUS | FILE", "turn text into a corpus of Arrow blocks",
+        PrepareSettings, commands.prepare,
+        ("dataset",), "one corpus", ("source", is_source), is_resumable=True,
     ),
     "inspect": Verb(
         "DIR", "show what is in a prepared corpus", InspectSettings, commands.inspect,
@@ -92,7 +98,10 @@ VERBS = {
         "[PRESET | FILE.yaml]...", "measure how long a training step takes",
         BenchSettings, commands.bench, presets="train", has_json=True,
     ),
-    "sample": Verb("", "generate text with a model", SampleSettings, commands.sample),
+    "sample": Verb(
+        "RUN | DIR | gpt2", "generate text with a model", SampleSettings, commands.sample,
+        ("out_dir",), "one model", ("init_from", PUBLISHED.__contains__),
+    ),
     "serve": Verb(
         "RUN | DIR | gpt2", "serve a model over HTTP, with a web page",
         ServeSettings, commands.serve, ("model",), "one model",
@@ -134,6 +143,8 @@ def main(arguments: Sequence[str]) -> None:
         space = search_space_yaml(settings, files, searched) if verb.is_search else ""
         say(preview(settings) + space, end="")
         return
+    if isinstance(settings, TrainSettings) and not settings.data.data_dir:
+        check_kind("dataset", settings.data.dataset)
     if verb.is_search:
         verb.run(settings, files, searched)
     else:
@@ -163,6 +174,9 @@ def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[lis
     if verb.has_json:
         flags = ["--output=json" if flag == "--json" else flag for flag in flags]
     if not verb.positional and verb.presets:
+        for word in plain:
+            if not is_yaml(word):
+                check_kind(name, word)
         return plain, flags
     files = []
     if verb.presets:
@@ -174,7 +188,12 @@ def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[lis
     if len(plain) > len(verb.positional):
         reason = f"{verb.takes} at a time" if verb.takes else "takes --key=value only"
         raise UserError(f"{name} {' '.join(plain)}: {reason}")
-    named = [f"--{key}={value}" for key, value in zip(verb.positional, plain, strict=False)]
+    for word in plain[:1]:
+        check_kind(name, word)
+    named = []
+    for key, word in zip(verb.positional, plain, strict=False):
+        setting, holds = verb.or_else or ("", bool)
+        named.append(f"--{setting if setting and holds(word) else key}={word}")
     return files, named + flags
 
 
@@ -232,6 +251,10 @@ def search_space_yaml(settings: Section, files: Sequence[str], searched: Sequenc
 
 def preview(settings: Section) -> str:
     """Return the resolved settings as YAML, without the shape that init_from's model decides."""
+    if isinstance(settings, PrepareSettings):
+        settings = named_after_source(settings)
+    if isinstance(settings, TrainSettings):
+        settings = with_own_out_dir(settings)
     if isinstance(settings, TrainSettings) and settings.run.init_from != "scratch":
         kept = {"dropout", *settings.model.model_fields_set}
         return to_yaml(settings, {"model": set(type(settings.model).model_fields) - kept})

@@ -11,7 +11,7 @@ class CorpusSettings(Section):
     """Which text becomes which corpus."""
 
     dataset: Name = setting(
-        "shakespeare_char", "name of the corpus; a new name needs --source and --tokenizer"
+        "shakespeare_char", "name of the corpus; empty with --source: the name of that file"
     )
     source: str = setting(
         "",
@@ -19,7 +19,9 @@ class CorpusSettings(Section):
         "JSON lines, plain text; .gz, .zst); empty: download the corpus's own source",
         path="remote",
     )
-    tokenizer: Literal["", "char", "gpt2"] = setting("", "empty: the corpus's own tokenizer")
+    tokenizer: Literal["", "char", "gpt2"] = setting(
+        "", "empty: the corpus's own; of your own: char for a text file of up to 20 MB, else gpt2"
+    )
     data_dir: str = setting(
         "", "output directory; empty: data/<dataset>", path="local", if_empty="data/{dataset}"
     )

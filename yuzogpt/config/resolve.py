@@ -60,7 +60,7 @@ def resolve(
     known = dict(leaves(schema))
     check_renamed(overrides, known, notify)
     nested: dict[str, dict[str, Any]] = {}
-    origins: dict[str, str] = {}
+    last: dict[str, Override] = {}
     for override in overrides:
         dotted = find_key(override, known)
         # pydantic would accept true as 1.
@@ -68,11 +68,22 @@ def resolve(
             raise UserError(f"{override.origin}: needs a value: --{dotted.split('.')[1]}=VALUE")
         section, leaf = dotted.split(".")
         nested.setdefault(section, {})[leaf] = override.value
-        origins[dotted] = override.origin
+        last[dotted] = override
     try:
-        return schema.model_validate(nested)
+        settings = schema.model_validate(nested)
     except ValidationError as error:
-        raise UserError(describe_invalid(error, origins, known)) from None
+        raise UserError(describe_invalid(error, last, known)) from None
+    corpus, out_dir = last.get("data.dataset"), last.get("run.out_dir")
+    if corpus and out_dir and is_of_other_corpus(out_dir, corpus.value):
+        settings.run.model_fields_set.discard("out_dir")  # type: ignore[attr-defined]
+    return settings
+
+
+def is_of_other_corpus(out_dir: Override, corpus: str) -> bool:
+    """Return whether an out_dir was given by a preset, for the preset's own corpus."""
+    if out_dir.file not in preset_names():
+        return False
+    return bool(read_mapping(out_dir.file).get("data", {}).get("dataset") != corpus)
 
 
 def leaves(schema: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
@@ -189,7 +200,7 @@ def check_renamed(
 
 
 def describe_invalid(
-    error: ValidationError, origins: Mapping[str, str], known: Mapping[str, FieldInfo]
+    error: ValidationError, given: Mapping[str, Override], known: Mapping[str, FieldInfo]
 ) -> str:
     """Return the first of pydantic's errors in one line, with what the user wrote."""
     first = error.errors()[0]
@@ -202,7 +213,7 @@ def describe_invalid(
     of_setting = [item for item in error.errors() if item["loc"][:2] == first["loc"][:2]]
     messages = (item["msg"].removeprefix("Value error, ") for item in of_setting)
     message = " or ".join(dict.fromkeys(messages))
-    return f"{origins[dotted]}: {message} (default: {known[dotted].default!r})"
+    return f"{given[dotted].origin}: {message} (default: {known[dotted].default!r})"
 
 
 def changed_frozen(before: Mapping[str, Any], new: Section) -> list[str]:

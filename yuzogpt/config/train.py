@@ -244,7 +244,10 @@ class RunSettings(Section):
     """One run is one out_dir; the same command resumes it."""
 
     out_dir: str = setting(
-        "out", "directory for everything that the run writes, or s3://bucket/folder", path="store"
+        "out",
+        "directory for everything that the run writes, or s3://bucket/folder; with --dataset=X: "
+        "out-X",
+        path="store",
     )
     init_from: str = setting(
         "scratch",

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import shlex
 from pathlib import Path
 
 from yuzogpt.errors import UserError
@@ -86,6 +87,13 @@ def local_path(path: str, key: str) -> str:
             "share"
         )
     return path.removeprefix("file://")
+
+
+def as_typed(path: str) -> str:
+    """Return a path as one would type it here: relative if it is in this directory, and quoted."""
+    if not scheme_of(path) and Path(path).is_relative_to(Path.cwd()):
+        path = str(Path(path).relative_to(Path.cwd()))
+    return shlex.quote(path)
 
 
 def is_within(path: Path, folder: Path) -> bool:

@@ -8,7 +8,6 @@ library: this process, and the ranks that torchrun started.
 import contextlib
 import functools
 import hashlib
-import shlex
 import threading
 from collections.abc import Iterator
 
@@ -29,6 +28,7 @@ from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.lease import holder_of
+from yuzogpt.storage.paths import as_typed
 from yuzogpt.storage.run_storage import WORKER, RunStorage, open_storage
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
 from yuzogpt.training.hooks import LoopHooks, Report
@@ -275,5 +275,5 @@ def conclude(run: runs.ResolvedRun, reason: str | None) -> None:
     best = f"{name}/checkpoints/step-{final['best_step']}"
     say(
         f"best checkpoint: {best} (val loss {format_loss(final['best_val_loss'])}); "
-        f"sample from it: yuzogpt sample --out_dir={shlex.quote(name)}"
+        f"sample from it: yuzogpt sample {as_typed(name)}"
     )

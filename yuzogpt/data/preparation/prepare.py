@@ -15,7 +15,7 @@ from yuzogpt.config import CorpusSettings, DistributedPrepareSettings, PrepareSe
 from yuzogpt.console.terminal import note, say
 from yuzogpt.data import blocks
 from yuzogpt.data.blocks import PreparedCorpus
-from yuzogpt.data.preparation import plan, readers, sources
+from yuzogpt.data.preparation import plan, readers
 from yuzogpt.data.preparation.commit import commit
 from yuzogpt.data.preparation.corpora import Corpus, find_corpus
 from yuzogpt.data.preparation.finished import (
@@ -25,12 +25,13 @@ from yuzogpt.data.preparation.finished import (
     write_lease,
 )
 from yuzogpt.data.preparation.in_memory import prepare_in_memory
+from yuzogpt.data.preparation.own_text import is_one_text
 from yuzogpt.data.preparation.plan import Plan
 from yuzogpt.data.preparation.progress import Progress
 from yuzogpt.data.preparation.shards import run_unit
 from yuzogpt.data.preparation.sources import Unit
 from yuzogpt.errors import UserError
-from yuzogpt.storage.filesystems import is_pattern, scheme_of
+from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import Lease
 from yuzogpt.storage.paths import is_within
 from yuzogpt.storage.run_storage import LocalStorage
@@ -102,14 +103,6 @@ def is_by_units(corpus: Corpus, options: CorpusSettings, large: DistributedPrepa
         return False
     has_documents = large.by_line or large.split_rule in ("nanogpt", "hash")
     return has_documents or not is_one_text(options.source)
-
-
-def is_one_text(source: str) -> bool:
-    """Return whether a source is one plain text file of this machine, by its name."""
-    is_glob = is_pattern(source) and not Path(source).exists()
-    if scheme_of(source) or is_glob or Path(source).is_dir():
-        return False
-    return sources.format_of(source) in (None, "text") and not sources.compression_of(source)
 
 
 def check_one_text_settings(large: DistributedPrepareSettings, corpus: Corpus) -> None:

@@ -5,6 +5,7 @@ Leaf names are nanoGPT's where nanoGPT has one, and unique within a verb, so tha
 needs no section. Next on the line: resolve.py reads values from YAML files and flags.
 """
 
+from yuzogpt.config.batch import BatchSettings
 from yuzogpt.config.bench import BenchmarkedSettings, BenchSettings
 from yuzogpt.config.doctor import DoctorSettings, SoundnessSettings
 from yuzogpt.config.evaluate import (
@@ -34,7 +35,6 @@ from yuzogpt.config.serve import (
     ServeSettings,
 )
 from yuzogpt.config.train import (
-    BatchSettings,
     CheckpointSettings,
     DataSettings,
     EvaluationSettings,

@@ -5,13 +5,14 @@ with another schedule, as long as the steps that it has made keep their learning
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, ValidationError, model_validator
 
+from yuzogpt.config.registry import OneOf, Registry
 from yuzogpt.config.section import Count, NonNegative, Positive, Section, setting
 from yuzogpt.errors import UserError
 
@@ -54,6 +55,30 @@ def check_redecay(text: str) -> str:
     return text
 
 
+# From the decay's steps made, its length and cooldown_iters, how far above min_lr the rate is: 1 is
+# the peak.
+LR_SCHEDULES = Registry[Callable[[int, int, int], float]]("learning-rate schedule")
+
+
+@LR_SCHEDULES.register("cosine", help="half a cosine")
+def cosine(made: int, length: int, cooldown: int) -> float:
+    """Slow at both ends."""
+    return (1 + math.cos(math.pi * (made / length))) / 2
+
+
+@LR_SCHEDULES.register("linear", help="a straight line")
+def linear(made: int, length: int, cooldown: int) -> float:
+    """The same decrease in each step."""
+    return 1 - made / length
+
+
+@LR_SCHEDULES.register("wsd", help="constant, then linear over the last cooldown_iters")
+def wsd(made: int, length: int, cooldown: int) -> float:
+    """Warmup, stable, decay: MiniCPM (Hu et al., 2024)."""
+    cooldown = min(cooldown, length)
+    return 1 - max(0, made - (length - cooldown)) / cooldown
+
+
 class ScheduleSettings(Section):
     """Number of steps, and the learning rate at each."""
 
@@ -61,8 +86,8 @@ class ScheduleSettings(Section):
     decay_lr: bool = setting(
         True, "decay the learning rate to min_lr; False: keep it constant", frozen=True
     )
-    lr_schedule: Literal["cosine", "linear", "wsd"] = setting(
-        "cosine", "shape of the decay; wsd: constant, then linear", frozen=True
+    lr_schedule: Annotated[str, OneOf("yuzogpt.config.schedule:LR_SCHEDULES")] = setting(
+        "cosine", "shape of the decay", frozen=True
     )
     warmup_iters: Count = setting(2_000, "linear warmup", "steps", frozen=True)
     lr_decay_iters: Positive = setting(
@@ -80,7 +105,8 @@ class ScheduleSettings(Section):
     @model_validator(mode="after")
     def cooldown_is_given(self) -> Self:
         """A wsd schedule needs the length of its decay."""
-        if self.decay_lr and self.lr_schedule == "wsd" and not self.cooldown_iters:
+        decays = self.decay_lr or self.redecay
+        if decays and self.lr_schedule == "wsd" and not self.cooldown_iters:
             raise ValueError("lr_schedule=wsd: set cooldown_iters, the length of its decay")
         return self
 
@@ -95,9 +121,8 @@ class ScheduleSettings(Section):
     def lr_at(self, step: int, peak: float) -> float:
         """Return the learning rate of `step`; `peak` is the optimizer's learning_rate.
 
-        Linear warmup, decay, then min_lr; the same again at the beginning of each redecay. wsd
-        (warmup, stable, decay): MiniCPM (Hu et al., 2024). Warming up and decaying again: Ibrahim
-        et al., 2024.
+        Linear warmup, decay, then min_lr; the same again at the beginning of each redecay, as
+        Ibrahim et al., 2024, do.
         """
         further = read_redecay(self.redecay)
         begun = next((n for n in range(len(further), 0, -1) if step >= further[n - 1].begin), 0)
@@ -118,12 +143,7 @@ class ScheduleSettings(Section):
             return low + (peak - low) * (step - first + 1) / (warmup + 1)
         if step >= end:
             return self.min_lr
-        if self.lr_schedule == "wsd":
-            begin = max(begin, end - self.cooldown_iters)
-        progress = max(0, step - begin) / (end - begin)
-        left = 1 - progress
-        if self.lr_schedule == "cosine":
-            left = (1 + math.cos(math.pi * progress)) / 2
+        left = LR_SCHEDULES[self.lr_schedule](step - begin, end - begin, self.cooldown_iters)
         return self.min_lr + (peak - self.min_lr) * left
 
 

@@ -1,10 +1,12 @@
 """`yuzogpt train`: one section for each part of a training run."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
+from yuzogpt.config.batch import BatchSettings
 from yuzogpt.config.model import InitializationSettings, ModelSettings
+from yuzogpt.config.registry import OneOf
 from yuzogpt.config.schedule import ScheduleSettings
 from yuzogpt.config.section import (
     RAY_ADDRESS,
@@ -38,7 +40,7 @@ class DataSettings(Section):
 class OptimizerSettings(Section):
     """AdamW, as in nanoGPT; or Muon for the layers' matrices and AdamW for the rest."""
 
-    optimizer: Literal["adamw", "muon"] = setting(
+    optimizer: Annotated[str, OneOf("yuzogpt.training.optimizers:OPTIMIZERS")] = setting(
         "adamw", "optimizer of the layers' matrices; all else always uses AdamW", frozen=True
     )
     learning_rate: NonNegative = setting(6e-4, "peak learning rate", frozen=True)
@@ -76,83 +78,6 @@ class FinetuningSettings(Section):
         "embeddings; 1: the same for all",
         frozen=True,
     )
-
-
-class BatchSettings(Section):
-    """Rows in a step: batch_size x gradient_accumulation_steps, for any number of workers."""
-
-    batch_size: Positive = setting(12, "rows per forward pass, at most", "rows")
-    gradient_accumulation_steps: Positive = setting(
-        40, "the global batch is this many times batch_size; workers share its rows", "micro-steps"
-    )
-    batch_schedule: Literal["constant", "linear", "steps", "noise"] = setting(
-        "constant",
-        "how the global batch grows to full size; linear: in equal increments; steps: by "
-        "doubling; noise: as the measured gradient noise scale suggests",
-        frozen=True,
-    )
-    batch_start_rows: Count = setting(
-        0,
-        "batch size at step 0, of which all later sizes are multiples; needed unless constant",
-        "rows",
-        frozen=True,
-    )
-    batch_ramp_iters: Count = setting(
-        0, "linear, steps: step at which the batch reaches full size", "steps", frozen=True
-    )
-    lr_batch_exponent: NonNegative = setting(
-        0.5,
-        "learning-rate scaling while the batch grows: lr *= (rows / full_rows) ** this; 0.5: "
-        "square-root scaling; 0: none",
-        frozen=True,
-    )
-
-    @property
-    def global_rows(self) -> int:
-        """Rows in one optimizer step, over all workers; with a schedule, at full size."""
-        return self.batch_size * self.gradient_accumulation_steps
-
-    @property
-    def least_rows(self) -> int:
-        """Rows in the smallest optimizer step."""
-        return self.global_rows if self.batch_schedule == "constant" else self.batch_start_rows
-
-    def rows_at(self, step: int) -> int:
-        """Return the rows of the global batch of `step`.
-
-        With start = batch_start_rows, end = batch_ramp_iters and n = global_rows / start:
-        linear: start * floor(1 + (n - 1) * step / end). steps: log2(n) doublings, evenly spaced,
-        the last at `end`. noise: start; later sizes depend on what the run measures.
-        """
-        if self.batch_schedule == "noise":
-            return self.batch_start_rows
-        if self.batch_schedule == "constant" or step >= self.batch_ramp_iters:
-            return self.global_rows
-        times = self.global_rows // self.batch_start_rows
-        if self.batch_schedule == "linear":
-            return self.batch_start_rows * (1 + (times - 1) * step // self.batch_ramp_iters)
-        doublings = times.bit_length() - 1
-        return self.batch_start_rows << (doublings * step // self.batch_ramp_iters)
-
-    @model_validator(mode="after")
-    def ramp_ends_at_whole_batch(self) -> Self:
-        """The full size is a multiple of the first."""
-        rows, first, kind = self.global_rows, self.batch_start_rows, self.batch_schedule
-        if kind == "constant":
-            return self
-        if not first or rows % first:
-            raise ValueError(
-                f"batch_schedule={kind}: batch_start_rows={first} must divide the whole batch, "
-                f"{rows}"
-            )
-        if kind == "steps" and (rows // first).bit_count() != 1:
-            raise ValueError(
-                f"batch_schedule=steps doubles: {rows} rows are not batch_start_rows={first} "
-                "times 2, 4, 8, ..."
-            )
-        if kind != "noise" and not self.batch_ramp_iters:
-            raise ValueError(f"batch_schedule={kind}: set batch_ramp_iters, where it ends")
-        return self
 
 
 class EvaluationSettings(Section):

@@ -6,7 +6,7 @@ checkpoint does not depend on the order of the parameters.
 Next: training/guards.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from yuzogpt.checkpoints.load import NamedTensors
 from yuzogpt.config import FinetuningSettings, OptimizerSettings
+from yuzogpt.config.registry import Registry
 from yuzogpt.model.gpt import GPT
 from yuzogpt.storage.untrusted import DamagedFile
 from yuzogpt.training.muon import Muon
 from yuzogpt.training.parallel import shard_like, to_local
-from yuzogpt.training.parameter_groups import parameter_groups
+from yuzogpt.training.parameter_groups import Group, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Optimizer:
         return next(part.state[parameter] for part in self.parts if parameter in part.state)
 
 
+# Builds a torch optimizer with its state allocated; the dtype is that of matrix products.
+Build = Callable[[list[Group], OptimizerSettings, torch.dtype], torch.optim.Optimizer]
+OPTIMIZERS = Registry[Build]("optimizer")
+
+
 def build_optimizer(
     model: GPT,
     settings: OptimizerSettings,
@@ -63,17 +69,14 @@ def build_optimizer(
 
     `muon_dtype`: the dtype of Muon's matrix products; None: float32.
     """
-    for_adamw, for_muon = parameter_groups(model, settings, finetuning)
-    parts: list[torch.optim.Optimizer] = []
-    if for_adamw:
-        parts.append(build_adamw(for_adamw, settings))
-    if for_muon:
-        dtype = muon_dtype or torch.float32
-        parts.append(Muon(for_muon, settings.learning_rate, settings.momentum, dtype))
-    return Optimizer(tuple(parts))
+    groups, dtype = parameter_groups(model, settings, finetuning), muon_dtype or torch.float32
+    return Optimizer(tuple(OPTIMIZERS[name](groups[name], settings, dtype) for name in groups))
 
 
-def build_adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
+@OPTIMIZERS.register("adamw", help="Adam with decoupled weight decay, as in nanoGPT")
+def build_adamw(
+    groups: list[Group], settings: OptimizerSettings, dtype: torch.dtype
+) -> torch.optim.Optimizer:
     """Return AdamW with its state allocated; torch would do that in the first step.
 
     So a checkpoint's tensors are copied into existing ones, as those of a model are. All parameters
@@ -92,6 +95,14 @@ def build_adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> to
             "exp_avg_sq": torch.zeros_like(parameter),
         }
     return optimizer
+
+
+@OPTIMIZERS.register("muon", help="orthogonalised updates", whole_matrices=True)
+def build_muon(
+    groups: list[Group], settings: OptimizerSettings, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    """Return Muon; see muon.py."""
+    return Muon(groups, settings.learning_rate, settings.momentum, dtype)
 
 
 def state_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

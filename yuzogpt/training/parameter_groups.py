@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from yuzogpt.config import FinetuningSettings, ModelSettings, OptimizerSettings
+from yuzogpt.config.registry import has_trait
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.layers import ACTIVATIONS
 from yuzogpt.training.finetuning import lr_multiplier
@@ -18,28 +19,36 @@ Group = dict[str, Any]  # as torch's optimizers take it
 
 def parameter_groups(
     model: GPT, settings: OptimizerSettings, finetuning: FinetuningSettings
-) -> tuple[list[Group], list[Group]]:
-    """Return the groups of the trainable parameters for AdamW, and those for Muon.
+) -> dict[str, list[Group]]:
+    """Return the groups of the trainable parameters, by the name of their optimizer.
 
-    Biases and norms are not decayed, as in nanoGPT.
+    Biases and norms are not decayed, as in nanoGPT. An optimizer of whole matrices gets the number
+    of `matrices` that each of its parameters stacks.
     """
     groups: dict[tuple[Any, ...], Group] = {}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for name, parameter in sorted(trainable, key=lambda item: item[1].dim() < 2):  # matrices first
         kind = parameter_kind(name, parameter)
-        by_muon = kind == "matrix" and settings.optimizer == "muon"
+        optimizer = settings.optimizer if kind == "matrix" else "adamw"
+        is_whole = kind == "matrix" and updates_whole_matrices(settings)
         rate = lr_multiplier(name, model.settings.n_layer, finetuning)
         rate *= kind_lr_multiplier(kind, settings, model.settings)
         decay = 0.0 if kind == "vector" else settings.weight_decay
-        count = stacked_matrices(name, model.settings) if by_muon else 1
+        count = stacked_matrices(name, model.settings) if is_whole else 1
         new: Group = {"params": [], "weight_decay": decay, "lr_factor": rate}
-        if by_muon:
+        if is_whole:
             new["matrices"] = count
-        group = groups.setdefault((by_muon, kind == "vector", rate, count), new)
+        group = groups.setdefault((optimizer, kind == "vector", rate, count), new)
         group["params"].append(parameter)
-    for_muon = [group for key, group in groups.items() if key[0]]
-    for_adamw = [group for key, group in groups.items() if not key[0]]
-    return for_adamw, for_muon
+    by_optimizer: dict[str, list[Group]] = {}
+    for (optimizer, *_), group in groups.items():
+        by_optimizer.setdefault(optimizer, []).append(group)
+    return by_optimizer
+
+
+def updates_whole_matrices(settings: OptimizerSettings) -> bool:
+    """Return whether the layers' matrices are not updated element by element."""
+    return has_trait(settings, "optimizer", "whole_matrices")
 
 
 def parameter_kind(name: str, parameter: Tensor) -> Kind:
@@ -54,8 +63,8 @@ def parameter_kind(name: str, parameter: Tensor) -> Kind:
 def kind_lr_multiplier(kind: Kind, settings: OptimizerSettings, shape: ModelSettings) -> float:
     """Return the factor of the learning rate for a kind of parameters.
 
-    muP: Adam's step does not shrink with the gradient, so a wider matrix gets a smaller one; Muon's
-    step has the right size at every width.
+    muP: the step of Adam, and of its like, does not shrink with the gradient, so a wider matrix
+    gets a smaller one; the step of a whole matrix has the right size at every width.
     """
     rates = {
         "matrix": settings.matrix_lr_mult,
@@ -63,7 +72,7 @@ def kind_lr_multiplier(kind: Kind, settings: OptimizerSettings, shape: ModelSett
         "head": settings.head_lr_mult,
         "vector": 1.0,
     }
-    is_scaled = kind == "matrix" and settings.optimizer == "adamw"
+    is_scaled = kind == "matrix" and not updates_whole_matrices(settings)
     return rates[kind] / (shape.width_ratio if is_scaled else 1.0)
 
 

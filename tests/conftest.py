@@ -43,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="a custom resource definition of KubeRay, to hold cluster/kuberay against; repeatable",
     )
+    parser.addoption(
+        "--axe", metavar="FILE", help="axe.min.js of axe-core (npm), to hold the pages against"
+    )
 
 
 def make_text(characters: int, seed: int = 0) -> str:

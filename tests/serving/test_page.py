@@ -1,7 +1,10 @@
 """The page, in a real browser: typed, streamed, hovered over, by keyboard alone."""
 
+import contextlib
+import io
+import json
 import os
-import shutil
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,17 +13,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.browser import NEEDS_CHROMIUM, browser, check_accessibility
 from tests.conftest import TINY
 from tests.serving.services import service
 from yuzogpt.cli import main
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"
-    ),
-    pytest.mark.slow,
-]
+pytestmark = NEEDS_CHROMIUM
 # Where CI keeps what people may want to look at.
 ARTEFACTS = Path(os.environ.get("YUZOGPT_TEST_ARTEFACTS", "test-artefacts"))
 
@@ -35,21 +33,17 @@ def served(corpus_dir, tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
 @pytest.fixture
-def page(served, tmp_path):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--window-size=1100,1000", f"--user-data-dir={tmp_path}/profile",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+def page(served, driver):
     driver.get(served.url)
-    yield driver
-    driver.quit()
+    driver.get_log("browser")  # of the test before
+    return driver
 
 
 def until(page, is_so):
@@ -73,7 +67,7 @@ def set_field(page, name: str, value: str) -> None:
 
 def test_by_mouse(served, page):
     until(page, lambda: "run · step" in text_of(page, "model"))
-    assert "float32 on cpu" in text_of(page, "model")
+    assert "context 16 tokens · float32 on cpu" in text_of(page, "model")
     until(page, lambda: page.find_element(By.ID, "run").is_displayed())
     assert page.find_elements(By.CSS_SELECTOR, "#curve path.train")
     page.find_element(By.ID, "prompt").send_keys("thou art the king")
@@ -207,3 +201,66 @@ def test_a_changed_key_does_not_begin_another_chain_of_looks(page):
     page.execute_script(TIMERS)
     until(page, lambda: page.execute_script("return window.looks") >= 5)
     assert page.execute_script("return window.pending.size") == 1
+
+
+def generate(page, **fields: str) -> str:
+    """Generate with other values of fields; return the whole text."""
+    for name, value in fields.items():
+        set_field(page, name, value)
+    page.find_element(By.ID, "go").click()
+    until(page, lambda: "ended by" in text_of(page, "status"))
+    return page.execute_script("return document.getElementById('text').textContent")
+
+
+def test_the_request_as_code_gives_the_same_text(served, page):
+    until(page, lambda: "run · step" in text_of(page, "model"))
+    page.find_element(By.ID, "prompt").send_keys("thou art")
+    text = generate(page, max_tokens="40", seed="5", top_k="7", stop='it\'s \\n$HOME\n"x"')
+    page.find_element(By.ID, "curl").click()
+    curl, url, *options = shlex.split(text_of(page, "code"))
+    assert (curl, url) == ("curl", f"{served.url}v1/completions")
+    body = json.loads(options[-1])
+    assert body["stop"] == ["it's \n$HOME", '"x"']
+    assert "thou art" + served.post(**body).json()["choices"][0]["text"] == text
+    page.find_element(By.ID, "python").click()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(text_of(page, "code"), {})
+    assert "thou art" + printed.getvalue() == text + "\n"
+    page.find_element(By.ID, "python").click()
+    assert not page.find_element(By.ID, "code").is_displayed()
+
+
+def test_the_history_brings_back_text_and_settings(page):
+    until(page, lambda: "run · step" in text_of(page, "model"))
+    first = generate(page, max_tokens="20", seed="5")
+    assert generate(page, seed="6", max_tokens="30") != first
+    page.find_element(By.CSS_SELECTOR, "#history summary").click()
+    page.find_elements(By.CSS_SELECTOR, "#history button")[1].click()
+    assert page.find_element(By.ID, "text").get_property("textContent") == first
+    assert page.find_element(By.NAME, "seed").get_property("value") == "5"
+    webdriver.ActionChains(page).move_to_element(tokens(page)[3]).perform()
+    until(page, lambda: page.find_elements(By.CSS_SELECTOR, "#alternatives tr"))
+
+
+# The looks at the server follow each other at once.
+IMPATIENT = "const set = setTimeout; setTimeout = (call, delay) => set(call, Math.min(delay, 50));"
+
+
+def test_a_server_that_is_gone_is_named_and_looked_for(page):
+    until(page, lambda: "run · step" in text_of(page, "model"))
+    page.execute_script(IMPATIENT)
+    page.set_network_conditions(offline=True, latency=0, throughput=-1)
+    page.find_element(By.ID, "go").click()
+    until(page, lambda: "does not answer" in text_of(page, "text"))
+    until(page, lambda: "does not answer" in text_of(page, "model"))
+    page.delete_network_conditions()
+    until(page, lambda: "run · step" in text_of(page, "model"))
+
+
+def test_at_all_widths_and_in_the_dark(page, request):
+    until(page, lambda: page.find_element(By.ID, "run").is_displayed())
+    page.find_element(By.CSS_SELECTOR, "#examples button").click()
+    until(page, lambda: "ended by" in text_of(page, "status"))
+    page.find_element(By.ID, "curl").click()
+    page.execute_script("document.querySelector('#text .token').focus()")
+    check_accessibility(page, request.config.getoption("axe"))

@@ -4,6 +4,8 @@
 
 const ALTERNATIVES = 8;
 const $ = (id) => document.getElementById(id);
+const field = (name) => document.getElementsByName(name)[0];
+const fields = () => [$("prompt"), ...$("settings").querySelectorAll("input, textarea")];
 let model = null;
 let asking = null; // the AbortController of the request that is under way
 
@@ -14,8 +16,22 @@ function headers() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
+const GONE = `The server at ${location.host} does not answer. It has ended, or cannot be reached from here; the page looks for it every few seconds.`;
+
+// A browser has one kind of error, with words of its own, for all that a network can do.
+async function reached(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    if (model) setTimeout(watch); // until it is back
+    model = null;
+    throw new Error(GONE);
+  }
+}
+
 async function ask(path, options = {}) {
-  const answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+  const answer = await reached(fetch(path, { ...options, headers: { ...headers(), ...options.headers } }));
   if (answer.ok) {
     if ($("key").value) sessionStorage.setItem("key", $("key").value);
     return answer;
@@ -29,7 +45,7 @@ async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reached(reader.read());
     if (done) throw new Error("the connection ended before the text did");
     const parts = (held + value).split("\n\n");
     held = parts.pop();
@@ -46,11 +62,13 @@ async function* events(answer) {
 // --- generating
 
 function wanted() {
-  const body = { model: model.id, prompt: $("prompt").value, stream: true, logprobs: ALTERNATIVES };
+  const body = { model: model?.id ?? "", prompt: $("prompt").value };
   for (const input of $("settings").querySelectorAll("input")) {
-    if (input.value === "") continue;
-    body[input.name] = input.type === "number" ? Number(input.value) : input.value;
+    if (input.value !== "") body[input.name] = Number(input.value);
   }
+  const stops = field("stop").value.split("\n").filter((line) => line !== "");
+  const escapes = { n: "\n", t: "\t" };
+  if (stops.length) body.stop = stops.map((line) => line.replace(/\\(.)/g, (_, c) => escapes[c] ?? c));
   return body;
 }
 
@@ -60,6 +78,7 @@ async function generate() {
   const text = $("text");
   text.replaceChildren();
   append(text, "prompt", $("prompt").value);
+  const values = fields().map((one) => one.value);
   $("stop").disabled = false;
   $("status").textContent = "waiting …";
   const started = performance.now();
@@ -69,7 +88,7 @@ async function generate() {
     const answer = await ask("v1/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(wanted()),
+      body: JSON.stringify({ ...wanted(), stream: true, logprobs: ALTERNATIVES }),
       signal: mine.signal,
     });
     for await (const event of events(answer)) {
@@ -85,13 +104,29 @@ async function generate() {
     if (mine.signal.aborted) $("status").textContent = `${speed(tokens, first, started)}; stopped`;
     else {
       $("status").textContent = "";
-      append(text, "error", `\n${error.message}`);
+      append(text, "error", `\n${error.message}`).role = "alert";
     }
   }
   if (asking === mine) {
     asking = null;
     $("stop").disabled = true;
+    if (tokens) remember(values, [...text.childNodes]);
   }
+}
+
+function remember(values, nodes) {
+  const item = document.createElement("li");
+  const whole = nodes.map((node) => node.textContent).join("").trim();
+  const button = append(item, "", whole.length > 200 ? `${whole.slice(0, 200)} …` : whole, "button");
+  button.type = "button";
+  button.addEventListener("click", () => {
+    asking?.abort();
+    fields().forEach((one, i) => (one.value = values[i]));
+    $("text").replaceChildren(...nodes);
+    $("status").textContent = "";
+  });
+  $("history").hidden = false;
+  $("history").querySelector("ol").prepend(item);
 }
 
 function speed(tokens, first, started) {
@@ -101,8 +136,8 @@ function speed(tokens, first, started) {
   return `${tokens} tokens${rate}, first after ${((first - started) / 1000).toFixed(2)} s`;
 }
 
-function append(parent, kind, content) {
-  const span = document.createElement("span");
+function append(parent, kind, content, name = "span") {
+  const span = document.createElement(name);
   span.className = kind;
   span.textContent = content;
   parent.append(span);
@@ -154,14 +189,68 @@ function step(forward) {
   tokens[Math.max(0, Math.min(tokens.length - 1, next))].focus();
 }
 
+// --- the text and the request, elsewhere
+
+async function copy(text) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    // Over plain HTTP from another machine a page has no clipboard but this one.
+    const area = append(document.body, "", "", "textarea");
+    area.value = text;
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  $("copied").textContent = "copied";
+}
+
+function asCurl(body) {
+  const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const key = headers().Authorization ? ' \\\n  -H "Authorization: Bearer $YUZOGPT_API_KEY"' : "";
+  const url = new URL("v1/completions", location.href).href;
+  return `curl ${quoted(url)} -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body))}`;
+}
+
+const OPENAI = ["model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop"];
+function asPython(body) {
+  // A string, number or list of JSON is one of Python.
+  const key = headers().Authorization ? 'os.environ["YUZOGPT_API_KEY"]' : '"none"';
+  const own = Object.entries(body).filter(([name]) => OPENAI.includes(name));
+  const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !OPENAI.includes(name)));
+  const lines = own.map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
+  return [
+    ...(headers().Authorization ? ["import os", ""] : []),
+    "from openai import OpenAI",
+    "",
+    `client = OpenAI(base_url=${JSON.stringify(new URL("v1", location.href).href)}, api_key=${key})`,
+    "answer = client.completions.create(",
+    ...lines,
+    `    extra_body=${JSON.stringify(extra)},`,
+    ")",
+    "print(answer.choices[0].text)",
+  ].join("\n");
+}
+
+function showCode(button, write) {
+  const isOpen = button.ariaExpanded === "true";
+  $("curl").ariaExpanded = $("python").ariaExpanded = "false";
+  $("code").hidden = isOpen;
+  $("copied").textContent = "";
+  if (isOpen) return;
+  button.ariaExpanded = "true";
+  $("code").textContent = write(wanted());
+  copy($("code").textContent).catch(() => {});
+}
+
 // --- what is served
 
 async function describe() {
   const { data } = await (await ask("v1/models")).json();
   [model] = data;
-  const loss = model.val_loss_estimate === null ? "" : `, val loss ${model.val_loss_estimate.toFixed(4)}`;
+  const loss = model.val_loss_estimate === null ? "" : `, val_loss_estimate ${model.val_loss_estimate.toFixed(4)}`;
   const step = model.step === null ? "" : ` · step ${model.step}${loss}`;
-  $("model").textContent = `${model.id}${step} · ${model.dtype} on ${model.device}`;
+  $("model").textContent = `${model.id}${step} · context ${model.context_length} tokens · ${model.dtype} on ${model.device}`;
+  field("max_tokens").max = model.max_new_tokens;
 }
 
 let watching = 0; // the timer of the next look
@@ -202,7 +291,9 @@ function draw({ train, val, step }) {
   add("text", { x: 4, y: y(low) + 4 }, low.toFixed(2));
   add("text", { x: left, y: H - 6 }, "step 0");
   add("text", { x: W - 10, y: H - 6, "text-anchor": "end" }, String(last));
-  $("run-caption").textContent = `Loss of training (blue) and validation (orange); the weights are of step ${step}.`;
+  const words = (points) => (points.length ? points.at(-1)[1].toFixed(4) : "none");
+  svg.setAttribute("aria-label", `Loss to step ${last}: training ${words(train)}, validation ${words(val)} at the end`);
+  $("run-caption").textContent = `Loss of training (blue) and validation (orange, thicker); the weights are of step ${step}.`;
   $("run").hidden = false;
 }
 
@@ -213,6 +304,17 @@ $("form").addEventListener("submit", (event) => {
   generate();
 });
 $("stop").addEventListener("click", () => asking?.abort());
+$("copy").addEventListener("click", () => copy($("text").textContent).catch((error) => ($("copied").textContent = error.message)));
+$("curl").addEventListener("click", () => showCode($("curl"), asCurl));
+$("python").addEventListener("click", () => showCode($("python"), asPython));
+$("examples").addEventListener("click", ({ target }) => {
+  if (!target.dataset.prompt) return;
+  $("prompt").value = target.dataset.prompt;
+  field("stop").value = target.dataset.stop ?? "";
+  field("temperature").value = target.dataset.temperature ?? field("temperature").defaultValue;
+  generate();
+});
+if (matchMedia("(max-width: 44rem)").matches) $("more").open = false;
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
   else if (event.key === "Escape") asking?.abort();

@@ -134,6 +134,7 @@ def test_the_wandb_key_leaves_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "canary")
     assert take_wandb_key(LogSettings()) == "canary"
     assert "WANDB_API_KEY" not in os.environ
+    assert take_wandb_key(LogSettings()) == "canary"  # of a second run in one process
     (tmp_path / "key").write_text("from a file\n")
     from_file = LogSettings(wandb_log=True, wandb_key_file=str(tmp_path / "key"))
     assert take_wandb_key(from_file) == "from a file"

@@ -16,6 +16,7 @@ from yuzogpt.config import (
     with_changes,
 )
 from yuzogpt.console.terminal import say
+from yuzogpt.errors import UserError
 from yuzogpt.storage.paths import absolute
 
 if TYPE_CHECKING:
@@ -41,10 +42,19 @@ def prepare(settings: PrepareSettings) -> "tuple[PreparedCorpus, bool]":
 
 
 def train(settings: TrainSettings) -> None:
-    """Train on Ray or in this process, or resume it."""
+    """Train on Ray, in this process, or as one of torchrun's ranks."""
     from yuzogpt import runs
+    from yuzogpt.runtime import ranks
 
-    run = runs.check(with_run_paths(settings))
+    settings = with_run_paths(settings)
+    if ranks.of_torchrun():
+        if settings.workers.num_workers != 0:
+            raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
+        from yuzogpt.training.launch import run_as_rank
+
+        run_as_rank(settings)
+        return
+    run = runs.check(settings)
     if run.is_finished and not settings.evaluation.eval_only:
         say(run.finished_line)
     elif settings.workers.num_workers == 0:

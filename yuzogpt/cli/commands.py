@@ -34,16 +34,7 @@ from yuzogpt.storage.run_storage import SCHEMES
 def train(settings: Section) -> None:
     """Train on Ray, in this process, or as one of torchrun's ranks."""
     assert isinstance(settings, TrainSettings)
-    from yuzogpt.runtime import ranks
-
-    if not ranks.of_torchrun():
-        verbs.train(settings)
-        return
-    if settings.workers.num_workers != 0:
-        raise UserError("under torchrun: torchrun ... -m yuzogpt.training PRESET --key=value")
-    from yuzogpt.training.launch import run_as_rank
-
-    run_as_rank(verbs.with_run_paths(settings))
+    verbs.train(settings)
 
 
 def tune(settings: Section, files: Sequence[str], searched: Sequence[str]) -> None:

@@ -24,7 +24,15 @@ from yuzogpt.config.prepare import (
     PrepareSettings,
 )
 from yuzogpt.config.read import ExportSettings, ExportTarget, ReportedRun, ReportSettings
-from yuzogpt.config.sample import SampleSettings, SamplingDeviceSettings, SamplingSettings
+from yuzogpt.config.sample import (
+    GenerateSettings,
+    GenerationSettings,
+    LoadedModelSettings,
+    LoadSettings,
+    SampleSettings,
+    SamplingDeviceSettings,
+    SamplingSettings,
+)
 from yuzogpt.config.schedule import ScheduleSettings
 from yuzogpt.config.section import DeviceSettings, Part, Section, with_changes
 from yuzogpt.config.serve import (
@@ -69,12 +77,16 @@ __all__ = [
     "ExportSettings",
     "ExportTarget",
     "FinetuningSettings",
+    "GenerateSettings",
+    "GenerationSettings",
     "GuardSettings",
     "HTTPSettings",
     "InitializationSettings",
     "InspectSettings",
     "InspectedCorpus",
     "LimitSettings",
+    "LoadSettings",
+    "LoadedModelSettings",
     "LogSettings",
     "ModelSettings",
     "OptimizerSettings",

@@ -44,7 +44,7 @@ class Override:
 def resolve(
     schema: type[S],
     files: Sequence[str],
-    flags: Sequence[str],
+    flags: Sequence["str | Override"],
     notify: Callable[[str], None] = complain,
 ) -> S:
     """Return the settings from the defaults, `files` and `flags`; later values win.
@@ -56,7 +56,7 @@ def resolve(
     overrides = [item for name in files for item in read_yaml(name)]
     # An empty section sets nothing.
     overrides = [item for item in overrides if item.value != "" or item.key not in sections]
-    overrides += [parse_flag(flag) for flag in flags]
+    overrides += [parse_flag(flag) if isinstance(flag, str) else flag for flag in flags]
     known = dict(leaves(schema))
     check_renamed(overrides, known, notify)
     nested: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from yuzogpt.config.section import (
     CONTEXT,
+    MODEL,
     STORAGE,
     Count,
     DeviceSettings,
@@ -19,8 +20,8 @@ from yuzogpt.config.section import (
 from yuzogpt.errors import UserError
 
 
-class SamplingSettings(Section):
-    """What is sampled, and how."""
+class PromptSettings(Section):
+    """Which model continues which prompts."""
 
     out_dir: str = setting("out", "run to sample from (its best checkpoint)", path="store")
     init_from: str = setting(
@@ -40,8 +41,12 @@ class SamplingSettings(Section):
         False, "read prompts from standard input, one per line, and answer each with one sample"
     )
     num_samples: Positive = setting(10, "samples per prompt")
+
+
+class GenerationSettings(Section):
+    """How a prompt is continued."""
+
     max_new_tokens: Positive = setting(500, "most tokens to generate per sample", "tokens")
-    context: Count = setting(0, CONTEXT, "tokens")
     temperature: NonNegative = setting(0.8, "sampling temperature; 0: always the most likely token")
     top_k: Count = setting(200, "sample from the k most likely tokens; 0: from all", "tokens")
     top_p: Annotated[float, Field(gt=0, le=1)] = setting(
@@ -61,6 +66,12 @@ class SamplingSettings(Section):
     )
     stop_at_end_of_text: bool = setting(True, "end a sample at the end-of-text token")
     seed: Seed = setting(1337, "sample i of a prompt (or of an interactive session) uses seed + i")
+
+
+class SamplingSettings(GenerationSettings, PromptSettings):
+    """What is sampled, and how."""
+
+    context: Count = setting(0, CONTEXT, "tokens")
     storage: str = setting("", STORAGE)
 
 
@@ -98,4 +109,25 @@ class SampleSettings(Section):
     """`yuzogpt sample`."""
 
     sampling: SamplingSettings = SamplingSettings()
+    device: SamplingDeviceSettings = SamplingDeviceSettings()
+
+
+class GenerateSettings(Section):
+    """`LanguageModel.generate`, in Python."""
+
+    generation: GenerationSettings = GenerationSettings()
+
+
+class LoadedModelSettings(Section):
+    """Which model is loaded."""
+
+    model: str = setting("out", MODEL, path="model")
+    context: Count = setting(0, CONTEXT, "tokens")
+    storage: str = setting("", STORAGE)
+
+
+class LoadSettings(Section):
+    """`yuzogpt.load`, in Python."""
+
+    loaded: LoadedModelSettings = LoadedModelSettings()
     device: SamplingDeviceSettings = SamplingDeviceSettings()

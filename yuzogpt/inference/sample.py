@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
-from yuzogpt.config import SampleSettings, SamplingSettings
+from yuzogpt.config import GenerationSettings, SampleSettings, SamplingSettings
 from yuzogpt.console.terminal import complain, shown_on
 from yuzogpt.errors import UserError
 from yuzogpt.inference.requests import Request, SamplingParams
@@ -80,18 +80,12 @@ def build_engine(
 
 def complete(engine: "Engine", requests: Sequence[Request]) -> Iterator[str]:
     """Yield the text of each request, in their order."""
-    ids = [engine.submit(request) for request in requests]
-    texts, finished = dict.fromkeys(ids, ""), set()
-    for request_id in ids:
-        while request_id not in finished:
-            for event in engine.step():
-                texts[event.request_id] += event.text
-                if event.finish:
-                    finished.add(event.request_id)
-        yield texts.pop(request_id)
+    from yuzogpt.inference.completions import Completions
+
+    return Completions(engine).complete(requests)
 
 
-def to_request(options: SamplingSettings, prompt: Sequence[int], seed: int) -> Request:
+def to_request(options: GenerationSettings, prompt: Sequence[int], seed: int) -> Request:
     """Return the engine's request for one sample."""
     params = SamplingParams(
         repetition_penalty=options.repetition_penalty,

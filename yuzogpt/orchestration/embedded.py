@@ -1,6 +1,7 @@
 """A Ray of one command: it starts with it, is private to it, and leaves no process and no file."""
 
 import contextlib
+import functools
 import os
 import secrets
 import shlex
@@ -45,7 +46,7 @@ def embedded(cores: int) -> Iterator[None]:
     try:
         token = directory / "token"
         token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        token.write_text(token_of_process())
         chosen = {name: os.environ.get(name, value) for name, value in EMBEDDED.items()}
         access = {AUTH_MODE: "token", TOKEN_PATH: str(token)}
         with environment(chosen | access | importable_checkout() | EMBEDDED_ALWAYS):
@@ -61,6 +62,12 @@ def embedded(cores: int) -> Iterator[None]:
     finally:
         with deaf_to_interruption():
             end(directory)
+
+
+@functools.cache
+def token_of_process() -> str:
+    """Return the token of all Rays that this process starts: Ray reads it only once."""
+    return secrets.token_hex(32)
 
 
 def start(cores: int, directory: Path) -> None:

@@ -112,6 +112,11 @@ def environment(values: Mapping[str, str | None]) -> Iterator[None]:
         set_variables(before)
 
 
+def defaults_of(values: Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+    """Set variables that are not set; afterwards they are as before."""
+    return environment({name: os.environ.get(name, value) for name, value in values.items()})
+
+
 def set_variables(values: Mapping[str, str | None]) -> None:
     """Set variables of this process; remove those whose value is None."""
     for name, value in values.items():

@@ -24,6 +24,7 @@ from yuzogpt.runs.requirements import OFFLINE
 PLAIN_LINE_INTERVAL_S = 5.0  # where there is no terminal
 WANDB_INIT_TIMEOUT_S = 30.0
 WANDB_KINDS = ("train", "evaluation", "health", "tasks", "final")  # of records
+TAKEN_KEYS: list[str] = []  # of W&B, from the environment of this process; the last one counts
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -158,9 +159,10 @@ class WandbSink:
 def take_wandb_key(log: LogSettings) -> str | None:
     """Read the key from its file, or remove it from the environment that workers inherit.
 
-    Call it before any worker is started.
+    Call it before any worker is started. Later runs of this process get the same key.
     """
-    from_environment = os.environ.pop("WANDB_API_KEY", None)
+    if key := os.environ.pop("WANDB_API_KEY", None):
+        TAKEN_KEYS.append(key)
     if log.wandb_log and log.wandb_key_file:
         return Path(log.wandb_key_file).read_text().strip()
-    return from_environment
+    return TAKEN_KEYS[-1] if TAKEN_KEYS else None

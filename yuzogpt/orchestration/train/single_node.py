@@ -60,7 +60,8 @@ def run_in_process(make_controller: Callable[..., Any], options: Mapping[str, An
     Ctrl-C and SIGTERM interrupt it wherever it is; its workers are ended then.
     """
     loop = asyncio.new_event_loop()  # asyncio.run would hold Ctrl-C back
-    with replaced(CURRENT_ACTOR, None), contextlib.closing(loop):  # no worker can call this process
+    # No worker can call this process.
+    with replaced(CURRENT_ACTOR, None), no_running_loop(), contextlib.closing(loop):
         controller = make_controller(**options)  # turns Ray Train's log on
         with no_logging("ray.train"):  # failures: the user sees one line, errors.log has the rest
             running = loop.create_task(controller.run())
@@ -70,6 +71,17 @@ def run_in_process(make_controller: Callable[..., Any], options: Mapping[str, An
                 abort(loop, running, controller)
                 raise
         return controller.get_result()
+
+
+@contextlib.contextmanager
+def no_running_loop() -> Iterator[None]:
+    """Let this thread run a loop, also inside of a notebook's: its cells run in one."""
+    before = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(before)
 
 
 def abort(loop: asyncio.AbstractEventLoop, running: "asyncio.Task[None]", controller: Any) -> None:

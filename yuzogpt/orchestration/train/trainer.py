@@ -25,6 +25,7 @@ from yuzogpt.orchestration.environment import (
     TRAIN,
     TRAIN_ELASTIC,
     TRAIN_HANG_TIMEOUT_S,
+    defaults_of,
     prepend_train_callbacks,
     set_defaults,
 )
@@ -54,13 +55,12 @@ def run_on_ray(run: runs.ResolvedRun) -> None:
     set_environment()
     key = take_wandb_key(settings.log)
     least, most = settings.workers.span(auto=1)
-    set_defaults({TRAIN_HANG_TIMEOUT_S: str(settings.workers.hang_timeout_s + HANG_MARGIN_S)})
-    if least < most:
-        set_defaults(TRAIN_ELASTIC)
+    waits = {TRAIN_HANG_TIMEOUT_S: str(settings.workers.hang_timeout_s + HANG_MARGIN_S)}
+    waits |= TRAIN_ELASTIC if least < most else {}
     check_reachable(runs.ray_address(settings))
     exams = prepare_tasks(settings)
     cores = max(available_cores(), most)
-    with on_sigterm(leave), contextlib.ExitStack() as stack:
+    with on_sigterm(leave), defaults_of(waits), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
             stack.enter_context(run.hold())
             note("starting Ray ...")

@@ -43,7 +43,7 @@ INTERRUPTED = """
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         yuzogpt.train(**settings, max_iters=100_000)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, yuzogpt.Stopped):
         print("interrupted", flush=True)
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     records = yuzogpt.Run(settings["out_dir"]).records

@@ -11,8 +11,12 @@ from yuzogpt.api import verbs
 from yuzogpt.api.keywords import File, read_settings, takes_settings
 from yuzogpt.config import EvaluateSettings, LoadSettings, PrepareSettings, TrainSettings
 from yuzogpt.config.resolve import preset_names
+from yuzogpt.errors import UserError
+from yuzogpt.runtime.cores import limit_spinning
 
 YAML = (".yaml", ".yml")
+
+limit_spinning()  # before torch is imported
 
 if TYPE_CHECKING:
     from yuzogpt.api.language_model import LanguageModel
@@ -45,7 +49,10 @@ class Run:
         from yuzogpt import runs
         from yuzogpt.runs.event_log import read_records
 
-        return read_records(runs.open_for_reading(self.out_dir).local / runs.METRICS)
+        metrics = runs.open_for_reading(self.out_dir).local / runs.METRICS
+        if not metrics.is_file():
+            raise UserError(f"{self.out_dir}: no run here (no {runs.METRICS})")
+        return read_records(metrics)
 
     @property
     def val_loss(self) -> float | None:

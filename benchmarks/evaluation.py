@@ -36,7 +36,8 @@ from yuzogpt.checkpoints.pretrained import CONFIG
 from yuzogpt.checkpoints.resolve import resolve_model
 from yuzogpt.config import DeviceSettings, ModelSettings
 from yuzogpt.evaluation.benchmarks import formats
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, TaskOptions
+from yuzogpt.evaluation.benchmarks.readers import TaskOptions
+from yuzogpt.evaluation.benchmarks.tasks import TASKS
 from yuzogpt.evaluation.scoring import score
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize

@@ -72,9 +72,11 @@ def test_a_value_that_is_registered_later_is_a_value(monkeypatch):
 
 
 def test_an_unknown_value_names_the_nearest_or_all():
-    with pytest.raises(UserError, match=r"--activation=swigl: did you mean swiglu\? \(default"):
+    with pytest.raises(
+        UserError, match=r"--activation=swigl: no 'swigl'; did you mean swiglu\? \(default"
+    ):
         resolve(TrainSettings, [], ["--activation=swigl"])
-    with pytest.raises(UserError, match="--norm=4: choose one of layer, rms"):
+    with pytest.raises(UserError, match="--norm=4: no '4'; known: layer, rms"):
         resolve(TrainSettings, [], ["--norm=4"])
 
 

@@ -10,17 +10,16 @@ import sys
 import threading
 import time
 import zipfile
-from dataclasses import replace
 
 import pytest
 
 from tests.conftest import REPOSITORY, prepare_here, yuzogpt
+from tests.evaluation.conftest import change_published
 from tests.evaluation.models import random_model, write_lambada, write_wikitext
 from yuzogpt.cli import exit_status, main
 from yuzogpt.config import CorpusSettings
 from yuzogpt.evaluation import shards
-from yuzogpt.evaluation.benchmarks import files as benchmark_files
-from yuzogpt.evaluation.benchmarks.tasks import Metric
+from yuzogpt.evaluation.benchmarks.readers import Metric
 from yuzogpt.evaluation.results import Result, published_figures
 
 
@@ -150,8 +149,7 @@ def shards_in(out_dir):
 
 def test_another_edition_is_read_and_told(model, files, tmp_path, monkeypatch, capsys):
     """The hash is that of the file on the web; there is a WikiText-2 without `<unk>`, too."""
-    other = {n: replace(one, sha256="0" * 64) for n, one in benchmark_files.PUBLISHED.items()}
-    monkeypatch.setattr(benchmark_files, "PUBLISHED", other)
+    change_published(monkeypatch, sha256="0" * 64)
     main(command(model, files, tmp_path / "out", "--num_workers=0", "--tasks=wikitext2"))
     assert results(tmp_path / "out")["tasks"]["wikitext2"]["published"] is False
     shown = capsys.readouterr().out

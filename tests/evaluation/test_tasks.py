@@ -9,10 +9,9 @@ import torch
 from tests.inference.engines import ALPHABET, small_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.benchmarks import formats
+from yuzogpt.evaluation.benchmarks import formats, tasks
 from yuzogpt.evaluation.benchmarks.corpus_loss import prepare_loss
-from yuzogpt.evaluation.benchmarks.tasks import (
-    TASKS,
+from yuzogpt.evaluation.benchmarks.readers import (
     PreparedTask,
     TaskOptions,
     answer_tokens,
@@ -40,7 +39,7 @@ def prepare(
 ) -> PreparedTask:
     """Read a task's file for a context of 32 tokens."""
     options = TaskOptions(tokenizer, 32, stride, stop_words)
-    return TASKS[task].prepare(protocol, path, options)
+    return tasks.prepare(task, protocol, path, options)
 
 
 def uniform_model(vocab_size: int = 2) -> GPT:

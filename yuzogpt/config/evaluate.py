@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from yuzogpt.config.registry import TASKS, OneOf
 from yuzogpt.config.section import (
     CONTEXT,
     MODEL,
@@ -33,10 +34,8 @@ class EvaluatedModelSettings(Section):
 class BenchmarkSettings(Section):
     """Which benchmarks are run, and how they are scored."""
 
-    tasks: Names = setting(
-        ("lambada", "wikitext2"),
-        "comma-separated: lambada, wikitext2, ptb, wikitext103, enwik8, text8, 1bw, cbt_cn, "
-        "cbt_ne, hellaswag; or loss, the loss on a prepared corpus",
+    tasks: Annotated[Names, OneOf(TASKS, (("loss", "on a prepared corpus"),))] = setting(
+        ("lambada", "wikitext2"), "comma-separated names"
     )
     protocol: Literal["paper", "harness"] = setting(
         "paper", "score as in the GPT-2 paper, or as lm-evaluation-harness does"

@@ -4,13 +4,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from yuzogpt.config.registry import OneOf
 from yuzogpt.config.section import RAY_ADDRESS, STORAGE, Auto, Count, Name, Section, setting
+
+CORPUS = OneOf("yuzogpt.data.preparation.corpora:CORPORA", is_open=True)
+SPLIT_RULE = OneOf(
+    "yuzogpt.data.preparation.splits:SPLIT_RULES",
+    (("", ""), ("tail", "the last tenth of the text")),
+)
 
 
 class CorpusSettings(Section):
     """Which text becomes which corpus."""
 
-    dataset: Name = setting(
+    dataset: Annotated[Name, CORPUS] = setting(
         "shakespeare_char", "name of the corpus; empty with --source: the name of that file"
     )
     source: str = setting(
@@ -36,14 +43,13 @@ class DistributedPrepareSettings(Section):
         "text", "column or field that holds the text, in parquet and JSON lines"
     )
     by_line: bool = setting(False, "each line of plain text is a document; False: each file is one")
-    split_rule: Literal["", "tail", "nanogpt", "hash"] = setting(
+    split_rule: Annotated[str, SPLIT_RULE] = setting(
         "",
-        "how the val split is chosen; tail: the last tenth; nanogpt: nanoGPT's shuffle with seed "
-        "2357; hash: by each document's SHA-256; empty: the corpus's own rule, else tail for one "
-        "text file and hash for several",
+        "how the val split is chosen; empty: the corpus's own rule, else tail for one text file "
+        "and hash for several",
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
-        0.0005, "share of documents held out by nanogpt and hash; at least one document"
+        0.0005, "share of documents held out, but for tail; at least one document"
     )
     max_document_bytes: Count = setting(0, "reject longer documents; 0: no limit", "bytes")
     block_tokens: Annotated[int, Field(gt=0, lt=2**31)] = setting(

@@ -27,6 +27,7 @@ from pydantic_core import CoreSchema, core_schema
 from yuzogpt.errors import nearest
 
 ROOT = Path(__file__).parents[2]
+TASKS = "yuzogpt.evaluation.benchmarks.tasks:TASKS"  # two verbs have settings of it
 
 T = TypeVar("T")
 Entry = Mapping[str, Any]  # what a value is registered with: `help`, and traits
@@ -78,22 +79,25 @@ class OneOf:
     """Marks a setting, one name or several, whose values are the names in a registry."""
 
     registry: str  # module:NAME
-    others: tuple[str, ...] = ()  # values that are not in the registry
+    others: tuple[tuple[str, str], ...] = ()  # values that are not in the registry, with their help
+    is_open: bool = False  # a name of the user's own is a value, too
 
     def entries(self) -> dict[str, Entry]:
         """Return the values, with what they are registered with."""
         module, _, name = self.registry.partition(":")
         loaded = getattr(sys.modules.get(module), name, None)
         registered = loaded.entries if loaded else read_entries(module, name)
-        return {name: {"help": ""} for name in self.others} | registered
+        return {name: {"help": text} for name, text in self.others} | registered
 
     def check(self, value: T) -> T:
         """Return the value; ValueError if it is not registered."""
+        if self.is_open:
+            return value
         entries = self.entries()
         for name in value if isinstance(value, tuple) else (value,):
             if name not in entries:
-                known = ", ".join(filter(None, entries))
-                raise ValueError(nearest(str(name), entries) or f"choose one of {known}")
+                hint = nearest(str(name), entries) or f"known: {', '.join(filter(None, entries))}"
+                raise ValueError(f"no {name!r}; {hint}")
         return value
 
     def __get_pydantic_core_schema__(

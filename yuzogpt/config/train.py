@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from yuzogpt.config.batch import BatchSettings
 from yuzogpt.config.model import InitializationSettings, ModelSettings
-from yuzogpt.config.registry import OneOf
+from yuzogpt.config.registry import TASKS, OneOf
 from yuzogpt.config.schedule import ScheduleSettings
 from yuzogpt.config.section import (
     RAY_ADDRESS,
@@ -97,9 +97,8 @@ class EvaluationSettings(Section):
         "part of the val split to use: all, a half (sweeps search on the first) or one window",
         frozen=True,
     )
-    eval_tasks: Names = setting(
-        (),
-        "benchmarks to run on each evaluation's checkpoint while training continues: lambada, ...",
+    eval_tasks: Annotated[Names, OneOf(TASKS)] = setting(
+        (), "benchmarks to run on each evaluation's checkpoint while training continues"
     )
     eval_tasks_limit: Count = setting(
         0, "lines, passages or questions of each benchmark to use, from its start; 0: all"

@@ -11,8 +11,8 @@ from yuzogpt.config import DeviceSettings, TrainSettings
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.evaluation.benchmarks import files
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, PreparedTask, TaskOptions
-from yuzogpt.evaluation.evaluate import check_task
+from yuzogpt.evaluation.benchmarks.readers import PreparedTask, TaskOptions
+from yuzogpt.evaluation.benchmarks.tasks import TASKS, prepare
 from yuzogpt.runs.directory import EVALUATIONS, STOP
 from yuzogpt.runs.event_log import append_record
 from yuzogpt.storage.run_storage import WORKER, RunStorage, open_storage
@@ -21,22 +21,20 @@ PASSAGES_PER_STOP_CHECK = 8
 
 
 def prepare_tasks(settings: TrainSettings) -> dict[str, PreparedTask]:
-    """Read the benchmarks of `--eval_tasks`; UserError if one is unknown or cannot be read."""
+    """Read the benchmarks of `--eval_tasks`; UserError if one cannot be read."""
     evaluation, prepared = settings.evaluation, dict[str, PreparedTask]()
     if not evaluation.eval_tasks:
         return prepared
     tokenizer = open_anywhere(settings.data.data_dir).tokenizer
     for name in evaluation.eval_tasks:
-        check_task(name, tuple(TASKS), "--eval_tasks")
-        task = TASKS[name]
-        path, _ = files.find(task, evaluation.benchmark_dir)
+        path, _ = files.find(name, evaluation.benchmark_dir)
         options = TaskOptions(
             tokenizer, settings.model.block_size, stride=settings.model.block_size // 2 or 1,
             stop_words=False, limit=evaluation.eval_tasks_limit,
         )  # fmt: skip
-        protocol = next(iter(task.protocols))  # the paper's, if the task has it
+        protocol = next(iter(TASKS[name].protocols))  # the paper's, if the task has it
         try:
-            prepared[name] = task.prepare(protocol, path, options)
+            prepared[name] = prepare(name, protocol, path, options)
         except UserError as error:  # it begins with the task's name
             raise UserError(f"--eval_tasks={error}") from None
     return prepared

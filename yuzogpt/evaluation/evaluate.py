@@ -14,11 +14,12 @@ from yuzogpt import __version__
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
 from yuzogpt.console.terminal import note, say
-from yuzogpt.errors import UserError, nearest
+from yuzogpt.errors import UserError
 from yuzogpt.evaluation import results
-from yuzogpt.evaluation.benchmarks import files
+from yuzogpt.evaluation.benchmarks import files, tasks
 from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, prepare_loss
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, PreparedTask, TaskOptions
+from yuzogpt.evaluation.benchmarks.readers import PreparedTask, TaskOptions
+from yuzogpt.evaluation.benchmarks.tasks import TASKS
 from yuzogpt.evaluation.passages import Score
 from yuzogpt.evaluation.results import Result
 from yuzogpt.evaluation.shards import (
@@ -68,30 +69,21 @@ def check(settings: EvaluateSettings, directory: Path, corpus: str) -> Evaluatio
 
             texts[name] = corpus, open_anywhere(corpus).fingerprint
         else:
-            path, digest = files.find(TASKS[name], settings.benchmarks.benchmark_dir)
+            path, digest = files.find(name, settings.benchmarks.benchmark_dir)
             texts[name] = str(path), digest
     return Evaluation(settings, reference, directory, texts)
 
 
 def check_tasks(settings: BenchmarkSettings) -> None:
-    """Raise UserError for an unknown task, or one that lacks this protocol."""
-    known = (*TASKS, LOSS)
+    """Raise UserError for a task that lacks this protocol."""
     if not settings.tasks:
-        raise UserError(f"--tasks: none; known: {', '.join(known)}")
+        raise UserError(f"--tasks: none; known: {', '.join((*TASKS, LOSS))}")
     for name in settings.tasks:
-        check_task(name, known, "--tasks")
         if name != LOSS and settings.protocol not in TASKS[name].protocols:
             (other,) = TASKS[name].protocols
             raise UserError(
                 f"--tasks={name} --protocol={settings.protocol}: {name} has only --protocol={other}"
             )
-
-
-def check_task(name: str, known: Sequence[str], flag: str) -> None:
-    """Raise UserError for an unknown task."""
-    if name not in known:
-        hint = nearest(name, known) or f"known: {', '.join(known)}"
-        raise UserError(f"{flag}={name}: no such task; {hint}")
 
 
 def evaluate(evaluation: Evaluation, compute_shards: Compute = compute_here) -> list[Result]:
@@ -144,7 +136,7 @@ def prepare_task(evaluation: Evaluation, task: str) -> PreparedTask:
     path, _ = evaluation.texts[task]
     if task == LOSS:
         return prepare_loss(path, options, settings.loss_windows)
-    return TASKS[task].prepare(settings.protocol, Path(path), options)
+    return tasks.prepare(task, settings.protocol, Path(path), options)
 
 
 def scoring_job(evaluation: Evaluation, task: str, weights: str) -> ScoringJob:

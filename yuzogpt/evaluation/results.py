@@ -14,7 +14,8 @@ from yuzogpt.console import terminal
 from yuzogpt.console.terminal import note
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation.benchmarks.corpus_loss import LOSS, NANOGPT
-from yuzogpt.evaluation.benchmarks.tasks import TASKS, Metric
+from yuzogpt.evaluation.benchmarks.readers import Metric
+from yuzogpt.evaluation.benchmarks.tasks import TASKS
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json
 
@@ -145,9 +146,9 @@ def show(results: Sequence[Result]) -> None:
     compared = [r for r in results if any(published_figures(r, metric) for metric in r.metrics)]
     if compared:
         console.print(f"{', '.join(SIZES)}: {', '.join(dict.fromkeys(map(source, compared)))}")
-    for task in (TASKS[result.task] for result in compared if result.task in TASKS):
-        if task.about:
-            console.print(f"{task.name}, of the paper's figures: {task.about}")
+    for task in (result.task for result in compared if result.task in TASKS):
+        if TASKS[task].about:
+            console.print(f"{task}, of the paper's figures: {TASKS[task].about}")
 
 
 def table_row(result: Result, metric: Metric) -> list[str]:

@@ -21,7 +21,7 @@ from yuzogpt.checkpoints.pretrained import CONFIG, PUBLISHED, download, weight_f
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import DeviceSettings
 from yuzogpt.errors import UserError, first_line
-from yuzogpt.evaluation.benchmarks.tasks import Protocol
+from yuzogpt.evaluation.benchmarks.readers import Protocol
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.storage.atomic_files import sha256, write_durably
 from yuzogpt.storage.untrusted import DamagedFile, Untrusted, read_json

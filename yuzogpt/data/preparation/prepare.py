@@ -30,6 +30,7 @@ from yuzogpt.data.preparation.plan import Plan
 from yuzogpt.data.preparation.progress import Progress
 from yuzogpt.data.preparation.shards import run_unit
 from yuzogpt.data.preparation.sources import Unit
+from yuzogpt.data.preparation.splits import SPLIT_RULES
 from yuzogpt.errors import UserError
 from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import Lease
@@ -101,7 +102,7 @@ def is_by_units(corpus: Corpus, options: CorpusSettings, large: DistributedPrepa
         return True
     if corpus.download or corpus.tokenizer == "char":  # characters need the whole text
         return False
-    has_documents = large.by_line or large.split_rule in ("nanogpt", "hash")
+    has_documents = large.by_line or large.split_rule in SPLIT_RULES
     return has_documents or not is_one_text(options.source)
 
 

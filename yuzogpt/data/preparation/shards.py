@@ -224,7 +224,7 @@ class UnitWriter:
                 documents = documents.filter(pa.array(mask))
             for chunk in documents.chunks:
                 writer.add(chunk)
-        if self.config.split.rule == "hash":
+        if not self.config.split.is_shuffled:
             self._note_smallest([digests[row] for row in np.flatnonzero(kept & ~is_val)])
         self.val_rows += [self.documents + int(row) for row in np.flatnonzero(kept & is_val)]
         self.rejected.update(reason for reason in batch["reason"].to_pylist() if reason)

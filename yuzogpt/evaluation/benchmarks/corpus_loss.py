@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from yuzogpt.data.batches import FixedWindows
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
-from yuzogpt.evaluation.benchmarks.tasks import Metric, PreparedTask, TaskOptions
+from yuzogpt.evaluation.benchmarks.readers import Metric, PreparedTask, TaskOptions
 from yuzogpt.evaluation.passages import Passage, Score
 from yuzogpt.tokenization.tokenizer import fingerprint
 

@@ -16,7 +16,7 @@ from yuzogpt import runs
 from yuzogpt.config import TrainSettings, with_changes
 from yuzogpt.console.terminal import note
 from yuzogpt.errors import Stopped, UserError
-from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
+from yuzogpt.evaluation.benchmarks.readers import PreparedTask
 from yuzogpt.evaluation.during_training import prepare_tasks
 from yuzogpt.orchestration.causes import as_our_error
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, ValidationConfig
 
 from yuzogpt.config import DeviceSettings, TrainSettings
-from yuzogpt.evaluation.benchmarks.tasks import PreparedTask
+from yuzogpt.evaluation.benchmarks.readers import PreparedTask
 from yuzogpt.evaluation.during_training import evaluate_checkpoint, record_failure
 from yuzogpt.orchestration.causes import cause_of
 

@@ -28,6 +28,7 @@ from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.signals import raising_on_signals
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.paths import absolute
+from yuzogpt.training.arithmetic import choose_arithmetic
 
 NO_EVALUATION = 10**9  # steps between two evaluations
 COLUMNS = ("workers", "ms a step", "tokens/s", "of ideal", "MFU", "first step", "memory")
@@ -59,6 +60,9 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         for workers in options.world_sizes if options.launchers != ("bare",) else ():
             requirements.check_world(base, workers, None)
         hardware = choose_hardware(base.device, World(), base.device.compile)
+        hardware, _, arithmetic = choose_arithmetic(base, World(), hardware, None)
+        if base.device.autotune == "now":  # not once more in each run
+            base = with_changes(base, {"device.autotune": "cached"})
         timings: list[tuple[str, int, Timing]] = []
         if "bare" in options.launchers:
             run = in_directory(base, directory, "bare")
@@ -77,7 +81,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
     return {
         "device": hardware.device.type,
         "threads": hardware.threads,
-        "choices": list(hardware.reasons),
+        "choices": [*hardware.reasons, *filter(None, [arithmetic])],
         "shape": base.model.model_dump(),
         "tokens_per_step": base.batch.global_rows * base.model.block_size,
         "flops_per_token": flops_per_token(base.model),

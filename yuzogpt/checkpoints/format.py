@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -71,6 +71,18 @@ class Manifest(Untrusted):
     metrics: dict[str, Number] = Field(default_factory=dict)  # measured later
 
 
+DtypeName = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a run on CPUs computes."""
+
+    dtype: DtypeName  # of autocast
+    attention: Literal["explicit", "fused"]
+    machine: Annotated[str, Field(max_length=200)]  # the CPU that it was chosen on
+
+
 @dataclass(frozen=True)
 class State:
     """The state of a run, apart from its tensors."""
@@ -85,6 +97,7 @@ class State:
     metrics: dict[str, Number]
     guard: dict[str, Number] = field(default_factory=dict)  # the state of the guards
     batch: dict[str, Number] = field(default_factory=dict)  # measured by the batch schedule
+    arithmetic: Arithmetic | None = None  # None on GPUs
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,11 @@ class TrainingDeviceSettings(DeviceSettings):
     """What training runs on."""
 
     compile: Auto | bool = setting("auto", "use torch.compile; auto: on CUDA only")
+    autotune: Literal["cached", "now", "off"] = setting(
+        "cached",
+        "dtype=auto on CPUs; cached: measure float32, bfloat16 and kinds of attention, once per "
+        "machine and shape; now: again; off: as `--dtype` says of auto",
+    )
 
 
 class ParallelSettings(Section):

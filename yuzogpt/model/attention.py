@@ -29,6 +29,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.n_head = settings.n_head
         self.qk_norm = settings.qk_norm
+        self.is_explicit: bool | None = None  # None: where `prefers_explicit`
         self.c_attn = nn.Linear(settings.n_embd, 3 * settings.n_embd, bias=settings.bias)
         self.c_proj = nn.Linear(settings.n_embd, settings.n_embd, bias=settings.bias)
         self.attn_drop = Dropout(settings.dropout, site=1 + 3 * layer)
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         q, k = context.apply_rotary(qk).chunk(2, dim=1)
         if context.cache is not None:
             y = context.cache.attend(self.layer, q, k, v, context.encoding)
-        elif self.attn_drop.is_on() or prefers_explicit(q):
+        elif self.attn_drop.is_on() or self._is_explicit(q):
             y = self._explicit_attention(q, k, v, row_keys, context.mask)
         else:
             mask = None if context.mask is None else context.mask.to(q.dtype)
@@ -51,6 +52,11 @@ class Attention(nn.Module):
         y = y.transpose(1, 2).flatten(-2)  # (B, T, C)
         out: Tensor = self.resid_drop(self.c_proj(y), row_keys)
         return out
+
+    def _is_explicit(self, q: Tensor) -> bool:
+        if self.is_explicit is None:
+            return prefers_explicit(q.shape[2], q.device, q.dtype)
+        return self.is_explicit
 
     def _explicit_attention(
         self, q: Tensor, k: Tensor, v: Tensor, row_keys: Tensor | None, mask: Tensor | None
@@ -88,10 +94,10 @@ class Attention(nn.Module):
         return torch.bmm(weights.to(v.dtype).flatten(0, 1), v).view(B, H, T, D)
 
 
-def prefers_explicit(q: Tensor) -> bool:
-    """Return whether explicit attention is faster than torch's flash kernel for q, (B, H, T, D).
+def prefers_explicit(tokens: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether explicit attention is expected to be faster than torch's flash kernel.
 
     A CPU's flash kernel converts bfloat16 to float32, and takes twice as long.
     """
-    is_short = q.shape[2] <= MAX_EXPLICIT_TOKENS
-    return CPU_HAS_BFLOAT16 and is_short and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    is_short = tokens <= MAX_EXPLICIT_TOKENS
+    return CPU_HAS_BFLOAT16 and is_short and device.type == "cpu" and dtype == torch.bfloat16

@@ -79,6 +79,12 @@ class GPT(nn.Module):
         normed: Tensor = self.ln_f(x)
         return normed
 
+    def set_explicit_attention(self, is_explicit: bool) -> None:
+        """Choose how attention is computed, wherever dropout does not need it explicit."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.is_explicit = is_explicit
+
     def _mask(self, token_positions: Tensor) -> Tensor | None:
         """Return the mask to add to scores; None if plain causal masking is enough."""
         bias = self.wpe.bias(token_positions, token_positions)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from yuzogpt.checkpoints import load
-from yuzogpt.checkpoints.format import OPTIMIZER, Checkpoint, State
+from yuzogpt.checkpoints.format import OPTIMIZER, Arithmetic, Checkpoint, State
 from yuzogpt.checkpoints.load import Start
 from yuzogpt.config import TrainSettings
 from yuzogpt.data.batches import FixedWindows, Rows
@@ -34,6 +34,7 @@ from yuzogpt.runs.event_log import MetricsLog
 from yuzogpt.runtime import network
 from yuzogpt.runtime.device import Hardware, choose_hardware
 from yuzogpt.runtime.world import World
+from yuzogpt.training.arithmetic import choose_arithmetic
 from yuzogpt.training.batch_size import GlobalBatch, update_noise_scale
 from yuzogpt.training.checkpointer import AsyncCheckpointer
 from yuzogpt.training.divergence import divergence_message
@@ -99,11 +100,14 @@ def build_trainer(
     with world.raise_on_all_ranks():
         hardware = choose_hardware(settings.device, world, settings.device.compile)
         weights = load.starting_weights(settings, resume, start)
+    hardware, arithmetic, arithmetic_line = choose_arithmetic(settings, world, hardware, resume)
     shape = settings.model
     kind, parallel_reason = choose_kind(settings.parallel, world, hardware.device, shape)
     model = parallelize(
         shape, weights, kind, settings.parallel, hardware, settings.finetuning.freeze_layers
     )
+    if arithmetic:
+        model.gpt.set_explicit_attention(arithmetic.attention == "explicit")
     optimizer = build_optimizer(
         model.gpt, settings.optimizer, settings.finetuning, hardware.autocast_dtype
     )
@@ -117,9 +121,11 @@ def build_trainer(
     validation = Validation(windows, settings, world, hardware, hooks)
     log = StepLog(open_log(), settings, step)
     log.log_run_header(world, hardware, model.gpt, data, rows_seen, parallel_reason, start)
+    if arithmetic_line:
+        log.write("notice", text=arithmetic_line)
     return Trainer(
-        settings, world, hardware, corpus, data, model, optimizer, guard, batch, validation, log,
-        hooks, step=step, rows_seen=rows_seen,
+        settings, world, hardware, arithmetic, corpus, data, model, optimizer, guard, batch,
+        validation, log, hooks, step=step, rows_seen=rows_seen,
     )  # fmt: skip
 
 
@@ -130,6 +136,7 @@ class Trainer:
     settings: TrainSettings
     world: World
     hardware: Hardware
+    arithmetic: Arithmetic | None
     corpus: PreparedCorpus
     data: Rows
     model: ParallelModel
@@ -276,6 +283,7 @@ class Trainer:
             metrics=self.metrics,
             guard=self.guard.state_dict(),
             batch=self.batch.state_dict(),
+            arithmetic=self.arithmetic,
         )
         self.checkpointer.save(state, is_evaluated_next=is_evaluated_next)
 

@@ -257,6 +257,15 @@ def test_a_server_that_is_gone_is_named_and_looked_for(page):
     until(page, lambda: "run · step" in text_of(page, "model"))
 
 
+FOCUS_AT_THE_BOTTOM = """
+const [token] = arguments;
+document.activeElement.blur();
+scrollBy(0, token.getBoundingClientRect().bottom - innerHeight);
+token.focus();
+"""
+TOP = "return arguments[0].getBoundingClientRect().top"
+
+
 def test_at_all_widths_and_in_the_dark(page, request):
     until(page, lambda: page.find_element(By.ID, "run").is_displayed())
     page.find_element(By.CSS_SELECTOR, "#examples button").click()
@@ -264,3 +273,10 @@ def test_at_all_widths_and_in_the_dark(page, request):
     page.find_element(By.ID, "curl").click()
     page.execute_script("document.querySelector('#text .token').focus()")
     check_accessibility(page, request.config.getoption("axe"))
+    phone = {"width": 390, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    for token in (tokens(page)[0], tokens(page)[-1]):
+        page.execute_script(FOCUS_AT_THE_BOTTOM, token)
+        covering = page.find_element(By.ID, "alternatives")
+        below = page.execute_script(TOP, token) + token.size["height"]
+        assert 0 < below <= page.execute_script(TOP, covering)

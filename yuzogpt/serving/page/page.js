@@ -325,7 +325,11 @@ $("text").addEventListener("keydown", (event) => {
   step(event.key === "ArrowRight");
 });
 for (const kind of ["mouseover", "focusin"]) {
-  $("text").addEventListener(kind, ({ target }) => target.alternatives && showAlternatives(target.alternatives));
+  $("text").addEventListener(kind, ({ target }) => {
+    if (!target.alternatives) return;
+    showAlternatives(target.alternatives);
+    if (kind === "focusin") target.scrollIntoView({ block: "nearest" }); // on a phone they may cover it
+  });
 }
 $("key").addEventListener("change", watch);
 watch();

@@ -97,13 +97,13 @@ def test_schedules_that_cannot_be_are_refused(corpus_dir, tmp_path, flags, words
 def test_a_schedule_by_noise_needs_two_rows_a_worker(corpus_dir, tmp_path):
     """Fewer are one gradient, and nothing to hold it against: the batch would never grow."""
     settings = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--batch_start_rows=4")
-    requirements.check_world(settings, 2, None)
+    requirements.check_world(settings.batch, 2, None)
     with pytest.raises(
         UserError, match="3 workers need 6 rows to measure it; raise --batch_start_rows"
     ):
-        requirements.check_world(settings, 3, None)
+        requirements.check_world(settings.batch, 3, None)
     whole = tiny_settings(corpus_dir, tmp_path, "--batch_schedule=noise", "--batch_start_rows=12")
-    requirements.check_world(whole, 12, None)  # has nowhere to grow
+    requirements.check_world(whole.batch, 12, None)  # has nowhere to grow
 
 
 def test_more_workers_may_go_on_with_a_batch_that_has_grown(root, corpus_dir):

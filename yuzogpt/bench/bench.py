@@ -58,7 +58,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         base = short_run(settings, Path(directory))
         base = runs.check(in_directory(base, directory, "none")).settings
         for workers in options.world_sizes if options.launchers != ("bare",) else ():
-            requirements.check_world(base, workers, None)
+            requirements.check_world(base.batch, workers, None)
         hardware = choose_hardware(base.device, World(), base.device.compile)
         hardware, _, arithmetic = choose_arithmetic(base, World(), hardware, None)
         if base.device.autotune == "now":  # not once more in each run
@@ -105,7 +105,7 @@ def check(settings: BenchSettings) -> Path | None:
         directory = absolute(".", storage, "storage")
         directory.mkdir(parents=True, exist_ok=True)
         return directory
-    if "ray" in settings.bench.launchers and runs.ray_address(settings):
+    if "ray" in settings.bench.launchers and runs.ray_address(settings.workers):
         raise UserError(
             "--launchers=ray, on a cluster: give a directory that all nodes share with --storage"
         )
@@ -117,7 +117,7 @@ def short_run(settings: BenchSettings, directory: Path) -> TrainSettings:
     options, data_dir, start = settings.bench, settings.data.data_dir, settings.run.init_from
     steps = options.warmup_steps + options.steps
     if start not in ("scratch", "resume"):  # only the shape matters, so weights are new
-        model = runs.with_model_shape(settings, resolve_model(start).shape).model
+        model = runs.with_shape(settings.model, resolve_model(start).shape)
         settings = settings.model_copy(update={"model": model})
     if options.synthetic:
         rows = steps * settings.batch.global_rows + 2

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
-from yuzogpt.config import GenerationSettings, SampleSettings, SamplingSettings
+from yuzogpt.config import (
+    GenerationSettings,
+    SampleSettings,
+    SamplingDeviceSettings,
+    SamplingSettings,
+)
 from yuzogpt.console.terminal import complain, shown_on
 from yuzogpt.errors import UserError
 from yuzogpt.inference.requests import Request, SamplingParams
@@ -33,7 +38,7 @@ def sample(settings: SampleSettings) -> Iterator[str]:
         for ids in encoded
         for i in range(options.num_samples)
     ]
-    engine = build_engine(settings, reference, tokenizer, len(requests))
+    engine = build_engine(settings.device, reference, tokenizer, len(requests))
     for index, text in enumerate(complete(engine, requests)):
         yield prompts[index // options.num_samples] + text
 
@@ -42,7 +47,7 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
     """Continue each line as a prompt, one sample per line; write tokens as they come."""
     options = settings.sampling
     reference, tokenizer = resolve(options)
-    engine = build_engine(settings, reference, tokenizer, 1)
+    engine = build_engine(settings.device, reference, tokenizer, 1)
     for index, line in enumerate(lines):
         prompt = line.rstrip("\r\n")
         try:
@@ -67,15 +72,16 @@ def resolve(options: SamplingSettings) -> tuple[ModelReference, Tokenizer]:
 
 
 def build_engine(
-    settings: SampleSettings, reference: ModelReference, tokenizer: Tokenizer, num_requests: int
+    device: SamplingDeviceSettings,
+    reference: ModelReference,
+    tokenizer: Tokenizer,
+    num_requests: int,
 ) -> "Engine":
     """Load the model into an engine with a slot for each request, up to MAX_SLOTS."""
     from yuzogpt.inference.load import load_engine
 
     slots = min(num_requests, MAX_SLOTS)
-    return load_engine(
-        reference, tokenizer, settings.device, slots, compiled=settings.device.compile
-    )
+    return load_engine(reference, tokenizer, device, slots, compiled=device.compile)
 
 
 def complete(engine: "Engine", requests: Sequence[Request]) -> Iterator[str]:

@@ -49,7 +49,8 @@ def in_tasks(
     """Compute shards in tasks, and yield them as they come."""
     import ray
 
-    workers, resources, threads = plan_workers(settings)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers, resources, threads = share_out(settings, gpus, cores_of_nodes() or [1])
     device = settings.device.model_copy(update={"threads": threads})
     task = ray.remote(**resources, max_retries=MAX_RETRIES)(shards.score_shard)
     waiting, running = list(remaining)[::-1], dict[Any, Shard]()
@@ -62,19 +63,13 @@ def in_tasks(
         yield running.pop(done), ray.get(done)
 
 
-def plan_workers(settings: EvaluateSettings) -> tuple[int, dict[str, float], int]:
-    """Return how many workers there are, what each holds, and its threads."""
-    import ray
-
-    return share_out(settings, int(ray.cluster_resources().get("GPU", 0)), cores_of_nodes() or [1])
-
-
 def share_out(
     settings: EvaluateSettings, gpus: int, cores: Sequence[int]
 ) -> tuple[int, dict[str, float], int]:
-    """Return the same for so many GPUs, and so many cores of each node.
+    """Return how many workers there are, what each holds, and its threads.
 
-    A worker asks for what the smallest node has: for more, Ray would wait forever.
+    `cores`: of each node. A worker asks for what the smallest one has: for more, Ray would wait
+    forever.
     """
     num_workers, device = settings.workers.num_workers, settings.device.device
     if device == "cuda" and not gpus:

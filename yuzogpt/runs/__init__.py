@@ -29,8 +29,8 @@ from yuzogpt.runs.preflight import (
     check_vocabulary,
     find_resume,
     ray_address,
-    with_model_shape,
     with_recorded_start,
+    with_shape,
 )
 
 __all__ = [
@@ -59,7 +59,7 @@ __all__ = [
     "open_for_reading",
     "open_run",
     "ray_address",
-    "with_model_shape",
     "with_recorded_start",
+    "with_shape",
     "write_settings",
 ]

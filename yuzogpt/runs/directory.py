@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints import remote
-from yuzogpt.config import TrainSettings, with_changes
+from yuzogpt.config import RunSettings, TrainSettings, with_changes
 from yuzogpt.config.resolve import to_yaml
 from yuzogpt.errors import RunFailed, UserError
 from yuzogpt.runs.event_log import append_record
-from yuzogpt.storage.filesystems import scheme_of
 from yuzogpt.storage.lease import Lease, holder_of
 from yuzogpt.storage.run_storage import DRIVER, READER, RunStorage, open_storage
 from yuzogpt.storage.untrusted import read_file
@@ -33,9 +32,9 @@ FAILED = ".failed"  # a line: why workers of this command must not be started ag
 PAUSE = ".pause"  # as STOP, but from the launcher, which will start the workers again
 
 
-def open_run(settings: TrainSettings) -> RunStorage:
+def open_run(options: RunSettings) -> RunStorage:
     """Return out_dir for the process that the user started."""
-    return open_storage(settings.run.out_dir, DRIVER)
+    return open_storage(options.out_dir, DRIVER)
 
 
 def open_for_reading(out_dir: str) -> RunStorage:
@@ -47,11 +46,6 @@ def open_for_reading(out_dir: str) -> RunStorage:
     except OSError as error:
         raise UserError(f"{out_dir}: not within reach: {error.strerror}") from None
     return run
-
-
-def is_in_store(settings: TrainSettings) -> bool:
-    """Return whether out_dir is in an object store."""
-    return bool(scheme_of(settings.run.out_dir))
 
 
 def download_run(run: RunStorage) -> None:
@@ -67,20 +61,20 @@ def hold_run_dir(settings: TrainSettings, command: str = "") -> Iterator[RunStor
 
     `command`: its id, if it holds out_dir more than once; default: the lease's.
     """
-    run = open_run(settings)
+    run = open_run(settings.run)
     with Lease(run) as lease:
         command = command or lease.holder["id"]
         checkpoints.sweep(run)
         for name in (STOP, PAUSE, FAILED):
             (run / name).delete()
-        if not gives_way(settings, run, command):
+        if not gives_way(settings.run, run, command):
             begin(settings, run, command)
         try:
             yield run
         except RunFailed as error:
             with contextlib.suppress(OSError):
                 is_ours = holder_of(run) == lease.holder["id"]  # not into another's records
-                if is_ours and not gives_way(settings, run, command):
+                if is_ours and not gives_way(settings.run, run, command):
                     append_record(run / METRICS, "failure", str(error), reason="gave up")
             raise
         finally:
@@ -100,19 +94,19 @@ def hold_run_dir(settings: TrainSettings, command: str = "") -> Iterator[RunStor
 #     this command's id       the run is this command's; workers that it starts again resume it
 
 
-def gives_way(settings: TrainSettings, run: RunStorage, command: str) -> bool:
+def gives_way(options: RunSettings, run: RunStorage, command: str) -> bool:
     """Return whether there is a run in out_dir that this command must delete, and has not yet."""
     head = header(run)
     if DELETING in head:
         return True
     is_there = bool(head) or has_checkpoints(run)
-    return settings.run.overwrite and is_there and f"{COMMAND}{command}\n" not in head
+    return options.overwrite and is_there and f"{COMMAND}{command}\n" not in head
 
 
 def begin(settings: TrainSettings, run: RunStorage, command: str) -> None:
     """Make out_dir this command's, and delete the run that it replaces; call it on rank 0."""
     is_new = not header(run)
-    if gives_way(settings, run, command):
+    if gives_way(settings.run, run, command):
         write_settings(settings, run, DELETING)
         clear(run)
         is_new = True

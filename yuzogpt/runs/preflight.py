@@ -20,7 +20,14 @@ from yuzogpt.checkpoints.pretrained import (
 )
 from yuzogpt.checkpoints.resolve import resolve_model, shape_of
 from yuzogpt.checkpoints.select import OnCorrupt
-from yuzogpt.config import ModelSettings, Part, TrainSettings, with_changes
+from yuzogpt.config import (
+    ModelSettings,
+    Part,
+    RunSettings,
+    TrainSettings,
+    WorkerSettings,
+    with_changes,
+)
 from yuzogpt.config.resolve import changed_frozen
 from yuzogpt.config.schedule import (
     check_learning_rates,
@@ -97,17 +104,17 @@ def check(settings: TrainSettings, command: str = "") -> ResolvedRun:
     requirements.check_wandb(settings.log)
     if settings.evaluation.eval_tasks and settings.workers.num_workers == 0:
         raise UserError("--eval_tasks: needs Ray, beside the training; --num_workers=1 or more")
-    run = open_run(settings)
+    run = open_run(settings.run)
     try:
         download_run(run)
     except OSError as error:
         name = settings.run.out_dir
         raise UserError(f"--out_dir={name}: not within reach: {error.strerror}") from None
-    check_out_dir(settings, run)
+    check_out_dir(settings.run, run)
     resume = None
-    if not settings.run.overwrite or not gives_way(settings, run, command):
+    if not settings.run.overwrite or not gives_way(settings.run, run, command):
         resume = find_resume(settings, corpus, run, lambda *_: None, head_only=run.is_remote)
-    requirements.check_world(settings, settings.workers.span(auto=1)[1], resume)
+    requirements.check_world(settings.batch, settings.workers.span(auto=1)[1], resume)
     check_learning_rates(settings, resume.state.step if resume else None)
     settings = with_recorded_start(settings, resume) if resume else check_start(settings, corpus)
     parts: dict[str, Part] = {"train": "whole", "val": settings.evaluation.val_part}
@@ -116,7 +123,7 @@ def check(settings: TrainSettings, command: str = "") -> ResolvedRun:
     if not settings.evaluation.eval_only:
         requirements.check_space(settings, run.local)
     if resume is None:
-        check_weights(settings)
+        check_weights(settings.run.init_from, settings.workers)
     return ResolvedRun(settings, run, corpus, resume, command)
 
 
@@ -164,15 +171,15 @@ def with_recorded_start(settings: TrainSettings, checkpoint: Checkpoint) -> Trai
     first = checkpoint.setting("run", "init_from", str)
     init_from = first if settings.run.init_from == "resume" else settings.run.init_from
     if first != "scratch":
-        settings = with_model_shape(settings, shape_of(checkpoint))
+        model = with_shape(settings.model, shape_of(checkpoint))
+        settings = settings.model_copy(update={"model": model})
     return with_changes(settings, {"run.init_from": init_from})
 
 
-def with_model_shape(settings: TrainSettings, shape: ModelSettings) -> TrainSettings:
+def with_shape(model: ModelSettings, shape: ModelSettings) -> ModelSettings:
     """Return the settings with another model's shape; dropout and what the user set stay."""
-    own = {name: getattr(settings.model, name) for name in settings.model.model_fields_set}
-    model = shape.model_copy(update={"dropout": settings.model.dropout, **own})
-    return settings.model_copy(update={"model": model})
+    own = {name: getattr(model, name) for name in model.model_fields_set}
+    return shape.model_copy(update={"dropout": model.dropout, **own})
 
 
 def check_frozen_settings(
@@ -212,9 +219,9 @@ def check_frozen_settings(
         )
 
 
-def check_out_dir(settings: TrainSettings, run: RunStorage) -> None:
+def check_out_dir(options: RunSettings, run: RunStorage) -> None:
     """Raise UserError if the run would replace the user's files, or the weights it starts from."""
-    name = settings.run.out_dir
+    name = options.out_dir
     if not run.is_remote and run.local.parent == run.local:
         raise UserError(f"--out_dir={name}: the root of this machine; choose a folder in it")
     requirements.check_writable(run.local, name)
@@ -225,7 +232,7 @@ def check_out_dir(settings: TrainSettings, run: RunStorage) -> None:
     if foreign := first_foreign(run):
         advice = "; if the run is yours, delete that file" if foreign == SETTINGS else ""
         raise UserError(f"--out_dir={name}: its {foreign} is not of a run; choose another{advice}")
-    requirements.check_start_is_kept(settings)
+    requirements.check_start_is_kept(options)
 
 
 def first_foreign(run: RunStorage) -> str | None:
@@ -295,28 +302,29 @@ def check_start(settings: TrainSettings, corpus: PreparedCorpus) -> TrainSetting
             f"{origin}: its tokenizer is not the one that made the corpus "
             f"{corpus.manifest.corpus}, though both have {shape.vocab_size} tokens"
         )
-    fitted = with_model_shape(settings, shape)
-    for name, value in fitted.model.model_dump(exclude={"dropout", "block_size"}).items():
+    fitted = with_shape(settings.model, shape)
+    for name, value in fitted.model_dump(exclude={"dropout", "block_size"}).items():
         own = getattr(shape, name)
         if value != own:
             raise UserError(f"{origin}: its {name} is {own}, not {value}; leave {name} out")
-    if shape.block_size < fitted.model.block_size and not shape.is_extensible:
+    if shape.block_size < fitted.block_size and not shape.is_extensible:
         raise UserError(
             f"{origin}: it has positions for {shape.block_size} tokens; lower "
-            f"--block_size={fitted.model.block_size}"
+            f"--block_size={fitted.block_size}"
         )
     if frozen > shape.n_layer:
         raise UserError(f"--freeze_layers={frozen}: the model has {shape.n_layer} layers")
-    return fitted
+    return settings.model_copy(update={"model": fitted})
 
 
-def check_weights(settings: TrainSettings) -> None:
+def check_weights(start: str, workers: WorkerSettings) -> None:
     """Raise UserError unless the weights to start from are here, or can be downloaded.
 
     Published ones are downloaded if this machine trains; a cluster's nodes do that themselves.
     """
-    start = settings.run.init_from
-    if start in PUBLISHED and trains_locally(settings):
+    # Without a cluster, this machine trains: in this process, or on a Ray of this command's own.
+    trains_here = workers.num_workers == 0 or not ray_address(workers)
+    if start in PUBLISHED and trains_here:
         download(start)
     elif start in PUBLISHED:
         check_hub_reachable(start)
@@ -324,11 +332,6 @@ def check_weights(settings: TrainSettings) -> None:
         weight_files(Path(start))
 
 
-def trains_locally(settings: TrainSettings) -> bool:
-    """Return whether this machine trains: in this process, or on a Ray of this command's own."""
-    return settings.workers.num_workers == 0 or not ray_address(settings)
-
-
-def ray_address(settings: TrainSettings) -> str:
+def ray_address(workers: WorkerSettings) -> str:
     """Return the Ray cluster to join; empty: this command starts one."""
-    return settings.workers.ray_address or os.environ.get("RAY_ADDRESS", "")
+    return workers.ray_address or os.environ.get("RAY_ADDRESS", "")

@@ -15,7 +15,7 @@ from pathlib import Path
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints.format import Checkpoint
 from yuzogpt.checkpoints.pretrained import PUBLISHED
-from yuzogpt.config import LogSettings, TrainSettings
+from yuzogpt.config import BatchSettings, LogSettings, RunSettings, TrainSettings
 from yuzogpt.console.quantities import in_bytes
 from yuzogpt.errors import UserError, reason_of
 from yuzogpt.runtime.ranks import of_torchrun
@@ -27,20 +27,20 @@ CONNECT_TIMEOUT_S = 5.0
 OFFLINE = "or set WANDB_MODE=offline and send the records later, with `wandb sync`"
 
 
-def check_world(settings: TrainSettings, workers: int, resume: Checkpoint | None) -> None:
+def check_world(batch: BatchSettings, workers: int, resume: Checkpoint | None) -> None:
     """Raise UserError if a global batch will be too small to give each worker a row.
 
     A batch that grows is never smaller again than at the step that a run resumes from.
     """
-    least = settings.batch.least_rows
+    least = batch.least_rows
     if resume:
-        least = int(resume.state.batch.get("rows", settings.batch.rows_at(resume.state.step)))
+        least = int(resume.state.batch.get("rows", batch.rows_at(resume.state.step)))
     if least < workers:
-        flag = "batch_size" if least == settings.batch.global_rows else "batch_start_rows"
+        flag = "batch_size" if least == batch.global_rows else "batch_start_rows"
         raise UserError(
             f"a global batch of {least} rows is too small for {workers} workers; raise --{flag}"
         )
-    grows = settings.batch.batch_schedule == "noise" and least < settings.batch.global_rows
+    grows = batch.batch_schedule == "noise" and least < batch.global_rows
     if grows and least < 2 * workers:  # one gradient alone shows no noise
         raise UserError(
             f"batch_schedule=noise: {workers} workers need {2 * workers} rows to measure it; raise "
@@ -72,10 +72,10 @@ def check_writable(directory: Path, name: str, key: str = "out_dir") -> None:
         raise UserError(f"--{key}={name}: {existing} is {reason}; choose another")
 
 
-def check_start_is_kept(settings: TrainSettings) -> None:
+def check_start_is_kept(options: RunSettings) -> None:
     """Raise UserError if `--overwrite` would delete the model that `--init_from` names."""
-    name, start = settings.run.out_dir, settings.run.init_from
-    if not settings.run.overwrite or start == "scratch" or start in PUBLISHED:
+    name, start = options.out_dir, options.init_from
+    if not options.overwrite or start == "scratch" or start in PUBLISHED:
         return
     in_store = is_within_store(start, name)
     is_local = not scheme_of(start) and not scheme_of(name)

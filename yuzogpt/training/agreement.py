@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 from yuzogpt.checkpoints.load import Start
 from yuzogpt.checkpoints.pretrained import PUBLISHED
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
-from yuzogpt.config import TrainSettings
+from yuzogpt.config import DataSettings, TrainSettings
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
@@ -91,12 +91,12 @@ def describe_difference(by_rank: list[dict[str, Any]]) -> str:
     return ""
 
 
-def open_same_corpus(settings: TrainSettings, world: World) -> PreparedCorpus:
+def open_same_corpus(data: DataSettings, world: World) -> PreparedCorpus:
     """Open the corpus on every rank; UserError unless all have the same one."""
     for turn in (world.local_rank == 0, world.local_rank > 0):  # copied once per node
         with world.raise_on_all_ranks():
             if turn:
-                corpus = open_anywhere(settings.data.data_dir)
+                corpus = open_anywhere(data.data_dir)
     expected = world.broadcast((corpus.fingerprint, str(corpus.directory), hostname()))
     with world.raise_on_all_ranks():
         if corpus.fingerprint != expected[0]:
@@ -108,13 +108,12 @@ def open_same_corpus(settings: TrainSettings, world: World) -> PreparedCorpus:
     return corpus
 
 
-def agree_on_start(settings: TrainSettings, world: World) -> Start | None:
-    """Return rank 0's choice of the model for `init_from`, on every rank; None: new weights.
+def agree_on_start(name: str, world: World) -> Start | None:
+    """Return rank 0's choice of the model for `init_from=name`, on every rank; None: new weights.
 
     A run may get a better checkpoint while ranks look it up. UserError unless all ranks have the
     same weights.
     """
-    name = settings.run.init_from
     if name == "scratch":
         return None
     choice: tuple[str, str] = ("", "")

@@ -57,7 +57,7 @@ def work(
     UserError of any rank is raised on all.
     """
     run = open_storage(settings.run.out_dir, WORKER)
-    corpus = open_same_corpus(settings, world)
+    corpus = open_same_corpus(settings.data, world)
     with world.raise_on_all_ranks():
         if world.local_rank == 0:  # hashed once per node
             corpus.verify()
@@ -71,9 +71,9 @@ def work(
         with world.raise_on_all_ranks():  # once per node, before the watchdog's timeout runs
             if world.local_rank == 0:
                 download(settings.run.init_from)
-    start = None if resume else agree_on_start(settings, world)
+    start = None if resume else agree_on_start(settings.run.init_from, world)
     with world.raise_on_all_ranks():
-        requirements.check_world(settings, world.size, resume)
+        requirements.check_world(settings.batch, world.size, resume)
     watchdog = Watchdog(world, settings.workers.hang_timeout_s, session.report_stall)
     with watchdog if world.size > 1 or is_restarted else contextlib.nullcontext():
         try:
@@ -109,7 +109,7 @@ class RunSession:
                 self.command = self.command or self.holder or ""
                 runs.download_run(self.run)
                 checkpoints.sweep(self.run)
-                if not runs.gives_way(settings, self.run, self.command):
+                if not runs.gives_way(settings.run, self.run, self.command):
                     resume = runs.find_resume(settings, corpus, self.run, self._quarantine)
         newest = self.world.broadcast(resume.directory.name if resume else None)
         if not newest:
@@ -125,7 +125,7 @@ class RunSession:
         """Begin or resume the run in out_dir once all ranks are ready; return rank 0's log."""
         self.world.gather(None)  # a rank that could not load its weights does not get here
         if self.world.rank == 0:
-            if runs.gives_way(settings, self.run, self.command):
+            if runs.gives_way(settings.run, self.run, self.command):
                 self.check_still_holder()
             runs.begin(settings, self.run, self.command)
             step, rows_seen = (resume.state.step, resume.state.rows_seen) if resume else (-1, 0)
@@ -210,7 +210,7 @@ def run_as_rank(settings: TrainSettings) -> None:
     world = World.of_torchrun()
     group = process_group(world, settings)
     with group as command, contextlib.ExitStack() as stack:
-        open_same_corpus(settings, world)
+        open_same_corpus(settings.data, world)
         for turn in (world.local_rank == 0, world.local_rank > 0):  # blocks are read once per node
             with world.raise_on_all_ranks():
                 if turn:
@@ -224,7 +224,7 @@ def run_as_rank(settings: TrainSettings) -> None:
         with world.raise_on_all_ranks():
             if world.rank == 0:
                 stack.enter_context(run.hold())
-                is_new = runs.gives_way(settings, run.storage, command)
+                is_new = runs.gives_way(settings.run, run.storage, command)
                 listener = stack.enter_context(Display(settings, key, is_new=is_new))
         stop = stack.enter_context(stop_requests(run.storage, world))
         reason = work(settings, world, lambda *_: None, listener, stop, command=command)

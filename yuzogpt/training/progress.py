@@ -113,7 +113,7 @@ class WandbSink:
         """Start a W&B run, or resume the one of this out_dir unless `is_new`."""
         import wandb
 
-        run = runs.open_run(settings)
+        run = runs.open_run(settings.run)
         self.id_file, self.is_id_saved = run / runs.WANDB_ID, False
         is_known = self.id_file.local.exists() and not is_new
         run_id = self.id_file.local.read_text().strip() if is_known else None

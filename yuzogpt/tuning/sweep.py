@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from yuzogpt import runs
-from yuzogpt.config import TrainSettings, TuneSettings, with_changes
+from yuzogpt.config import TrainSettings, TuneSettings, WorkerSettings, with_changes
 from yuzogpt.config.renamed import with_current_names
 from yuzogpt.config.resolve import changed_frozen, load_yaml, to_yaml
 from yuzogpt.errors import UserError
@@ -100,7 +100,7 @@ class Sweep:
 
         Return the sweep with the corpus's vocabulary and fingerprint.
         """
-        workers_of(self.settings)
+        workers_of(self.settings.workers)
         for is_set, message in (
             (
                 self.settings.run.init_from == "resume",
@@ -120,7 +120,7 @@ class Sweep:
                 raise UserError(message)
         if self.settings.sweep.search_algorithm == "grid":
             self.space.grid()
-        requirements.check_start_is_kept(self.settings)
+        requirements.check_start_is_kept(self.settings.run)
         example = self._check({})
         for parameter in self.space.parameters:
             for value in parameter.values:
@@ -231,11 +231,11 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(LEFTOVER_PREFIXES)
 
 
-def workers_of(settings: TrainSettings) -> int:
+def workers_of(workers: WorkerSettings) -> int:
     """Return the number of workers of each trial; UserError if it is a range or 0."""
-    least, most = settings.workers.span(auto=1)
+    least, most = workers.span(auto=1)
     if least != most:
-        raise UserError(f"--num_workers={settings.workers.num_workers}: a sweep needs one number")
+        raise UserError(f"--num_workers={workers.num_workers}: a sweep needs one number")
     if not least:
         raise UserError("--num_workers=0: a sweep needs Ray; leave it out")
     return least

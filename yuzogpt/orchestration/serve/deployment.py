@@ -11,7 +11,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from yuzogpt.config import ServeSettings, with_changes
+from yuzogpt.config import (
+    DeviceSettings,
+    LimitSettings,
+    ReplicaSettings,
+    ServeSettings,
+    with_changes,
+)
 from yuzogpt.config.resolve import resolve
 from yuzogpt.console.terminal import note
 from yuzogpt.errors import RunFailed, UserError
@@ -119,17 +125,16 @@ def proxy_variables(settings: ServeSettings) -> dict[str, str]:
     """Return the environment of Serve's proxies."""
     if is_left_out(FEATURES["proxy_callback"].names[0]):
         return {}
-    return environment(max_requests(settings), settings.limits)
+    return environment(max_requests(settings.replicas, settings.limits), settings.limits)
 
 
-def max_requests(settings: ServeSettings) -> int:
+def max_requests(replicas: ReplicaSettings, limits: LimitSettings) -> int:
     """Return how many requests a proxy admits: as many as all replicas have places for.
 
     A replica would refuse more in an instant, and the next would come at once: nearly all excess
     requests would pass through the proxy, the router and the engine's process.
     """
-    places = settings.replicas.max_batch + settings.limits.max_waiting
-    return settings.replicas.span()[1] * places
+    return replicas.span()[1] * (replicas.max_batch + limits.max_waiting)
 
 
 def wait() -> None:
@@ -153,10 +158,8 @@ def deployment(settings: ServeSettings, keys: Sequence[bytes]) -> Any:
     from yuzogpt.orchestration.serve.replica import Replica
 
     least, most = settings.replicas.span()
-    threads, gpus = replica_resources(settings, most)
-    with_threads = settings.model_copy(
-        update={"device": settings.device.model_copy(update={"threads": threads})}
-    )
+    threads, gpus = replica_resources(settings.device, most)
+    with_threads = with_changes(settings, {"device.threads": threads})
     options: dict[str, Any] = {
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "ray_actor_options": {"num_cpus": threads, "num_gpus": gpus},
@@ -178,21 +181,21 @@ def deployment(settings: ServeSettings, keys: Sequence[bytes]) -> Any:
     return replica.options(**options).bind(with_threads.model_dump(), tuple(keys))
 
 
-def replica_resources(settings: ServeSettings, most: int) -> tuple[int, int]:
+def replica_resources(options: DeviceSettings, most: int) -> tuple[int, int]:
     """Return the threads and the GPUs of a replica; all replicas share the nodes' cores."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    device = settings.device.device
+    device = options.device
     gpus = sum(resources.get("GPU", 0) for resources in nodes)
     if device == "cuda" and not gpus and is_embedded():
         raise UserError("--device=cuda: Ray finds no GPU here; use --device=cpu")
     if device == "cuda" or (device == "auto" and gpus):
-        return settings.device.threads or 1, 1
+        return options.threads or 1, 1
     cores = sorted(int(resources.get("CPU", 0)) for resources in nodes)
     cores = [count for count in cores if count] or [1]
     beside = math.ceil(most / len(cores))
-    return settings.device.threads or threads_asked() or max(1, cores[0] // beside), 0
+    return options.threads or threads_asked() or max(1, cores[0] // beside), 0
 
 
 def application(args: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ class FailureNotice(UserCallback):  # type: ignore[misc]
             errors = self.run / runs.ERRORS
             lines = [f"rank {rank}: {error}\n" for rank, error in sorted(worker_exceptions.items())]
             errors.append("".join(lines).encode())
-            if runs.gives_way(self.settings, self.run, holder_of(self.run) or ""):
+            if runs.gives_way(self.settings.run, self.run, holder_of(self.run) or ""):
                 return  # the records belong to a run that is not deleted yet
             if not was_just_recorded(self.run / runs.METRICS):
                 see = errors.display_name

@@ -57,7 +57,7 @@ def run_on_ray(run: runs.ResolvedRun) -> None:
     least, most = settings.workers.span(auto=1)
     waits = {TRAIN_HANG_TIMEOUT_S: str(settings.workers.hang_timeout_s + HANG_MARGIN_S)}
     waits |= TRAIN_ELASTIC if least < most else {}
-    check_reachable(runs.ray_address(settings))
+    check_reachable(runs.ray_address(settings.workers))
     exams = prepare_tasks(settings)
     cores = max(available_cores(), most)
     with on_sigterm(leave), defaults_of(waits), contextlib.ExitStack() as stack:
@@ -193,7 +193,7 @@ def place_workers(settings: TrainSettings, cpus: float | None) -> Placement:
     use_gpu = settings.device.device == "cuda" or (settings.device.device == "auto" and gpus > 0)
     least, most = settings.workers.span(auto=max(1, gpus) if use_gpu else 1)
     resource = "GPU" if use_gpu else "CPU"
-    check_room(settings, least, resource, int(resources.get(resource, 0)))
+    check_room(least, resource, int(resources.get(resource, 0)))
     return Placement(least, most, use_gpu, gpus - most, cpus)
 
 
@@ -296,7 +296,7 @@ def with_threads(settings: TrainSettings) -> TrainSettings:
     return with_changes(settings, {"device.threads": threads})
 
 
-def check_room(settings: TrainSettings, workers: int, resource: str, have: int) -> None:
+def check_room(workers: int, resource: str, have: int) -> None:
     """Report that not all workers find a place: Ray would wait for it in silence."""
     if workers <= have:
         return

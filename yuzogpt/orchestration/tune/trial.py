@@ -72,7 +72,7 @@ def train(settings: TrainSettings, listener: Listener) -> str | None:
     from yuzogpt.training.launch import work_here
 
     with held(settings) as run:
-        if workers_of(settings) == 1:
+        if workers_of(settings.workers) == 1:
             return work_here(settings, run, listener)
         from yuzogpt.orchestration.train.trainer import fit
 

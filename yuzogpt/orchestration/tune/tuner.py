@@ -47,7 +47,7 @@ def on_ray(settings: TrainSettings) -> Iterator[None]:
     set_environment()
     set_defaults(TUNE)
     check_reachable(cluster_address(settings.workers.ray_address))
-    cores = max(available_cores(), workers_of(settings))
+    cores = max(available_cores(), workers_of(settings.workers))
     note("starting Ray ...")
     with (
         stopped_by_sigterm("stopped (SIGTERM); the same command resumes it"),
@@ -146,7 +146,7 @@ def slots_for(settings: TrainSettings, max_slots: int) -> tuple[int, dict[str, f
     import ray
 
     resources = ray.cluster_resources()
-    device, workers = settings.device.device, workers_of(settings)
+    device, workers = settings.device.device, workers_of(settings.workers)
     use_gpu = device == "cuda" or (device == "auto" and resources.get("GPU", 0) > 0)
     resource = "GPU" if use_gpu else "CPU"
     count = int(resources.get(resource, 0))
@@ -165,7 +165,7 @@ def slots_for(settings: TrainSettings, max_slots: int) -> tuple[int, dict[str, f
 def threads_for(settings: TrainSettings, slots: int) -> int:
     """Return the threads of each worker; concurrent trials share a node's cores."""
     nodes = cores_of_nodes() or [1]
-    beside = math.ceil(slots * workers_of(settings) / len(nodes))
+    beside = math.ceil(slots * workers_of(settings.workers) / len(nodes))
     # An embedded Ray counts a core for each worker, although there may be fewer.
     cores = available_cores() if is_embedded() else min(nodes)
     return settings.device.threads or threads_asked() or max(1, cores // beside)

@@ -71,26 +71,26 @@ class RunStorage(ABC):
     def __truediv__(self, name: str) -> Self:
         """Return a file or folder in this folder."""
 
-    # --- copies
+    # --- copies; without a store there is nothing to copy
 
-    @abstractmethod
     def upload(self, source: Path | None = None) -> str | None:
         """Copy `source` (default: the local copy) to the store; return the SHA-256 of its bytes.
 
         OSError if not all of them arrive. None without a store.
         """
+        return None
 
-    @abstractmethod
     def download(self, *, if_changed: bool = False, max_bytes: int | None = None) -> bool:
         """Copy a file from the store, if it is there; return whether it is.
 
         `if_changed`: keep a copy that has the same time and size. A file that is gone from the
         store is deleted here. OSError if it is larger than `max_bytes`. False without a store.
         """
+        return False
 
-    @abstractmethod
     def list_remote(self) -> dict[str, int]:
         """Return the names and sizes of all files below this folder in the store."""
+        return {}
 
     @abstractmethod
     def delete_remote(self, first: str) -> None:
@@ -150,15 +150,6 @@ class LocalStorage(RunStorage):
 
     def __truediv__(self, name: str) -> Self:
         return type(self)(self.local / name)
-
-    def upload(self, source: Path | None = None) -> None:
-        return None
-
-    def download(self, *, if_changed: bool = False, max_bytes: int | None = None) -> bool:
-        return False
-
-    def list_remote(self) -> dict[str, int]:
-        return {}
 
     def delete_remote(self, first: str) -> None:
         pass
@@ -236,9 +227,8 @@ class ObjectStorage(RunStorage):
         return type(self)(f"{self.uri}/{name}", self.local / name)
 
     def upload(self, source: Path | None = None) -> str:
-        filesystem, inside = open_store(self.uri)
         digest, sent = hashlib.sha256(), 0
-        with as_os_error(self.uri):
+        with self._in_store() as (filesystem, inside):
             with (
                 (source or self.local).open("rb") as file,
                 filesystem.open_output_stream(inside) as stream,
@@ -255,12 +245,11 @@ class ObjectStorage(RunStorage):
         return digest.hexdigest()
 
     def download(self, *, if_changed: bool = False, max_bytes: int | None = None) -> bool:
-        filesystem, inside = open_store(self.uri)
         path = self.local
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
-            with as_os_error(self.uri):
+            with self._in_store() as (filesystem, inside):
                 info = filesystem.get_file_info(inside)
                 if not info.is_file:
                     raise FileNotFoundError(errno.ENOENT, "not there", self.uri)
@@ -282,9 +271,8 @@ class ObjectStorage(RunStorage):
         return True
 
     def list_remote(self) -> dict[str, int]:
-        filesystem, inside = open_store(self.uri)
-        selector = fs.FileSelector(inside, recursive=True, allow_not_found=True)
-        with as_os_error(self.uri):
+        with self._in_store() as (filesystem, inside):
+            selector = fs.FileSelector(inside, recursive=True, allow_not_found=True)
             files = [info for info in filesystem.get_file_info(selector) if info.is_file]
         return {info.path.removeprefix(f"{inside}/"): info.size for info in files}
 
@@ -292,19 +280,19 @@ class ObjectStorage(RunStorage):
         if not self.list_remote():
             return
         (self / first)._delete_object()
-        filesystem, inside = open_store(self.uri)
-        with as_os_error(self.uri), contextlib.suppress(FileNotFoundError):
+        with self._in_store() as (filesystem, inside), contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(inside)
 
     def read(self) -> bytes:
-        filesystem, inside = open_store(self.uri)
         # Not an input stream, which asks for 16 kB at a time.
-        with as_os_error(self.uri), filesystem.open_input_file(inside) as file:
+        with self._in_store() as (filesystem, inside), filesystem.open_input_file(inside) as file:
             return bytes(file.read())
 
     def write(self, content: bytes) -> None:
-        filesystem, inside = open_store(self.uri)
-        with as_os_error(self.uri), filesystem.open_output_stream(inside) as stream:
+        with (
+            self._in_store() as (filesystem, inside),
+            filesystem.open_output_stream(inside) as stream,
+        ):
             stream.write(content)
 
     def append(self, content: bytes) -> None:
@@ -324,8 +312,7 @@ class ObjectStorage(RunStorage):
             return False
 
     def exists(self) -> bool:
-        filesystem, inside = open_store(self.uri)
-        with as_os_error(self.uri):
+        with self._in_store() as (filesystem, inside):
             return bool(filesystem.get_file_info(inside).is_file)
 
     def delete(self) -> None:
@@ -338,9 +325,24 @@ class ObjectStorage(RunStorage):
             if self.read() == content:
                 self.delete()
 
+    @contextlib.contextmanager
+    def _in_store(self) -> Iterator[tuple[fs.FileSystem, str]]:
+        """Yield the store's filesystem, and the path in it.
+
+        What the store's library raises becomes an OSError of one line that names the URI.
+        """
+        try:
+            yield open_filesystem(self.uri)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "not there", self.uri) from None
+        except Exception as error:
+            is_of_store = isinstance(error, UserError) or is_store_error(error)
+            if not is_of_store or (isinstance(error, OSError) and error.filename):
+                raise
+            raise OSError(errno.EIO, first_line(error), self.uri) from None
+
     def _delete_object(self) -> None:
-        filesystem, inside = open_store(self.uri)
-        with as_os_error(self.uri), contextlib.suppress(FileNotFoundError):
+        with self._in_store() as (filesystem, inside), contextlib.suppress(FileNotFoundError):
             if filesystem.get_file_info(inside).is_file:
                 filesystem.delete_file(inside)
 
@@ -367,24 +369,3 @@ def version_of(path: Path) -> tuple[int, int]:
     """Return the size of a file in bytes, and the time of its last change in nanoseconds."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
-
-
-def open_store(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the filesystem that holds a URI, and the path in it; OSError if out of reach."""
-    try:
-        return open_filesystem(uri)
-    except UserError as error:
-        raise OSError(errno.EIO, str(error), uri) from None
-
-
-@contextlib.contextmanager
-def as_os_error(uri: str) -> Iterator[None]:
-    """Turn what a store's library raises into an OSError of one line that names the URI."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(errno.ENOENT, "not there", uri) from None
-        if not is_store_error(error) or (isinstance(error, OSError) and error.filename):
-            raise
-        raise OSError(errno.EIO, first_line(error), uri) from None

@@ -9,13 +9,3 @@ from yuzogpt.tokenization.tokenizer import (
     load,
     to_bytes,
 )
-
-__all__ = [
-    "CharTokenizer",
-    "describe",
-    "fingerprint",
-    "gpt2_tokenizer",
-    "id_dtype",
-    "load",
-    "to_bytes",
-]

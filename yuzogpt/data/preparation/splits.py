@@ -20,7 +20,6 @@ from yuzogpt.config.registry import Registry
 
 TAIL_FRACTION = 0.1
 NANOGPT_SEED = 2357
-VAL_FRACTION = 0.0005  # nanoGPT's, for OpenWebText
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]

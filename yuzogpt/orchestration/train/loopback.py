@@ -42,8 +42,7 @@ class OnLoopback:
 
 def serve_store(port: int) -> None:
     """Run torch's store at a port as long as this process lives."""
-    # Public, though not marked as exported.
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore
 
     listener = socket.create_server((LOOPBACK, port))
     stores.append(

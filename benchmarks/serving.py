@@ -43,11 +43,13 @@ import torch
 
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.checkpoints.resolve import resolve_model
+from yuzogpt.checkpoints.safetensors_file import write_tensors
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.inference.load import load_engine
 from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.model.gpt import GPT
 from yuzogpt.model.initialization import initialize
+from yuzogpt.storage.run_storage import LocalStorage
 
 SHAPE = ModelSettings(vocab_size=50257, bias=True)
 PROMPTS = 32
@@ -110,7 +112,10 @@ def make_run(directory: Path) -> Path:
         settings = TrainSettings.model_validate({"model": SHAPE.model_dump()}).model_dump()
         state = checkpoints.State(1, 1, settings, "none", "none", {})
         tokenizer = tokenization.to_bytes(tokenization.gpt2_tokenizer())
-        checkpoints.write(directory, state, model.state_dict(), {}, tokenizer)
+        weights, files = model.state_dict(), checkpoints.begin(LocalStorage(directory), state.step)
+        name = checkpoints.tensor_file(checkpoints.MODEL, 0, 1)
+        sha256 = write_tensors(files.local / name, weights, weights.values())
+        checkpoints.commit(files, state, tokenizer, {name: sha256}, {name: list(weights)})
     return directory
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.checkpoints.files import write_checkpoint
 from tests.conftest import REPOSITORY
 from yuzogpt import checkpoints
 from yuzogpt.checkpoints.format import CorruptCheckpoint, State
@@ -22,7 +23,7 @@ TENSORS = {"w": torch.arange(1000.0)}
 def write(run, step, loss=1.0, windows=24):
     metrics = {"val_loss_estimate": loss, "val_windows": windows}
     state = State(step, step * 12, {}, "data", "tokenizer", metrics)
-    return checkpoints.write(run, state, TENSORS, {"exp_avg/w": TENSORS["w"]}, b"{}")
+    return write_checkpoint(run, state, TENSORS, {"exp_avg/w": TENSORS["w"]}, b"{}")
 
 
 def test_round_trip(tmp_path):

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 
+from tests.checkpoints.files import write_checkpoint
 from tests.conftest import REPOSITORY, prepare_char_corpus
 from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
@@ -59,7 +60,7 @@ def hostile_run(tmp_path_factory):
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(1, 1, settings.model_dump(), "none", "none", {})
     run = tmp_path_factory.mktemp("hostile") / "run"
-    checkpoints.write(run, state, model.state_dict(), {}, tokenization.to_bytes(tokenizer))
+    write_checkpoint(run, state, model.state_dict(), {}, tokenization.to_bytes(tokenizer))
     return run
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tests.checkpoints.files import write_checkpoint
 from tests.inference.engines import small_model
 from yuzogpt import checkpoints, tokenization
 from yuzogpt.checkpoints.export import to_huggingface
@@ -26,7 +27,7 @@ def random_model(run: Path, seed: int = 1, **shape: int) -> Path:
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(20, 20, settings.model_dump(), "none", "none", {})
     tokenizer = tokenization.to_bytes(tokenization.gpt2_tokenizer())
-    checkpoints.write(run, state, model.state_dict(), {}, tokenizer)
+    write_checkpoint(run, state, model.state_dict(), {}, tokenizer)
     return run
 
 

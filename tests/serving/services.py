@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 from fastapi import FastAPI
 
+from tests.checkpoints import files
 from tests.conftest import REPOSITORY
 from tests.inference.engines import ALPHABET, SHAPE, small_model
 from yuzogpt import checkpoints, tokenization
@@ -32,7 +33,7 @@ def write_checkpoint(run: Path, step: int, val_loss: float, seed: int = 1, **sha
     metrics = {"val_loss_estimate": val_loss, "val_windows": 10}
     state = checkpoints.State(step, step, settings.model_dump(), "none", "none", metrics)
     tokenizer = tokenization.to_bytes(CharTokenizer(ALPHABET))
-    return checkpoints.write(run, state, model.state_dict(), {}, tokenizer).directory
+    return files.write_checkpoint(run, state, model.state_dict(), {}, tokenizer).directory
 
 
 # Slow enough that a long request is seen to run: some milliseconds a token.

@@ -8,6 +8,7 @@ import openai
 import pytest
 import torch
 
+from tests.checkpoints import files
 from tests.inference.engines import ALPHABET, make_engine, run, small_model
 from tests.serving.services import Service, service, write_checkpoint
 from yuzogpt import checkpoints, tokenization
@@ -235,7 +236,7 @@ def ends_at_once(tmp_path_factory):
         model.state_dict()["ln_f.bias"].add_(end * 20 / end.square().sum())
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(20, 20, settings.model_dump(), "none", "none", {})
-    checkpoints.write(run, state, model.state_dict(), {}, tokenization.to_bytes(tokenizer))
+    files.write_checkpoint(run, state, model.state_dict(), {}, tokenization.to_bytes(tokenizer))
     return model, run
 
 

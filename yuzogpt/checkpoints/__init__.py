@@ -15,7 +15,6 @@ from yuzogpt.checkpoints.format import (
     remove,
     tensor_file,
     verify,
-    write,
 )
 from yuzogpt.checkpoints.retention import (
     clear,

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from yuzogpt.checkpoints.safetensors_file import read_tensors, write_tensors
+from yuzogpt.checkpoints.safetensors_file import read_tensors
 from yuzogpt.config.renamed import with_current_names
 from yuzogpt.errors import UserError
 from yuzogpt.storage.atomic_files import sha256, sync_directory, sync_file, to_json, write_durably
-from yuzogpt.storage.run_storage import LocalStorage, RunStorage
+from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, read_json
 
 if TYPE_CHECKING:  # torch takes seconds to import; errors of the user's are found before that
@@ -132,23 +132,6 @@ def tensor_file(kind: str, part: int, parts: int) -> str:
     """Return the name of the file that holds part `part` (from 0) of the tensors of a kind."""
     number = "" if parts == 1 else f"-{part + 1:05}-of-{parts:05}"
     return f"{kind}{number}.safetensors"
-
-
-def write(
-    run: Path,
-    state: State,
-    model: "Mapping[str, Tensor]",
-    optimizer: "Mapping[str, Tensor]",
-    tokenizer: bytes,
-) -> Checkpoint:
-    """Write a checkpoint, all of it in this process, and read it back to verify it."""
-    temporary = begin(LocalStorage(run), state.step)
-    hashes, contents = {}, {}
-    for kind, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
-        name = tensor_file(kind, 0, 1)
-        hashes[name] = write_tensors(temporary.local / name, tensors, tensors.values())
-        contents[name] = list(tensors)
-    return commit(temporary, state, tokenizer, hashes, contents)
 
 
 def begin(run: RunStorage, step: int) -> RunStorage:

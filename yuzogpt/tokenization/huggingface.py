@@ -7,7 +7,6 @@ One thing differs, as is usual with that library: a literal <|endoftext|> in a t
 token, unless `split_special_tokens=True` is given.
 """
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from yuzogpt.tokenization.tokenizer import (
     BytePairTokenizer,
     CharTokenizer,
     Tokenizer,
+    byte_characters,
     byte_pair_tokenizer,
 )
 
@@ -113,19 +113,6 @@ def special(content: str, index: int) -> dict[str, Any]:
     """Return the entry of tokenizer.json for a special token."""
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": index, "content": content, "special": True, **plain}
-
-
-@functools.cache
-def byte_characters() -> dict[int, str]:
-    """Return the character for each byte in GPT-2's files (`bytes_to_unicode` in its encoder.py).
-
-    A visible byte is its own character; the others are the characters from U+0100 on.
-    """
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {
-        byte: chr(256 + index) for index, byte in enumerate(hidden)
-    }
 
 
 def merged_from(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:

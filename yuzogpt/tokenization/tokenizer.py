@@ -5,6 +5,7 @@ needs a download to be read.
 """
 
 import base64
+import functools
 import hashlib
 import importlib.util
 import re
@@ -236,16 +237,27 @@ def gpt2_tokenizer() -> BytePairTokenizer:
     return BytePairTokenizer(parse_merges(content.decode()))
 
 
+@functools.cache
+def byte_characters() -> dict[int, str]:
+    """Return the character for each byte in GPT-2's files (`bytes_to_unicode` in its encoder.py).
+
+    A visible byte is its own character; the others, which come last, are the characters from
+    U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {
+        byte: chr(256 + index) for index, byte in enumerate(hidden)
+    }
+
+
 def parse_merges(text: str) -> dict[bytes, int]:
     """Return token bytes to id from GPT-2's file of merges: two tokens a line, after a heading.
 
-    The file writes each byte as a printable character (`bytes_to_unicode` in GPT-2's encoder.py).
+    The file writes each byte as its character of `byte_characters`.
     """
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable}
-    byte_of |= {chr(256 + index): byte for index, byte in enumerate(others)}
-    tokens = [bytes([byte]) for byte in printable + others]
+    byte_of = {character: byte for byte, character in byte_characters().items()}
+    tokens = [bytes([byte]) for byte in byte_of.values()]
     for line in text.split("\n")[1:-1]:
         tokens.append(bytes(byte_of[character] for part in line.split(" ") for character in part))
     return {token: rank for rank, token in enumerate(tokens)}

@@ -33,69 +33,38 @@ STORED_BYTES = 2**24  # what each node writes to storage, to take the time
 
 
 class NodeProbe:
-    """Runs on one node."""
+    """An actor on one node, which runs there what it is asked to."""
 
-    def __init__(self, address: str, secret: bytes, counted_gpus: int) -> None:
-        """`address`: of this node; `secret`: what the other nodes' measurements begin with."""
-        self.address, self.secret, self.counted_gpus = address, secret, counted_gpus
-        self.listener: links.Listener | None = None
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of this package."""
+        return function(*arguments)
 
-    def examine(self) -> node.Node:
-        """Return the facts of this node."""
-        return node.examine(self.address, node_temp_dir(), self.counted_gpus)
 
-    def clock(self) -> float:
-        """Return the time of this node's clock."""
-        return time.time()
+def examine(address: str, counted_gpus: int) -> node.Node:
+    """Return the facts of this node."""
+    return node.examine(address, node_temp_dir(), counted_gpus)
 
-    def listen(self) -> int:
-        """Listen for the measurements of other nodes; return the port."""
-        self.listener = links.Listener(self.address, self.secret)
-        return self.listener.port
 
-    def free_port(self) -> int:
-        """Return a port of this node that nobody uses."""
-        with socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET) as free:
-            free.bind((self.address, 0))
-            return int(free.getsockname()[1])
+def listen(address: str, secret: bytes) -> int:
+    """Listen for the measurements of other nodes; return the port."""
+    return links.Listener(address, secret).port
 
-    def measure(self, source: str, target: str, address: str, port: int) -> links.Link:
-        """Measure the link to a node that listens."""
-        return links.measure(source, target, address, port, self.secret)
 
-    def write_mark(self, storage: str, trial: str, name: str) -> node.Storage:
-        """Write to the shared storage."""
-        return node.write_mark(storage, trial, name)
+def free_port(address: str) -> int:
+    """Return a port of this node that nobody uses."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
+        free.bind((address, 0))
+        return int(free.getsockname()[1])
 
-    def measure_storage(self, storage: str, trial: str, name: str) -> node.Storage:
-        """Measure the speed of writing to the shared storage."""
-        return node.measure_storage(storage, trial, name, STORED_BYTES)
 
-    def marks(self, storage: str, trial: str) -> tuple[list[str], str]:
-        """Return whose files this node finds there, and the problem, if any."""
-        return node.marks(storage, trial)
-
-    def remove(self, storage: str, trial: str) -> None:
-        """Delete all files that were written."""
-        node.remove_marks(storage, trial)
-
-    def reaches(self, address: str, port: int) -> bool:
-        """Return whether a process listens there."""
-        return links.is_open(address, port)
-
-    def head(self, dashboard: str) -> Head:
-        """Return the facts of the head; call it there. `dashboard`: HOST:PORT, or empty."""
-        wait = node.number(os.environ.get(JOB_STOP_WAIT_S, ""))
-        return Head(
-            jobs_status=status_without_token(dashboard) if dashboard else None,
-            token_mode=os.environ.get(AUTH_MODE) == "token",
-            stop_wait=wait,
-            is_pod="KUBERNETES_SERVICE_HOST" in os.environ,
-        )
-
-    def meet(self, rank: int, size: int, meeting_place: str) -> Any:
-        """Measure an all-reduce with all other nodes; return the Network."""
-        return meet(rank, size, meeting_place, self.address)
+def head_facts(dashboard: str) -> Head:
+    """Return the facts of the head; call it there. `dashboard`: HOST:PORT, or empty."""
+    return Head(
+        jobs_status=status_without_token(dashboard) if dashboard else None,
+        token_mode=os.environ.get(AUTH_MODE) == "token",
+        stop_wait=node.number(os.environ.get(JOB_STOP_WAIT_S, "")),
+        is_pod="KUBERNETES_SERVICE_HOST" in os.environ,
+    )
 
 
 def status_without_token(dashboard: str) -> int:
@@ -141,22 +110,21 @@ class ClusterProbe:
         """Start a probe on every node that is alive."""
         self.survey, self.storage = survey, storage
         self.part = ""  # that is examined; empty for the facts of each node, which come first
-        secret = secrets.token_bytes(links.SECRET_BYTES)
+        self.secret = secrets.token_bytes(links.SECRET_BYTES)
         alive = [facts for facts in ray.nodes() if facts["Alive"]]
         hosts = [facts["NodeManagerHostname"] for facts in alive]
         self.probes: dict[str, Any] = {}
         self.addresses: dict[str, str] = {}
+        self.gpus: dict[str, int] = {}  # that Ray counts
         for facts in alive:
             host, address = facts["NodeManagerHostname"], facts["NodeManagerAddress"]
             name = host if hosts.count(host) == 1 else f"{host}-{facts['NodeID'][:6]}"
             strategy = NodeAffinitySchedulingStrategy(facts["NodeID"], soft=False)
             # Several threads: a storage that hangs holds up one of them.
             actor_class = ray.remote(num_cpus=0, max_concurrency=4)(NodeProbe)
-            gpus = int(facts["Resources"].get("GPU", 0))
-            self.probes[name] = actor_class.options(scheduling_strategy=strategy).remote(
-                address, secret, gpus
-            )
+            self.probes[name] = actor_class.options(scheduling_strategy=strategy).remote()
             self.addresses[name] = address
+            self.gpus[name] = int(facts["Resources"].get("GPU", 0))
             if "node:__internal_head__" in facts["Resources"]:
                 survey.head.name = name
                 survey.head.takes_work = bool({"CPU", "GPU"} & facts["Resources"].keys())
@@ -164,7 +132,10 @@ class ClusterProbe:
     def run(self) -> None:
         """Run all parts."""
         try:
-            facts = self.ask(lambda name, probe: probe.examine.remote(), START_TIMEOUT_S)
+            facts = self.ask(
+                lambda name: (examine, self.addresses[name], self.gpus[name]),
+                START_TIMEOUT_S,
+            )
             self.survey.nodes.update(facts)
             self.run_part("clock", self.measure_clocks)
             self.run_part("head", self.examine_head)
@@ -187,17 +158,18 @@ class ClusterProbe:
 
     def ask(
         self,
-        question: Callable[[str, Any], Any],
+        question: Callable[[str], tuple[Any, ...]],
         timeout: float = REPLY_TIMEOUT_S,
         names: Collection[str] | None = None,
         late: Any = None,
     ) -> dict[str, Any]:
         """Ask nodes, all if none are named, at the same time.
 
-        A node that does not reply in time is asked no more; with `late`, that is its reply.
+        `question`: for a node's name, the function that it calls, and the arguments. A node that
+        does not reply in time is asked no more; with `late`, that is its reply.
         """
         names = list(self.probes) if names is None else names
-        asked = {name: question(name, self.probes[name]) for name in names}
+        asked = {name: self.probes[name].run.remote(*question(name)) for name in names}
         deadline, replies = time.monotonic() + timeout, {}
         for name, reference in asked.items():
             try:
@@ -217,9 +189,9 @@ class ClusterProbe:
                 self.give_up(name, cause_of(error))
         return replies
 
-    def ask_one(self, name: str, question: Callable[[Any], Any]) -> Any:
+    def ask_one(self, name: str, *question: Any) -> Any:
         """Ask one node; None if it does not reply, and then it is asked no more."""
-        return self.ask(lambda _, probe: question(probe), names=[name]).get(name)
+        return self.ask(lambda _: question, names=[name]).get(name)
 
     def give_up(self, name: str, reason: str) -> None:
         """Note a node that does not reply."""
@@ -233,7 +205,7 @@ class ClusterProbe:
             samples = []
             for _ in range(CLOCK_TRIES):
                 sent = time.time()
-                remote = self.ask_one(name, lambda probe: probe.clock.remote())
+                remote = self.ask_one(name, time.time)
                 received = time.time()
                 if remote is None:
                     break
@@ -248,13 +220,13 @@ class ClusterProbe:
         if name not in self.probes:
             return
         dashboard = dashboard_address()
-        head: Head | None = self.ask_one(name, lambda probe: probe.head.remote(dashboard))
+        head: Head | None = self.ask_one(name, head_facts, dashboard)
         if head is None:
             return
         head.name, head.takes_work = name, self.survey.head.takes_work
         if dashboard:
             address, port = self.addresses[name], int(dashboard.rpartition(":")[2])
-            seen = self.ask(lambda _, probe: probe.reaches.remote(address, port))
+            seen = self.ask(lambda _: (links.is_open, address, port))
             head.seen_by = [other for other, is_open in seen.items() if is_open and other != name]
         self.survey.head = head
 
@@ -266,11 +238,11 @@ class ClusterProbe:
         location, trial = self.storage, secrets.token_hex(4)
         try:
             reports: dict[str, node.Storage] = self.ask(
-                lambda name, probe: probe.write_mark.remote(location, trial, name),
+                lambda name: (node.write_mark, location, trial, name),
                 late=HUNG_STORAGE,
             )
             written = [name for name, storage in reports.items() if not storage.problem]
-            seen = self.ask(lambda _, probe: probe.marks.remote(location, trial), names=written)
+            seen = self.ask(lambda _: (node.marks, location, trial), names=written)
             for name, (marks, problem) in seen.items():
                 if problem:
                     reports[name] = node.Storage(problem=f"not to be listed: {problem}")
@@ -281,25 +253,29 @@ class ClusterProbe:
                 if time.monotonic() > deadline:
                     break  # the table has none for those that are left
                 reports |= self.ask(
-                    lambda name, probe: probe.measure_storage.remote(location, trial, name),
+                    lambda name: (node.measure_storage, location, trial, name, STORED_BYTES),
                     names=[alone],
                     late=HUNG_STORAGE,
                 )
             self.survey.storage = reports
         finally:
-            removed = [probe.remove.remote(location, trial) for probe in self.probes.values()]
+            removed = [
+                probe.run.remote(node.remove_marks, location, trial)
+                for probe in self.probes.values()
+            ]
             if removed:
                 ray.wait(removed, num_returns=len(removed), timeout=CLEANUP_TIMEOUT_S)
 
     def measure_links(self) -> None:
         """Measure every pair in both directions; in each round, a node sends to one other node."""
-        ports = self.ask(lambda _, probe: probe.listen.remote())
+        ports = self.ask(lambda name: (listen, self.addresses[name], self.secret))
         names = list(ports)
         for distance in range(1, len(names)):
 
-            def measure(name: str, probe: Any, distance: int = distance) -> Any:
+            def measure(name: str, distance: int = distance) -> tuple[Any, ...]:
                 target = names[(names.index(name) + distance) % len(names)]
-                return probe.measure.remote(name, target, self.addresses[target], ports[target])
+                place = (self.addresses[target], ports[target])
+                return links.measure, name, target, *place, self.secret
 
             self.survey.links += self.ask(measure).values()
 
@@ -308,14 +284,14 @@ class ClusterProbe:
         if self.survey.silent or any(link.problem for link in self.survey.links):
             return
         names = list(self.probes)
-        port = self.ask_one(names[0], lambda probe: probe.free_port.remote())
+        address = self.addresses[names[0]]
+        port = self.ask_one(names[0], free_port, address)
         if port is None:
             return
-        address = self.addresses[names[0]]
         meeting_place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         measured = [
-            probe.meet.remote(rank, len(names), meeting_place)
-            for rank, probe in enumerate(self.probes.values())
+            probe.run.remote(meet, rank, len(names), meeting_place, self.addresses[name])
+            for rank, (name, probe) in enumerate(self.probes.items())
         ]
         try:
             self.survey.network = ray.get(measured, timeout=REPLY_TIMEOUT_S)[0]

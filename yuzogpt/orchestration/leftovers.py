@@ -12,31 +12,18 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from yuzogpt.errors import UserError
 from yuzogpt.orchestration.environment import TOKEN_PATH
 from yuzogpt.storage.atomic_files import write_durably
-from yuzogpt.storage.lease import describe_process, is_holder_alive
-from yuzogpt.storage.untrusted import Untrusted, read_json
+from yuzogpt.storage.lease import StoredHolder, describe_process, is_holder_alive
+from yuzogpt.storage.untrusted import read_json
 
 # Whatever TMPDIR says: the path of a Unix socket, of which Ray makes some, has at most 107 bytes.
 SHARED_DIRECTORY = Path("/tmp")
 PREFIX = "yuzogpt-ray-"
-OWNER = "owner.json"
+OWNER = "owner.json"  # the process of the directory's command
 MAX_OWNER_BYTES = 2**16
-
-
-class Owner(Untrusted):
-    """The process of a directory's command, as `lease.describe_process` describes it."""
-
-    host: str
-    boot: str
-    namespace: str
-    process: Annotated[int, Field(gt=0, lt=2**31)]
-    started: str
 
 
 def make_directory() -> Path:
@@ -63,7 +50,7 @@ def is_left_over(directory: Path) -> bool:
             status = os.fstat(handle)
             if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700:
                 return False
-            owner = read_json(directory / OWNER, Owner, MAX_OWNER_BYTES, follow_links=False)
+            owner = read_json(directory / OWNER, StoredHolder, MAX_OWNER_BYTES, follow_links=False)
         return is_holder_alive(owner.model_dump()) is False
     except (OSError, UserError):
         return False

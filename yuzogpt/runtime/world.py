@@ -24,20 +24,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class World:
-    """The set of training workers, and which of them this process is."""
+class World(ranks.Ranks):
+    """The set of training workers, and which of them this process is (by `rank` and so on)."""
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
     group: dist.ProcessGroup | None = None  # of the collectives; None: the default group
 
     @classmethod
     def of_torchrun(cls) -> "World":
         """Read torchrun's variables; a world of one without them."""
-        own = ranks.of_torchrun() or ranks.Ranks()
-        return cls(own.rank, own.size, own.local_rank, own.local_size)
+        return cls(**vars(ranks.of_torchrun() or ranks.Ranks()))
 
     def rows_for_rank(self, rows: int) -> range:
         """Return this rank's rows of a global batch; the sizes of ranks differ by at most one."""

@@ -35,15 +35,20 @@ EXPIRES_AFTER = 10.0  # seconds without a heartbeat
 Holder = dict[str, Any]
 
 
-class StoredLease(Untrusted):
-    """The content of a lease file, ours or another process's."""
+class StoredHolder(Untrusted):
+    """A process in a file, as `describe_process` describes it."""
 
-    id: str
     host: str
     process: Annotated[int, Field(gt=0, lt=2**31)]
     boot: str = ""
     namespace: str = ""
     started: str = ""
+
+
+class StoredLease(StoredHolder):
+    """The content of a lease file, ours or another process's."""
+
+    id: str
 
 
 class Lease:

@@ -20,12 +20,11 @@ from yuzogpt.data.preparation.shards import UnitRecord, record_path
 from yuzogpt.data.preparation.sources import SourceFile, Unit
 from yuzogpt.storage.atomic_files import to_json, write_durably
 from yuzogpt.storage.filesystems import scheme_of
-from yuzogpt.storage.untrusted import DamagedFile, Untrusted, parse_json, read_json
+from yuzogpt.storage.untrusted import DamagedFile, Sha256, Untrusted, parse_json, read_json
 
 COUNTS = "counts.json"
 
 Size = Annotated[int, Field(ge=0, lt=2**63)]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -40,7 +39,7 @@ class RecordedSource(Untrusted):
     """The source of a finished corpus."""
 
     name: str
-    sha256: Digest
+    sha256: Sha256
     bytes: Size
     files: list[RecordedFile] | None = None  # None: one text
     settings: dict[str, Any] | None = None

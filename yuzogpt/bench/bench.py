@@ -201,7 +201,6 @@ def break_even(rows: list[Row]) -> float | None:
 
 
 def show(results: dict[str, Any], output: str) -> None:
-    """Print the results."""
     if output == "json":
         json.dump(results, sys.stdout, indent=2)
         say()
@@ -221,7 +220,6 @@ def show(results: dict[str, Any], output: str) -> None:
 
 
 def build_table(rows: list[dict[str, Any]]) -> Table:
-    """Return the rows as a table."""
     cells = []
     reference = min(rows, key=lambda row: row["workers"])  # the first with the fewest workers
     for row in rows:

@@ -113,7 +113,6 @@ def drop_local_tensors(run: RunStorage) -> None:
 
 
 def size_of(checkpoint: RunStorage) -> int:
-    """Return the bytes of a checkpoint."""
     if checkpoint.is_remote:
         return sum(checkpoint.list_remote().values())
     return sum(path.stat().st_size for path in checkpoint.local.iterdir())

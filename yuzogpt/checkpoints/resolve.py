@@ -33,7 +33,6 @@ class ModelReference:
     checkpoint: Checkpoint | None  # None: a published name or a Hugging Face folder
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer of the model."""
         if self.checkpoint:
             return tokenization.load(self.checkpoint.directory / checkpoints.TOKENIZER)
         if self.name in PUBLISHED:

@@ -97,7 +97,6 @@ def quarantine(checkpoint: RunStorage) -> str:
 
 
 def has_quarantined(run: RunStorage) -> bool:
-    """Return whether a checkpoint of a run was quarantined."""
     is_any_here = any((run.local / "checkpoints").glob("broken-step-*"))
     return is_any_here or any(BROKEN_MANIFEST in names for names in remote_folders(run).values())
 

@@ -197,7 +197,6 @@ class FixedWindows:
         return range(*parts[self.part])
 
     def __len__(self) -> int:
-        """Return the number of windows."""
         return len(self.numbers)
 
     def read(self, indices: Int64s) -> Int64s:

@@ -50,7 +50,6 @@ class TokenStream:
         self.starts = np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64)
 
     def __len__(self) -> int:
-        """Return the number of tokens."""
         return int(self.starts[-1])
 
     def read(self, start: int, count: int) -> Ids:

@@ -52,7 +52,6 @@ class Manifest:
         return to_json(asdict(self))
 
     def tokens(self, split: str) -> int:
-        """Count the tokens of a split."""
         return sum(block.tokens for block in self.blocks if block.split == split)
 
 

@@ -19,7 +19,6 @@ MAX_NODES_OF_LINKS = 8  # of more nodes, the table of links is not shown
 
 
 def show(survey: Survey, findings: Sequence[Finding]) -> None:
-    """Print the survey and the findings."""
     console = terminal.console(WIDTH)
     console.print(nodes_table(survey))
     if survey.links and len(survey.nodes) <= MAX_NODES_OF_LINKS:

@@ -261,7 +261,6 @@ def listing(storage: str, trial: str) -> list[Any]:
 
 
 def remove_marks(storage: str, trial: str) -> None:
-    """Delete the marks."""
     with contextlib.suppress(OSError):
         filesystem, inside = open_filesystem(f"{storage}/{FOLDER}-{trial}")
         if Path(inside).is_absolute():

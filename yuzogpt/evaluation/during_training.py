@@ -67,7 +67,6 @@ def record_failure(name: str, out_dir: str, tasks: Iterable[str], reason: str) -
 
 
 def checkpoint_step(name: str) -> int:
-    """Return the step in a checkpoint's name."""
     return int(name.rpartition("-")[2])
 
 

@@ -39,7 +39,6 @@ Compute = Callable[[Sequence[Shard]], Iterator[tuple[Shard, list[Score]]]]
 
 
 def compute_here(shards: Sequence[Shard]) -> Iterator[tuple[Shard, list[Score]]]:
-    """Score shards in this process."""
     return ((shard, score_shard(shard)) for shard in shards)
 
 

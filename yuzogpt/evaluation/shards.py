@@ -85,7 +85,6 @@ class Shard:
         return [Score(*values) for values in stored.scores]
 
     def write(self, directory: Path, scores: Sequence[Score]) -> None:
-        """Write its scores."""
         path = self.path(directory)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [list(astuple(score)) for score in scores]
@@ -94,7 +93,6 @@ class Shard:
 
 
 def split_into_shards(job: ScoringJob, passages: Sequence[Passage]) -> list[Shard]:
-    """Divide the passages of a job into shards."""
     starts = range(0, len(passages), job.shard_size)
     return [
         Shard(job, number, passages[first : first + job.shard_size])
@@ -146,5 +144,4 @@ def weights_hash(reference: ModelReference) -> str:
 
 
 def missing_shards(directory: Path, shards: Sequence[Shard]) -> list[Shard]:
-    """Return the shards that have no scores yet."""
     return [shard for shard in shards if shard.read(directory) is None]

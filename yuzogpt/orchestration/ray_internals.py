@@ -297,7 +297,6 @@ def callback_base(name: str) -> Any:
 
 
 def worker_actors(worker_group: Any) -> list[Any]:
-    """Return the actors of a group's workers."""
     return [worker.actor for worker in worker_group.get_workers()] if has("workers") else []
 
 

@@ -251,7 +251,6 @@ class Follower:
         self.thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
 
     def __enter__(self) -> "Follower":
-        """Start following."""
         self.thread.start()
         return self
 

@@ -55,7 +55,6 @@ class Watchdog:
         self.done = threading.Event()
 
     def __enter__(self) -> "Watchdog":
-        """Start the threads."""
         store = default_store() if self.peers else None
         if store is None:  # then each rank only watches itself
             self.peers = {}

@@ -41,14 +41,12 @@ class APIError(HTTPException):
         return error_body(self.status_code, self.detail, self.param, self.code)
 
     def response(self) -> Response:
-        """Return the HTTP response."""
         return SafeJSONResponse(self.body(), self.status_code, self.headers)
 
 
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    """Return the JSON of an error."""
     message, param = sendable(message), param and sendable(param)
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -86,5 +84,4 @@ class SafeJSONResponse(JSONResponse):
     """A JSON response that may hold NaN, infinities and lone surrogates."""
 
     def render(self, content: Any) -> bytes:
-        """Return the body."""
         return to_json(content)

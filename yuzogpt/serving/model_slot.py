@@ -41,7 +41,6 @@ class LoadedModel:
 
     @property
     def engine(self) -> Engine:
-        """The engine of this model."""
         return self.engine_loop.engine
 
     @property

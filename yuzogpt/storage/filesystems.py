@@ -62,7 +62,6 @@ def is_store_error(error: BaseException) -> bool:
 
 
 def is_pattern(path: str) -> bool:
-    """Return whether a path is a glob."""
     return any(character in path for character in "*?[")
 
 
@@ -145,7 +144,6 @@ def is_hidden(names: Iterable[str]) -> bool:
 
 
 def files_below(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    """Return all files below a folder."""
     if isinstance(filesystem, fs.LocalFileSystem):
         infos = filesystem.get_file_info(list(walk(folder or "/")))
     else:

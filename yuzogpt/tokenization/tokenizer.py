@@ -96,7 +96,6 @@ class CharTokenizer:
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> Ids:
-        """Return one id per character."""
         unknown = sorted(set(text) - self.id_of.keys())
         if unknown:
             shown = " ".join(repr(character) for character in unknown[:8])
@@ -107,15 +106,12 @@ class CharTokenizer:
         return np.fromiter((self.id_of[character] for character in text), self.dtype, len(text))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return one character per id."""
         return "".join(self.characters[index] for index in ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the UTF-8 of one character."""
         return self.characters[token].encode()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the alphabet."""
         return {"kind": self.kind, "characters": self.characters}
 
 
@@ -192,11 +188,9 @@ class BytePairTokenizer:
             return np.empty(0, self.dtype)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`."""
         return self.encoding.decode(list(ids))
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one id, which may be part of a character."""
         return self.encoding.decode_single_token_bytes(token)
 
     def to_dict(self) -> dict[str, Any]:

@@ -144,7 +144,6 @@ class RunSession:
         return self.log
 
     def close(self) -> None:
-        """Close the log."""
         if self.log:
             self.log.close()
 

@@ -58,7 +58,6 @@ class Parameter:
 
     @property
     def section(self) -> str:
-        """The name of its section."""
         return self.key.partition(".")[0]
 
     @property
@@ -100,7 +99,6 @@ class Space:
         return {p.key: p.distribution() for p in self.parameters}
 
     def defaults(self, settings: TrainSettings) -> Values:
-        """Return the settings' own values."""
         nested = settings.model_dump()
         return {p.key: nested[p.section][p.leaf] for p in self.parameters}
 

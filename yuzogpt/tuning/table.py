@@ -76,7 +76,6 @@ class TrialTable:
         row.step, row.loss = max(row.step, step), min(row.loss, loss)
 
     def mark_ended(self, name: str, state: str, error: str = "") -> None:
-        """A trial has ended."""
         row = self.rows.setdefault(name, Row({}))
         row.state, row.error = state, error
         self._line(f"{name} {row.describe_end()}")

@@ -72,11 +72,9 @@ class Trial:
 
     @property
     def is_done(self) -> bool:
-        """Whether the trial has ended."""
         return self.state != "waiting"
 
     def write(self) -> None:
-        """Write trial.json."""
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {key: value for key, value in asdict(self).items() if key != "directory"}
         write_durably(self.directory / TRIAL, to_json(content))

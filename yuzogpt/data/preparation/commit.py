@@ -55,7 +55,6 @@ def commit(plan: Plan) -> PreparedCorpus:
 
 
 def finished_record(plan: Plan, unit: Unit) -> UnitRecord:
-    """Return the record of a unit that is done."""
     record = plan.record(unit)
     assert record is not None, f"unit {unit.index} is not done"
     return record

@@ -64,11 +64,9 @@ class LocalWorkers:
         """Do nothing: this process runs already."""
 
     def count(self, units: Sequence[Unit]) -> list[int]:
-        """Count the documents of each unit."""
         return [readers.count_documents(unit) for unit in units]
 
     def run(self, plan: Plan, units: Sequence[Unit]) -> None:
-        """Run units."""
         for unit in units:
             run_unit(unit, plan.shard_config, plan.tokenizer)
 

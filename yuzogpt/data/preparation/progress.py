@@ -36,7 +36,6 @@ class Progress:
         self.bar: tqdm[Any] | None = None
 
     def __enter__(self) -> "Progress":
-        """Start the bar and the thread that updates it."""
         if sys.stderr.isatty():
             self.bar = tqdm(
                 total=self.plan.listing.bytes,
@@ -49,7 +48,6 @@ class Progress:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Show the final state."""
         self.ended.set()
         self.thread.join()
         self._count_done()

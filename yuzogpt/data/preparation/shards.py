@@ -76,7 +76,6 @@ class UnitRecord:
 
     @property
     def tokens(self) -> int:
-        """Count its tokens."""
         return sum(block.tokens for block in self.blocks)
 
 

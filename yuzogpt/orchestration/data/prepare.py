@@ -49,15 +49,12 @@ class RayWorkers:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """End the embedded Ray, if one was started."""
         self.stack.__exit__(*error)
 
     def check(self) -> None:
-        """Raise UserError if the cluster does not answer."""
         check_reachable(self.address)
 
     def count(self, units: Sequence[Unit]) -> list[int]:
-        """Count the documents of each unit."""
         self.start()
         import ray
 
@@ -67,7 +64,6 @@ class RayWorkers:
         return counts
 
     def run(self, plan: Plan, units: Sequence[Unit]) -> None:
-        """Prepare units."""
         self.start()
         warm_up(plan.shard_config)
         with raised_as_ours("preparation"):

@@ -54,7 +54,6 @@ class Elastic(callback_base("ControllerCallback"), callback_base("WorkerGroupCal
             (self.run / runs.PAUSE).delete()
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Remember the workers that train."""
         self.workers = worker_actors(worker_group)
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:

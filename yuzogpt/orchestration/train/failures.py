@@ -117,7 +117,6 @@ class KillGroupOnFailure(callback_base("WorkerGroupCallback")):  # type: ignore[
         self.workers: list[Any] = []
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Remember the workers."""
         self.workers = worker_actors(worker_group)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:

@@ -24,7 +24,6 @@ class OnLoopback:
         self.group = group
 
     def __len__(self) -> int:
-        """Return how many workers there are."""
         return len(self.group)
 
     def __getattr__(self, name: str) -> Any:

@@ -23,5 +23,4 @@ class ChosenInterface(callback_base("WorkerGroupCallback")):  # type: ignore[mis
 
 
 def choose() -> None:
-    """Choose the interface in this process."""
     choose_interface(ray.util.get_node_ip_address())

@@ -24,7 +24,6 @@ class SkipPickling:
     """Tune pickles its searcher and callbacks, and nothing reads that again."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave it empty."""
         return {}
 
 
@@ -78,7 +77,6 @@ class TableCallback(SkipPickling, Callback):  # type: ignore[misc]
         self.ended: dict[Path, tuple[State, str]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Show a trial that has started."""
         ours = trial_of(trial)
         if ours.directory in self.kept:
             steps = [step for step, _ in ours.evaluations()]

@@ -105,12 +105,6 @@ class Trial:
         return [(evaluation.step, evaluation.loss) for evaluation in evaluations]
 
 
-def evaluation_loss(record: Record) -> float:
-    """Return an evaluation's loss; infinity if it is not finite."""
-    loss = record["val_loss_estimate"]
-    return math.inf if loss is None else float(loss)
-
-
 class Progress:
     """A listener for a run's records that reports each evaluation.
 
@@ -126,7 +120,8 @@ class Progress:
         """Report a record's loss, if it is of an evaluation."""
         # At step 0 nothing is tuned yet, and there is no checkpoint.
         if record["kind"] == "evaluation" and record["step"] > 0 and self.is_wanted:
-            self.best = min(self.best, evaluation_loss(record))
+            evaluation = checked(record, Evaluation, str(self.run / runs.METRICS))
+            self.best = min(self.best, evaluation.loss)
             self.is_wanted = self.report(record["step"], self.best)
             self.made_all_steps = record["step"] >= self.max_iters
             if not (self.is_wanted or self.made_all_steps):

@@ -32,11 +32,13 @@ def available_cores(system: Path = SYSTEM) -> int:
 
 def cores_of_time(system: Path = SYSTEM) -> float:
     """Return the CPU time that this process may use, in seconds per second."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = float(len(os.sched_getaffinity(0)))
-    else:
-        cores = float(os.cpu_count() or 1)
+    cores = float(len(own_cores()) or os.cpu_count() or 1)
     return min([cores, *(cpu_quota(group) for group in groups("cpu", system))])
+
+
+def own_cores() -> set[int]:
+    """Return the numbers of the cores that this process may run on; none if that is unknown."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def threads_of_each(workers: int) -> int:
@@ -146,6 +148,16 @@ def cpu_quota(group: Path) -> float:
     if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
         return int(quota) / int(period)
     return math.inf  # "max", -1, or nothing to read
+
+
+def throttled_seconds(system: Path = SYSTEM) -> float:
+    """Return how long spent quotas have stopped this process's groups so far."""
+    found = [0.0]
+    for group in groups("cpu", system):
+        pairs = (line.partition(" ") for line in read_lines(group / "cpu.stat"))
+        values = {name: int(value) for name, _, value in pairs if value.isdecimal()}
+        found.append(values.get("throttled_usec", 0) / 1e6 + values.get("throttled_time", 0) / 1e9)
+    return max(found)
 
 
 def memory_limit(group: Path) -> float:

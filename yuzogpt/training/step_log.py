@@ -16,6 +16,7 @@ from yuzogpt.runtime.network import Network
 from yuzogpt.runtime.world import World
 from yuzogpt.training.batch_size import GlobalBatch
 from yuzogpt.training.guards import StepStats, Verdict
+from yuzogpt.training.slowdown import SlowdownReport
 
 
 class StepLog:
@@ -26,6 +27,7 @@ class StepLog:
         self.tokens_per_step = settings.batch.global_rows * settings.model.block_size
         self.started = time.perf_counter()
         self.steps = self.clipped = self.skipped = self.tokens = 0
+        self.slowdown = SlowdownReport()
 
     def write(self, kind: str, **values: object) -> None:
         """Write a record at the current step."""
@@ -43,6 +45,7 @@ class StepLog:
         start: Start | None,
     ) -> None:
         """Describe the run before it begins."""
+        self.slowdown.local_ranks = world.local_size
         shape, rows = model.settings, self.settings.batch.global_rows
         batch = self.settings.batch
         kind = batch.batch_schedule
@@ -119,6 +122,8 @@ class StepLog:
         self.tokens += tokens
         self.clipped += is_clipped
         self.skipped += not is_applied
+        if slow := self.slowdown.after_step(stats.seconds, tokens):
+            self.write("notice", text=slow)
         if verdict != "healthy":
             self._log_unusual_step(stats, verdict, is_applied, expected_loss)
         is_last = stats.stop_requested or self.step == self.settings.schedule.max_iters

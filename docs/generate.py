@@ -5,9 +5,12 @@ python docs/generate.py > docs/settings.md
 
 from collections.abc import Iterator
 
+from pydantic.fields import FieldInfo
+
 from yuzogpt.cli import VERBS
+from yuzogpt.cli.help import shown
 from yuzogpt.config.renamed import RENAMED_SECTIONS, RENAMED_SETTINGS
-from yuzogpt.config.resolve import choices, leaves, preset_names
+from yuzogpt.config.resolve import choices, leaves, preset_names, preset_summary
 
 HEAD = """\
 # Settings
@@ -24,7 +27,8 @@ A preset is given by its name, a YAML file by its path. `--key value` means the 
 `--key=value`. A bare key finds its section by itself (`--n_layer=4`); a dotted key is exact
 (`--model.n_layer=4`). The same text means the same in YAML and as a flag.
 
-`yuzogpt VERB --help` prints the list of a verb. `--dry_run` prints the resolved settings as YAML
+`yuzogpt VERB --help` prints the list of a verb, `yuzogpt VERB --help WORD` and `yuzogpt help WORD`
+what has a word. `--dry_run` prints the resolved settings as YAML
 and does nothing else. A mistake costs one line and exit status 2, before Ray starts and before a
 file is written. This holds for unknown keys, wrong types, missing corpora and damaged blocks.
 
@@ -44,9 +48,11 @@ def main() -> None:
 
 def presets() -> Iterator[str]:
     """Yield the lines about presets."""
-    names = [f"`{name}`" for name in preset_names()]
-    yield f"Presets (`yuzogpt/config/presets/`): {', '.join(names)}. Those that begin with `eval_`"
-    yield "are for `yuzogpt evaluate`, the others for `train`, `tune` and `bench`.\n"
+    yield "Presets (`yuzogpt/config/presets/`). Those that begin with `eval_` are for"
+    yield "`yuzogpt evaluate`, the others for `train`, `tune` and `bench`.\n"
+    yield "| Preset | What it is |\n|---|---|"
+    yield from (f"| `{name}` | {preset_summary(name)} |" for name in preset_names())
+    yield ""
 
 
 def verbs() -> Iterator[str]:
@@ -77,7 +83,7 @@ def verbs() -> Iterator[str]:
             extra = field.json_schema_extra
             unit = f" [{extra['unit']}]" if isinstance(extra, dict) and extra["unit"] else ""
             meaning = cell(f"{field.description}{choices(field)}{unit}")
-            sections[section].append(f"| `--{leaf}` | {default(field.default)} | {meaning} |")
+            sections[section].append(f"| `--{leaf}` | {default(field)} | {meaning} |")
         for owner, names in shared.items():
             listed = ", ".join(f"[{one}](#{one}-{owner})" for one in names)
             yield f"Sections of `yuzogpt {owner}` that it takes, too: {listed}.\n"
@@ -94,12 +100,9 @@ def renamed() -> Iterator[str]:
     yield from (f"| `{old}` | `--{new}` |" for old, new in RENAMED_SETTINGS.items())
 
 
-def default(value: object) -> str:
+def default(field: FieldInfo) -> str:
     """Return a default as it is written on the command line."""
-    if isinstance(value, tuple):
-        value = ",".join(map(str, value))
-    text = repr(value) if value == "\n" else str(value)
-    return f"`{text}`" if text else "(empty)"
+    return f"`{shown(field)}`" if shown(field) else "(empty)"
 
 
 def cell(text: str) -> str:

@@ -251,8 +251,8 @@ def test_help_shows_units_and_defaults():
     result = yuzogpt("train", "--help")
     assert "--block_size=1024" in result.stdout
     assert "[tokens]" in result.stdout
-    assert "(learned | rotary | alibi)" in result.stdout
-    assert "presets: finetune_custom" in result.stdout
+    assert "(auto | ddp | fsdp)" in result.stdout
+    assert "  finetune_custom  " in result.stdout
     assert "prepare" in yuzogpt().stdout
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from yuzogpt.cli import VERBS
+from yuzogpt.cli.help import settings_help
 from yuzogpt.config import ModelSettings, TrainSettings
 from yuzogpt.config.registry import OneOf, Registry, read_entries, values_of
-from yuzogpt.config.resolve import help_text, leaves, resolve
+from yuzogpt.config.resolve import leaves, resolve
 from yuzogpt.errors import UserError
 
 FIELDS = {
@@ -81,7 +82,8 @@ def test_an_unknown_value_names_the_nearest_or_all():
 
 
 def test_help_says_what_each_value_is():
-    assert "swiglu: three matrices of 2/3" in " ".join(help_text(TrainSettings).split())
+    lines = " ".join(settings_help(TrainSettings))
+    assert "swiglu: three matrices of 2/3" in " ".join(lines.split())
 
 
 @pytest.mark.slow

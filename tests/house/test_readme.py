@@ -11,7 +11,8 @@ from yuzogpt.cli import VERBS
 from yuzogpt.config.resolve import leaves
 
 FOREIGN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"}
-OWN = {"help", "dry_run", "log_level", "json", "key", "search.KEY"}  # of the command itself
+# Of the command itself.
+OWN = {"help", "dry_run", "log_level", "json", "key", "version", "search.KEY"}
 # Ray's, benchmarks', lm-evaluation-harness's, curl's.
 OTHERS = {
     "data",

@@ -12,10 +12,12 @@ from pathlib import Path
 from yuzogpt.api import verbs
 from yuzogpt.config import (
     BenchSettings,
+    CompletionSettings,
     DoctorSettings,
     EvaluateSettings,
     ExportSettings,
     InspectSettings,
+    ListSettings,
     PrepareSettings,
     ReportSettings,
     SampleSettings,
@@ -205,3 +207,38 @@ def doctor(settings: Section) -> None:
         show(survey, findings)
     if any(finding.level == "fault" for finding in findings):
         raise RunFailed(verdict(survey, findings))
+
+
+def list_all(settings: Section) -> None:
+    """Print the presets, and the corpora, runs and models in a directory."""
+    assert isinstance(settings, ListSettings)
+    from yuzogpt.checkpoints.locations import with_absolute_paths
+    from yuzogpt.config.resolve import preset_names, preset_summary
+    from yuzogpt.console import terminal
+    from yuzogpt.runs import listing
+
+    directory = Path(with_absolute_paths(settings).list.directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory")
+    presets = [(name, preset_summary(name)) for name in preset_names()]
+    tables = [
+        ("Presets", ("preset", "what it is"), presets),
+        ("Corpora", ("corpus", "tokenizer", "train", "val", "size"), listing.corpora(directory)),
+        ("Runs", ("run", "corpus", "state", "step", "val loss"), listing.runs(directory)),
+        ("Models", ("folder", "size"), listing.models(directory)),
+    ]
+    for title, columns, found in tables:
+        if rows := list(found):
+            numeric = {"train", "val", "size", "step", "val loss"}
+            prose = {"what it is"}
+            shown = terminal.table(columns, rows, numeric=numeric, prose=prose, title=title)
+            terminal.console(width=100).print(shown)
+            say()
+
+
+def completion(settings: Section) -> None:
+    """Print a script that completes the words of this command in a shell."""
+    assert isinstance(settings, CompletionSettings)
+    from yuzogpt.cli.completion import script
+
+    say(script(settings.completion.shell), end="")

@@ -9,34 +9,22 @@ import atexit
 import contextlib
 import io
 import os
+import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NoReturn
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NoReturn
 
-from yuzogpt.checkpoints.pretrained import PUBLISHED
-from yuzogpt.cli import commands
+from yuzogpt import __version__
+from yuzogpt.cli.arguments import read_arguments, with_default_preset, without_log_level
+from yuzogpt.cli.help import overview, search_all, verb_help
+from yuzogpt.cli.preview import preview
+from yuzogpt.cli.verbs import VERBS
 from yuzogpt.cli.wrong_kind import check_kind
-from yuzogpt.config import (
-    BenchSettings,
-    DoctorSettings,
-    EvaluateSettings,
-    ExportSettings,
-    InspectSettings,
-    PrepareSettings,
-    ReportSettings,
-    SampleSettings,
-    Section,
-    ServeSettings,
-    TrainSettings,
-    TuneSettings,
-)
-from yuzogpt.config.renamed import current_name
-from yuzogpt.config.resolve import SEARCH, help_text, leaves, preset_names, resolve, to_yaml
-from yuzogpt.console.terminal import LEVELS, complain, report_error, say, set_log_level
-from yuzogpt.data.preparation.own_text import is_source, named_after_source
+from yuzogpt.config import TrainSettings
+from yuzogpt.config.resolve import SEARCH, resolve
+from yuzogpt.console.terminal import complain, report_error, say
 from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
-from yuzogpt.runs.own_corpus import with_own_out_dir
 from yuzogpt.runtime.cores import limit_spinning
 from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.runtime.signals import (
@@ -46,92 +34,16 @@ from yuzogpt.runtime.signals import (
 )
 from yuzogpt.storage.atomic_files import expect_no_home
 
-COMMAND_FLAGS = ("dry_run", "json", "help")  # of the command itself
-BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as pydantic reads them
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One thing that the command does."""
-
-    usage: str
-    summary: str
-    schema: type[Section]
-    run: Callable[..., None]
-    positional: tuple[str, ...] = ()  # settings that can be given without their names, in order
-    takes: str = ""  # what the positional settings are, for messages
-    or_else: tuple[str, Callable[[str], bool]] | None = None  # takes words for which this holds
-    presets: Literal["", "train", "eval"] = ""  # which presets it takes
-    is_resumable: bool = False  # the same command continues after an interruption
-    is_search: bool = False  # takes `search:` and --search.KEY=...
-    has_json: bool = False  # takes --json, short for --output=json
-
-
-VERBS = {
-    "prepare": Verb(
-        "CORPUS | FILE", "turn text into a corpus of Arrow blocks",
-        PrepareSettings, commands.prepare,
-        ("dataset",), "one corpus", ("source", is_source), is_resumable=True,
-    ),
-    "inspect": Verb(
-        "DIR", "show what is in a prepared corpus", InspectSettings, commands.inspect,
-        ("data_dir",), "one corpus",
-    ),
-    "train": Verb(
-        "[PRESET | FILE.yaml]...", "train a model on a prepared corpus",
-        TrainSettings, commands.train, presets="train", is_resumable=True,
-    ),
-    "tune": Verb(
-        "[PRESET | FILE.yaml]...", "search for the best training settings",
-        TuneSettings, commands.tune, presets="train", is_resumable=True, is_search=True,
-    ),
-    "report": Verb(
-        "OUT_DIR", "summarize a run and write report.html", ReportSettings, commands.report,
-        ("out_dir",), "one run",
-    ),
-    "evaluate": Verb(
-        "RUN | DIR | gpt2 | PRESET", "score a model on benchmarks",
-        EvaluateSettings, commands.evaluate,
-        ("model",), "one model", presets="eval", is_resumable=True,
-    ),
-    "bench": Verb(
-        "[PRESET | FILE.yaml]...", "measure how long a training step takes",
-        BenchSettings, commands.bench, presets="train", has_json=True,
-    ),
-    "sample": Verb(
-        "RUN | DIR | gpt2", "generate text with a model", SampleSettings, commands.sample,
-        ("out_dir",), "one model", ("init_from", PUBLISHED.__contains__),
-    ),
-    "serve": Verb(
-        "RUN | DIR | gpt2", "serve a model over HTTP, with a web page",
-        ServeSettings, commands.serve, ("model",), "one model",
-    ),
-    "doctor": Verb(
-        "", "check that a cluster is healthy", DoctorSettings, commands.doctor, has_json=True
-    ),
-    "export": Verb(
-        "RUN --to=huggingface DIR", "write a checkpoint as a Hugging Face folder",
-        ExportSettings, commands.export, ("out_dir", "hf_dir"), "one run, and one folder,",
-    ),
-}  # fmt: skip
+HELP = ("--help", "-h", "help")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run one verb; UserError for the user's mistakes."""
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        say(overview())
+    if text := asked_help(arguments):
+        say(text)
         return
     name, *rest = arguments
-    verb = VERBS.get(name)
-    if verb is None:
-        hint = nearest(name, VERBS) or f"verbs: {', '.join(VERBS)}"
-        raise UserError(f"{name}: unknown verb; {hint}")
-    if "--help" in rest or "-h" in rest:
-        say(f"yuzogpt {name} {verb.usage} --key=value ...\n{verb.summary}\n")
-        say(help_text(verb.schema))
-        if verb.presets:
-            say(f"\npresets: {', '.join(presets_of(verb))}")
-        return
+    verb = VERBS[name]
     files, flags = read_arguments(name, verb, rest)
     flags = without_log_level(flags)
     searched = [flag for flag in flags if verb.is_search and flag.startswith(f"--{SEARCH}.")]
@@ -140,8 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = [flag for flag in flags if flag not in dry_run]
     settings = resolve(verb.schema, files, flags, complain if is_first_of_node() else drop)
     if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
-        space = search_space_yaml(settings, files, searched) if verb.is_search else ""
-        say(preview(settings) + space, end="")
+        say(preview(settings, files, searched if verb.is_search else None), end="")
         return
     if isinstance(settings, TrainSettings) and not settings.data.data_dir:
         check_kind("dataset", settings.data.dataset)
@@ -151,124 +62,35 @@ def main(arguments: Sequence[str]) -> None:
         verb.run(settings)
 
 
-def without_log_level(flags: Sequence[str]) -> list[str]:
-    """Set the level of the log if a flag names one; return the other flags."""
-    for flag in flags:
-        key, _, level = flag.partition("=")
-        if key == "--log_level":
-            if level not in LEVELS:
-                raise UserError(f"{flag}: choose one of {', '.join(LEVELS)}")
-            set_log_level(level)
-    return [flag for flag in flags if flag.partition("=")[0] != "--log_level"]
-
-
 def drop(_: str) -> None:
     """Print nothing: another rank of this node does."""
 
 
-def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the presets and YAML files, and the flags; positional settings become flags."""
-    arguments = list(join_flags_and_values(verb, arguments))
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    plain = [argument for argument in arguments if not argument.startswith("-")]
-    if verb.has_json:
-        flags = ["--output=json" if flag == "--json" else flag for flag in flags]
-    if not verb.positional and verb.presets:
-        for word in plain:
-            if not is_yaml(word):
-                check_kind(name, word)
-        return plain, flags
-    files = []
-    if verb.presets:
-        named = [flag for flag in flags if flag.startswith("--preset=")]
-        flags = [flag for flag in flags if flag not in named]
-        given = [word for word in plain if word in presets_of(verb) or is_yaml(word)]
-        files = [flag.partition("=")[2] for flag in named] + given
-        plain = [word for word in plain if word not in given]
-    if len(plain) > len(verb.positional):
-        reason = f"{verb.takes} at a time" if verb.takes else "takes --key=value only"
-        raise UserError(f"{name} {' '.join(plain)}: {reason}")
-    for word in plain[:1]:
-        check_kind(name, word)
-    named = []
-    for key, word in zip(verb.positional, plain, strict=False):
-        setting, holds = verb.or_else or ("", bool)
-        named.append(f"--{setting if setting and holds(word) else key}={word}")
-    return files, named + flags
-
-
-def join_flags_and_values(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the arguments, with `--key value` as `--key=value`."""
-    types = {
-        name: str(field.annotation)
-        for dotted, field in leaves(verb.schema)
-        for name in (dotted, dotted.split(".")[1])
-    }
-
-    def is_value(key: str, word: str) -> bool:
-        if word.startswith("--") or key in COMMAND_FLAGS:
-            return False
-        if "bool" in types.get(key, ""):  # a boolean flag may stand alone
-            return word.lower() in BOOLEANS or (word == "auto" and "'auto'" in types[key])
-        # Also after a misspelt key, so that the key is what the error names.
-        is_file = is_yaml(word) or word in preset_names()
-        return key in types or key in ("preset", "log_level") or not (is_file or verb.positional)
-
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        is_key = word.startswith("--") and "=" not in word
-        if is_key and words and is_value(current_name(word[2:]), words[0]):
-            word = f"{word}={words.pop(0)}"
-        yield word
-
-
-def is_yaml(word: str) -> bool:
-    """Return whether an argument names a YAML file."""
-    return word.endswith((".yaml", ".yml"))
-
-
-def with_default_preset(arguments: Sequence[str], preset: str) -> Sequence[str]:
-    """Return the arguments with a preset, unless they name a preset or a file."""
+def asked_help(arguments: Sequence[str]) -> str:
+    """Return the help, or the version, that is asked for; empty if a verb is to run."""
+    if not arguments:
+        return overview()
     name, *rest = arguments
-    files, _ = read_arguments(name, VERBS[name], rest)
-    return arguments if files else [name, preset, *rest]
+    if name == "--version":
+        return version()
+    if name in HELP and rest and rest[0] in VERBS:  # `help VERB [WORD]...`
+        return verb_help(rest[0], rest[1:])
+    if name in HELP:
+        return search_all(rest) if rest else overview()
+    if name not in VERBS:
+        hint = nearest(name, VERBS) or f"verbs: {', '.join(VERBS)}"
+        raise UserError(f"{name}: unknown verb; {hint}")
+    place = next((place for place, word in enumerate(rest) if word in HELP[:2]), None)
+    return "" if place is None else verb_help(name, rest[place + 1 :])
 
 
-def presets_of(verb: Verb) -> list[str]:
-    """Return the presets that a verb takes."""
-    is_eval = verb.presets == "eval"
-    return [name for name in preset_names() if name.startswith("eval_") == is_eval]
-
-
-def search_space_yaml(settings: Section, files: Sequence[str], searched: Sequence[str]) -> str:
-    """Return the search space as YAML that `tune` reads back."""
-    from yuzogpt.tuning.space import read_space
-
-    assert isinstance(settings, TuneSettings)
-    return read_space(settings, files, searched).to_yaml()
-
-
-def preview(settings: Section) -> str:
-    """Return the resolved settings as YAML, without the shape that init_from's model decides."""
-    if isinstance(settings, PrepareSettings):
-        settings = named_after_source(settings)
-    if isinstance(settings, TrainSettings):
-        settings = with_own_out_dir(settings)
-    if isinstance(settings, TrainSettings) and settings.run.init_from != "scratch":
-        kept = {"dropout", *settings.model.model_fields_set}
-        return to_yaml(settings, {"model": set(type(settings.model).model_fields) - kept})
-    return to_yaml(settings)
-
-
-def overview() -> str:
-    """Return what `yuzogpt --help` prints."""
-    lines = ["yuzogpt VERB ... --key=value", ""]
-    lines += [f"  {name:<8} {verb.usage:<27} {verb.summary}" for name, verb in VERBS.items()]
-    lines += ["", "`yuzogpt VERB --help` lists the settings of a verb."]
-    lines += ["With --dry_run a command only prints its settings. --log_level=warning leaves out"]
-    lines += ["what it is doing, --log_level=debug tells more; the others are info and error."]
-    return "\n".join(lines)
+def version() -> str:
+    """Return the version, and those that a report of a problem needs."""
+    versions = [f"yuzogpt {__version__}", f"Python {platform.python_version()}"]
+    for name in ("torch", "ray"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return ", ".join(versions)
 
 
 def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:

@@ -23,7 +23,16 @@ from yuzogpt.config.prepare import (
     InspectSettings,
     PrepareSettings,
 )
-from yuzogpt.config.read import ExportSettings, ExportTarget, ReportedRun, ReportSettings
+from yuzogpt.config.read import (
+    CompletedShell,
+    CompletionSettings,
+    ExportSettings,
+    ExportTarget,
+    ListedDirectory,
+    ListSettings,
+    ReportedRun,
+    ReportSettings,
+)
 from yuzogpt.config.sample import (
     GenerateSettings,
     GenerationSettings,

@@ -1,4 +1,4 @@
-"""`yuzogpt report` and `yuzogpt export`."""
+"""`yuzogpt report`, `export`, `list` and `completion`."""
 
 from typing import Literal
 
@@ -39,3 +39,28 @@ class ExportSettings(Section):
     """`yuzogpt export`."""
 
     export: ExportTarget = ExportTarget()
+
+
+class ListedDirectory(Section):
+    """Where corpora, runs and models are looked for."""
+
+    directory: str = setting(".", "directory; corpora are found in its data/, too", path="local")
+    storage: str = setting("", STORAGE)
+
+
+class ListSettings(Section):
+    """`yuzogpt list`."""
+
+    list: ListedDirectory = ListedDirectory()
+
+
+class CompletedShell(Section):
+    """Which shell's completion is printed."""
+
+    shell: Literal["bash", "zsh", "fish"] = setting("bash", "the shell")
+
+
+class CompletionSettings(Section):
+    """`yuzogpt completion`."""
+
+    completion: CompletedShell = CompletedShell()

@@ -7,7 +7,6 @@ YAML decides the structure, the setting's type decides what the text means.
 """
 
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from yuzogpt.errors import UserError, nearest
 PRESETS = Path(__file__).parent / "presets"
 MERGE = "tag:yaml.org,2002:merge"
 SEARCH = "search"  # a section of YAML files: what `yuzogpt tune` varies
-FLAG_WIDTH, HELP_WIDTH = 33, 64  # columns of --help
 
 S = TypeVar("S", bound=Section)
 
@@ -67,7 +65,12 @@ def resolve(
         if isinstance(override.value, bool) and "bool" not in str(known[dotted].annotation):
             raise UserError(f"{override.origin}: needs a value: --{dotted.split('.')[1]}=VALUE")
         section, leaf = dotted.split(".")
-        nested.setdefault(section, {})[leaf] = override.value
+        extra: Any = known[dotted].json_schema_extra
+        value = override.value
+        is_flag = override.origin.startswith("--")
+        if extra["escapes"] and is_flag and not str(value).startswith("FILE:"):
+            value = with_escapes(str(value))
+        nested.setdefault(section, {})[leaf] = value
         last[dotted] = override
     try:
         settings = schema.model_validate(nested)
@@ -77,6 +80,12 @@ def resolve(
     if corpus and out_dir and is_of_other_corpus(out_dir, corpus.value):
         settings.run.model_fields_set.discard("out_dir")  # type: ignore[attr-defined]
     return settings
+
+
+def with_escapes(text: str) -> str:
+    r"""Return text in which `\n`, `\t` and `\\` stand for one character, as help shows them."""
+    characters = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda found: characters[found[1]], text)
 
 
 def is_of_other_corpus(out_dir: Override, corpus: str) -> bool:
@@ -158,6 +167,11 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def preset_summary(name: str) -> str:
+    """Return the first line of a preset's comment."""
+    return (PRESETS / f"{name}.yaml").read_text().splitlines()[0].strip("# .")
+
+
 def find_key(override: Override, known: Mapping[str, FieldInfo]) -> str:
     """Return the `section.leaf` that a dotted or bare key means, also if it is an old name."""
     by_leaf = {dotted.split(".")[1]: dotted for dotted in known}
@@ -231,25 +245,6 @@ def changed_frozen(before: Mapping[str, Any], new: Section) -> list[str]:
             if was != now:
                 differences.append(f"{dotted}: {was} -> {now}")
     return differences
-
-
-def help_text(schema: type[Section]) -> str:
-    """Return the help of every setting: flag, default, meaning, choices and unit."""
-    lines: list[str] = []
-    current = ""
-    for dotted, field in leaves(schema):
-        section, leaf = dotted.split(".")
-        if section != current:
-            current = section
-            annotation = schema.model_fields[section].annotation
-            title = (annotation.__doc__ or "").splitlines()[0] if annotation else ""
-            lines += ["", f"{section}: {title}"]
-        extra = field.json_schema_extra
-        unit = f" [{extra['unit']}]" if isinstance(extra, dict) and extra["unit"] else ""
-        first, *more = textwrap.wrap(f"{field.description}{choices(field)}{unit}", HELP_WIDTH)
-        lines.append(f"  {f'--{leaf}={field.default!r}':<{FLAG_WIDTH}} {first}")
-        lines += [" " * (FLAG_WIDTH + 3) + line for line in more]
-    return "\n".join(lines).lstrip("\n")
 
 
 def choices(field: FieldInfo) -> str:

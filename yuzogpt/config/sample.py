@@ -33,6 +33,7 @@ class PromptSettings(Section):
         "\n",
         "prompt, or FILE:path to read it from a file; <|endoftext|> is that token; empty: start a "
         "new document",
+        escapes=True,
     )
     prompts: str = setting(
         "", 'file of prompts, one {"prompt": "..."} per line; replaces start', path="local"

@@ -40,16 +40,18 @@ def setting(
     path: PathKind = "",
     if_empty: str = "",
     is_required: bool = False,
+    escapes: bool = False,
 ) -> Any:
     """Declare one setting.
 
     `frozen` settings decide what a run computes: they may not change when the run is resumed.
     `path`: the value is a path; checkpoints/locations.py makes it absolute. An empty path stands
     for `if_empty`, where `{name}` is another setting of the section; without that it stays empty,
-    or is refused if `is_required` or if the default is not empty.
+    or is refused if `is_required` or if the default is not empty. `escapes`: a flag may write line
+    ends and tabs as `\\n` and `\\t`.
     """
     extra: dict[str, Any] = {"unit": unit, "frozen": frozen, "path": path, "if_empty": if_empty}
-    extra["is_required"] = is_required or default != ""
+    extra |= {"is_required": is_required or default != "", "escapes": escapes}
     return Field(default, description=meaning, json_schema_extra=extra)
 
 

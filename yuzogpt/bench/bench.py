@@ -137,6 +137,7 @@ def short_run(settings: BenchSettings, directory: Path) -> TrainSettings:
         "log.log_interval": 1,
         "log.health_interval": 0,
         "log.network_interval": 0,
+        "log.loggers": (),
         "log.wandb_log": False,
         "run.init_from": "scratch",
         "run.overwrite": False,

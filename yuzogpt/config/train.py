@@ -154,6 +154,9 @@ class LogSettings(Section):
         "0: never",
         "steps",
     )
+    loggers: Annotated[Names, OneOf("yuzogpt.training.loggers:LOGGERS")] = setting(
+        (), "where records go besides metrics.jsonl, comma-separated"
+    )
     wandb_log: bool = setting(False, "log to Weights & Biases (WANDB_MODE=offline works)")
     wandb_project: str = setting("yuzogpt", "W&B project")
     wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir")
@@ -162,6 +165,11 @@ class LogSettings(Section):
         "file with the W&B key, mode 0600; empty: as wandb finds it (`wandb login`, WANDB_API_KEY)",
         path="here",
     )
+
+    @property
+    def all_loggers(self) -> tuple[str, ...]:
+        """The loggers, with that of wandb_log."""
+        return tuple(dict.fromkeys((*self.loggers, *(["wandb"] * self.wandb_log))))
 
 
 class RunSettings(Section):

@@ -114,7 +114,7 @@ def check_space(settings: TrainSettings, run: Path) -> None:
 def check_wandb(log: LogSettings) -> None:
     """Raise UserError if W&B is asked for and cannot work, on the rank that talks to it."""
     ranks = of_torchrun()
-    if not log.wandb_log or (ranks and ranks.rank > 0):
+    if "wandb" not in log.all_loggers or (ranks and ranks.rank > 0):
         return
     if importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb_log: wandb is not installed; pip install 'yuzogpt[wandb]'")

@@ -29,7 +29,7 @@ NODE_SETTINGS = {
     "data": {"dataset", "data_dir"},
     "run": {"out_dir", "storage"},
     "evaluation": {"benchmark_dir"},
-    "log": {"wandb_log", "wandb_project", "wandb_run_name", "wandb_key_file"},
+    "log": {"loggers", "wandb_log", "wandb_project", "wandb_run_name", "wandb_key_file"},
     "device": {"threads"},
     "workers": set(TrainSettings().workers.model_dump()),
 }

@@ -112,8 +112,8 @@ class Sweep:
                 "--eval_tasks: trials are not evaluated on benchmarks; train best.yaml with it",
             ),
             (
-                self.settings.log.wandb_log,
-                f"--wandb_log: a sweep's trials are not sent; {OUTCOME} has them all",
+                self.settings.log.all_loggers,
+                f"--loggers, --wandb_log: a sweep's trials are not sent; {OUTCOME} has them all",
             ),
         ):
             if is_set:

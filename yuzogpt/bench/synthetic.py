@@ -1,6 +1,5 @@
 """A prepared corpus of random tokens: the cost of a step does not depend on the text."""
 
-import functools
 import itertools
 from pathlib import Path
 
@@ -8,12 +7,9 @@ import numpy as np
 
 from yuzogpt import tokenization
 from yuzogpt.checkpoints.resolve import GPT2_VOCABULARY
-from yuzogpt.data import blocks
-from yuzogpt.data.block_writer import BlockWriter, list_array
-from yuzogpt.data.manifest import Manifest
 from yuzogpt.data.preparation.corpora import CORPORA
+from yuzogpt.data.preparation.in_memory import write_corpus
 from yuzogpt.errors import UserError
-from yuzogpt.storage.atomic_files import write_durably
 from yuzogpt.tokenization.tokenizer import CharTokenizer, Tokenizer, gpt2_tokenizer
 
 FIRST_CODE_POINT = 0x4E00  # an arbitrary one
@@ -40,21 +36,9 @@ def write_random_corpus(directory: Path, tokenizer: Tokenizer, train: int, val: 
     """Write a corpus with `train` and `val` tokens in its splits."""
     directory.mkdir(parents=True)
     dtype, generator = tokenization.id_dtype(tokenizer.vocab_size), np.random.default_rng(1)
-    written = []
-    for split, count in (("train", train), ("val", val)):
-        ids = generator.integers(0, tokenizer.vocab_size, count).astype(dtype)
-        name = functools.partial(blocks.block_name, split)
-        writer = BlockWriter(directory, split, count, name)
-        writer.add(list_array([ids], dtype))
-        written += writer.finish()
-    write_durably(directory / blocks.TOKENIZER, tokenization.to_bytes(tokenizer))
-    manifest = Manifest(
-        corpus="synthetic",
-        tokenizer=tokenization.describe(tokenizer),
-        source={"name": "random tokens", "sha256": ""},
-        split_rule="tail",
-        append_end_of_text=False,
-        blocks=written,
-        rejected={},
-    )
-    write_durably(directory / blocks.MANIFEST, manifest.to_bytes())
+    encoded = {
+        split: [generator.integers(0, tokenizer.vocab_size, count).astype(dtype)]
+        for split, count in (("train", train), ("val", val))
+    }
+    source = {"name": "random tokens", "sha256": ""}
+    write_corpus("synthetic", source, tokenizer, encoded, directory)

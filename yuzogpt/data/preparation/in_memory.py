@@ -5,6 +5,7 @@ Out: a directory of Arrow blocks with its manifest, as blocks.py describes it.
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from yuzogpt import tokenization
 from yuzogpt.config import CorpusSettings
@@ -61,7 +62,7 @@ def prepare_in_memory(
                 "replaces it, --data_dir=DIR keeps both"
             )
         blocks.clear(directory)
-        return write_corpus(corpus, source, tokenizer, encoded, directory), True
+        return write_corpus(corpus.name, source.identity, tokenizer, encoded, directory), True
 
 
 def build_tokenizer(corpus: Corpus, source: Source) -> Tokenizer:
@@ -78,25 +79,25 @@ def encode(source: Source, tokenizer: Tokenizer) -> dict[str, list[Ids]]:
 
 
 def write_corpus(
-    corpus: Corpus,
-    source: Source,
+    name: str,
+    source: dict[str, Any],
     tokenizer: Tokenizer,
     encoded: dict[str, list[Ids]],
     directory: Path,
 ) -> PreparedCorpus:
-    """Write the blocks, and last the manifest."""
+    """Write the blocks, and last the manifest, in which `source` identifies the text."""
     dtype = tokenization.id_dtype(tokenizer.vocab_size)
     written: list[Block] = []
     for split, documents in encoded.items():
-        name = functools.partial(blocks.block_name, split)
-        writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, name)
+        block_name = functools.partial(blocks.block_name, split)
+        writer = BlockWriter(directory, split, TOKENS_PER_BLOCK, block_name)
         writer.add(list_array(documents, dtype))
         written += writer.finish()
     write_durably(directory / blocks.TOKENIZER, tokenization.to_bytes(tokenizer))
     manifest = Manifest(
-        corpus=corpus.name,
+        corpus=name,
         tokenizer=tokenization.describe(tokenizer),
-        source=source.identity,
+        source=source,
         split_rule="tail",
         append_end_of_text=False,
         blocks=written,

@@ -29,12 +29,18 @@ asyncio.run(cells())
 print("alive", flush=True)
 """
 
-TWICE = """
+ON_RAY = """
+    import ray
+
     first = yuzogpt.train(**settings, max_iters=4)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     again = yuzogpt.train(**settings, max_iters=6)
     assert again == first and again.val_loss < 10
+    assert ray.is_initialized()
+    ray.shutdown()
+    yuzogpt.train(**settings, max_iters=8)
     settings["num_workers"] = 0
-    thread = threading.Thread(target=lambda: yuzogpt.train(**settings, max_iters=8))
+    thread = threading.Thread(target=lambda: yuzogpt.train(**settings, max_iters=10))
     thread.start()
     thread.join()
 """
@@ -53,11 +59,11 @@ INTERRUPTED = """
 """
 
 
-def start(cells, corpus_dir, out_dir, num_workers):
+def start(cells, corpus_dir, out_dir, num_workers, **environment):
     places = {"data_dir": str(corpus_dir), "out_dir": str(out_dir), "num_workers": num_workers}
     return subprocess.Popen(
         [sys.executable, "-c", NOTEBOOK.format(cells=cells), json.dumps(SETTINGS | places)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,11 +71,11 @@ def start(cells, corpus_dir, out_dir, num_workers):
 
 
 @pytest.mark.slow
-def test_a_notebook_trains_again_on_ray_and_in_a_thread(corpus_dir, tmp_path):
-    output, _ = start(TWICE, corpus_dir, tmp_path, 1).communicate(timeout=300)
+def test_a_notebook_trains_again_on_our_ray_on_its_own_and_without(corpus_dir, tmp_path):
+    process = start(ON_RAY, corpus_dir, tmp_path / "run", 1, HOME=str(tmp_path))
+    output, _ = process.communicate(timeout=300)
     assert output.endswith("alive\n"), output
-    assert [record["step"] for record in records(tmp_path, "final")] == [4, 6, 8]
-    assert len(records(tmp_path, "start")) == 3
+    assert [record["step"] for record in records(tmp_path / "run", "final")] == [4, 6, 8, 10]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ MODULES = tuple(
         f"{name.partition(':')[0]}:"
         for name in ray_internals.NAMES
         if "._" in name.partition(":")[0] or name.startswith(ray_internals.RPC)
+        if not name.startswith("ray._raylet:")  # without its core there is no Ray
     )
 )
 

@@ -101,6 +101,7 @@ def features_without():
     }
     for name, use, answer in (  # with their private names, these need a Ray that runs
         ("preemption", ray_internals.is_node_preempted, False),
+        ("authentication", ray_internals.read_authentication_again, None),
         ("coordinator", lambda: ray_internals.refresh_node_count("run"), None),
         ("serve_address", ray_internals.serve_address, None),
         ("proxy_callback", lambda: None, None),

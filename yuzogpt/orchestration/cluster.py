@@ -5,6 +5,7 @@ A cluster that merely happens to run is never joined.
 
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -25,10 +26,16 @@ def connected(
 ) -> Iterator[None]:
     """Join the Ray cluster at `address` or RAY_ADDRESS, or start an embedded one with `cores`.
 
+    A program that called `ray.init` itself is connected already, and stays so.
+
     `heavy_imports` are imported meanwhile, in a thread. No module of ray's may be among them: two
     threads that import one package from two ends may each see half of it. `library` is the one
     that the caller uses (ray.train, ray.data), imported here.
     """
+    if not address and "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        import_module(library)
+        yield
+        return
     address = cluster_address(address)
     set_defaults(EVERYWHERE)
     with contextlib.ExitStack() as stack:

@@ -25,6 +25,7 @@ from yuzogpt.orchestration.ray_internals import (
     init_options,
     kill_node_immediately,
     minimal_node_services,
+    read_authentication_again,
 )
 from yuzogpt.orchestration.stuck import watch_for_workers
 from yuzogpt.runtime.cores import free_memory
@@ -42,7 +43,7 @@ OBJECT_STORE_BYTES = 100 * 2**20  # training hands nothing through the object st
 def embedded(cores: int) -> Iterator[None]:
     """Start a Ray of this command's own: private directory, private token, no dashboard."""
     sweep()
-    directory = make_directory()
+    directory, was_imported = make_directory(), "ray" in sys.modules
     try:
         token = directory / "token"
         token.touch(mode=0o600)
@@ -51,6 +52,8 @@ def embedded(cores: int) -> Iterator[None]:
         access = {AUTH_MODE: "token", TOKEN_PATH: str(token)}
         with environment(chosen | access | importable_checkout() | EMBEDDED_ALWAYS):
             try:
+                if was_imported:
+                    read_authentication_again()
                 with minimal_node_services(), sigterm_held_back():  # which Ray's processes inherit
                     start(cores, directory)
                 with watch_for_workers(directory):
@@ -61,6 +64,8 @@ def embedded(cores: int) -> Iterator[None]:
                         sys.modules["ray"].shutdown()
     finally:
         with deaf_to_interruption():
+            if was_imported:  # by a program that may start a Ray of its own afterwards
+                read_authentication_again()
             end(directory)
 
 

@@ -67,6 +67,11 @@ FEATURES = {
         "Ray's files lie in its own temporary directory and stay there; it measures memory itself",
         ("ray:init._memory", "ray:init._plasma_directory", "ray:init._temp_dir"),
     ),
+    "authentication": Feature(
+        "give an embedded Ray a token in a program that imported ray before",
+        "it does not start there, unless RAY_AUTH_MODE=token was set before",
+        ("ray._raylet:Config", "ray._raylet:AuthenticationTokenLoader"),
+    ),
     "doctor": Feature(
         "find a node's directory of temporary files, and the dashboard",
         "the doctor looks at the free space of /tmp, and not at who reaches the dashboard",
@@ -270,6 +275,13 @@ def init_options(**options: Any) -> dict[str, Any]:
     """Return those of some private options of `ray.init` that it has."""
     has("init_options")
     return {name: value for name, value in options.items() if optional(f"ray:init.{name}")}
+
+
+def read_authentication_again() -> None:
+    """Have this process's Ray read the variables of authentication, which it did when imported."""
+    if has("authentication"):
+        resolve("ray._raylet:Config").initialize("")
+        resolve("ray._raylet:AuthenticationTokenLoader").instance().reset_cache()
 
 
 def node_temp_dir() -> str:

@@ -28,7 +28,14 @@ class WorkerFailed(Exception):
 
 
 class Stopped(Exception):
-    """A run that stopped on request, after writing a checkpoint: exit status 143 (SIGTERM's)."""
+    """A run that stopped on request, after writing a checkpoint.
+
+    `status`: the exit status; by default SIGTERM's.
+    """
+
+    def __init__(self, line: str, status: int = 143) -> None:
+        super().__init__(line)
+        self.status = status
 
 
 def is_out_of_memory(error: BaseException) -> bool:

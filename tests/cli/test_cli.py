@@ -280,7 +280,7 @@ def test_samples_are_printed_apart(run_dir):
     assert [len(text) for text in result.stdout.split("\n---------------\n")] == [9, 9, 0]
 
 
-def test_a_killed_run_resumes_and_ctrl_c_ends_in_one_line(corpus_dir, tmp_path):
+def test_a_killed_run_resumes_and_ctrl_c_keeps_the_step_it_came_in(corpus_dir, tmp_path):
     flags = ["train", *TINY, f"--data_dir={corpus_dir}", f"--out_dir={tmp_path / 'run'}"]
     flags += ["--num_workers=0", "--eval_interval=10", "--max_iters=5000"]
 
@@ -302,6 +302,7 @@ def test_a_killed_run_resumes_and_ctrl_c_ends_in_one_line(corpus_dir, tmp_path):
     assert interrupted_by(signal.SIGKILL)[0] == -signal.SIGKILL
     status, errors = interrupted_by(signal.SIGINT)
     assert status == 130
-    assert errors.strip() == "yuzogpt: interrupted; the same command resumes it"
     steps = losses(tmp_path / "run")
     assert sorted(steps) == list(range(1, len(steps) + 1))
+    kept = f"interrupted at step {len(steps)}: kept in {tmp_path / 'run'}"
+    assert errors.strip() == f"yuzogpt: {kept}; the same command resumes it"

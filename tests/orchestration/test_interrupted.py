@@ -17,8 +17,10 @@ import pytest
 
 from tests.conftest import REPOSITORY, TINY, tiny_settings
 from tests.training.worlds import losses, records, run_world, wait_for_start, weights
-from yuzogpt import runs
+from tests.waiting import wait_until
+from yuzogpt import checkpoints, runs
 from yuzogpt.orchestration import leftovers
+from yuzogpt.storage.run_storage import LocalStorage
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +43,7 @@ def start(corpus_dir: Path, out_dir: Path, *more: str) -> "subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -50,6 +53,13 @@ def rays_of(process: "subprocess.Popen[str]") -> list[Path]:
     return [
         path.parent for path in owners if json.loads(path.read_text())["process"] == process.pid
     ]
+
+
+def kept(out_dir: Path) -> str:
+    """Return what the last line of a run that was asked to stop says of its newest step."""
+    stop = records(out_dir, "stop")[-1]
+    assert stop["kept"] == stop["step"] == max(losses(out_dir))
+    return f"at step {stop['step']}: kept in {out_dir}; the same command resumes it"
 
 
 def ended_leaving_nothing(process: "subprocess.Popen[str]", directory: Path) -> str:
@@ -71,21 +81,37 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     for one in everyone:  # as Slurm does, and systemd
         one.terminate()
     line = ended_leaving_nothing(process, directory)
-    assert line == "yuzogpt: stopped (SIGTERM) with a checkpoint; the same command resumes it"
+    assert line == f"yuzogpt: stopped (SIGTERM) {kept(out_dir)}"
     assert process.returncode == 143
 
     process = start(corpus_dir, out_dir)
     wait_for_start(out_dir, 2, 20)
     (directory,) = rays_of(process)
-    process.send_signal(signal.SIGINT)  # Ctrl-C, and once more in the middle of the end
-    threading.Event().wait(random.uniform(0, 0.4))
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C: a terminal signals all processes
     line = ended_leaving_nothing(process, directory)
-    assert line == "yuzogpt: interrupted; the same command resumes it"
+    assert line == f"yuzogpt: interrupted {kept(out_dir)}"
     assert process.returncode == 130
 
     process = start(corpus_dir, out_dir)
-    wait_for_start(out_dir, 3, random.randrange(20, 100))
+    wait_for_start(out_dir, 3, random.randrange(20, 50))
+    (directory,) = rays_of(process)
+    for one in psutil.Process(process.pid).children(recursive=True):
+        if "RayTrainWorker" in " ".join(one.cmdline()):
+            one.suspend()  # so nobody answers the first request
+    kept_step = checkpoints.newest(LocalStorage(out_dir), pytest.fail).state.step
+    os.killpg(process.pid, signal.SIGINT)
+    wait_until(lambda: (out_dir / runs.STOP).exists())
+    threading.Event().wait(0.3)  # so that the next one is another request
+    os.killpg(process.pid, signal.SIGINT)
+    line = ended_leaving_nothing(process, directory)
+    lost = f"steps {kept_step + 1} to {max(losses(out_dir))} are lost"
+    assert line == (
+        f"yuzogpt: ended at once: {lost}; the same command resumes from step {kept_step}"
+    )
+    assert process.returncode == 130
+
+    process = start(corpus_dir, out_dir)
+    wait_for_start(out_dir, 4, random.randrange(20, 50))
     (directory,) = rays_of(process)
     process.kill()
     process.communicate(timeout=60)
@@ -102,8 +128,8 @@ def test_a_command_may_be_ended_in_every_way_and_loses_nothing(corpus_dir, tmp_p
     assert losses(out_dir) == losses(tmp_path / "plain")
     assert weights(out_dir, STEPS) == weights(tmp_path / "plain", STEPS)
     starts = records(out_dir, "start")
-    assert len(starts) == 4
-    assert starts[1]["redone_steps"] == 0
+    assert len(starts) == 5
+    assert [start["redone_steps"] for start in starts[1:3]] == [0, 0]
 
 
 def test_nobody_elsewhere_reaches_an_embedded_ray_or_its_workers(corpus_dir, tmp_path):

@@ -114,9 +114,9 @@ def test_a_job_loses_its_head_is_submitted_again_and_stopped(corpus_dir, tmp_pat
         # It sends SIGTERM.
         subprocess.run(stop, env=environment, check=True, capture_output=True, timeout=60)
         printed = (logs / "job-driver-second.log").read_text()
-    assert "yuzogpt: stopped (SIGTERM) with a checkpoint" in printed
     assert printed.count("model: ") == 1
     (stopped,) = records(run, "stop")
+    assert f"yuzogpt: stopped (SIGTERM) at step {stopped['step']}: kept in {run}" in printed
     assert checkpoints.newest(LocalStorage(run), pytest.fail).state.step == stopped["step"]
     assert not (run / runs.STOP).exists()
     assert sorted(losses(run)) == list(range(1, stopped["step"] + 1))

@@ -77,6 +77,9 @@ def features_without():
         waits = getattr(Node, "kill_all_processes", None) is kill
     ray_internals.disable_checkpoint_state()
     write = getattr(CheckpointManager, "_write_state_to_storage", None)
+    register = getattr(TorchTrainer, "_register_sigint_handler", None)
+    with ray_internals.ray_train_ignores_interrupts():
+        registers = getattr(TorchTrainer, "_register_sigint_handler", None) is register
     group, lost = Group(), WorkerHealthCheckFailedError("gone", RuntimeError())
     bases = [
         ray_internals.callback_base(f"{owner}Callback") for owner in ("Controller", "WorkerGroup")
@@ -91,6 +94,7 @@ def features_without():
         "doctor": ray_internals.node_temp_dir() != "Ray's files",
         "train_callbacks": any(base.__module__ == ray_internals.__name__ for base in bases),
         "single_node": single_node.single_node_trainer() is TorchTrainer,
+        "interrupts": registers,
         "torch_backend": type(config) is TorchConfig,
         "workers": not (ray_internals.worker_actors(group) and ray_internals.worker_nodes(group)),
         "checkpoint_state": write is not ray_internals.do_nothing,

@@ -70,7 +70,9 @@ def test_torchrun_stops_and_does_not_start_again(corpus_dir, tmp_path):
     (run / runs.STOP).write_text("enough for today")
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0, output
-    assert "yuzogpt: stopped (enough for today) with a checkpoint" in output
+    (stop,) = records(run, "stop")
+    line = f"yuzogpt: stopped (enough for today) at step {stop['step']}: kept in {run}; the same "
+    assert line in output
 
     agent = start()
     wait_for_start(run, 2, 20)

@@ -28,6 +28,7 @@ from yuzogpt.errors import RunFailed, Stopped, UserError, WorkerFailed, nearest
 from yuzogpt.runtime.cores import limit_spinning
 from yuzogpt.runtime.ranks import are_started_by_torchrun, is_first_of_node
 from yuzogpt.runtime.signals import (
+    STATE,
     exit_on_next_interrupt,
     hangup_as_sigterm,
     stopped_by_sigterm,
@@ -100,6 +101,7 @@ def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:
     """
     expect_no_home()
     limit_spinning()
+    STATE.is_command = True
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that cannot be encoded is no error
         sys.stdout.reconfigure(errors="replace")
     if arguments and preset:
@@ -139,7 +141,7 @@ def exit_status(arguments: Sequence[str]) -> int:
     except Stopped as error:
         report_error(f"yuzogpt: {error}")
         # torchrun treats any other status as a failure and restarts all ranks.
-        return 0 if are_started_by_torchrun() else 143
+        return 0 if are_started_by_torchrun() else error.status
     except BrokenPipeError:  # `| head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -96,6 +96,11 @@ FEATURES = {
          CURRENT_ACTOR, *UNUSED_CALLBACKS),
         ("train.single_node:single_node_trainer",),
     ),
+    "interrupts": Feature(
+        "answer Ctrl-C with a checkpoint where Ray Train's controller is an actor",
+        "Ray Train's own handler ends the workers; the same command resumes the run",
+        (f"{TRAINER}._register_sigint_handler",),
+    ),
     "torch_backend": Feature(
         "make no process group for one worker; keep torch's store on the loopback interface",
         "one worker has the threads of a process group; the store listens on all interfaces",
@@ -243,6 +248,14 @@ def replaced(name: str, value: Any) -> Iterator[None]:
 
 def do_nothing(*_: Any, **__: Any) -> None:
     """Stand in for what a single node does not need."""
+
+
+@contextlib.contextmanager
+def ray_train_ignores_interrupts() -> Iterator[None]:
+    """Keep Ray Train from replacing this process's handler of Ctrl-C in this context."""
+    has("interrupts")
+    with replaced(f"{TRAINER}._register_sigint_handler", do_nothing):
+        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ Plots, displays, reports and W&B read it, wherever they run. Every record has ki
     skip, spike  a step whose numbers were not finite, or whose loss was far too high
     failure      a worker died or hangs; with a reason: the run gave up (from outside the loop: at
                  step 0)
-    stop         the run was asked to stop, and did, with a checkpoint
+    stop         the run was asked to stop, and did; kept: the step of its newest checkpoint
     final        the validation loss over the whole split, of the last and the best checkpoint
     eval_only    the validation loss over the whole split, of a run that was only evaluated
     tasks        benchmark metrics (in evaluations.jsonl, by another process)
@@ -47,6 +47,7 @@ Line = tuple[str, Record]  # a line of the file, and its record
 Listener = Callable[[Record], None]
 
 MAX_LINE_BYTES = 2**24  # a longer line is none of ours
+TAIL_BYTES = 2**16  # of the file's end, for its last records
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Number = float | None  # None: it was not finite
 
@@ -64,6 +65,7 @@ class StoredRecord(TypedDict, total=False):
     rows_seen: Whole
     rows: Whole
     steps: Whole
+    kept: Whole | None
     redone_steps: Whole
     redone_tokens: Whole
     tokens_per_step: Whole
@@ -221,6 +223,16 @@ def schema() -> TypeAdapter[StoredRecord]:
 def read_records(path: Path) -> list[Record]:
     """Return all records of a file; none if there is no file."""
     return [record for _, record in read_lines(path)] if path.exists() else []
+
+
+def last_record(file: RunStorage, kind: str) -> Record | None:
+    """Return the last record of a kind, if it is among the file's last ones."""
+    with contextlib.suppress(OSError), open_regular(file.local) as content:
+        content.seek(max(0, content.seek(0, os.SEEK_END) - TAIL_BYTES))
+        lines = content.read().decode("utf-8", errors="replace").splitlines()
+        found = (record for line in reversed(lines) if (record := parse(line)))
+        return next((record for record in found if record["kind"] == kind), None)
+    return None
 
 
 def seconds_of_step(train: Record) -> float:

@@ -1,20 +1,24 @@
 """Stopping a run so that nothing is lost: after its current step, with a checkpoint.
 
-In: SIGTERM (which `ray job stop`, Slurm and torchrun send), a file named `stop` in out_dir, or
-another source of a launcher. Out: the reason to stop, if any; the loop asks after every step.
+In: Ctrl-C, SIGTERM (which `ray job stop`, Slurm and torchrun send), a file named `stop` in out_dir,
+or another source of a launcher. Out: the reason to stop, if any; the loop asks after every step.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
 
+from yuzogpt import checkpoints
 from yuzogpt.console.terminal import complain
-from yuzogpt.runs.directory import PAUSE, STOP
+from yuzogpt.runs.directory import METRICS, PAUSE, STOP
+from yuzogpt.runs.event_log import last_record
 from yuzogpt.storage import background_uploader
 from yuzogpt.storage.run_storage import RunStorage
 
 POLL_INTERVAL_S = 0.25  # a poll costs a system call, on network storage a round trip
+POLLED_WITHIN_S = 3.0  # longer ago, the loop is not near its next poll
 RETRY_INTERVAL_S = 2.0  # while a request cannot be written
 
 StopSource = Callable[[], str | None]  # returns the reason to stop, if there is one
@@ -27,11 +31,16 @@ class StopRequest:
         """`sources` are asked in this order."""
         self.sources = sources
         self.reason: str | None = None
-        self.last_poll = 0.0
+        self.last_poll = -math.inf
+        self.has_trained = False  # whether this process has made a step
 
     def set(self, reason: str) -> None:
         """Ask this process to stop; the first reason stays."""
         self.reason = self.reason or reason
+
+    def is_worth_waiting(self) -> bool:
+        """Return whether the loop will soon answer, or has steps to keep: not during start-up."""
+        return self.has_trained or time.monotonic() - self.last_poll <= POLLED_WITHIN_S
 
     def close(self) -> None:
         """Wait for the threads of the sources."""
@@ -128,3 +137,15 @@ class RemoteStopSource:
 
     def _poll(self) -> None:
         self.reason = read_request(self.run)
+
+
+def lost_steps(run: RunStorage) -> str:
+    """Return a line about what a run loses that ends now: the steps that no checkpoint holds."""
+    kept = max(map(checkpoints.step_of, checkpoints.resumable(run.local)), default=0)
+    last = last_record(run / METRICS, "train")
+    made = int(last["step"]) if last else 0
+    resumes = f"the same command resumes from step {kept}"
+    if made <= kept:
+        return f"ended at once: nothing is lost; {resumes}"
+    lost = f"steps {kept + 1} to {made} are" if made > kept + 1 else f"step {made} is"
+    return f"ended at once: {lost} lost; {resumes}"

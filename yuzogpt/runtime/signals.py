@@ -5,7 +5,6 @@ signals; in other threads these context managers do nothing.
 """
 
 import contextlib
-import math
 import os
 import signal
 import threading
@@ -13,61 +12,175 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
 from yuzogpt.errors import Stopped
+from yuzogpt.runtime.ranks import are_started_by_torchrun
 
-# A second SIGTERM within this time is the same request: Slurm and systemd signal all processes of a
-# command, and torchrun forwards the signal to its ranks, which so get it twice.
-SAME_SIGTERM_S = 30.0
-POLLED_WITHIN_S = 3.0  # Ctrl-C is deferred only if the loop polled within this time
+# Signals of one kind within this time are one request. Slurm and systemd signal all processes of a
+# command, a terminal its whole foreground group, and torchrun then hands the signal to its ranks.
+SAME_REQUEST_S = {signal.SIGTERM: 30.0, signal.SIGINT: 0.25}
+SAME_UNDER_TORCHRUN_S = 2.0  # for Ctrl-C, which torchrun hands on after its own clean-up
 TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+CTRL_C = "Ctrl-C"
+REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: CTRL_C}
 
 
 @dataclass
-class SigtermState:
-    """The SIGTERM of this process, shared by nested handlers, as a signal is the process's."""
+class SignalState:
+    """The request of this process to stop, shared by nested handlers: a signal is the process's."""
 
     open_handlers: int = 0
-    received_at: float | None = None  # the first one, since the outermost handler was set
+    first: signal.Signals | None = None  # since the outermost handler was set
+    received_at: float = 0.0
+    is_command: bool = False  # whether the process is this command's alone, not a notebook's
+
+    def is_repeated(self, number: int) -> bool:
+        """Return whether a signal says no more than the first one did."""
+        if number == signal.SIGINT != self.first:
+            return False
+        same = SAME_REQUEST_S[signal.Signals(number)]
+        if number == signal.SIGINT and are_started_by_torchrun():
+            same = SAME_UNDER_TORCHRUN_S
+        return time.monotonic() - self.received_at <= same
 
 
-SIGTERM_STATE = SigtermState()
+STATE = SignalState()
+
+
+class StopSignals:
+    """Answers SIGTERM and Ctrl-C in its context; the first signal asks to stop.
+
+    `ask` gets the reason and returns whether the run will stop by itself. If not, `leave` is called
+    in the main thread, and raises. `end_at_once` gets the number of a second signal. In a command,
+    a thread calls `ask` and `end_at_once`: Python calls a signal's handler only when the main
+    thread returns from compiled code, and two signals until then are one.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str], bool],
+        leave: Callable[[str], None],
+        end_at_once: Callable[[int], None] | None = None,
+    ) -> None:
+        """Without `end_at_once`, only SIGTERM is answered, and a second one kills the process."""
+        self.ask, self.leave, self.end_at_once = ask, leave, end_at_once or die
+        self.numbers = (signal.SIGTERM, signal.SIGINT) if end_at_once else (signal.SIGTERM,)
+        self.has_thread = STATE.is_command and end_at_once is not None
+        self.is_decided, self.must_leave = threading.Event(), False
+        self.ends = contextlib.ExitStack()
+
+    def __enter__(self) -> "StopSignals":
+        if not is_main_thread():
+            return self
+        if STATE.open_handlers == 0:
+            STATE.first = None
+        STATE.open_handlers += 1
+        self.ends.callback(self._close)
+        if self.has_thread:
+            self.ends.enter_context(signals_passed_to(self._hear))
+        for number in self.numbers:
+            before = signal.signal(number, self._handle)
+            self.ends.callback(signal.signal, number, before)
+        if STATE.first is not None and not self.ask(REASONS[STATE.first]):
+            with self.ends:  # compiled code dropped the exception of the outer handler
+                self.leave(REASONS[STATE.first])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ends.close()
+
+    def _close(self) -> None:
+        STATE.open_handlers -= 1
+
+    def _hear(self, number: int) -> None:
+        if number not in self.numbers:
+            return
+        if STATE.first is None:
+            STATE.first, STATE.received_at = signal.Signals(number), time.monotonic()
+            self.must_leave = not self.ask(REASONS[STATE.first])
+        elif not STATE.is_repeated(number):
+            self.end_at_once(number)
+        self.is_decided.set()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if not self.has_thread:
+            self._hear(number)
+        self.is_decided.wait()
+        if self.must_leave:
+            self.must_leave = False
+            self.leave(REASONS[STATE.first or signal.SIGTERM])
 
 
 @contextlib.contextmanager
-def on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM; another SIGTERM much later ends the process at once."""
-    if not is_main_thread():
-        yield
-        return
+def signals_passed_to(hear: Callable[[int], None]) -> Iterator[None]:
+    """Call `hear` with the number of each signal that this process handles, in a thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
-    state, is_called = SIGTERM_STATE, False
+    def listen() -> None:
+        while number := os.read(reader, 1):
+            hear(number[0])
+        os.close(reader)
 
-    def call_stop() -> None:
-        nonlocal is_called
-        is_called = True
-        stop()
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        state.received_at = state.received_at or now
-        if not is_called:
-            call_stop()
-        elif now - state.received_at > SAME_SIGTERM_S:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    if state.open_handlers == 0:
-        state.received_at = None
-    state.open_handlers += 1
-    before = signal.signal(signal.SIGTERM, handle)
+    thread = threading.Thread(target=listen, name="stop signals", daemon=True)
+    # The thread inherits the mask: what the main thread holds back must not come by this one.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*TERMINATION_SIGNALS, signal.SIGINT))
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        if state.received_at is not None:  # compiled code dropped the outer handler's exception
-            call_stop()
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        state.open_handlers -= 1
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+
+
+def on_sigterm(stop: Callable[[], None]) -> StopSignals:
+    """Call `stop` on SIGTERM; another SIGTERM much later ends the process at once."""
+
+    def ask(_reason: str) -> bool:
+        stop()
+        return True
+
+    return StopSignals(ask, lambda _: None)
+
+
+def interrupt(_reason: str) -> NoReturn:
+    """Raise what Ctrl-C raises."""
+    raise KeyboardInterrupt
+
+
+def die(number: int) -> None:
+    """End this process by a signal."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def end_at_once(number: int, line: str, clean_up: Callable[[], None] = lambda: None) -> None:
+    """End this command after its second signal, whatever it is doing; print a line before.
+
+    In a process that is not the command's own, such as a notebook's, KeyboardInterrupt is raised.
+    """
+    if not STATE.is_command:
+        raise KeyboardInterrupt(line)
+    say_now(line and f"yuzogpt: {line}")
+    clean_up()
+    os._exit(128 + number)
+
+
+def say_now(line: str) -> None:
+    """Print a line on stderr from a signal handler, which may have interrupted another print."""
+    if line:
+        start = "\n" if is_terminal(2) else ""  # a bar may be on the terminal's line
+        with contextlib.suppress(OSError):
+            os.write(2, f"{start}{line}\n".encode(errors="replace"))
+
+
+def say_what_a_second_one_does() -> None:
+    """Print on a terminal how a first Ctrl-C is answered."""
+    if is_terminal(2):
+        say_now("stopping after this step, with a checkpoint; Ctrl-C again ends at once")
 
 
 @contextlib.contextmanager
@@ -142,39 +255,6 @@ def is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-class DeferredKeyboardInterrupt:
-    """Raises Ctrl-C only where the loop polls for a reason to stop: a StopRequest's source.
-
-    Raised at any other point, KeyboardInterrupt may reach a library's C code, which drops it
-    silently or ends the process. It is raised at once if the loop has not polled lately (during
-    start-up, in a long step), and on a second Ctrl-C.
-    """
-
-    def __init__(self) -> None:
-        self.last_poll, self.is_pending = -math.inf, False
-
-    def __enter__(self) -> "DeferredKeyboardInterrupt":
-        self.is_handler = is_main_thread()
-        if self.is_handler:
-            self.before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_handler:
-            signal.signal(signal.SIGINT, self.before)
-
-    def __call__(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
-        self.last_poll = time.monotonic()
-        if self.is_pending:
-            raise KeyboardInterrupt
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        is_second, self.is_pending = self.is_pending, True
-        if is_second or time.monotonic() - self.last_poll > POLLED_WITHIN_S:
-            raise KeyboardInterrupt
-
-
 @contextlib.contextmanager
 def interruption_held_back() -> Iterator[list[int]]:
     """Defer Ctrl-C to the end; a second one is raised at once. Yields the signals received so far.
@@ -203,8 +283,10 @@ def interruption_held_back() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def deaf_to_interruption() -> Iterator[None]:
-    """Ignore Ctrl-C during a clean-up that takes a moment."""
-    if not is_main_thread():
+    """Ignore Ctrl-C during a clean-up that takes a moment; a second one still ends the command."""
+    handler = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    hears_second = STATE.first and isinstance(handler, StopSignals) and handler.has_thread
+    if not is_main_thread() or hears_second:
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -32,6 +32,8 @@ LEASE = ".lease.json"
 HEARTBEAT = 2.0  # seconds
 EXPIRES_AFTER = 10.0  # seconds without a heartbeat
 
+LOST = threading.Event()  # a lease of this process was lost: it must write nowhere any more
+
 Holder = dict[str, Any]
 
 
@@ -130,6 +132,7 @@ class Lease:
             with contextlib.suppress(OSError):  # a full disk must not end the run here
                 if self._was_taken_over():
                     self.lost.set()
+                    LOST.set()
                     # As Ctrl-C would: two writers would be worse than none.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return

@@ -21,10 +21,22 @@ from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.errors import RunFailed, Stopped, UserError
 from yuzogpt.report import loss_curve
 from yuzogpt.runs import requirements
-from yuzogpt.runs.event_log import Listener, MetricsLog, append_record, read_records
-from yuzogpt.runs.stop_request import StopRequest, stop_source
+from yuzogpt.runs.event_log import (
+    Listener,
+    MetricsLog,
+    append_record,
+    last_record,
+    read_records,
+)
+from yuzogpt.runs.stop_request import StopRequest, lost_steps, stop_source
 from yuzogpt.runtime.device import choose_device
-from yuzogpt.runtime.signals import DeferredKeyboardInterrupt, on_sigterm
+from yuzogpt.runtime.signals import (
+    CTRL_C,
+    StopSignals,
+    end_at_once,
+    interrupt,
+    say_what_a_second_one_does,
+)
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.lease import holder_of
@@ -191,10 +203,14 @@ def check_directory_is_shared(run: RunStorage, world: World) -> None:
 
 def run_here(run: runs.ResolvedRun) -> None:
     """Train in this process."""
-    key = take_wandb_key(run.settings.log)
-    choose_device(run.settings.device.device, World())  # fails before a file is written
-    with run.hold(), Display(run.settings, key) as display:
-        reason = work_here(run.settings, run.storage, display)
+    settings, key = run.settings, take_wandb_key(run.settings.log)
+    choose_device(settings.device.device, World())  # fails before a file is written
+    with (
+        run.hold(),
+        stop_requests(run.storage, World()) as stop,
+        Display(settings, key) as display,
+    ):
+        reason = work(settings, World(), lambda *_: None, display, stop)
     conclude(run, reason)
 
 
@@ -234,13 +250,39 @@ def run_as_rank(settings: TrainSettings) -> None:
 @contextlib.contextmanager
 def stop_requests(run: RunStorage, world: World) -> Iterator[StopRequest]:
     """Yield this rank's request to stop: from SIGTERM, Ctrl-C, and on rank 0 a file in out_dir."""
-    with DeferredKeyboardInterrupt() as interruption:
-        stop = StopRequest(interruption, *([stop_source(run)] if world.rank == 0 else []))
-        try:
-            with on_sigterm(lambda: stop.set("SIGTERM")):
-                yield stop
-        finally:
-            stop.close()
+    stop = StopRequest(*([stop_source(run)] if world.rank == 0 else []))
+
+    def ask(reason: str) -> bool:
+        if reason == CTRL_C and not stop.is_worth_waiting():
+            return False
+        stop.set(reason)
+        if reason == CTRL_C and world.rank == 0:
+            say_what_a_second_one_does()
+        return True
+
+    def end(number: int) -> None:
+        end_at_once(number, "" if world.rank else lost_steps(run))
+
+    try:
+        with StopSignals(ask, interrupt, end):
+            yield stop
+    finally:
+        stop.close()
+
+
+def stopped(run: RunStorage, reason: str, *, is_recorded: bool) -> Stopped:
+    """Return what to raise for a run that was asked to stop; it says which step is kept."""
+    (run / runs.METRICS).download(if_changed=True)
+    record = last_record(run / runs.METRICS, "stop") if is_recorded else None
+    what, status = ("interrupted", 130) if reason == CTRL_C else (f"stopped ({reason})", 143)
+    if record and record["step"]:
+        what += f" at step {record['step']}"
+        kept = record.get("kept")
+        if kept != record["step"]:  # its weights are not finite
+            what += f", which is not kept{f'; step {kept} is' if kept else ''}"
+        else:
+            what += f": kept in {as_typed(run.display_name)}"
+    return Stopped(f"{what}; the same command resumes it", status)
 
 
 def conclude(run: runs.ResolvedRun, reason: str | None) -> None:
@@ -251,10 +293,7 @@ def conclude(run: runs.ResolvedRun, reason: str | None) -> None:
     evaluation, name = run.settings.evaluation, run.settings.run.out_dir
     metrics = run.storage / runs.METRICS
     if reason:
-        stops = [record for record in read_records(metrics.local) if record["kind"] == "stop"]
-        is_unsaved = evaluation.eval_only or (stops and stops[-1]["step"] == 0)
-        saved = "" if is_unsaved else " with a checkpoint"
-        raise Stopped(f"stopped ({reason}){saved}; the same command resumes it")
+        raise stopped(run.storage, reason, is_recorded=not evaluation.eval_only)
     metrics.download(if_changed=True)
     records = read_records(metrics.local)
     part = evaluation.val_part

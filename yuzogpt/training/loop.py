@@ -79,11 +79,12 @@ def train(
     if not stop_reason:
         trainer.prepare_first_step()
         stop_reason = trainer.train_steps()
-        trainer.checkpointer.finish()
+    trainer.checkpointer.finish()
+    if not stop_reason:
         hooks.watchdog.allow_long_reads()
-        stop_reason = stop_reason or trainer.evaluate_at_end()
+        stop_reason = trainer.evaluate_at_end()
     if stop_reason:
-        trainer.log.log_stop(stop_reason)
+        trainer.log.log_stop(stop_reason, trainer.checkpointer.step)
     return stop_reason
 
 
@@ -185,7 +186,8 @@ class Trainer:
                 if is_long_step and (stop_reason := stop.agreed(world.gather)):
                     break
             if stop_reason:  # in the middle of a step, which the resumed run repeats
-                self.save_checkpoint()
+                if self.checkpoint_due(False, stop_reason):
+                    self.save_checkpoint()
                 break
 
             # All ranks reach the same verdict, and apply the step or skip it.
@@ -221,6 +223,7 @@ class Trainer:
                 out_dir = settings.run.out_dir
                 raise RunFailed(divergence_message(out_dir, model, stats, guard, self.step))
             hooks.watchdog.end_start_up()
+            stop.has_trained = True
 
             # Write a checkpoint, then evaluate, if they are due.
             if stats.stop_requested and self.step < schedule.max_iters:
@@ -259,17 +262,16 @@ class Trainer:
     def checkpoint_due(self, eval_due: bool, stop_reason: str | None) -> bool:
         """Return whether a checkpoint is written now; call it on all ranks.
 
-        If the run stops here, always: nothing may be lost. After the last step, if the weights are
-        finite. At other steps that are due, also not after a step that was skipped because it was
+        If its weights are finite: where the run stops, so that nothing is lost, and after the last
+        step. At other steps that are due, also not after a step that was skipped because it was
         not finite: the weights that gave it may be on their way to diverge, and their checkpoint
         would displace a good one.
         """
-        if stop_reason:
-            return True
-        if not (eval_due or is_due(self.step, self.settings.checkpoint.checkpoint_interval)):
-            return False
         is_last = self.step == self.settings.schedule.max_iters
-        may_diverge = self.guard.not_finite_in_a_row > 0 and not is_last
+        is_due_now = eval_due or is_due(self.step, self.settings.checkpoint.checkpoint_interval)
+        if not (stop_reason or is_due_now):
+            return False
+        may_diverge = self.guard.not_finite_in_a_row > 0 and not (is_last or stop_reason)
         return not may_diverge and weights_are_finite(self.model, self.world)
 
     def save_checkpoint(self, *, is_evaluated_next: bool = False) -> None:

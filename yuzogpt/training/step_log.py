@@ -176,9 +176,10 @@ class StepLog:
             slowest_mbit_per_second=round(network.slowest_bandwidth / 1e6, 1),
         )
 
-    def log_stop(self, reason: str) -> None:
-        """Record that the run stops at this step because it was asked to."""
-        self.write("stop", text=f"stopped at step {self.step}: {reason}", reason=reason)
+    def log_stop(self, reason: str, kept: int | None) -> None:
+        """Record that the run stops because it was asked to; `kept`: its newest checkpoint."""
+        text = f"stopped at step {self.step}: {reason}"
+        self.write("stop", text=text, reason=reason, kept=kept)
 
 
 def finite_or_none(value: float) -> float | None:

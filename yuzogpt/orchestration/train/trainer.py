@@ -7,7 +7,7 @@ them again when one dies. The workers themselves find in out_dir the checkpoint 
 import contextlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from traceback import format_exception
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from yuzogpt.evaluation.benchmarks.readers import PreparedTask
 from yuzogpt.evaluation.during_training import prepare_tasks
 from yuzogpt.orchestration.causes import as_our_error
 from yuzogpt.orchestration.cluster import check_reachable, connected, cores_of_nodes
-from yuzogpt.orchestration.embedded import is_embedded
+from yuzogpt.orchestration.embedded import is_embedded, private_directory
 from yuzogpt.orchestration.environment import (
     TRAIN,
     TRAIN_ELASTIC,
@@ -29,13 +29,21 @@ from yuzogpt.orchestration.environment import (
     prepend_train_callbacks,
     set_defaults,
 )
-from yuzogpt.orchestration.ray_internals import train_files
+from yuzogpt.orchestration.leftovers import end
+from yuzogpt.orchestration.ray_internals import ray_train_ignores_interrupts, train_files
 from yuzogpt.orchestration.train.worker import RETURNED_ERRORS, train_worker
 from yuzogpt.runs.event_log import Listener, Record
-from yuzogpt.runs.stop_request import keep_asking
+from yuzogpt.runs.stop_request import keep_asking, lost_steps
 from yuzogpt.runtime.cores import available_cores, threads_asked
-from yuzogpt.runtime.signals import on_sigterm, sigterm_held_back
+from yuzogpt.runtime.signals import (
+    CTRL_C,
+    StopSignals,
+    end_at_once,
+    say_what_a_second_one_does,
+    sigterm_held_back,
+)
 from yuzogpt.storage.filesystems import open_filesystem
+from yuzogpt.storage.lease import LOST
 from yuzogpt.storage.run_storage import RunStorage
 from yuzogpt.training.progress import Display, take_wandb_key
 
@@ -60,7 +68,8 @@ def run_on_ray(run: runs.ResolvedRun) -> None:
     check_reachable(runs.ray_address(settings.workers))
     exams = prepare_tasks(settings)
     cores = max(available_cores(), most)
-    with on_sigterm(leave), defaults_of(waits), contextlib.ExitStack() as stack:
+    signals = StopSignals(is_idle, leave, end_with_ray(run.storage))
+    with signals, defaults_of(waits), contextlib.ExitStack() as stack:
         with sigterm_held_back():  # from the thread of the lease, too
             stack.enter_context(run.hold())
             note("starting Ray ...")
@@ -75,9 +84,26 @@ def set_environment() -> None:
     prepend_train_callbacks(FIRST_CALLBACKS)
 
 
-def leave() -> None:
-    """Raise Stopped: no worker trains yet, or any more."""
+def is_idle(_reason: str) -> bool:
+    """Return False: no worker answers a request to stop."""
+    return False
+
+
+def leave(reason: str) -> None:
+    """End the command: no worker trains yet, or any more."""
+    if reason == CTRL_C:
+        raise KeyboardInterrupt
     raise Stopped("stopped (SIGTERM); the same command resumes it")
+
+
+def end_with_ray(run: RunStorage) -> Callable[[int], None]:
+    """Return what ends this command on a second signal, and the Ray that it started."""
+
+    def clean_up() -> None:
+        if is_embedded():
+            end(private_directory())
+
+    return lambda number: end_at_once(number, lost_steps(run), clean_up)
 
 
 def train_connected(
@@ -90,41 +116,57 @@ def train_connected(
     from yuzogpt.training.launch import conclude
 
     settings, storage = run.settings, run.storage
-    is_training, never_trained = threading.Event(), threading.Event()
+    is_training, has_trained = threading.Event(), threading.Event()
+    never_trained: list[str] = []
 
-    def stop() -> None:
+    def ask(reason: str) -> bool:
         follower.catch_up()  # the workers may train for a moment already
-        if is_training.is_set():  # in other processes: rank 0 finds the request in out_dir
-            keep_asking(storage, "SIGTERM")
-        else:  # no worker would see the request
-            never_trained.set()
-            raise SystemExit  # which passes through Ray's calls and a controller in this process
+        is_heard = has_trained if reason == CTRL_C else is_training
+        if not is_heard.is_set() or LOST.is_set():  # no worker would see the request
+            return False
+        keep_asking(storage, reason)  # in other processes: rank 0 finds the request in out_dir
+        if reason == CTRL_C:
+            say_what_a_second_one_does()
+        return True
+
+    def end_fit(reason: str) -> None:
+        never_trained.append(reason)
+        raise SystemExit  # which passes through Ray's calls and a controller in this process
 
     with (
         Display(settings, wandb_key) as display,
         Follower(
-            storage / runs.METRICS, track_training(is_training, import_at_first_step(display))
+            storage / runs.METRICS,
+            track_training(is_training, has_trained, import_at_first_step(display)),
         ) as follower,
         Follower(storage / runs.EVALUATIONS, display),
-        on_sigterm(stop),
+        StopSignals(ask, end_fit, end_with_ray(storage)),
     ):
         try:
             reason = fit(settings, storage, exams=exams)
         except (KeyboardInterrupt, SystemExit):
-            if never_trained.is_set():
-                leave()
+            if never_trained:
+                leave(never_trained[0])
             raise
     conclude(run, reason)
 
 
-def track_training(is_training: threading.Event, listener: Listener) -> Listener:
-    """Return the listener; `is_training` is set while there are workers in the loop."""
+def track_training(
+    is_training: threading.Event, has_trained: threading.Event, listener: Listener
+) -> Listener:
+    """Return the listener.
+
+    `is_training` is set while there are workers in the loop, `has_trained` once they made a step.
+    """
 
     def listen(record: Record) -> None:
         if record["kind"] == "start":
             is_training.set()
+        elif record["kind"] == "train":
+            has_trained.set()
         elif record["kind"] in ("failure", "stop"):
             is_training.clear()
+            has_trained.clear()
         listener(record)
 
     return listen
@@ -171,8 +213,9 @@ def fit(
     forget(run)
     trainer = make_trainer(settings, run, placement, exams or {})
     try:
-        result = trainer.fit()
-    except SystemExit:  # how Ray Train's handler of Ctrl-C ends, and `stop`, above
+        with ray_train_ignores_interrupts():
+            result = trainer.fit()
+    except SystemExit:  # of `end_fit`, above
         raise KeyboardInterrupt from None
     except (TrainingFailedError, RayActorError) as error:  # the latter: the controller is gone
         raise recorded(error, run) from None

@@ -106,7 +106,7 @@ def test_list_shows_what_is_there(corpus_dir, text_file, tmp_path, capfd):
 )
 def test_bash_completes(words, expected, tmp_path):
     (tmp_path / "out-book").mkdir()
-    program = f"{script('bash')}\nCOMP_WORDS=(yuzogpt {words})\n"
+    program = f"{script('bash', VERBS)}\nCOMP_WORDS=(yuzogpt {words})\n"
     program += 'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _yuzogpt; echo "${COMPREPLY[@]}"\n'
     result = subprocess.run(
         ["bash", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
@@ -116,10 +116,10 @@ def test_bash_completes(words, expected, tmp_path):
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_completions_of_other_shells_can_be_read(shell, tmp_path):
-    assert "--max_iters" in script(shell) or "-l max_iters" in script(shell)
+    assert "--max_iters" in script(shell, VERBS) or "-l max_iters" in script(shell, VERBS)
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not here")
-    (tmp_path / "script").write_text(script(shell))
+    (tmp_path / "script").write_text(script(shell, VERBS))
     subprocess.run([shell, "-n", tmp_path / "script"], check=True)
 
 

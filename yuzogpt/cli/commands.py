@@ -12,7 +12,6 @@ from pathlib import Path
 from yuzogpt.api import verbs
 from yuzogpt.config import (
     BenchSettings,
-    CompletionSettings,
     DoctorSettings,
     EvaluateSettings,
     ExportSettings,
@@ -234,11 +233,3 @@ def list_all(settings: Section) -> None:
             shown = terminal.table(columns, rows, numeric=numeric, prose=prose, title=title)
             terminal.console(width=100).print(shown)
             say()
-
-
-def completion(settings: Section) -> None:
-    """Print a script that completes the words of this command in a shell."""
-    assert isinstance(settings, CompletionSettings)
-    from yuzogpt.cli.completion import script
-
-    say(script(settings.completion.shell), end="")

@@ -4,10 +4,16 @@ It starts no Python when a key is pressed; it is printed again after an upgrade.
 """
 
 import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from yuzogpt.cli.verbs import VERBS, Verb
 from yuzogpt.config.registry import values_of
 from yuzogpt.config.resolve import leaves
+
+if TYPE_CHECKING:
+    from yuzogpt.cli.verbs import Verb
+
+    Verbs = Mapping[str, Verb]
 
 BASH = """\
 _yuzogpt() {
@@ -32,18 +38,20 @@ complete -F _yuzogpt yuzogpt
 """
 
 
-def script(shell: str) -> str:
+def script(shell: str, verbs: "Verbs") -> str:
     """Return the script of a shell."""
     if shell == "fish":
-        return "\n".join(["complete -c yuzogpt -f -n __fish_use_subcommand", *fish_lines(), ""])
-    text = bash_script()
+        return "\n".join(
+            ["complete -c yuzogpt -f -n __fish_use_subcommand", *fish_lines(verbs), ""]
+        )
+    text = bash_script(verbs)
     return f"autoload -U +X bashcompinit && bashcompinit\n{text}" if shell == "zsh" else text
 
 
-def bash_script() -> str:
+def bash_script(verbs: "Verbs") -> str:
     """Return the script of bash, which zsh's bashcompinit runs, too."""
     values, flags = [], []
-    for name, verb in VERBS.items():
+    for name, verb in verbs.items():
         flags.append(f'        "{name} -"*) words="{" ".join(flags_of(verb))}" ;;')
         if verb.preset_names:
             flags.append(f'        "{name} "*) words="{" ".join(verb.preset_names)}" ;;')
@@ -51,14 +59,14 @@ def bash_script() -> str:
             f'    "{name} --{leaf}") words="{" ".join(listed)}" ;;'
             for leaf, listed in values_by_setting(verb).items()
         ]
-    parts = {"verbs": " ".join(VERBS), "values": "\n".join(values), "flags": "\n".join(flags)}
+    parts = {"verbs": " ".join(verbs), "values": "\n".join(values), "flags": "\n".join(flags)}
     return BASH % parts
 
 
-def fish_lines() -> list[str]:
+def fish_lines(verbs: "Verbs") -> list[str]:
     """Return a line of fish for each verb, flag and preset."""
     lines = []
-    for name, verb in VERBS.items():
+    for name, verb in verbs.items():
         lines.append(f"complete -c yuzogpt -n __fish_use_subcommand -a {name}")
         lines[-1] += f" -d {shlex.quote(verb.summary)}"
         here = f"complete -c yuzogpt -n '__fish_seen_subcommand_from {name}'"
@@ -72,7 +80,7 @@ def fish_lines() -> list[str]:
     return lines
 
 
-def flags_of(verb: Verb) -> list[str]:
+def flags_of(verb: "Verb") -> list[str]:
     """Return a verb's flags, with = after those that need a value."""
     flags = ["--help", "--dry_run", *(["--json"] if verb.has_json else [])]
     for dotted, field in leaves(verb.schema):
@@ -80,7 +88,7 @@ def flags_of(verb: Verb) -> list[str]:
     return flags
 
 
-def values_by_setting(verb: Verb) -> dict[str, list[str]]:
+def values_by_setting(verb: "Verb") -> dict[str, list[str]]:
     """Return the values of each setting that lists them."""
     listed = {dotted.split(".")[1]: values_of(field) for dotted, field in leaves(verb.schema)}
     return {leaf: list(filter(None, values)) for leaf, values in listed.items() if values}

@@ -6,6 +6,7 @@ from typing import Literal
 
 from yuzogpt.checkpoints.pretrained import PUBLISHED
 from yuzogpt.cli import commands
+from yuzogpt.cli.completion import script
 from yuzogpt.config import (
     BenchSettings,
     CompletionSettings,
@@ -23,6 +24,7 @@ from yuzogpt.config import (
     TuneSettings,
 )
 from yuzogpt.config.resolve import preset_names
+from yuzogpt.console.terminal import say
 from yuzogpt.data.preparation.own_text import is_source
 
 
@@ -49,6 +51,12 @@ class Verb:
         is_eval = self.presets == "eval"
         names = preset_names() if self.presets else []
         return [name for name in names if name.startswith("eval_") == is_eval]
+
+
+def completion(settings: Section) -> None:
+    """Print a script that completes the words of this command in a shell."""
+    assert isinstance(settings, CompletionSettings)
+    say(script(settings.completion.shell, VERBS), end="")
 
 
 VERBS = {
@@ -116,7 +124,7 @@ VERBS = {
     ),
     "completion": Verb(
         "bash | zsh | fish", "print the completion of a shell",
-        CompletionSettings, commands.completion, ("shell",), "one shell",
+        CompletionSettings, completion, ("shell",), "one shell",
         examples=("bash > ~/.local/share/bash-completion/completions/yuzogpt",),
     ),
 }  # fmt: skip

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 MAX_QUOTED = 300  # characters of another library's message
 
 
-class UserError(Exception):
+class OneLine(Exception):
+    """An error whose message is enough."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what notebooks show (IPython asks by this name): no traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(OneLine):
     """A mistake of the user's: one line that says what, where, and what would work.
 
     The command line prints it without a traceback and exits with status 2.
@@ -19,7 +27,7 @@ class InUse(UserError):
     """Another running process holds what was asked for; it may be free later."""
 
 
-class RunFailed(Exception):
+class RunFailed(OneLine):
     """A run that failed through no mistake of the user's: exit status 1."""
 
 

@@ -55,9 +55,12 @@ def test_a_value_without_an_implementation_fails_at_import():
     assert dict(registry) == registry.entries == {}
 
 
-def test_no_name_is_registered_twice():
-    registry = Registry("kind")
-    registry.register("one", help="")(1)
+def test_no_name_is_registered_twice_and_no_trait_misspelt():
+    registry = Registry("kind", "is_gated")
+    registry.register("one", help="", is_gated=True)(1)
+    assert registry.has("one", "is_gated")
+    with pytest.raises(ValueError, match="kind two: unknown traits is_gatd"):
+        registry.register("two", help="", is_gatd=True)
     with pytest.raises(ValueError, match="kind one: registered twice"):
         registry.register("one", help="")(2)
 

@@ -36,19 +36,22 @@ Entry = Mapping[str, Any]  # what a value is registered with: `help`, and traits
 class Registry(Mapping[str, T], Generic[T]):
     """Implementations of one kind by name, in the order of their registration."""
 
-    def __init__(self, kind: str) -> None:
-        """`kind`: what its values are, for messages."""
-        self.kind = kind
+    def __init__(self, kind: str, *traits: str) -> None:
+        """`kind`: what its values are, for messages; `traits`: what some of them are beside."""
+        self.kind, self.traits = kind, traits
         self.entries: dict[str, Entry] = {}
         self._implementations: dict[str, T] = {}
 
     def register(self, name: str, *, help: str, **traits: bool) -> Callable[[T], T]:
         """Return the decorator of the implementation of `name`; arguments must be literals.
 
-        TypeError if it leaves an abstract method out, ValueError if the name is taken.
+        TypeError if it leaves an abstract method out, ValueError if the name is taken or a trait
+        is unknown.
         """
         if name in self.entries:
             raise ValueError(f"{self.kind} {name}: registered twice")
+        if unknown := set(traits) - set(self.traits):
+            raise ValueError(f"{self.kind} {name}: unknown traits {', '.join(sorted(unknown))}")
 
         def add(implementation: T) -> T:
             missing = sorted(getattr(implementation, "__abstractmethods__", ()))

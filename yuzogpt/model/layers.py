@@ -16,7 +16,7 @@ from yuzogpt.model.dropout import Dropout
 EPSILON = 1e-5  # of the norms, as GPT-2's
 
 
-ACTIVATIONS = Registry[Callable[[Tensor], Tensor]]("activation")
+ACTIVATIONS = Registry[Callable[[Tensor], Tensor]]("activation", "is_gated")
 NORMS = Registry[Callable[[ModelSettings], nn.Module]]("norm")
 
 

@@ -41,7 +41,7 @@ class Positions(nn.Module):
         return None
 
 
-POSITION_KINDS = Registry[Callable[[ModelSettings], Positions]]("position kind")
+POSITION_KINDS = Registry[Callable[[ModelSettings], Positions]]("position kind", "is_bounded")
 
 
 @POSITION_KINDS.register("learned", help="a vector per position", is_bounded=True)

@@ -56,7 +56,7 @@ class Optimizer:
 
 # Builds a torch optimizer with its state allocated; the dtype is that of matrix products.
 Build = Callable[[list[Group], OptimizerSettings, torch.dtype], torch.optim.Optimizer]
-OPTIMIZERS = Registry[Build]("optimizer")
+OPTIMIZERS = Registry[Build]("optimizer", "whole_matrices")
 
 
 def build_optimizer(

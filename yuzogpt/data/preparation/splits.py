@@ -80,7 +80,8 @@ class Split:
 
 
 # From the row of the first document, which only a shuffle knows, and the SHA-256 of each.
-SPLIT_RULES = Registry[Callable[[Split, int | None, list[bytes]], Mask]]("split rule")
+SplitRule = Callable[[Split, int | None, list[bytes]], Mask]
+SPLIT_RULES = Registry[SplitRule]("split rule", "is_shuffled")
 
 
 @SPLIT_RULES.register("nanogpt", help="nanoGPT's shuffle with seed 2357", is_shuffled=True)

@@ -31,6 +31,7 @@ def test_what_a_source_says_is_what_its_module_registers(reference):
     registry = getattr(importlib.import_module(module), name)
     assert registry.entries == read_entries(module, name)
     assert list(registry) == list(registry.entries)
+    assert len(set(map(id, registry.values()))) == len(registry)
 
 
 def test_defaults_are_registered():

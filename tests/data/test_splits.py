@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from yuzogpt.data.preparation.splits import Split, nanogpt_val_rows
+from yuzogpt.data.preparation.splits import SPLIT_RULES, Split, nanogpt_val_rows
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,9 @@ def test_hash_holds_out_its_share_by_content_alone():
     held_out = split.is_val(None, digests)
     assert held_out.mean() == pytest.approx(0.25, abs=0.02)
     assert np.array_equal(split.is_val(None, digests[::-1]), held_out[::-1])
+
+
+def test_no_two_rules_hold_out_the_same():
+    digests = [hashlib.sha256(str(number).encode()).digest() for number in range(1000)]
+    held_out = {Split(rule, 0.25, 1000).is_val(0, digests).tobytes() for rule in SPLIT_RULES}
+    assert len(held_out) == len(SPLIT_RULES)

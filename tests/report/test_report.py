@@ -333,7 +333,7 @@ def test_a_run_as_it_is(corpus_dir, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("", "--out_dir=: empty"),
-        ("{run} {run}", "one run at a time"),
+        ("{run} {run} {run}", "two runs at a time"),
         ("{tmp}/none", "no run here (no metrics.jsonl)"),
         ("{tmp}", "no run here (no metrics.jsonl)"),
         ("{tmp}/empty", "no run here (no metrics.jsonl with a whole record in it)"),

@@ -106,12 +106,18 @@ def report(settings: Section) -> None:
     assert isinstance(settings, ReportSettings)
     from yuzogpt import runs
     from yuzogpt.checkpoints.locations import with_absolute_paths
-    from yuzogpt.report.report import write
+    from yuzogpt.report import compare, report
+    from yuzogpt.storage.paths import absolute
 
     options = with_absolute_paths(settings).report
     html = Path(options.html) if options.html else None
     run = runs.open_for_reading(options.out_dir)
-    say(f"\npage: {write(run, html, options.num_samples)}")
+    if not options.against:
+        say(f"\npage: {report.write(run, html, options.num_samples)}")
+        return
+    other = runs.open_for_reading(options.against)
+    html = html or absolute(f"report-{run.name}-{other.name}.html", options.storage, "html")
+    say(f"\npage: {compare.write([run, other], html)}")
 
 
 def bench(settings: Section) -> None:

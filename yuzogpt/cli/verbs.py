@@ -85,8 +85,9 @@ VERBS = {
         examples=("finetune_shakespeare --init_from=gpt2 --num_samples=8",),
     ),
     "report": Verb(
-        "OUT_DIR", "summarize a run and write report.html", ReportSettings, commands.report,
-        ("out_dir",), "one run", examples=("out-book", "out-book --html=book.html"),
+        "RUN [RUN]", "summarize a run or compare two, and write a page",
+        ReportSettings, commands.report,
+        ("out_dir", "against"), "two runs", examples=("out-book", "out-book out-other"),
     ),
     "evaluate": Verb(
         "RUN | DIR | gpt2 | PRESET", "score a model on benchmarks",

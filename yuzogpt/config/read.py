@@ -11,7 +11,14 @@ class ReportedRun(Section):
     out_dir: str = setting(
         "", "directory of the run, finished or still running", path="store", is_required=True
     )
-    html: str = setting("", "file for the page; empty: report.html in out_dir", path="local")
+    against: str = setting(
+        "", "another run: compare curves, figures and the settings that differ", path="store"
+    )
+    html: str = setting(
+        "",
+        "file for the page; empty: report.html in out_dir, or report-A-B.html here to compare",
+        path="local",
+    )
     num_samples: Count = setting(
         2, "samples from the best checkpoint, drawn on one core for the page; 0: none"
     )

@@ -12,7 +12,7 @@ FACTS_WIDTH = 60  # columns; on a narrower terminal, facts are `key: value` line
 MAX_ROWS = 10  # of a table; the page has more
 
 
-def show(name: str, facts: Facts, tables: Sequence[Table]) -> None:
+def show(name: str, facts: Facts, tables: Sequence[Table], max_rows: int = MAX_ROWS) -> None:
     """Print a report."""
     console = terminal.console()
     console.print(Text(name, style="bold"))
@@ -24,15 +24,15 @@ def show(name: str, facts: Facts, tables: Sequence[Table]) -> None:
     console.print(Text("\n").join(map(Text(": ").join, lines)) if is_narrow else grid)
     for table in tables:
         console.print()
-        console.print(as_rich(table))
-        hidden = len(table.rows) - MAX_ROWS
+        console.print(as_rich(table, max_rows))
+        hidden = len(table.rows) - max_rows
         if hidden > 0:
             console.print(Text(f"... and {hidden:,} before these, in the page", style="dim"))
 
 
-def as_rich(table: Table) -> RichTable:
+def as_rich(table: Table, max_rows: int = MAX_ROWS) -> RichTable:
     """Return a table with its newest rows."""
-    rows = table.rows[-MAX_ROWS:]
+    rows = table.rows[-max_rows:]
     return terminal.table(
         table.columns, rows, numeric=table.numeric, prose=PROSE, title=table.title
     )

@@ -39,10 +39,17 @@ KINDS: dict[str, tuple[torch.dtype | None, bool]] = {
 }
 
 
-def our_step(shape: ModelSettings, dtype: torch.dtype | None, compiled: bool) -> Step:
-    """Return a step as training/loop.py takes it."""
+def our_step(
+    shape: ModelSettings,
+    dtype: torch.dtype | None,
+    compiled: bool,
+    is_explicit: bool | None = None,
+) -> Step:
+    """Return a step as training/loop.py takes it; `is_explicit`: the kind of attention."""
     hardware = Hardware(torch.device("cpu"), dtype, compiled, torch.get_num_threads(), ())
     model = parallelize(shape, initial_weights(shape, 1), "none", ParallelSettings(), hardware)
+    if is_explicit is not None:
+        model.gpt.set_explicit_attention(is_explicit)
     optimizer = build_optimizer(model.gpt, OptimizerSettings(), FinetuningSettings())
     keys = torch.zeros(0, dtype=torch.int32)
 

@@ -1,5 +1,6 @@
 """Measured choices: which wins, what a measurement may take, and what is remembered."""
 
+import os
 import stat
 
 import pytest
@@ -37,6 +38,9 @@ class Machine:
         ({"a": [0.0101], "b": [0.01]}, "a"),  # within the margin
         ({"a": [0.01], "b": [0.5, 0.005]}, "b"),  # the first call warms up
         ({"a": [0.01, 0.01, 0.1], "b": [0.01, 0.02, 0.05]}, "b"),  # a busy machine slows both
+        ({"a": [0.02], "b": [0.01, 0.01, 0.03] * 9}, "a"),  # the rounds do not agree
+        ({"a": [0.4], "b": [0.3]}, "a"),  # too few rounds for that
+        ({"a": [0.4], "b": [0.2]}, "b"),
     ],
 )
 def test_the_fastest_is_chosen_and_the_default_kept_if_it_is_as_fast(seconds, chosen):
@@ -63,6 +67,15 @@ def choice(tmp_path, monkeypatch):
     choice = fastest.Choice(KEY, "b", {"a": 0.02, "b": 0.01})
     fastest.remember(choice)
     return choice
+
+
+def test_a_disturbed_measurement_is_made_again_later(choice):
+    fastest.remember(fastest.Choice(KEY, "a", {"a": 0.02, "b": 0.01}, is_steady=False))
+    assert remembered().name == "a"
+    (file,) = (cache_directory() / fastest.FOLDER).iterdir()
+    earlier = file.stat().st_mtime - fastest.UNSTEADY_LIFE_S
+    os.utime(file, (earlier, earlier))
+    assert remembered() is None
 
 
 def test_a_choice_is_remembered_for_its_key_and_this_user_alone(choice):

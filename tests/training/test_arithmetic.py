@@ -61,6 +61,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_the_fastest_arithmetic_is_chosen_said_and_remembered(corpus_dir, tmp_path, cache):
     settings = settings_of(corpus_dir, tmp_path / "run")
     again = settings_of(corpus_dir, tmp_path / "run", "--autotune=now")

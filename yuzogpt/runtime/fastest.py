@@ -29,6 +29,10 @@ MAX_FILE_BYTES = 2**16
 BUDGET_S = 1.0  # of a measurement, after the first round
 MAX_ROUNDS = 15
 MARGIN = 0.03  # the default is kept unless another takes so much less time
+MIN_ROUNDS = 3  # in fewer, the margin is WIDE_MARGIN
+WIDE_MARGIN = 0.3
+STEADY_SHARE = 0.75  # of the rounds must agree; else other programs disturb the measurement
+UNSTEADY_LIFE_S = 3600.0  # a choice that was disturbed is remembered so long
 
 Clock = Callable[[], float]
 
@@ -42,6 +46,7 @@ class Choice:
     key: dict[str, Any]
     name: str
     seconds: dict[str, float]
+    is_steady: bool = True
 
 
 def full_key(subject: str, threads: int, shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +84,7 @@ def remembered(key: Mapping[str, Any], names: Iterable[str]) -> Choice | None:
     try:
         path = file_of(key, cache_path())
         choice = read_json(path, Choice, MAX_FILE_BYTES)
+        age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return None
     except (DamagedFile, UserError) as error:
@@ -87,7 +93,7 @@ def remembered(key: Mapping[str, Any], names: Iterable[str]) -> Choice | None:
     if choice.key != key or choice.name not in choice.seconds or set(choice.seconds) != set(names):
         LOGGER.debug("%s: the choice of something else", path)
         return None
-    return choice
+    return choice if choice.is_steady or age < UNSTEADY_LIFE_S else None
 
 
 def remember(choice: Choice) -> None:
@@ -114,7 +120,8 @@ def measure(
     """Call the candidates in turn, round by round, and return the fastest.
 
     The first round warms up. If it takes the whole budget, it is also the one that counts. Each
-    candidate is compared with the default of the same round: other programs slow down both.
+    candidate is compared with the default of the same round: other programs slow down both. If the
+    rounds do not agree that one is faster, the default is kept.
     """
     warm_up, rounds, started = {}, list[dict[str, float]](), clock()
     for name, candidate in candidates.items():
@@ -128,7 +135,12 @@ def measure(
     }
     best = min(ratios, key=lambda name: ratios[name])
     seconds = {name: statistics.median(taken[name] for taken in rounds) for name in candidates}
-    return Choice(key, best if ratios[best] < 1 - MARGIN else default, seconds)
+    if best == default or ratios[best] >= 1 - MARGIN:
+        return Choice(key, default, seconds)
+    margin = MARGIN if len(rounds) >= MIN_ROUNDS else WIDE_MARGIN
+    agree = sum(taken[best] < (1 - margin) * taken[default] for taken in rounds)
+    is_steady = agree >= STEADY_SHARE * len(rounds)
+    return Choice(key, best if is_steady else default, seconds, is_steady)
 
 
 def seconds_of(call: Callable[[], object], clock: Clock) -> float:

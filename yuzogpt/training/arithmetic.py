@@ -177,7 +177,8 @@ def line_of(choice: Choice, part: MeasuredPart, when: str) -> str:
         shown[name] = f"{words}: {1e3 * choice.seconds[name]:.1f}"
     first, *others = shown.values()
     line = f"arithmetic: {first} ms forward and backward{part.extent()}"
-    return "; ".join([line, *others]) + when
+    disturbed = "" if choice.is_steady else "; disturbed by other programs, so the default is kept"
+    return "; ".join([line, *others]) + when + disturbed
 
 
 def line_of_resumed(recorded: Arithmetic) -> str:

@@ -31,6 +31,7 @@ from yuzogpt.storage.paths import absolute
 from yuzogpt.training.arithmetic import choose_arithmetic
 
 NO_EVALUATION = 10**9  # steps between two evaluations
+TABLE_WIDTH = 100  # columns, if stdout is no terminal
 COLUMNS = ("workers", "ms a step", "tokens/s", "of ideal", "MFU", "first step", "memory")
 
 
@@ -213,7 +214,7 @@ def show(results: dict[str, Any], output: str) -> None:
         f"{results['tokens_per_step']:,} tokens a step, {mflop:,.1f} MFLOP a token; "
         f"matrix products alone: {rate:,.0f} GFLOP/s"
     )
-    terminal.console().print(build_table(results["rows"]))
+    terminal.console(TABLE_WIDTH).print(build_table(results["rows"]))
     if any(row["launcher"] == "bare, eager" for row in results["rows"]):
         steps = results["break_even_steps"]
         paid = "never pays off here" if steps is None else f"pays off after {steps:,.0f} steps"

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import yuzogpt
 from tests.conftest import yuzogpt as command
-from tests.evaluation.models import random_model
+from tests.evaluation.models import exported, random_model
 from yuzogpt.errors import UserError
 
 SHORT = {"max_new_tokens": 12}
@@ -76,6 +76,7 @@ def test_threads_share_a_model(model):
 def test_logits_and_loss_are_those_of_the_module(model):
     assert type(model.model).__module__ == "yuzogpt.model.gpt"
     assert not model.model.training
+    assert not model.logits("a").is_inference()  # one may go on computing with them
     assert {p.dtype for p in model.model.parameters()} == {torch.float32}
     text, end = "all that ends well", 50256
     ids = torch.from_numpy(model.tokenizer.encode(text).astype("int64"))
@@ -108,14 +109,12 @@ def test_the_loss_of_a_long_text_is_that_of_its_windows(model):
 
 
 @pytest.mark.slow
-def test_every_reference_loads(run_dir, pretrained, model, monkeypatch):
-    checkpoint = next((run_dir / "checkpoints").iterdir())
+def test_every_reference_loads(run_dir, model, tmp_path, monkeypatch):
     text = model.generate("a", **SHORT)
-    assert yuzogpt.load(checkpoint, device="cpu").generate("a", **SHORT) == text
+    folder = exported(shutil.copytree(run_dir, tmp_path / "run"))
     monkeypatch.chdir(run_dir.parent)
-    assert yuzogpt.load("run", device="cpu").generate("a", **SHORT) == text
-    with pytest.raises(UserError, match="has no tokenizer"):
-        yuzogpt.load(pretrained)
+    for reference in ("run", run_dir, next((run_dir / "checkpoints").iterdir()), folder):
+        assert yuzogpt.load(reference, device="cpu").generate("a", **SHORT) == text
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class LanguageModel:
         ids, block_size = encode_start(text, self.tokenizer), self.reference.shape.block_size
         if len(ids) > block_size:
             raise UserError(f"the text has {len(ids)} tokens; the model's context {block_size}")
-        with torch.inference_mode():
+        with torch.no_grad():
             logits: Tensor = self.model(torch.tensor([ids], device=self._device()))[0]
         return logits
 

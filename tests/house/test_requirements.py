@@ -87,6 +87,18 @@ def test_hashes_and_versions_are_of_the_same_packages():
     assert pins("torch-cpu") == {"torch": pins("torch")["torch"] + "+cpu"}
 
 
+@pytest.mark.parametrize("hole", ["starlette==0.49.0"])  # CVE-2025-62727
+def test_no_version_with_a_known_hole_is_accepted(hole):
+    name, version = hole.split("==")
+    (wanted,) = [
+        requirement
+        for requirement in map(Requirement, PROJECT["project"]["dependencies"])
+        if canonicalize_name(requirement.name) == name
+    ]
+    assert version not in wanted.specifier
+    assert pins("core")[name] in wanted.specifier
+
+
 def test_what_builds_the_project_is_pinned():
     for text in PROJECT["build-system"]["requires"]:
         wanted = Requirement(text)

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import tomllib
 import zipfile
 
 import pytest
@@ -98,5 +99,6 @@ def test_a_job_takes_the_project_along_and_no_more(tmp_path):
 def code_of_a_job():
     """Yield what setuptools would install, and the jobs."""
     yield from (REPOSITORY / "jobs").glob("*.py")
-    for pattern in ("*.py", "py.typed", "config/presets/*.yaml", "serving/page/*"):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    for pattern in ("*.py", *project["tool"]["setuptools"]["package-data"]["yuzogpt"]):
         yield from (REPOSITORY / "yuzogpt").rglob(pattern)

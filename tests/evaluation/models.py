@@ -21,9 +21,10 @@ WORDS = (
 ).split()
 
 
-def random_model(run: Path, seed: int = 1, **shape: int) -> Path:
+def random_model(run: Path, seed: int = 1, *, scale: float = 1.0, **shape: int) -> Path:
     """Write a run with a random model and GPT-2's tokenizer; return it."""
     model = small_model(seed, **{"vocab_size": 50257, "block_size": 64, **shape})
+    model.ln_f.weight.data *= scale
     settings = TrainSettings.model_validate({"model": model.settings.model_dump()})
     state = checkpoints.State(20, 20, settings.model_dump(), "none", "none", {})
     tokenizer = tokenization.to_bytes(tokenization.gpt2_tokenizer())

@@ -1,6 +1,7 @@
 """`yuzogpt evaluate` as a user runs it: mistakes, a second run, a kill, another batch size."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -232,6 +233,15 @@ def test_loss_on_a_corpus(gpt2_corpus_dir, model, tmp_path):
     ]  # fmt: skip
     assert figures["train_loss"]["counted"] == 10 * 64
     assert 0 < figures["val_standard_error"]["value"] < figures["val_loss"]["value"]
+
+
+def test_weights_that_are_no_numbers_are_one_line(gpt2_corpus_dir, tmp_path, capsys):
+    damaged = random_model(tmp_path / "run", scale=math.nan)
+    flags = ["--tasks=loss", f"--data_dir={gpt2_corpus_dir}", "--num_workers=0"]
+    assert exit_status(command(damaged, tmp_path, tmp_path / "out", *flags)) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "yuzogpt: " in one]
+    assert "its log probabilities are not finite (loss)" in line
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 @pytest.mark.slow

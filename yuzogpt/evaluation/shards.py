@@ -7,6 +7,7 @@ command resumes, a command that asks for something else computes that, and older
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property, lru_cache
@@ -109,12 +110,18 @@ def score_shard(shard: Shard) -> list[Score]:
     job = shard.job
     model, hardware = load_scored_model(job.model, job.weights, job.device)
     try:
-        return score(model, shard.passages, job.batch_size, hardware)
+        scores = score(model, shard.passages, job.batch_size, hardware)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"--batch_size={job.batch_size}: too much for {hardware.device} "
             f"({first_line(error)}); give a smaller one"
         ) from None
+    if not all(math.isfinite(one.logprob) for one in scores):
+        raise UserError(
+            f"{job.model}: its log probabilities are not finite ({job.task}): the weights are "
+            "damaged, or the training diverged"
+        )
+    return scores
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from tests.conftest import REPOSITORY, make_text, prepare_char_corpus
+from tests.conftest import REPOSITORY, TINY, make_text, prepare_char_corpus
 from yuzogpt.cli import exit_status
 from yuzogpt.cli.next_steps import after_prepare
 from yuzogpt.config import PrepareSettings, TrainSettings
@@ -133,6 +133,26 @@ def test_the_next_command_fits_the_corpus(characters, flags, expected, tmp_path,
     settings = resolve(PrepareSettings, [], flags.split(" "))
     command = f"next: yuzogpt train shakespeare_char_fast {expected}".rstrip()
     assert after_prepare(settings, corpus.manifest) == command
+
+
+def test_a_dry_run_estimates_what_a_run_takes(here, capfd):
+    flags = ["train", *TINY, "--dataset=mine", "--max_iters=50", "--dry_run"]
+
+    def said():
+        assert exit_status(flags) == 0
+        return capfd.readouterr().out
+
+    tokens = open_corpus(here / "data" / "mine").manifest.tokens("train")
+    settings = said()
+    assert "# tokens a step: 12 rows x 16 = 192\n" in settings
+    assert f"# epochs: {50 * 192 / tokens:.2f}: 50 steps see 9,600 tokens" in settings
+    assert "# time: not known" in settings
+    (here / "out-mine" / "settings.yaml").write_text(settings)
+    line = '{"kind": "train", "step": 9, "tokens_per_second": 1200.0}\n'
+    (here / "out-mine" / "metrics.jsonl").write_text(line)
+    assert "# time: about 00:00:08, at the 1,200 tokens/s of out-mine" in said()
+    flags[-2] = "--dataset=none"
+    assert said().startswith("# no estimates: ")
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from yuzogpt.cli.plan import describe
 from yuzogpt.config import PrepareSettings, Section, TrainSettings, TuneSettings
 from yuzogpt.config.resolve import to_yaml
+from yuzogpt.console.terminal import visible
 from yuzogpt.data.preparation.own_text import named_after_source
 from yuzogpt.runs.own_corpus import with_own_out_dir
 
@@ -12,6 +14,8 @@ def preview(
     settings: Section, files: Sequence[str] = (), searched: Sequence[str] | None = None
 ) -> str:
     """Return the settings as YAML, without the shape that init_from's model decides.
+
+    Estimates about a run stand above it, as comments.
 
     `searched`: the flags of a search space, which follows; None: there is none.
     """
@@ -23,7 +27,10 @@ def preview(
         if settings.run.init_from != "scratch":
             kept = {"dropout", *settings.model.model_fields_set}
             without = {"model": set(type(settings.model).model_fields) - kept}
-    text = to_yaml(settings, without)
+    head = ""
+    if type(settings) is TrainSettings and not without:
+        head = "".join(f"# {visible(line)}\n" for line in describe(settings))
+    text = head + to_yaml(settings, without)
     if searched is None:
         return text
     from yuzogpt.tuning.space import read_space

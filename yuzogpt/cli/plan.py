@@ -58,8 +58,8 @@ def describe(settings: TrainSettings) -> Iterator[str]:
         yield f"time: about {left}, at the {speed:,.0f} tokens/s of {run}, which has this model"
     else:
         work = 6 * model.matrix_weights * tokens
-        yield f"time: not known, since no run here has this model; {work:.2g} FLOP (6 x parameters x"
-        yield "tokens) in all, and `yuzogpt bench` with the same words measures a step"
+        yield f"time: not known, since no run here has this model; in all {work:.2g} FLOP"
+        yield "(6 x parameters x tokens); `yuzogpt bench` with the same words measures a step"
 
 
 def fastest(settings: TrainSettings) -> tuple[str, float]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, TINY, yuzogpt
 from tests.training.worlds import records
-from yuzogpt.orchestration import ray_internals
+from yuzogpt.orchestration import optional_names, ray_internals
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def test_without_a_name_only_its_features_are_lost(outcomes, taken):
 
 @pytest.mark.slow
 def test_ray_trains_and_prepares_without_any_private_name(text_file, tmp_path):
-    without = {ray_internals.WITHOUT: "all"}
+    without = {optional_names.WITHOUT: "all"}
     corpus, run = tmp_path / "corpus", tmp_path / "run"
     flags = ("--dataset=mine", f"--source={text_file}", "--tokenizer=gpt2", "--num_workers=1")
     prepared = yuzogpt("prepare", *flags, f"--data_dir={corpus}", **without)
@@ -76,7 +76,7 @@ def test_ray_trains_and_prepares_without_any_private_name(text_file, tmp_path):
 
 
 def test_what_is_missing_is_logged_once(monkeypatch, caplog):
-    monkeypatch.setenv(ray_internals.WITHOUT, ray_internals.CURRENT_ACTOR)
+    monkeypatch.setenv(optional_names.WITHOUT, ray_internals.CURRENT_ACTOR)
     ray_internals.report.cache_clear()
     with caplog.at_level("DEBUG", "yuzogpt"):
         assert not ray_internals.has("single_node")

@@ -20,7 +20,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 
 from yuzogpt import orchestration
-from yuzogpt.orchestration import ray_internals
+from yuzogpt.orchestration import optional_names, ray_internals
 
 # Imported before: what no name is taken from, and what takes long.
 BEFORE = ("ray.data", "ray.serve", "ray.tune", "yuzogpt.serving.launch", "yuzogpt.training.launch")
@@ -46,7 +46,7 @@ def take(name):
     elif hasattr(owner, attribute):
         delattr(owner, attribute)
     else:
-        os.environ[ray_internals.WITHOUT] = name
+        os.environ[optional_names.WITHOUT] = name
 
 
 class Group:

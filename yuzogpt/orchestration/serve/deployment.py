@@ -25,7 +25,8 @@ from yuzogpt.orchestration.causes import cause_of
 from yuzogpt.orchestration.cluster import check_reachable, connected
 from yuzogpt.orchestration.embedded import is_embedded
 from yuzogpt.orchestration.environment import SERVE, cluster_address, set_defaults
-from yuzogpt.orchestration.ray_internals import FEATURES, has, is_left_out, serve_address
+from yuzogpt.orchestration.optional_names import is_left_out
+from yuzogpt.orchestration.ray_internals import FEATURES, has, serve_address
 from yuzogpt.orchestration.serve.proxy import environment
 from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import stopped_by_sigterm

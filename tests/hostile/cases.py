@@ -212,7 +212,7 @@ def commands_of_run(whole: Whole) -> dict[str, Callable[[Path, Path], list[str]]
         "export": lambda run, out: ["export", str(run), "--to=huggingface", str(out / "hf")],
         "serve": lambda run, _: ["serve", str(run), "--num_replicas=0", "--port=0", "--device=cpu"],
         "resume": lambda run, _: [*train, f"--out_dir={run}", "--max_iters=5"],
-        "report": lambda run, _: ["report", str(run)],
+        "report": lambda run, _: ["report", str(run), "--num_samples=1"],
     }  # fmt: skip
 
 
@@ -242,10 +242,10 @@ def cases(whole: Whole, seed: int, count: int, every: bool = False) -> Iterator[
     rng = random.Random(seed)
     of_run, of_corpus = commands_of_run(whole), commands_of_corpus(whole)
     of_folder = {name: of_run[name] for name in ("sample", "finetune", "evaluate", "serve")}
-    weights = {name: of_run[name] for name in of_run if name != "report"}
     metrics = {name: of_run[name] for name in ("report", "resume", "serve")}
+    metrics["report"] = lambda run, _: ["report", str(run), "--num_samples=0"]
     groups = [
-        (whole.run, weights, changes_of_checkpoint(whole.run, rng, count)),
+        (whole.run, of_run, changes_of_checkpoint(whole.run, rng, count)),
         (whole.run, metrics, changes_of_metrics(whole.run, rng, count)),
         (whole.folder, of_folder, changes_of_folder(whole.folder, rng, count)),
         (whole.corpus, of_corpus, changes_of_corpus(whole.corpus, rng, count)),

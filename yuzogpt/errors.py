@@ -35,7 +35,7 @@ class WorkerFailed(Exception):
     """Why one of several workers failed, in one line; the others wait for it: exit status 1."""
 
 
-class Stopped(Exception):
+class Stopped(OneLine):
     """A run that stopped on request, after writing a checkpoint.
 
     `status`: the exit status; by default SIGTERM's.

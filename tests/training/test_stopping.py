@@ -121,3 +121,18 @@ def test_a_request_whose_exception_compiled_code_dropped_is_heard_by_the_next_ha
         os.kill(os.getpid(), signal.SIGTERM)  # the same request once more
         signal.sigtimedwait([], 0)
     assert heard == ["outer", "inner"]
+
+
+def test_other_threads_leave_signals_alone():
+    before, done = [signal.getsignal(n) for n in signals.TERMINATION_SIGNALS], []
+
+    def use():
+        with signals.raising_on_signals(), signals.hangup_as_sigterm(), on_sigterm(pytest.fail):
+            signals.exit_on_next_interrupt()
+        done.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert done == [signal.getsignal(signal.SIGINT)]
+    assert before == [signal.getsignal(n) for n in signals.TERMINATION_SIGNALS]

@@ -306,6 +306,9 @@ def raising_on_signals() -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise Stopped("stopped (SIGTERM)")
 
+    if not is_main_thread():
+        yield
+        return
     handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -326,4 +329,5 @@ def sigterm_handler_kept() -> Iterator[None]:
 
 def exit_on_next_interrupt() -> None:
     """Make the next Ctrl-C end this process at once: it is about to end, and may be held up."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    if is_main_thread():
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))

@@ -1,5 +1,6 @@
 """`yuzogpt sample` as its user meets it."""
 
+import io
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from yuzogpt.config.resolve import resolve
 from yuzogpt.errors import UserError
 from yuzogpt.inference.load import load_engine
 from yuzogpt.inference.requests import Request, SamplingParams
-from yuzogpt.inference.sample import complete, encode_start, read_prompts
+from yuzogpt.inference.sample import complete, encode_start, prompted, read_prompts
 from yuzogpt.inference.sample import sample as draw_samples
 from yuzogpt.storage.paths import SUBMITTED_JOB
 
@@ -198,6 +199,17 @@ def test_settings_that_make_no_sense(run_dir, flag):
     assert (result.returncode, result.stdout) == (2, "")
     assert flag in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_prompt_sign_stands_on_a_terminal_alone():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for kind, shown in ((Terminal, "> > > \n"), (io.StringIO, "")):
+        out = kind()
+        assert list(prompted(kind("one\ntwo\n"), out)) == ["one\n", "two\n"]
+        assert out.getvalue() == shown
 
 
 def interactive(run_dir, *flags):

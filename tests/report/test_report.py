@@ -116,6 +116,15 @@ def test_restarts_and_effective_training_time(tmp_path):
     assert (checkpoints.median_write, checkpoints.median_bytes) == (6, 3000)
 
 
+@pytest.mark.parametrize(("begun", "start_up"), [(995, 15), (1005, 10), (1000 - 10**6, 10)])
+def test_wall_time_begins_with_the_command_unless_its_clock_is_another(tmp_path, begun, start_up):
+    first = {**start(1000, 0), "begun": begun}
+    found = summary_of(tmp_path, [RESTARTED[0], first, *RESTARTED[2:]])
+    assert found.wall == 340 + start_up
+    assert found.lost_by_cause["start-up"] == start_up
+    assert found.productive == 95
+
+
 def test_a_run_that_gave_up_says_so(tmp_path):
     gave_up = other("failure", 1012, text="no disk", reason="gave up")
     records = [start(1000, 0), *steps(1002, 1, 5), gave_up, start(1100, 5), *steps(1102, 6, 7)]

@@ -34,8 +34,8 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "hello",
         "step 0: val_loss_estimate 3.0000",
-        "step 1/100: loss 2.5000, val 3.0000, 1,000 tokens/s, ETA 00:00:49",
-        "step 100/100: loss 2.5000, val 3.0000, 1,000 tokens/s, ETA 00:00:00",
+        "step 1/100: loss 2.5000, val_loss_estimate 3.0000, 1,000 tokens/s, ETA 00:00:49",
+        "step 100/100: loss 2.5000, val_loss_estimate 3.0000, 1,000 tokens/s, ETA 00:00:00",
     ]
 
 
@@ -62,6 +62,8 @@ def test_one_bar_on_a_terminal(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     with Display(tiny_settings(tmp_path, tmp_path, "--max_iters=3")) as show:
+        show({"kind": "start", "step": 0})
+        assert "| 0/3" in terminal.getvalue()  # there before the first step is made
         for step in (1, 2, 3):
             show(train_record(step))
     assert "3/3" in terminal.getvalue()

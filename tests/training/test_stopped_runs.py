@@ -9,7 +9,7 @@ from yuzogpt.runs.stop_request import StopRequest
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.run_storage import LocalStorage
 from yuzogpt.training import loop
-from yuzogpt.training.launch import work
+from yuzogpt.training.launch import stopped, work
 
 
 def train(corpus_dir, out_dir, *flags, stop_at=None):
@@ -67,3 +67,13 @@ def test_a_checkpoint_is_not_written_again_when_the_step_after_it_is_given_up(
     assert newest.state.step == 10
     assert "val_loss_estimate" in newest.state.metrics
     assert [record["step"] for record in records(tmp_path / "run", "checkpoint")] == [10]
+
+
+def test_a_stop_keeps_no_weights_that_are_not_finite(corpus_dir, tmp_path):
+    run, flags = tmp_path / "run", ("--learning_rate=1e30", "--warmup_iters=0", "--max_iters=3")
+    assert train(corpus_dir, run, *flags, stop_at=("train", 1)) == "enough"
+    assert checkpoints.candidates(run) == []
+    ((step, kept),) = [(stop["step"], stop["kept"]) for stop in records(run, "stop")]
+    assert (step, kept) == (2, None)
+    line = "stopped (enough) at step 2, which is not kept; the same command resumes it"
+    assert str(stopped(LocalStorage(run), "enough", is_recorded=True)) == line

@@ -173,8 +173,8 @@ def test_a_trial_that_was_over_before_is_said_to_be_kept(capsys):
     table.mark_kept("0000", Row({"model.dropout": 0.1}, "finished", 10, 2.0))
     table.mark_kept("0001", Row({"model.dropout": 0.2}, "failed", error="out of memory"))
     assert capsys.readouterr().out.splitlines() == [
-        "0000 kept: finished at step 10: val loss 2.0000",
-        "0001 kept: failed at step 0: val loss - (out of memory)",
+        "0000 kept: finished at step 10: val_loss_estimate 2.0000",
+        "0001 kept: failed at step 0: val_loss_estimate - (out of memory)",
     ]
 
 

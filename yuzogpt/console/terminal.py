@@ -51,6 +51,12 @@ def note(text: str) -> None:
     LOGGER.info("%s", text)
 
 
+def say_while_waiting(text: str) -> None:
+    """Print on a terminal's stderr what takes a moment; nothing into a file or a pipe."""
+    if sys.stderr is not None and sys.stderr.isatty() and LOGGER.isEnabledFor(logging.INFO):
+        print(visible(text), file=sys.stderr, flush=True)
+
+
 def complain(text: str) -> None:
     """Log a warning: one line on stderr."""
     LOGGER.warning("%s", in_one_line(text))

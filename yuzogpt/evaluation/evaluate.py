@@ -4,6 +4,7 @@ Each benchmark is cut into shards (shards.py); the caller passes in what compute
 or Ray.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from yuzogpt import __version__
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import BenchmarkSettings, EvaluateSettings
-from yuzogpt.console.terminal import note, say
+from yuzogpt.console.terminal import note, say, say_while_waiting
 from yuzogpt.errors import UserError
 from yuzogpt.evaluation import results
 from yuzogpt.evaluation.benchmarks import files, tasks
@@ -88,7 +89,9 @@ def check_tasks(settings: BenchmarkSettings) -> None:
 def evaluate(evaluation: Evaluation, compute_shards: Compute = compute_here) -> list[Result]:
     """Compute the shards that are missing, and write and print the results."""
     directory, settings = evaluation.directory, evaluation.settings
-    reference, weights = evaluation.reference, weights_hash(evaluation.reference)
+    reference = evaluation.reference
+    say_while_waiting(f"loading model {reference.name} ...")
+    weights = weights_hash(reference)
     prepared = {task: prepare_task(evaluation, task) for task in evaluation.texts}
     shards = {
         task: split_into_shards(scoring_job(evaluation, task, weights), of_task.passages)
@@ -104,9 +107,12 @@ def evaluate(evaluation: Evaluation, compute_shards: Compute = compute_here) -> 
             note(
                 f"{len(all_shards) - len(missing)} of {len(all_shards)} shards are already computed"
             )
-        with tqdm(total=len(missing), unit="shard", disable=not missing) as bar:
-            for shard, scores in compute_shards(missing):
+        on_terminal = sys.stderr.isatty()
+        with tqdm(total=len(missing), unit="shard", disable=not (missing and on_terminal)) as bar:
+            for number, (shard, scores) in enumerate(compute_shards(missing), start=1):
                 shard.write(directory, scores)
+                if not on_terminal:
+                    note(f"shard {number}/{len(missing)}: {shard.job.task}")
                 bar.set_postfix_str(shard.job.task)
                 bar.update()
         computed = [

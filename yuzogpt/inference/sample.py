@@ -4,6 +4,7 @@ With --interactive: an answer to each line of standard input, streamed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,7 +15,7 @@ from yuzogpt.config import (
     SamplingDeviceSettings,
     SamplingSettings,
 )
-from yuzogpt.console.terminal import complain, shown_on
+from yuzogpt.console.terminal import complain, say_while_waiting, shown_on
 from yuzogpt.errors import UserError
 from yuzogpt.inference.requests import Request, SamplingParams
 from yuzogpt.storage.text import read_text
@@ -48,7 +49,7 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
     options = settings.sampling
     reference, tokenizer = resolve(options)
     engine = build_engine(settings.device, reference, tokenizer, 1)
-    for index, line in enumerate(lines):
+    for index, line in enumerate(prompted(lines, out)):
         prompt = line.rstrip("\r\n")
         try:
             ids = encode_start(prompt, tokenizer) if prompt else []  # refused by the engine
@@ -62,6 +63,22 @@ def converse(settings: SampleSettings, lines: Iterable[str], out: TextIO) -> Non
             out.flush()
         out.write("\n---------------\n")
         out.flush()
+
+
+def prompted(lines: Iterable[str], out: TextIO) -> Iterator[str]:
+    """Yield the lines; if both ends are a terminal, with a prompt sign before each is read."""
+    sign = "> " if out.isatty() and isinstance(lines, TextIOBase) and lines.isatty() else ""
+    if sign:
+        say_while_waiting("one prompt a line; Ctrl-D ends")
+    remaining = iter(lines)
+    while True:
+        out.write(sign)
+        out.flush()
+        line = next(remaining, None)
+        if line is None:
+            out.write("\n" if sign else "")
+            return
+        yield line
 
 
 def resolve(options: SamplingSettings) -> tuple[ModelReference, Tokenizer]:
@@ -78,6 +95,7 @@ def build_engine(
     num_requests: int,
 ) -> "Engine":
     """Load the model into an engine with a slot for each request, up to MAX_SLOTS."""
+    say_while_waiting(f"loading model {reference.name} ...")
     from yuzogpt.inference.load import load_engine
 
     slots = min(num_requests, MAX_SLOTS)

@@ -2,11 +2,11 @@
 
 Next on the line: tables.py and plots.py.
 
-Wall time is from the first `start` to the last record. A restart loses the time from the last train
-or evaluation record before it that was kept to the first train record after it, less what those
-steps usually take: the failure, the wait, the start, and the steps that were done again. The
-start-up before the first step is lost, too. All other time is productive, evaluations and
-checkpoints included.
+Wall time is from the command of the first `start`, Ray's start included, to the last record. A
+restart loses the time from the last train or evaluation record before it that was kept to the first
+train record after it, less what those steps usually take: the failure, the wait, the start, and the
+steps that were done again. The start-up before the first step is lost, too. All other time is
+productive, evaluations and checkpoints included.
 """
 
 import math
@@ -25,6 +25,7 @@ from yuzogpt.storage.untrusted import DamagedFile, read_file
 
 MAX_SETTINGS_BYTES = 2**20
 START_UP = "start-up"
+MAX_START_UP_S = 86400.0  # more is no wait for workers, but another machine's clock
 RESUMING = "resuming at step "  # the notice of versions without `start` records
 DEAD_WORKER = "!!! worker"  # the notice of versions without `failure` records
 
@@ -97,7 +98,7 @@ class Summary:
 
     @property
     def wall(self) -> float:
-        """Seconds from the first start to the last record."""
+        """Seconds from the first command to the last record."""
         return max(0.0, self.end - self.begin)
 
     @property
@@ -138,7 +139,7 @@ def summarize(run: Path, history: History) -> Summary:
         state=final_state(history),
         step=int(max([0, *last_steps])),
         tokens=int(np.nansum(steps_of_each * train["tokens_per_step"])),
-        begin=starts[0].time,
+        begin=begun_at(starts[0]),
         end=history.end,
         attempts=find_attempts(history, starts, pace),
         tokens_per_second=median(train["tokens_per_second"]),
@@ -175,6 +176,12 @@ def find_starts(history: History) -> list[Event]:
     return starts
 
 
+def begun_at(start: Event) -> float:
+    """Return when the command of a start began; of versions that did not record it, the start."""
+    begun = number(start.record, "begun")
+    return begun if 0 < start.time - begun < MAX_START_UP_S else start.time
+
+
 def seconds_per_step(history: History, starts: list[Event]) -> float:
     """Return what a step usually takes: the median between train records of one attempt."""
     train = history.train
@@ -196,7 +203,7 @@ def find_attempts(history: History, starts: list[Event], pace: float) -> list[At
     train = history.train
     causes = [[], *(find_causes(history, before, start) for before, start in pairwise(starts))]
     # Where each attempt's lost time begins: at the last record that the one before kept.
-    begins = [(starts[0].time, starts[0].step)]
+    begins = [(begun_at(starts[0]), starts[0].step)]
     for (before, start), failures in zip(pairwise(starts), causes[1:], strict=True):
         last = start.trains - 1
         if start.trains > before.trains:

@@ -3,8 +3,9 @@
 Plots, displays, reports and W&B read it, wherever they run. Every record has kind, step and time
 (Unix seconds); a record with a text is shown to the user. Kinds:
 
-    start        the loop started or resumed: workers; redone_steps, redone_tokens: what was done
-                 before, and lost; weights: the model whose weights it started from
+    start        the loop started or resumed: workers; begun: when its command began (Unix seconds);
+                 redone_steps, redone_tokens: what was done before, and lost; weights: the model
+                 whose weights it started from
     undone       a resumed run lost this many steps and rows; their records are deleted
     train        a step: loss, lr, grad_norm; since the last train record: the share of steps whose
                  gradient was clipped (clip_rate), and the number of skipped steps
@@ -114,6 +115,7 @@ class MetricsLog:
         path = file.local
         path.parent.mkdir(parents=True, exist_ok=True)
         self.undone_steps = self.undone_rows = 0  # since the loop last started
+        self.begun: float | None = None  # when the command began
         if path.exists():
             lines = list(read_lines(path))
             kept = lines if step is None else undo(lines, step, rows_seen, is_evaluated)

@@ -19,7 +19,7 @@ from yuzogpt.checkpoints import remote
 from yuzogpt.checkpoints.format import CorruptCheckpoint
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model, shape_of, with_context
 from yuzogpt.config import ServeSettings
-from yuzogpt.console.terminal import complain, note
+from yuzogpt.console.terminal import complain, note, say_while_waiting
 from yuzogpt.errors import reason_of
 from yuzogpt.inference.engine import Engine
 from yuzogpt.inference.load import load_engine
@@ -111,6 +111,7 @@ class ModelManager:
     async def _load_first(self) -> LoadedModel:
         while True:
             reference = resolve_model(self.settings.served.model, self.settings.served.context)
+            say_while_waiting(f"loading model {reference.name} ...")
             try:
                 return await self._load(reference)
             except FileNotFoundError:  # the run continues, and has replaced the checkpoint

@@ -45,6 +45,7 @@ class StoredHolder(Untrusted):
     boot: str = ""
     namespace: str = ""
     started: str = ""
+    taken: Annotated[float, Field(ge=0, le=2.0**36)] = 0.0  # Unix seconds; 0: not known
 
 
 class StoredLease(StoredHolder):
@@ -59,7 +60,11 @@ class Lease:
     def __init__(self, directory: RunStorage) -> None:
         """`directory` is made if missing."""
         self.file, self.name = directory / LEASE, directory.display_name
-        self.holder: Holder = {"id": uuid.uuid4().hex, **describe_process(os.getpid())}
+        self.holder: Holder = {
+            "id": uuid.uuid4().hex,
+            "taken": round(time.time(), 3),
+            **describe_process(os.getpid()),
+        }
         self.beat, self.last_beat = 0, 0.0  # a count; seconds of this process's clock
         self.lost = threading.Event()
         self.released = threading.Event()
@@ -87,6 +92,7 @@ class Lease:
         self.released.set()
         self.heart.join()
         if self.lost.is_set():
+            LOST.clear()
             raise RunFailed(
                 f"{self.name}: another command took over, because this process stood still "
                 f"for more than {EXPIRES_AFTER:.0f} s; it ends here"
@@ -176,6 +182,14 @@ def holder_of(directory: RunStorage) -> str | None:
     except FileNotFoundError:
         return None
     return str(holder["id"]) if holder else None
+
+
+def held_since(directory: RunStorage) -> float | None:
+    """Return when the lease of a directory was taken, in Unix seconds; None if not known."""
+    with contextlib.suppress(OSError):
+        holder = parse((directory / LEASE).read())
+        return holder["taken"] or None if holder else None
+    return None
 
 
 def describe_process(process: int) -> Holder:

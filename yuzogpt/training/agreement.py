@@ -18,6 +18,7 @@ from yuzogpt.checkpoints.load import Start
 from yuzogpt.checkpoints.pretrained import PUBLISHED
 from yuzogpt.checkpoints.resolve import ModelReference, resolve_model
 from yuzogpt.config import DataSettings, TrainSettings
+from yuzogpt.console.terminal import say_while_waiting
 from yuzogpt.data.blocks import PreparedCorpus
 from yuzogpt.data.remote import open_anywhere
 from yuzogpt.errors import UserError
@@ -119,6 +120,7 @@ def agree_on_start(name: str, world: World) -> Start | None:
     choice: tuple[str, str] = ("", "")
     with world.raise_on_all_ranks():
         if world.rank == 0:
+            say_while_waiting(f"loading model {name} ...")
             reference = resolve_model(name)
             digest = "" if name in PUBLISHED else weights_hash(reference)  # these have fixed hashes
             choice = path_within(name, reference), digest

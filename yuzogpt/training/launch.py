@@ -39,7 +39,7 @@ from yuzogpt.runtime.signals import (
 )
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
-from yuzogpt.storage.lease import holder_of
+from yuzogpt.storage.lease import held_since, holder_of
 from yuzogpt.storage.paths import as_typed
 from yuzogpt.storage.run_storage import WORKER, RunStorage, open_storage
 from yuzogpt.training.agreement import agree_on_start, open_same_corpus
@@ -149,6 +149,7 @@ class RunSession:
                 rows_seen,
                 is_evaluated=not resume or "val_loss_estimate" in resume.state.metrics,
             )
+            self.log.begun = held_since(self.run)
             for line in self.quarantined:
                 self.log.write("notice", max(step, 0), text=line)
         self.world.gather(None)

@@ -66,6 +66,8 @@ class Display:
             self._line(record["text"])
         elif kind == "train":
             self._progress(record)
+        elif kind == "start" and self.on_terminal and self.bar is None:
+            self._begin_bar(record["step"]).set_postfix_str("the first step ...")
         elif kind == "evaluation":
             self.val_loss = record["val_loss_estimate"]
             self._line(f"step {record['step']}: val_loss_estimate {format_loss(self.val_loss)}")
@@ -76,21 +78,22 @@ class Display:
         else:
             note(text)
 
+    def _begin_bar(self, step: int) -> "tqdm[Any]":
+        self.bar = tqdm(total=self.max_iters, initial=step, unit="step", bar_format=BAR_FORMAT)
+        return self.bar
+
     def _progress(self, record: Record) -> None:
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"
         losses = f"loss {format_loss(record['loss'])}"
-        if self.val_loss is not None:  # none yet after a resume
-            losses += f", val {self.val_loss:.4f}"
         step = record["step"]
         if self.on_terminal:
-            if self.bar is None:
-                self.bar = tqdm(
-                    total=self.max_iters, initial=step - 1, unit="step", bar_format=BAR_FORMAT
-                )
-            self.bar.set_postfix_str(f"{losses}, {speed}", refresh=False)
-            self.bar.update(step - self.bar.n)
+            bar = self.bar or self._begin_bar(step - 1)
+            bar.set_postfix_str(f"{losses}, {speed}", refresh=False)
+            bar.update(step - bar.n)
         elif time.monotonic() - self.last_plain >= PLAIN_LINE_INTERVAL_S or step == self.max_iters:
             self.last_plain = time.monotonic()
+            if self.val_loss is not None:  # none yet after a resume
+                losses += f", val_loss_estimate {self.val_loss:.4f}"
             seconds = (self.max_iters - step) * seconds_of_step(record)
             eta = time_left(seconds)
             self._line(f"step {step}/{self.max_iters}: {losses}, {speed}, ETA {eta}")

@@ -83,6 +83,7 @@ class StepLog:
         """Record that the loop starts or resumes, from which weights, and the steps to redo."""
         weights = {"weights": start.reference.name, "weights_sha256": start.sha256} if start else {}
         block_size = self.settings.model.block_size
+        begun = {"begun": self.log.begun} if self.log and self.log.begun else {}
         self.write(
             "start",
             workers=world.size,
@@ -91,6 +92,7 @@ class StepLog:
             redone_tokens=self.log.undone_rows * block_size if self.log else 0,
             tokens_per_step=self.tokens_per_step,
             **weights,
+            **begun,
         )
 
     def start_clock(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSS = "val loss (estimate)"
+LOSS = "val_loss_estimate"
 BLUE, ORANGE, GREEN = "#4385d6", "#cf6d1c", "#2b9462"
 MIN_TRIALS_FOR_IMPORTANCE = 4  # fewer give importances by chance
 FEW_TRIALS = 10  # for each setting that varies; fewer give importances with a caveat
@@ -167,7 +167,7 @@ def importance(outcome: Outcome, space: Space) -> "Figure | None":
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.set_xlabel("share of the variance of the val loss estimate (PED-ANOVA)")
+    axes.set_xlabel("share of the variance of val_loss_estimate (PED-ANOVA)")
     axes.set_title(caveat(len(trials), len(varied)), loc="left", fontsize="medium")
     return figure
 

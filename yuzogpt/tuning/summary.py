@@ -22,7 +22,7 @@ def show(sweep: Sweep, outcome: Outcome) -> None:
         say(f"no trial has a loss; see {name}/{OUTCOME}")
         return
     loss, step = format_value(best["best_val_loss_estimate"]), best["best_step"]
-    say(f"winner: trial {best['name']}, val loss estimate {loss} at step {step}")
+    say(f"winner: trial {best['name']}, val_loss_estimate {loss} at step {step}")
     say(f"  {format_values(best['values'])}")
     if best["name"] == BASELINE:
         say("the settings' own values won: there is nothing to compare")

@@ -29,7 +29,9 @@ class Row:
     def describe_end(self) -> str:
         """Return one line about how the trial ended."""
         reason = f" ({self.error})" if self.error else ""
-        return f"{self.state} at step {self.step}: val loss {format_value(self.loss)}{reason}"
+        return (
+            f"{self.state} at step {self.step}: val_loss_estimate {format_value(self.loss)}{reason}"
+        )
 
 
 class TrialTable:
@@ -101,9 +103,9 @@ class TrialTable:
             rows.append([name, *values, *progress, Text(row.state, STYLES.get(row.state, ""))])
         names = [key.partition(".")[2] or key for key in keys]
         return terminal.table(
-            ["trial", *names, "step", "val loss", "state"],
+            ["trial", *names, "step", "val_loss_estimate", "state"],
             rows,
-            numeric=(*names, "step", "val loss"),
+            numeric=(*names, "step", "val_loss_estimate"),
             title=title,
         )
 

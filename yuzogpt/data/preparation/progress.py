@@ -47,13 +47,16 @@ class Progress:
         self.thread.start()
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, _traceback: object) -> None:
         self.ended.set()
         self.thread.join()
         self._count_done()
         self._show(last=kind is None)
         if self.bar is not None:
             self.bar.close()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            units = len(self.plan.listing.units)
+            note(f"{units - len(self.remaining)} of {units} units are kept")
 
     def _watch(self) -> None:
         while not self.ended.wait(POLL_INTERVAL_S):

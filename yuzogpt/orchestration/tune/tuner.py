@@ -69,6 +69,11 @@ def search(sweep: Sweep) -> Outcome:
         if finals := Finals.of(sweep, collect_outcome(sweep)):
             with TrialTable("the settings' own values against the winner", steps) as table:
                 run_trials(sweep, finals, table, scored=True)
+    except (KeyboardInterrupt, SystemExit):
+        states = [trial["state"] for trial in collect_outcome(sweep)["trials"]]
+        ended = len(states) - states.count("waiting")
+        note(f"{ended} of {trials.count} trials have ended; the others resume at their checkpoints")
+        raise
     finally:
         result = write_outcome(sweep)
     return result

@@ -65,5 +65,6 @@ def test_every_verb_that_reads_runs_reads_it(old, capsys):
     main(["sample", f"--out_dir={run}", "--num_samples=1", "--max_new_tokens=3", "--start=t"])
     main(["report", run])
     main(["export", run, "--to=huggingface", str(old / "hf")])
+    main(["sample", f"{run}/checkpoints/step-5", "--num_samples=1", "--start=t"])
     assert json.loads((old / "hf/config.json").read_text())["n_embd"] == 8
     assert "val loss" in capsys.readouterr().out

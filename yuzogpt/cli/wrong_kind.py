@@ -6,6 +6,7 @@ Such a mistake gets one line that says what the name is, and which command takes
 from collections.abc import Iterator
 from pathlib import Path
 
+from yuzogpt.checkpoints.format import STATE
 from yuzogpt.config.resolve import preset_names
 from yuzogpt.data.blocks import MANIFEST
 from yuzogpt.data.preparation.corpora import CORPORA
@@ -39,7 +40,9 @@ def uses_of(word: str) -> Iterator[tuple[str, str]]:
     if (path / SETTINGS).is_file() or (path / METRICS).is_file():
         again = f", or its command resumes it: yuzogpt train {path / SETTINGS}"
         yield "run", f"see yuzogpt report {word}, yuzogpt sample {word}{again}"
-    if (path / MANIFEST).is_file():
+    if (path / STATE).is_file():  # a checkpoint, which has a manifest, too
+        yield "run", f"see yuzogpt sample {word}"
+    elif (path / MANIFEST).is_file():
         yield "corpus", f"yuzogpt train PRESET --data_dir={word} trains on it"
     elif (named / MANIFEST).is_file():
         look = f"yuzogpt inspect {named} shows it"

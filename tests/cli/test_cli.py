@@ -239,6 +239,14 @@ def test_dry_run_prints_the_settings_and_does_nothing(tmp_path):
     assert yuzogpt("train", "again.yaml", "--dry_run", cwd=tmp_path).stdout == result.stdout
 
 
+def test_a_dry_run_is_wanted_or_not(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert exit_status(["train", "--dry_run=maybe"]) == 2
+    assert capfd.readouterr().err == "yuzogpt: --dry_run=maybe: give true or false\n"
+    assert exit_status(["train", "--dry_run=off"]) == 2  # for want of a corpus
+    assert "no prepared corpus here" in capfd.readouterr().err
+
+
 def test_dry_run_leaves_to_a_pretrained_model_what_it_will_give(tmp_path):
     flags = ["--init_from=gpt2-xl", "--dropout=0.1", "--block_size=512"]
     result = yuzogpt("train", *flags, "--dry_run", cwd=tmp_path)

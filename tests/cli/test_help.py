@@ -82,6 +82,9 @@ def test_list_shows_what_is_there(corpus_dir, text_file, tmp_path, capfd):
         (tmp_path / name / "settings.yaml").write_text("data: {dataset: book}\n")
         lines = b"".join(to_json(record).replace(b"\n", b"") + b"\n" for record in records)
         (tmp_path / name / "metrics.jsonl").write_bytes(lines)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")
+    (tmp_path / "hub" / "model.safetensors").symlink_to(tmp_path / "gone")
     with Lease(LocalStorage(tmp_path / "out-now")):
         said = said_by(f"list {tmp_path}", capfd)
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in said.splitlines() if line}

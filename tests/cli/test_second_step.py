@@ -92,6 +92,13 @@ def test_what_prepare_takes_without_being_told(words, dataset, tokenizer, here, 
     assert (corpus["dataset"], corpus["tokenizer"]) == (dataset, tokenizer)
 
 
+def test_a_corpus_in_another_storage_may_have_the_name_of_a_text_here(here, capfd):
+    (here / "mine").write_text("a text")
+    corpus = here / "shared" / "data" / "mine"
+    assert exit_status(["train", "--dataset=mine", f"--storage={here / 'shared'}"]) == 2
+    assert f"{corpus}: no prepared corpus here" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("files", "flags", "out_dir"),
     [

@@ -32,6 +32,19 @@ def test_two_runs_are_compared(runs, capsys):
     assert not (runs / "a" / "report.html").exists()
 
 
+def test_a_name_with_an_underscore_is_in_the_legend(runs):
+    (runs / "a").rename(runs / "_a")
+    main(["report", "_a", "b"])
+    assert "\u200b_a" in (runs / "report-_a-b.html").read_text()
+
+
+def test_the_page_is_here_whatever_the_storage(runs, monkeypatch):
+    (runs / "here").mkdir()
+    monkeypatch.chdir(runs / "here")
+    main(["report", "a", "b", f"--storage={runs}"])
+    assert (runs / "here" / "report-a-b.html").exists()
+
+
 def test_mistakes(runs, capfd):
     for words in ("report a none", "report a b a", "report a b --html=page"):
         assert exit_status(words.split(" ")) == 2

@@ -73,7 +73,7 @@ def test_a_disturbed_measurement_is_made_again_later(choice):
     fastest.remember(fastest.Choice(KEY, "a", {"a": 0.02, "b": 0.01}, is_steady=False))
     assert remembered().name == "a"
     (file,) = (cache_directory() / fastest.FOLDER).iterdir()
-    earlier = file.stat().st_mtime - fastest.UNSTEADY_LIFE_S
+    earlier = file.stat().st_mtime - fastest.UNSTEADY_MAX_AGE_S
     os.utime(file, (earlier, earlier))
     assert remembered() is None
 

@@ -39,6 +39,21 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     ]
 
 
+def test_a_logger_that_fails_is_left_out_with_one_line(tmp_path, capsys):
+    class Broken:
+        def __call__(self, record):
+            raise ValueError("no such project")
+
+    seen = []
+    with Display(tiny_settings(tmp_path, tmp_path)) as show:
+        show.loggers = [Broken(), seen.append]
+        for step in (1, 2):
+            show(train_record(step))
+        show.loggers.clear()
+    assert [record["step"] for record in seen] == [1, 2]
+    assert capsys.readouterr().err == "!!! logger Broken is left out: no such project\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(-5, "00:00:00"), (59.9, "00:00:59"), (86399, "23:59:59"), (200_000, "2.3 days")],

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from yuzogpt.runtime.cores import cores_of_time
-from yuzogpt.training import slowdown
 from yuzogpt.training.slowdown import SlowdownReport, Usage, read_usage
 
 START = Usage(at=0.0, busy=500.0, own=100.0, stolen=3.0, throttled=1.0, pages=7.0)
@@ -68,5 +67,4 @@ def test_the_counters_of_this_machine():
     now = read_usage()
     assert now.at > before.at
     assert now.own >= before.own > 0
-    assert now.busy >= before.busy >= before.own - before.at
-    assert slowdown.reason(before, now, 1)
+    assert now.busy >= before.busy > 0

@@ -33,7 +33,8 @@ class LanguageModel:
     def __init__(self, reference: ModelReference, device: SamplingDeviceSettings) -> None:
         """`device`: what `generate` and `stream` run on."""
         self.reference, self.device = reference, device
-        self.tokenizer: Tokenizer = reference.tokenizer()
+        with checkpoint_kept(reference):
+            self.tokenizer: Tokenizer = reference.tokenizer()
         self._slots = 0
         self._completions: Completions | None = None
 

@@ -84,6 +84,14 @@ def join_flags_and_values(verb: Verb, arguments: Sequence[str]) -> Iterator[str]
         yield word
 
 
+def is_true(flag: str) -> bool:
+    """Return the value of a boolean flag of the command itself; it may stand alone."""
+    value = flag.partition("=")[2].lower()
+    if value and value not in BOOLEANS:
+        raise UserError(f"{flag}: give true or false")
+    return value not in ("false", "no", "off", "0")
+
+
 def is_yaml(word: str) -> bool:
     """Return whether an argument names a YAML file."""
     return word.endswith((".yaml", ".yml"))

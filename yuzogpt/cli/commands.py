@@ -107,7 +107,6 @@ def report(settings: Section) -> None:
     from yuzogpt import runs
     from yuzogpt.checkpoints.locations import with_absolute_paths
     from yuzogpt.report import compare, report
-    from yuzogpt.storage.paths import absolute
 
     options = with_absolute_paths(settings).report
     html = Path(options.html) if options.html else None
@@ -116,7 +115,7 @@ def report(settings: Section) -> None:
         say(f"\npage: {report.write(run, html, options.num_samples)}")
         return
     other = runs.open_for_reading(options.against)
-    html = html or absolute(f"report-{run.name}-{other.name}.html", options.storage, "html")
+    html = html or Path.cwd() / f"report-{run.name}-{other.name}.html"
     say(f"\npage: {compare.write([run, other], html)}")
 
 

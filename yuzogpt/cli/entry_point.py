@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from yuzogpt import __version__
-from yuzogpt.cli.arguments import read_arguments, with_default_preset, without_log_level
+from yuzogpt.cli.arguments import is_true, read_arguments, with_default_preset, without_log_level
 from yuzogpt.cli.help import overview, search_all, verb_help
 from yuzogpt.cli.preview import preview
 from yuzogpt.cli.verbs import VERBS
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str]) -> None:
     dry_run = [flag for flag in flags if flag.partition("=")[0] == "--dry_run"]
     flags = [flag for flag in flags if flag not in dry_run]
     settings = resolve(verb.schema, files, flags, complain if is_first_of_node() else drop)
-    if dry_run and not dry_run[-1].lower().endswith(("=false", "=0", "=no")):
+    if dry_run and is_true(dry_run[-1]):
         say(preview(settings, files, searched if verb.is_search else None), end="")
         return
-    if isinstance(settings, TrainSettings) and not settings.data.data_dir:
+    if isinstance(settings, TrainSettings) and not (settings.data.data_dir or settings.run.storage):
         check_kind("dataset", settings.data.dataset)
     if verb.is_search:
         verb.run(settings, files, searched)

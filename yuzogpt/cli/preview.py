@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from yuzogpt.cli.plan import describe
 from yuzogpt.config import PrepareSettings, Section, TrainSettings, TuneSettings
 from yuzogpt.config.resolve import to_yaml
-from yuzogpt.console.terminal import visible
+from yuzogpt.console.terminal import in_one_line
 from yuzogpt.data.preparation.own_text import named_after_source
 from yuzogpt.runs.own_corpus import with_own_out_dir
 
@@ -29,7 +29,7 @@ def preview(
             without = {"model": set(type(settings.model).model_fields) - kept}
     head = ""
     if type(settings) is TrainSettings and not without:
-        head = "".join(f"# {visible(line)}\n" for line in describe(settings))
+        head = "".join(f"# {in_one_line(line)}\n" for line in describe(settings))
     text = head + to_yaml(settings, without)
     if searched is None:
         return text

@@ -18,7 +18,7 @@ BATCH_SCHEDULES = Registry[Callable[["BatchSettings", int], int]]("batch schedul
 
 @BATCH_SCHEDULES.register("constant", help="full size from the start")
 def constant(batch: "BatchSettings", step: int) -> int:
-    """Not at all."""
+    """Full size at every step."""
     return batch.global_rows
 
 

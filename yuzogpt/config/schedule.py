@@ -55,8 +55,7 @@ def check_redecay(text: str) -> str:
     return text
 
 
-# From the decay's steps made, its length and cooldown_iters, how far above min_lr the rate is: 1 is
-# the peak.
+# (steps made in the decay, its length, cooldown_iters) -> share of peak - min_lr that is left.
 LR_SCHEDULES = Registry[Callable[[int, int, int], float]]("learning-rate schedule")
 
 

@@ -2,8 +2,8 @@
 
 A row, one training sequence, is a window of block_size + 1 tokens of the stream. Each epoch is a
 permutation of the windows that start at phase, phase + block_size, phase + 2 * block_size, ...; the
-phase is an offset that each epoch has of its own. (Neighbours share one token: the last target of
-one is the first input of the next.) Phases differ, so that windows do not always start at the
+phase is the epoch's own. (Neighbours share one token: the last target of one is the first input of
+the next.) Phases differ, so that windows do not always start at the
 same tokens: each cycle of block_size epochs has every phase once, in shuffled order. No table of
 rows is kept, and finding a row takes as long in a large corpus as in a small one. A run's position
 in the data is one integer, `rows_seen`: this is what makes resuming exact.
@@ -99,7 +99,7 @@ class Rows:
 @functools.lru_cache(maxsize=4)
 def epoch_phases(cycle: int, block_size: int, seed: int) -> Int64s:
     """Return the phase of each epoch of a cycle, (block_size,); cached, as every batch needs it."""
-    # -1 - cycle: in place of an epoch, a number that no epoch has.
+    # -1 - cycle is negative, so its keys differ from those of every epoch.
     phases = permute(np.arange(block_size), block_size, seed, -1 - cycle)
     phases.flags.writeable = False
     return phases

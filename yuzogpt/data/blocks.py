@@ -69,7 +69,7 @@ class TokenStream:
         """Return `count` tokens from each start, shape (len(starts), count).
 
         Blocks are looked up for all starts at once. The rows of a batch are scattered, about one
-        per block, so grouping them by block would not pay.
+        per block, so grouping them by block would not be faster.
         """
         blocks = np.searchsorted(self.starts, starts, side="right") - 1
         offsets = starts - self.starts[blocks]

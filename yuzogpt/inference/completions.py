@@ -9,7 +9,7 @@ from yuzogpt.inference.requests import Event, Request
 
 
 class Completions:
-    """Drives an engine for several readers: whoever waits for a token makes the next step."""
+    """Drives an engine for several readers: the one that waits for a token makes the next step."""
 
     def __init__(self, engine: Engine) -> None:
         """Take the engine over."""

@@ -14,8 +14,8 @@ from yuzogpt.model.dropout import Dropout
 from yuzogpt.model.positions import AttentionContext, causal_mask
 from yuzogpt.runtime.device import CPU_HAS_BFLOAT16
 
-# Explicit attention computes the masked half of the scores, which a flash kernel skips. In longer
-# rows that costs more than the kernel's conversion to float32, which explicit attention avoids.
+# Explicit attention (matrix products and a softmax) computes the masked half of the scores, too. In
+# longer rows that costs more than what it avoids: a flash kernel's conversion to float32.
 MAX_EXPLICIT_TOKENS = 512
 CPU_SCORES_PER_PASS = 2**22  # about what a CPU's cache holds
 
@@ -29,7 +29,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.n_head = settings.n_head
         self.qk_norm = settings.qk_norm
-        self.is_explicit: bool | None = None  # None: where `prefers_explicit`
+        self.is_explicit: bool | None = None  # None: `prefers_explicit` decides
         self.c_attn = nn.Linear(settings.n_embd, 3 * settings.n_embd, bias=settings.bias)
         self.c_proj = nn.Linear(settings.n_embd, settings.n_embd, bias=settings.bias)
         self.attn_drop = Dropout(settings.dropout, site=1 + 3 * layer)
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         if q.device.type != "cpu":
             return self._attend(q, k, v, row_keys, mask)
         rows_per_pass, parts = max(1, CPU_SCORES_PER_PASS // (H * T * T)), []
-        for first in range(0, max(1, B), rows_per_pass):  # once if B = 0, for the backward
+        for first in range(0, max(1, B), rows_per_pass):  # also if B = 0, for backward
             part = slice(first, first + rows_per_pass)
             keys = None if row_keys is None else row_keys[part]
             parts.append(self._attend(q[part], k[part], v[part], keys, mask))

@@ -1,6 +1,6 @@
 """GPT-2's architecture (Radford et al., 2019) and newer variants, in plain PyTorch.
 
-Pre-norm blocks. By default as GPT-2: learned positions, and one matrix for embedding and output.
+Pre-norm blocks. The defaults are GPT-2's: learned positions, one matrix for embedding and output.
 inference/engine.py generates text with this class, through a cache of keys and values.
 
 Shapes: B rows, T tokens per row, C channels (n_embd), H heads, D channels per head (C / H),
@@ -23,7 +23,7 @@ from yuzogpt.model.layers import MLP, norm
 from yuzogpt.model.positions import POSITION_KINDS, AttentionContext, Cache, causal_mask
 
 LOGITS_PER_PASS = 2**26  # elements: 256 MB in float32
-# On a CPU, without gradients: so few stay in its cache, and evaluating is 1.5 times as fast.
+# On a CPU, without gradients: this many fit in its cache, and evaluating is 1.5 times as fast.
 CPU_LOGITS_PER_PASS = 2**22
 
 
@@ -37,7 +37,7 @@ class GPT(nn.Module):
         self.settings = settings
         self.wte = TokenEmbedding(settings.padded_vocab, settings.n_embd)
         self.wpe = POSITION_KINDS[settings.pos_emb](settings)
-        self.drop = Dropout(settings.dropout, site=0)  # each dropout has its own `site`
+        self.drop = Dropout(settings.dropout, site=0)  # `site` seeds its masks
         self.h = nn.ModuleList(Block(settings, layer) for layer in range(settings.n_layer))
         self.ln_f = norm(settings)
         self.lm_head: nn.Linear | None = None

@@ -13,7 +13,7 @@ from yuzogpt.config import ModelSettings
 from yuzogpt.config.registry import Registry
 from yuzogpt.model.dropout import Dropout
 
-EPSILON = 1e-5  # of the norms, as GPT-2's
+EPSILON = 1e-5  # of the norms; GPT-2's value
 
 
 ACTIVATIONS = Registry[Callable[[Tensor], Tensor]]("activation", "is_gated")
@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's layer norm (Ba et al., 2016), which here takes bfloat16 weights with a float32 x."""
+    """torch's layer norm (Ba et al., 2016), that also accepts bfloat16 weights with a float32 x."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""

@@ -101,7 +101,9 @@ def draw_losses(axes: "Axes", histories: Mapping[str, History], *, by_time: bool
         batches = binned(places[0], train["loss"])
         axes.plot(batches.step, batches.mean, color=colour, alpha=0.4, linewidth=0.8)
         estimates = evaluation["val_loss_estimate"]
-        axes.plot(places[1], estimates, "o-", color=colour, markersize=3, label=name)
+        # matplotlib leaves a label out that begins with an underscore: a space of no width.
+        label = f"\u200b{name}" if name.startswith("_") else name
+        axes.plot(places[1], estimates, "o-", color=colour, markersize=3, label=label)
         axes.plot(places[2], losses, "*", color=colour, markersize=11)
     finish(axes, "loss (nats per token)")
     if by_time:

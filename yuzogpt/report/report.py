@@ -49,7 +49,7 @@ def read(run: RunStorage) -> tuple[History, Summary]:
 
 
 def check_page(file: RunStorage, html: Path | None) -> None:
-    """Raise UserError if a page cannot be written, or would replace a file that is none.
+    """Raise UserError if a page cannot be written, or would replace a file that is not a report.
 
     `html`: where the user wants it; None: at its usual place.
     """

@@ -11,7 +11,7 @@ ALWAYS = ("dataset", "learning_rate", "batch_size", "gradient_accumulation_steps
 
 
 def table(settings: Mapping[str, Any]) -> list[Table]:
-    """Return the frozen settings that differ from their defaults, and those that anybody asks for.
+    """Return the frozen settings that differ from their defaults, and those in ALWAYS.
 
     `settings`: of a settings.yaml that may hold anything; what is no setting is left out.
     """

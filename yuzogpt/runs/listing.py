@@ -56,8 +56,8 @@ def runs(directory: Path) -> Iterator[Row]:
 def models(directory: Path) -> Iterator[Row]:
     """Yield the Hugging Face folders, and the size of their weights."""
     for path in sorted(directory.glob(f"*/{CONFIG}")):
-        weights = list(path.parent.glob("*.safetensors"))
-        if weights:
+        files = path.parent.glob("*.safetensors")
+        if weights := [file for file in files if file.is_file()]:  # not a link that leads nowhere
             size = sum(file.stat().st_size for file in weights)
             yield str(path.parent.relative_to(directory)), in_bytes(size)
 

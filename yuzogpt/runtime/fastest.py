@@ -26,13 +26,13 @@ from yuzogpt.storage.untrusted import DamagedFile, read_json
 
 FOLDER = "fastest"  # in the cache
 MAX_FILE_BYTES = 2**16
-BUDGET_S = 1.0  # of a measurement, after the first round
+BUDGET_S = 1.0  # of a measurement, its first round included
 MAX_ROUNDS = 15
 MARGIN = 0.03  # the default is kept unless another takes so much less time
 MIN_ROUNDS = 3  # in fewer, the margin is WIDE_MARGIN
 WIDE_MARGIN = 0.3
 STEADY_SHARE = 0.75  # of the rounds must agree; else other programs disturb the measurement
-UNSTEADY_LIFE_S = 3600.0  # a choice that was disturbed is remembered so long
+UNSTEADY_MAX_AGE_S = 3600.0  # how long a choice that was disturbed is remembered
 
 Clock = Callable[[], float]
 
@@ -93,7 +93,7 @@ def remembered(key: Mapping[str, Any], names: Iterable[str]) -> Choice | None:
     if choice.key != key or choice.name not in choice.seconds or set(choice.seconds) != set(names):
         LOGGER.debug("%s: the choice of something else", path)
         return None
-    return choice if choice.is_steady or age < UNSTEADY_LIFE_S else None
+    return choice if choice.is_steady or age < UNSTEADY_MAX_AGE_S else None
 
 
 def remember(choice: Choice) -> None:

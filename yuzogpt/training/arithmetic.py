@@ -54,12 +54,12 @@ def choose_arithmetic(
     part = MeasuredPart(settings, world)
     if recorded and device.dtype in ("auto", recorded.dtype):
         arithmetic, line = recorded, line_of_resumed(recorded)
-    elif (
-        resume
-        or device.dtype != "auto"
-        or device.autotune == "off"
-        or hardware.compile
-        or part.layer_flops_of_row > MAX_ROW_FLOPS
+    elif not world.broadcast(  # of rank 0: a node without a compiler would decide otherwise
+        resume is None
+        and device.dtype == "auto"
+        and device.autotune != "off"
+        and not hardware.compile
+        and part.layer_flops_of_row <= MAX_ROW_FLOPS
     ):
         return hardware, by_rule(shape, hardware.autocast_dtype), ""
     else:

@@ -1,6 +1,6 @@
 """Guards: which steps are applied, and when a run is aborted.
 
-A step's verdict follows from its loss and gradients, reduced over all ranks, and so is the same on
+A step's verdict follows from its loss and gradients, reduced over all ranks, so it is the same on
 every rank. A guard's state goes into checkpoints, so that a resumed run judges each step as an
 uninterrupted run would. It holds finite numbers only, because JSON has no others.
 
@@ -32,7 +32,7 @@ class StepStats:
 
     loss: float  # the mean over the global batch, in nats per token
     stop_requested: bool  # whether any rank was asked to stop
-    seconds: float  # the previous step took, the mean over ranks: this one has not ended yet
+    seconds: float  # duration of the previous step, the mean over ranks
     grad_norms: list[float]  # of each trainable parameter, in the model's order
     micro_grad_sq_norm: float = 0.0  # of one micro-batch, for the gradient noise scale
 
@@ -114,8 +114,8 @@ class Guard:
         if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
             return "not finite"
         verdict: Verdict = "spike" if stats.loss > self.spike_threshold() else "healthy"
-        # A spike enters the mean with the threshold's value: a single one does not distort the
-        # mean, and a loss that stays high stops being called a spike.
+        # A spike is clamped to the threshold before it enters the mean: a single one does not
+        # distort the mean, and a loss that stays high stops being called a spike.
         self._update(min(stats.loss, self.spike_threshold()))
         return verdict
 

@@ -2,11 +2,11 @@
 
 Plain PyTorch. Only `world` and `hooks` know whether one process, torchrun or Ray Train runs it.
 A run's state is the weights, the optimizer's state, the statistics of the guard and of the batch
-schedule, and two integers, `step` and `rows_seen`; a checkpoint holds all of them. Data order and
-dropout masks are pure functions of `rows_seen` and the settings; the learning rate is one of
-`step`, the settings and the batch's number of rows. So a resumed run computes the same numbers as
-an uninterrupted one: on CPUs bit for bit, with as many workers and micro-batches as before (others
-change the order of sums, and so the last bits).
+schedule, the arithmetic, and two integers, `step` and `rows_seen`; a checkpoint holds all of them.
+Data order and dropout masks are pure functions of `rows_seen` and the settings; the learning rate
+is one of `step`, the settings and the batch's number of rows. So a resumed run computes the same
+numbers as an uninterrupted one: on CPUs bit for bit, with as many workers, threads and
+micro-batches as before (others change the order of sums, and so the last bits).
 
 A step is one update of the weights, from one global batch. It consists of micro-steps, each a
 forward and a backward pass over a micro-batch that fits into memory.
@@ -158,8 +158,7 @@ class Trainer:
         model, optimizer, guard, batch = self.model, self.optimizer, self.guard, self.batch
         schedule, stop, log = settings.schedule, self.hooks.stop, self.log
         stop_reason: str | None = None
-        # Of the step before: how long it took here, and whether it was long on average over ranks,
-        # which each rank learns with the statistics of this step.
+        # Duration of the previous step on this rank; whether the mean over ranks was LONG_STEP_S.
         seconds, is_long_step = 0.0, False
         while self.step < schedule.max_iters and stop_reason is None:
             batch_rows = batch.rows_at(self.step)
@@ -262,10 +261,9 @@ class Trainer:
     def checkpoint_due(self, eval_due: bool, stop_reason: str | None) -> bool:
         """Return whether a checkpoint is written now; call it on all ranks.
 
-        If its weights are finite: where the run stops, so that nothing is lost, and after the last
-        step. At other steps that are due, also not after a step that was skipped because it was
-        not finite: the weights that gave it may be on their way to diverge, and their checkpoint
-        would displace a good one.
+        Weights that are not finite are never written. At a regular step, there is also none after
+        a step that was not finite: the weights may be diverging, and their checkpoint would
+        displace a good one. If the run stops or ends here, there is one all the same.
         """
         is_last = self.step == self.settings.schedule.max_iters
         is_due_now = eval_due or is_due(self.step, self.settings.checkpoint.checkpoint_interval)

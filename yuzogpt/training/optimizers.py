@@ -79,8 +79,8 @@ def build_adamw(
 ) -> torch.optim.Optimizer:
     """Return AdamW with its state allocated; torch would do that in the first step.
 
-    So a checkpoint's tensors are copied into existing ones, as those of a model are. All parameters
-    are on one device.
+    A checkpoint is loaded by copying into these tensors, as for the weights. All parameters are on
+    one device.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     # One kernel for all parameters if the device has one; the arithmetic is the same.

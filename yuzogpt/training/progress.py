@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from yuzogpt.config import LogSettings, TrainSettings
 from yuzogpt.console.quantities import time_left
-from yuzogpt.console.terminal import note, visible
+from yuzogpt.console.terminal import complain, note, visible
+from yuzogpt.errors import reason_of
 from yuzogpt.runs.event_log import Record, seconds_of_step
 from yuzogpt.training.loggers import LOGGERS
 
@@ -57,8 +58,12 @@ class Display:
         except OSError as error:
             if error.errno != errno.EIO:  # the terminal was closed: SIGHUP ends the run
                 raise
-        for logger in self.loggers:
-            logger(record)
+        for logger in list(self.loggers):
+            try:
+                logger(record)
+            except Exception as error:  # of a service, or of somebody's own logger
+                complain(f"!!! logger {type(logger).__name__} is left out: {reason_of(error)}")
+                self.loggers.remove(logger)
 
     def _show(self, record: Record) -> None:
         kind = record["kind"]

@@ -1,6 +1,6 @@
 """The learning rate of each step: a pure function of the step, counted from 0, and its batch size.
 
-One batch schedule (`noise`) measures the batch size; its statistics are in every checkpoint.
+With the batch schedule `noise`, the batch size depends on measurements; checkpoints hold them.
 
 config/schedule.py has the formula, so that settings can be checked without torch; batch_size.py has
 the schedule of the batch size. Next: training/optimizers.py.

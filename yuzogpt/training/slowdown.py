@@ -110,7 +110,10 @@ def reason(before: Usage, now: Usage, local_ranks: int) -> str:
             "or set a smaller --threads"
         )
     if pages > PAGES_PER_SECOND:
-        return f"memory is short: {pages:,.0f} pages a second are read from disk; free some"
+        return (
+            f"{pages:,.0f} pages a second are read from disk: memory is short, or the corpus is on "
+            "a slow disk"
+        )
     if stolen > 0.2 * cores:
         return f"the host of this virtual machine keeps {stolen:.1f} of its {cores:g} cores"
     if others > 0.25:

@@ -72,8 +72,15 @@ function wanted() {
   return body;
 }
 
-async function generate() {
+// End the answer under way; it changes nothing on the page any more.
+function abandon() {
   asking?.abort();
+  asking = null;
+  $("stop").disabled = true;
+}
+
+async function generate() {
+  abandon();
   const mine = (asking = new AbortController());
   const text = $("text");
   text.replaceChildren();
@@ -101,6 +108,7 @@ async function generate() {
     }
     $("status").textContent = `${speed(tokens, first, started)}; ended by ${reason}`;
   } catch (error) {
+    if (asking !== mine) return;
     if (mine.signal.aborted) $("status").textContent = `${speed(tokens, first, started)}; stopped`;
     else {
       $("status").textContent = "";
@@ -120,7 +128,7 @@ function remember(values, nodes) {
   const button = append(item, "", whole.length > 200 ? `${whole.slice(0, 200)} …` : whole, "button");
   button.type = "button";
   button.addEventListener("click", () => {
-    asking?.abort();
+    abandon();
     fields().forEach((one, i) => (one.value = values[i]));
     $("text").replaceChildren(...nodes);
     $("status").textContent = "";

@@ -80,13 +80,13 @@ def test_a_second_signal_ends_a_command_that_is_in_compiled_code():
 
 def test_ctrl_c_waits_for_steps_and_for_a_loop_that_polls():
     stop = StopRequest()
-    assert not stop.is_worth_waiting()  # during start-up there is nothing to keep
+    assert not stop.will_answer_soon()  # during start-up there is nothing to keep
     stop.look()
-    assert stop.is_worth_waiting()
+    assert stop.will_answer_soon()
     stop.last_poll -= 2 * stop_request.POLLED_WITHIN_S
-    assert not stop.is_worth_waiting()
+    assert not stop.will_answer_soon()
     stop.has_trained = True
-    assert stop.is_worth_waiting()
+    assert stop.will_answer_soon()
 
 
 def test_a_full_disk_keeps_nobody_from_asking(tmp_path):

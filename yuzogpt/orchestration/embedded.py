@@ -30,7 +30,7 @@ from yuzogpt.orchestration.ray_internals import (
 from yuzogpt.orchestration.stuck import watch_for_workers
 from yuzogpt.runtime.cores import free_memory
 from yuzogpt.runtime.signals import (
-    deaf_to_interruption,
+    ctrl_c_ignored,
     sigterm_handler_kept,
     sigterm_held_back,
 )
@@ -60,10 +60,10 @@ def embedded(cores: int) -> Iterator[None]:
                     yield
             finally:
                 if "ray" in sys.modules:  # else it was interrupted before
-                    with deaf_to_interruption(), kill_node_immediately():
+                    with ctrl_c_ignored(), kill_node_immediately():
                         sys.modules["ray"].shutdown()
     finally:
-        with deaf_to_interruption():
+        with ctrl_c_ignored():
             if was_imported:  # by a program that may start a Ray of its own afterwards
                 read_authentication_again()
             end(directory)

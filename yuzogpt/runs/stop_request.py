@@ -38,7 +38,7 @@ class StopRequest:
         """Ask this process to stop; the first reason stays."""
         self.reason = self.reason or reason
 
-    def is_worth_waiting(self) -> bool:
+    def will_answer_soon(self) -> bool:
         """Return whether the loop will soon answer, or has steps to keep: not during start-up."""
         return self.has_trained or time.monotonic() - self.last_poll <= POLLED_WITHIN_S
 

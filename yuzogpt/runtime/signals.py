@@ -78,7 +78,7 @@ class StopSignals:
         STATE.open_handlers += 1
         self.ends.callback(self._close)
         if self.has_thread:
-            self.ends.enter_context(signals_passed_to(self._hear))
+            self.ends.enter_context(signals_passed_to(self._on_signal))
         for number in self.numbers:
             before = signal.signal(number, self._handle)
             self.ends.callback(signal.signal, number, before)
@@ -93,7 +93,7 @@ class StopSignals:
     def _close(self) -> None:
         STATE.open_handlers -= 1
 
-    def _hear(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if number not in self.numbers:
             return
         if STATE.first is None:
@@ -105,7 +105,7 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.has_thread:
-            self._hear(number)
+            self._on_signal(number)
         self.is_decided.wait()
         if self.must_leave:
             self.must_leave = False
@@ -113,14 +113,14 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def signals_passed_to(hear: Callable[[int], None]) -> Iterator[None]:
-    """Call `hear` with the number of each signal that this process handles, in a thread."""
+def signals_passed_to(on_signal: Callable[[int], None]) -> Iterator[None]:
+    """Call `on_signal` with the number of each signal that this process handles, in a thread."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def listen() -> None:
         while number := os.read(reader, 1):
-            hear(number[0])
+            on_signal(number[0])
         os.close(reader)
 
     thread = threading.Thread(target=listen, name="stop signals", daemon=True)
@@ -177,7 +177,7 @@ def say_now(line: str) -> None:
             os.write(2, f"{start}{line}\n".encode(errors="replace"))
 
 
-def say_what_a_second_one_does() -> None:
+def announce_stop() -> None:
     """Print on a terminal how a first Ctrl-C is answered."""
     if is_terminal(2):
         say_now("stopping after this step, with a checkpoint; Ctrl-C again ends at once")
@@ -282,7 +282,7 @@ def interruption_held_back() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def deaf_to_interruption() -> Iterator[None]:
+def ctrl_c_ignored() -> Iterator[None]:
     """Ignore Ctrl-C during a clean-up that takes a moment; a second one still ends the command."""
     handler = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
     hears_second = STATE.first and isinstance(handler, StopSignals) and handler.has_thread

@@ -33,9 +33,9 @@ from yuzogpt.runtime.device import choose_device
 from yuzogpt.runtime.signals import (
     CTRL_C,
     StopSignals,
+    announce_stop,
     end_at_once,
     interrupt,
-    say_what_a_second_one_does,
 )
 from yuzogpt.runtime.watchdog import Watchdog
 from yuzogpt.runtime.world import World
@@ -254,11 +254,11 @@ def stop_requests(run: RunStorage, world: World) -> Iterator[StopRequest]:
     stop = StopRequest(*([stop_source(run)] if world.rank == 0 else []))
 
     def ask(reason: str) -> bool:
-        if reason == CTRL_C and not stop.is_worth_waiting():
+        if reason == CTRL_C and not stop.will_answer_soon():
             return False
         stop.set(reason)
         if reason == CTRL_C and world.rank == 0:
-            say_what_a_second_one_does()
+            announce_stop()
         return True
 
     def end(number: int) -> None:

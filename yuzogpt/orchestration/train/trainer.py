@@ -38,8 +38,8 @@ from yuzogpt.runtime.cores import available_cores, threads_asked
 from yuzogpt.runtime.signals import (
     CTRL_C,
     StopSignals,
+    announce_stop,
     end_at_once,
-    say_what_a_second_one_does,
     sigterm_held_back,
 )
 from yuzogpt.storage.filesystems import open_filesystem
@@ -126,7 +126,7 @@ def train_connected(
             return False
         keep_asking(storage, reason)  # in other processes: rank 0 finds the request in out_dir
         if reason == CTRL_C:
-            say_what_a_second_one_does()
+            announce_stop()
         return True
 
     def end_fit(reason: str) -> None:

@@ -1,5 +1,7 @@
 """A first signal asks to stop, a second one ends at once; a full disk keeps nobody from asking."""
 
+import contextlib
+import math
 import os
 import resource
 import signal
@@ -9,7 +11,10 @@ import threading
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, tiny_settings
+from yuzogpt import runs
+from yuzogpt.errors import Stopped
+from yuzogpt.orchestration.train import trainer
 from yuzogpt.runs import stop_request
 from yuzogpt.runs.stop_request import StopRequest, ask_to_stop, keep_asking, read_request
 from yuzogpt.runtime import signals
@@ -38,10 +43,11 @@ def test_a_first_signal_asks_and_a_second_one_ends(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
     heard.clear()
     with StopSignals(ask, pytest.fail, heard.append):
+        monkeypatch.setitem(signals.SAME_REQUEST_S, signal.SIGINT, math.inf)
         send(signal.SIGINT)
         send(signal.SIGINT)  # a wrapper hands on what its terminal sent to all
         assert heard == ["Ctrl-C"]
-        monkeypatch.setitem(signals.SAME_REQUEST_S, signal.SIGINT, 0)
+        monkeypatch.setitem(signals.SAME_REQUEST_S, signal.SIGINT, -1)
         send(signal.SIGINT)
         assert heard == ["Ctrl-C", signal.SIGINT]
 
@@ -54,28 +60,61 @@ def test_where_nothing_would_stop_by_itself_a_signal_ends_the_context(monkeypatc
 
 
 BUSY = """
-import hashlib, os, signal, threading, time
+import hashlib, os, signal, sys, threading
 from yuzogpt.runtime import signals
 
-def press():
-    for _ in range(2):
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGINT)
+def ask(reason):
+    asked.set()
+    {answer}
 
+def press():
+    is_busy.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+    asked.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+def last_line():
+    {says}
+
+is_busy, asked = threading.Event(), threading.Event()
 signals.STATE.is_command = True
-end = lambda number: signals.end_at_once(number, "ended")
-with signals.StopSignals(lambda reason: True, signals.interrupt, end):
+signals.SAME_REQUEST_S[signal.SIGINT] = -1
+end = lambda number: signals.end_at_once(number, last_line)
+with signals.StopSignals(ask, signals.interrupt, end):
     threading.Thread(target=press).start()
+    sys.setswitchinterval(60)  # no other thread runs until the main thread is in compiled code
+    is_busy.set()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # compiled code, which no signal interrupts
     print("not reached")
 """
 
 
-def test_a_second_signal_ends_a_command_that_is_in_compiled_code():
+@pytest.mark.parametrize(
+    ("answer", "says", "line"),
+    [
+        ("return True", "return 'ended'", "yuzogpt: ended\n"),
+        ("raise ValueError", "raise ValueError", ""),
+    ],
+)
+def test_a_second_signal_ends_a_command_that_is_in_compiled_code(answer, says, line):
     ended = subprocess.run(
-        [sys.executable, "-c", BUSY], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-c", BUSY.format(answer=answer, says=says)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "yuzogpt: ended\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", line)
+
+
+def test_a_request_that_fails_ends_the_context(monkeypatch):
+    monkeypatch.setattr(signals.STATE, "is_command", True)
+
+    def ask(_reason):
+        raise ValueError
+
+    with pytest.raises(KeyboardInterrupt), StopSignals(ask, interrupt, pytest.fail):
+        send(signal.SIGINT)
 
 
 def test_ctrl_c_waits_for_steps_and_for_a_loop_that_polls():
@@ -121,6 +160,25 @@ def test_a_request_whose_exception_compiled_code_dropped_is_heard_by_the_next_ha
         os.kill(os.getpid(), signal.SIGTERM)  # the same request once more
         signal.sigtimedwait([], 0)
     assert heard == ["outer", "inner"]
+
+
+def test_a_dropped_sigterm_stops_the_next_call():
+    with on_sigterm(lambda: None):
+        send(signal.SIGTERM)
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="in the call"), signals.stopped_by_sigterm("in the call"):
+            pytest.fail("not reached")
+        assert signal.getsignal(signal.SIGTERM) == handler
+
+
+@pytest.mark.slow
+def test_a_dropped_ctrl_c_interrupts_a_run_on_ray(corpus_dir, tmp_path):
+    run = runs.check(tiny_settings(corpus_dir, tmp_path / "run"))
+    with StopSignals(trainer.is_idle, trainer.leave, pytest.fail):
+        with contextlib.suppress(KeyboardInterrupt):  # as an exception in a `__del__` is
+            send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train_connected(run)
 
 
 def test_other_threads_leave_signals_alone():

@@ -82,9 +82,12 @@ class StopSignals:
         for number in self.numbers:
             before = signal.signal(number, self._handle)
             self.ends.callback(signal.signal, number, before)
-        if STATE.first is not None and not self.ask(REASONS[STATE.first]):
-            with self.ends:  # compiled code dropped the exception of the outer handler
+        try:  # compiled code may have dropped the exception of the outer handler
+            if STATE.first is not None and not self.ask(REASONS[STATE.first]):
                 self.leave(REASONS[STATE.first])
+        except BaseException:
+            self.ends.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,12 +99,15 @@ class StopSignals:
     def _on_signal(self, number: int) -> None:
         if number not in self.numbers:
             return
-        if STATE.first is None:
-            STATE.first, STATE.received_at = signal.Signals(number), time.monotonic()
-            self.must_leave = not self.ask(REASONS[STATE.first])
-        elif not STATE.is_repeated(number):
-            self.end_at_once(number)
-        self.is_decided.set()
+        try:
+            if STATE.first is None:
+                STATE.first, STATE.received_at = signal.Signals(number), time.monotonic()
+                self.must_leave = True  # also if `ask` fails
+                self.must_leave = not self.ask(REASONS[STATE.first])
+            elif not STATE.is_repeated(number):
+                self.end_at_once(number)
+        finally:
+            self.is_decided.set()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.has_thread:
@@ -120,7 +126,8 @@ def signals_passed_to(on_signal: Callable[[int], None]) -> Iterator[None]:
 
     def listen() -> None:
         while number := os.read(reader, 1):
-            on_signal(number[0])
+            with contextlib.suppress(Exception):  # the next signal needs this thread
+                on_signal(number[0])
         os.close(reader)
 
     thread = threading.Thread(target=listen, name="stop signals", daemon=True)
@@ -157,16 +164,23 @@ def die(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def end_at_once(number: int, line: str, clean_up: Callable[[], None] = lambda: None) -> None:
+def end_at_once(
+    number: int, last_line: Callable[[], str], clean_up: Callable[[], None] = lambda: None
+) -> None:
     """End this command after its second signal, whatever it is doing; print a line before.
 
     In a process that is not the command's own, such as a notebook's, KeyboardInterrupt is raised.
     """
+    line = ""
+    with contextlib.suppress(Exception):  # damaged files must not keep the command alive
+        line = last_line()
     if not STATE.is_command:
         raise KeyboardInterrupt(line)
-    say_now(line and f"yuzogpt: {line}")
-    clean_up()
-    os._exit(128 + number)
+    try:
+        say_now(line and f"yuzogpt: {line}")
+        clean_up()
+    finally:
+        os._exit(128 + number)
 
 
 def say_now(line: str) -> None:
@@ -196,13 +210,13 @@ def stopped_by_sigterm(line: str) -> Iterator[None]:
         is_received.set()
         raise SystemExit
 
-    with on_sigterm(leave):
-        try:
+    try:
+        with on_sigterm(leave):  # which raises, too, if SIGTERM came before
             yield
-        except SystemExit:
-            if is_received.is_set():
-                raise Stopped(line) from None
-            raise
+    except SystemExit:
+        if is_received.is_set():
+            raise Stopped(line) from None
+        raise
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def end_with_ray(run: RunStorage) -> Callable[[int], None]:
         if is_embedded():
             end(private_directory())
 
-    return lambda number: end_at_once(number, lost_steps(run), clean_up)
+    return lambda number: end_at_once(number, lambda: lost_steps(run), clean_up)
 
 
 def train_connected(
@@ -133,21 +133,21 @@ def train_connected(
         never_trained.append(reason)
         raise SystemExit  # which passes through Ray's calls and a controller in this process
 
-    with (
-        Display(settings, wandb_key) as display,
-        Follower(
-            storage / runs.METRICS,
-            track_training(is_training, has_trained, import_at_first_step(display)),
-        ) as follower,
-        Follower(storage / runs.EVALUATIONS, display),
-        StopSignals(ask, end_fit, end_with_ray(storage)),
-    ):
-        try:
+    try:
+        with (
+            Display(settings, wandb_key) as display,
+            Follower(
+                storage / runs.METRICS,
+                track_training(is_training, has_trained, import_at_first_step(display)),
+            ) as follower,
+            Follower(storage / runs.EVALUATIONS, display),
+            StopSignals(ask, end_fit, end_with_ray(storage)),  # raises, too, after a dropped signal
+        ):
             reason = fit(settings, storage, exams=exams)
-        except (KeyboardInterrupt, SystemExit):
-            if never_trained:
-                leave(never_trained[0])
-            raise
+    except (KeyboardInterrupt, SystemExit):
+        if never_trained:
+            leave(never_trained[0])
+        raise
     conclude(run, reason)
 
 

@@ -124,8 +124,24 @@ def test_ctrl_c_waits_for_steps_and_for_a_loop_that_polls():
     assert stop.will_answer_soon()
     stop.last_poll -= 2 * stop_request.POLLED_WITHIN_S
     assert not stop.will_answer_soon()
-    stop.has_trained = True
+    stop.step = 1
     assert stop.will_answer_soon()
+
+
+@pytest.mark.parametrize(
+    ("made", "lost"),
+    [
+        (0, "nothing is lost"),
+        (120, "nothing is lost"),
+        (121, "step 121 is lost"),
+        (137, "steps 121 to 137 are lost"),
+        (None, "all steps after 120 are lost"),  # known to workers in other processes
+    ],
+)
+def test_a_command_that_ends_at_once_says_what_is_lost(tmp_path, made, lost):
+    (tmp_path / "checkpoints/step-120").mkdir(parents=True)
+    line = stop_request.lost_steps(LocalStorage(tmp_path), made)
+    assert line == f"ended at once: {lost}; the same command resumes from step 120"
 
 
 def test_a_full_disk_keeps_nobody_from_asking(tmp_path):

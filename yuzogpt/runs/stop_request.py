@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from yuzogpt import checkpoints
 from yuzogpt.console.terminal import complain
-from yuzogpt.runs.directory import METRICS, PAUSE, STOP
-from yuzogpt.runs.event_log import last_record
+from yuzogpt.runs.directory import PAUSE, STOP
 from yuzogpt.storage import background_uploader
 from yuzogpt.storage.run_storage import RunStorage
 
@@ -32,7 +31,7 @@ class StopRequest:
         self.sources = sources
         self.reason: str | None = None
         self.last_poll = -math.inf
-        self.has_trained = False  # whether this process has made a step
+        self.step: int | None = None  # the last one that this process made
 
     def set(self, reason: str) -> None:
         """Ask this process to stop; the first reason stays."""
@@ -40,7 +39,7 @@ class StopRequest:
 
     def will_answer_soon(self) -> bool:
         """Return whether the loop will soon answer, or has steps to keep: not during start-up."""
-        return self.has_trained or time.monotonic() - self.last_poll <= POLLED_WITHIN_S
+        return self.step is not None or time.monotonic() - self.last_poll <= POLLED_WITHIN_S
 
     def close(self) -> None:
         """Wait for the threads of the sources."""
@@ -139,13 +138,16 @@ class RemoteStopSource:
         self.reason = read_request(self.run)
 
 
-def lost_steps(run: RunStorage) -> str:
-    """Return a line about what a run loses that ends now: the steps that no checkpoint holds."""
+def lost_steps(run: RunStorage, made: int | None) -> str:
+    """Return a line about what a run loses that ends now: the steps that no checkpoint holds.
+
+    `made`: steps made; None: only the workers, in other processes, know the exact number.
+    """
     kept = max(map(checkpoints.step_of, checkpoints.resumable(run.local)), default=0)
-    last = last_record(run / METRICS, "train")
-    made = int(last["step"]) if last else 0
-    resumes = f"the same command resumes from step {kept}"
-    if made <= kept:
-        return f"ended at once: nothing is lost; {resumes}"
-    lost = f"steps {kept + 1} to {made} are" if made > kept + 1 else f"step {made} is"
-    return f"ended at once: {lost} lost; {resumes}"
+    if made is None:
+        lost = f"all steps after {kept} are lost"
+    elif made <= kept:
+        lost = "nothing is lost"
+    else:
+        lost = f"steps {kept + 1} to {made} are lost" if made > kept + 1 else f"step {made} is lost"
+    return f"ended at once: {lost}; the same command resumes from step {kept}"

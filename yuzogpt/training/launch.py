@@ -262,7 +262,7 @@ def stop_requests(run: RunStorage, world: World) -> Iterator[StopRequest]:
         return True
 
     def end(number: int) -> None:
-        end_at_once(number, lambda: "" if world.rank else lost_steps(run))
+        end_at_once(number, lambda: "" if world.rank else lost_steps(run, stop.step or 0))
 
     try:
         with StopSignals(ask, interrupt, end):

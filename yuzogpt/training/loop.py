@@ -222,7 +222,7 @@ class Trainer:
                 out_dir = settings.run.out_dir
                 raise RunFailed(divergence_message(out_dir, model, stats, guard, self.step))
             hooks.watchdog.end_start_up()
-            stop.has_trained = True
+            stop.step = self.step
 
             # Write a checkpoint, then evaluate, if they are due.
             if stats.stop_requested and self.step < schedule.max_iters:

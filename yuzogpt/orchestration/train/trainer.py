@@ -103,7 +103,7 @@ def end_with_ray(run: RunStorage) -> Callable[[int], None]:
         if is_embedded():
             end(private_directory())
 
-    return lambda number: end_at_once(number, lambda: lost_steps(run), clean_up)
+    return lambda number: end_at_once(number, lambda: lost_steps(run, None), clean_up)
 
 
 def train_connected(

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -23,6 +24,7 @@ from tests.training.worlds import (
 )
 from tests.waiting import wait_until
 from yuzogpt import checkpoints, runs
+from yuzogpt.orchestration.train.trainer import track_training
 from yuzogpt.runs.stop_request import StopRequest, read_request
 from yuzogpt.runtime.world import World
 from yuzogpt.storage.run_storage import LocalStorage
@@ -121,6 +123,22 @@ def test_a_file_named_stop_is_enough(corpus_dir, tmp_path):
         assert work(settings, World(), lambda *_: None, ask, stop) == "enough for today"
     assert checkpoints.newest(LocalStorage(tmp_path / "run"), pytest.fail).state.step >= 20
     assert not (tmp_path / "run" / runs.STOP).exists()
+
+
+def test_a_launcher_elsewhere_knows_of_the_first_step_before_it_is_logged(corpus_dir, tmp_path):
+    flags = ("--max_iters=3", "--log_interval=1000")
+    settings = runs.check(tiny_settings(corpus_dir, tmp_path / "run", *flags)).settings
+    is_training, has_trained = threading.Event(), threading.Event()
+    seen = []
+
+    def look(record):
+        seen.append((record["kind"], record["step"], has_trained.is_set()))
+
+    with runs.hold_run_dir(settings):
+        listener = track_training(is_training, has_trained, look)
+        work(settings, World(), lambda *_: None, listener, StopRequest())
+    of_steps = [found for found in seen if found[0] in ("start", "first_step", "train")]
+    assert of_steps == [("start", 0, False), ("first_step", 1, True), ("train", 3, True)]
 
 
 class Evaluating:

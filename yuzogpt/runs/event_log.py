@@ -7,6 +7,7 @@ Plots, displays, reports and W&B read it, wherever they run. Every record has ki
                  redone_steps, redone_tokens: what was done before, and lost; weights: the model
                  whose weights it started from
     undone       a resumed run lost this many steps and rows; their records are deleted
+    first_step   the first step since the start is made
     train        a step: loss, lr, grad_norm; since the last train record: the share of steps whose
                  gradient was clipped (clip_rate), and the number of skipped steps
     health       of each layer: norms of gradient and weights; norm of the update / of the weights
@@ -276,7 +277,7 @@ class Follower:
         if self.file:
             self.file.close()
 
-    def catch_up(self, timeout: float = 5.0) -> None:
+    def catch_up(self, timeout: float = 1.0) -> None:
         """Return when the listener knows all records written by now, or after `timeout` seconds."""
         caught_up = threading.Event()
         self.waiting.append(caught_up)

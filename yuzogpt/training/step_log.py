@@ -27,6 +27,7 @@ class StepLog:
         self.tokens_per_step = settings.batch.global_rows * settings.model.block_size
         self.started = time.perf_counter()
         self.steps = self.clipped = self.skipped = self.tokens = 0
+        self.has_logged_step = False
         self.slowdown = SlowdownReport()
 
     def write(self, kind: str, **values: object) -> None:
@@ -118,7 +119,7 @@ class StepLog:
         is_clipped: bool,
         expected_loss: float,
     ) -> None:
-        """Count a step; every log_interval steps, write a `train` record."""
+        """Count a step; write a `first_step` record, and every log_interval steps a `train` one."""
         self.step += 1
         self.steps += 1
         self.tokens += tokens
@@ -129,6 +130,9 @@ class StepLog:
         if verdict != "healthy":
             self._log_unusual_step(stats, verdict, is_applied, expected_loss)
         is_last = stats.stop_requested or self.step == self.settings.schedule.max_iters
+        if not self.has_logged_step:  # a launcher in another process waits for it
+            self.has_logged_step = True
+            self.write("first_step")
         if self.step % self.settings.log.log_interval and not is_last:
             return
         now = time.perf_counter()

@@ -120,8 +120,9 @@ def train_connected(
     never_trained: list[str] = []
 
     def ask(reason: str) -> bool:
-        follower.catch_up()  # the workers may train for a moment already
         is_heard = has_trained if reason == CTRL_C else is_training
+        if not is_heard.is_set():  # the workers may train for a moment already
+            follower.catch_up()
         if not is_heard.is_set() or LOST.is_set():  # no worker would see the request
             return False
         keep_asking(storage, reason)  # in other processes: rank 0 finds the request in out_dir
@@ -162,7 +163,7 @@ def track_training(
     def listen(record: Record) -> None:
         if record["kind"] == "start":
             is_training.set()
-        elif record["kind"] == "train":
+        elif record["kind"] == "first_step":
             has_trained.set()
         elif record["kind"] in ("failure", "stop"):
             is_training.clear()

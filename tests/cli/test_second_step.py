@@ -92,6 +92,11 @@ def test_what_prepare_takes_without_being_told(words, dataset, tokenizer, here, 
     assert (corpus["dataset"], corpus["tokenizer"]) == (dataset, tokenizer)
 
 
+def test_one_model_is_not_given_twice(here, capfd):
+    assert exit_status(["sample", "--out_dir=a", "b"]) == 2
+    assert capfd.readouterr().err == "yuzogpt: sample b --out_dir=a: one model at a time\n"
+
+
 def test_a_corpus_in_another_storage_may_have_the_name_of_a_text_here(here, capfd):
     (here / "mine").write_text("a text")
     corpus = here / "shared" / "data" / "mine"

@@ -71,6 +71,8 @@ def test_a_model_cannot_steer_the_terminal_and_a_pipe_gets_every_byte(hostile_ru
     status, shown = on_terminal(*command)
     assert status == 0
     assert_clean(shown)
+    loading, shown = shown.split("\n", 1)
+    assert loading.endswith("hostile0/run ...")
     assert shown.startswith(SHOWN)
     call = [sys.executable, "-m", "yuzogpt", *command]
     piped = subprocess.run(call, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout.decode()
@@ -80,6 +82,8 @@ def test_a_model_cannot_steer_the_terminal_and_a_pipe_gets_every_byte(hostile_ru
     status, shown = on_terminal("sample", *flags, "--interactive=True", answers=f"{line}\nzzz\n")
     assert status == 0
     assert_clean(shown)
+    loading, shown = shown.split("\n", 1)
+    assert loading.startswith("loading model ")
     assert shown.startswith(terminal.visible(line))
     assert "no id for 'z'" in shown
 
@@ -240,3 +244,11 @@ def test_a_table_is_whole_on_a_terminal_of_any_width(width, monkeypatch, capsys)
         words = [word for line in lines for word in line.split()]
         for word in CELLS[0][1].split():
             assert word in words
+
+
+def test_a_level_that_a_program_has_set_stays():
+    program = "import logging; logging.getLogger('yuzogpt').setLevel('WARNING')\n"
+    program += "from yuzogpt.console.terminal import LOGGER; print(LOGGER.level)"
+    call = [sys.executable, "-c", program]
+    said = subprocess.run(call, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True, text=True)
+    assert said.stdout == "30\n"

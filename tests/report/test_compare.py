@@ -46,7 +46,7 @@ def test_the_page_is_here_whatever_the_storage(runs, monkeypatch):
 
 
 def test_mistakes(runs, capfd):
-    for words in ("report a none", "report a b a", "report a b --html=page"):
+    for words in ("report a none", "report a b a", "report a a", "report a b --html=page"):
         assert exit_status(words.split(" ")) == 2
         assert capfd.readouterr().err.count("\n") == 1
     assert not list(runs.glob("*.html"))

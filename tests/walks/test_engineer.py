@@ -42,8 +42,11 @@ def test_ctrl_c_and_a_closed_window_lose_no_step(corpus_dir, tmp_path):
         terminal.type(f"{train} --out_dir=out-stopped")
         terminal.wait_for(r"\b\d{2,}/1000000")
         terminal.press(CTRL_C)
+        terminal.wait_for("kept in")
+        terminal.press(CTRL_C)  # impatient, while the command is about to end
         status, shown = terminal.finish()
         assert status == 130
+        assert "Traceback" not in shown
         kept = int(re.search(r"step (\d+)", shown.splitlines()[-1])[1])
         terminal.type(f"{train} --out_dir=out-stopped")
         terminal.wait_for(rf"\b(?!{kept}/)\d{{2,}}/1000000")

@@ -49,7 +49,7 @@ class Run:
         from yuzogpt import runs
         from yuzogpt.runs.event_log import read_records
 
-        metrics = runs.open_for_reading(self.out_dir).local / runs.METRICS
+        metrics = runs.open_for_reading(str(self.out_dir)).local / runs.METRICS
         if not metrics.is_file():
             raise UserError(f"{self.out_dir}: no run here (no {runs.METRICS})")
         return read_records(metrics)

@@ -54,7 +54,10 @@ def read_arguments(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[lis
     named = []
     for key, word in zip(verb.positional, plain, strict=False):
         setting, holds = verb.or_else or ("", bool)
-        named.append(f"--{setting if setting and holds(word) else key}={word}")
+        flag = f"--{setting if setting and holds(word) else key}="
+        if twice := next((other for other in flags if other.startswith(flag)), None):
+            raise UserError(f"{name} {word} {twice}: {verb.takes} at a time")
+        named.append(flag + word)
     return files, named + flags
 
 

@@ -32,7 +32,10 @@ _yuzogpt() {
     esac
     COMPREPLY=($(compgen -W "$words" -- "$word"))
     [[ "${COMPREPLY[0]}" = *= ]] && compopt -o nospace
-    [ -n "${COMPREPLY[*]}" ] || COMPREPLY=($(compgen -o default -- "$word"))
+    [ -n "${COMPREPLY[*]}" ] && return
+    local IFS=$'\\n'
+    compopt -o filenames 2> /dev/null
+    COMPREPLY=($(compgen -f -- "$word"))
 }
 complete -F _yuzogpt yuzogpt
 """

@@ -72,7 +72,7 @@ def asked_help(arguments: Sequence[str]) -> str:
     if not arguments:
         return overview()
     name, *rest = arguments
-    if name == "--version":
+    if name in ("--version", "version", "-V"):
         return version()
     if name in HELP and rest and rest[0] in VERBS:  # `help VERB [WORD]...`
         return verb_help(rest[0], rest[1:])
@@ -109,6 +109,10 @@ def run(arguments: Sequence[str] | None = None, preset: str = "") -> NoReturn:
     status: list[int] = []
     atexit.register(exit_now, status)  # registered first, so called last
     status.append(exit_status(sys.argv[1:] if arguments is None else arguments))
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    exit_on_next_interrupt(status[0])  # while libraries take themselves apart
     sys.exit(status[0])
 
 
@@ -139,6 +143,7 @@ def exit_status(arguments: Sequence[str]) -> int:
         report_error(f"yuzogpt: {error}")
         return 1
     except Stopped as error:
+        exit_on_next_interrupt()
         report_error(f"yuzogpt: {error}")
         # torchrun treats any other status as a failure and restarts all ranks.
         return 0 if are_started_by_torchrun() else error.status

@@ -85,8 +85,9 @@ def set_log_level(level: str) -> None:
 if not LOGGER.handlers:
     LOGGER.addHandler(TerminalHandler())
     LOGGER.propagate = False  # a root logger's handlers would print each line again
-    given = os.environ.get(LEVEL_VARIABLE, "info").lower()
-    LOGGER.setLevel(given.upper() if given in LEVELS else "INFO")
+    if LOGGER.level == logging.NOTSET:  # a program may have set it before it called us
+        given = os.environ.get(LEVEL_VARIABLE, "info").lower()
+        LOGGER.setLevel(given.upper() if given in LEVELS else "INFO")
 
 
 def console(width: int | None = None) -> "Console":

@@ -12,6 +12,7 @@ import numpy as np
 
 from yuzogpt.config import TrainSettings
 from yuzogpt.config.resolve import leaves
+from yuzogpt.errors import UserError
 from yuzogpt.report import tables, terminal
 from yuzogpt.report.history import History, number
 from yuzogpt.report.page import MAX_ROWS, page
@@ -31,7 +32,9 @@ COLOURS = (BLUE, ORANGE, GREEN, RED)
 
 
 def write(runs: Sequence[RunStorage], html: Path) -> str:
-    """Compare runs; return where the page is. UserError if one is none."""
+    """Compare runs; return where the page is. UserError if one is not a run."""
+    if len({run.display_name for run in runs}) < len(runs):
+        raise UserError(f"{runs[0].display_name}: the same run twice; give two runs")
     check_page(LocalStorage(html), html)
     found = [read(run) for run in runs]
     summaries = [summary for _, summary in found]

@@ -341,7 +341,7 @@ def sigterm_handler_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def exit_on_next_interrupt() -> None:
+def exit_on_next_interrupt(status: int = 130) -> None:
     """Make the next Ctrl-C end this process at once: it is about to end, and may be held up."""
     if is_main_thread():
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(status))

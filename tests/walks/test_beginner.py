@@ -37,7 +37,7 @@ def test_from_a_text_to_samples(tmp_path):
         terminal.press(CTRL_C)
         status, shown = terminal.finish()
         assert status == 130
-        kept = int(re.search(r"step (\d+)", shown.splitlines()[-1])[1])
+        kept = int(re.search(r"at step (\d+): kept", shown)[1])
         assert "Traceback" not in shown
 
         status, shown = terminal.run(train)

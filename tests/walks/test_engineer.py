@@ -47,7 +47,7 @@ def test_ctrl_c_and_a_closed_window_lose_no_step(corpus_dir, tmp_path):
         status, shown = terminal.finish()
         assert status == 130
         assert "Traceback" not in shown
-        kept = int(re.search(r"step (\d+)", shown.splitlines()[-1])[1])
+        kept = int(re.search(r"at step (\d+): kept", shown)[1])
         terminal.type(f"{train} --out_dir=out-stopped")
         terminal.wait_for(rf"\b(?!{kept}/)\d{{2,}}/1000000")
     # The window is closed, with the run in it.

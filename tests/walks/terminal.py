@@ -85,5 +85,5 @@ class Terminal:
         rows = self.screen.history.top
         history = ["".join(row[column].data for column in range(self.columns)) for row in rows]
         text = "\n".join(line.rstrip() for line in [*history, *self.screen.display])
-        _, prompt, after = text.rpartition(f"\n[{self.number}:")
-        return prompt.lstrip("\n") + after if prompt else text
+        prompts = [match.start() for match in re.finditer(rf"\[{self.number}:\d+\]\$", text)]
+        return text[prompts[-1] :] if prompts else text

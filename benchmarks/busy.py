@@ -110,7 +110,9 @@ class Measurer:
 def busy_loops(count: int) -> Iterator[None]:
     """Run loops of the lowest priority meanwhile."""
     command = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
-    loops = [subprocess.Popen(command) for _ in range(count)]
+    # In sessions of their own, as other people's programs: Linux shares cores among sessions first
+    # (autogroup), and within one the nice value would keep the loops away from our threads.
+    loops = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
